@@ -1,0 +1,1 @@
+"""Shards in, batches out. Knows nothing of models, training, Ray or MLflow."""

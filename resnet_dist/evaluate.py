@@ -1,0 +1,51 @@
+"""Evaluation: every sample counted once, on any number of ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_dist.config import Data
+from resnet_dist.data.augment import normalize
+from resnet_dist.data.index import Index
+from resnet_dist.data.loader import Loader
+from resnet_dist.data.order import Order
+from resnet_dist.world import World
+
+
+def evaluation_order(index: Index, data: Data) -> Order:
+    return Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=0, training=False)
+
+
+def evaluate(model: nn.Module, index: Index, data: Data, world: World) -> dict[str, float]:
+    """eval/loss, eval/top1, eval/top5 (with more than five classes) and eval/samples over the whole index.
+
+    Sums are reduced over the ranks and divided once; padding and bad samples have weight 0.
+    """
+    order = evaluation_order(index, data)
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with Loader(index, order, data, world, seed=0) as loader, torch.inference_mode():
+            for step in range(order.steps_per_epoch):
+                batch = loader.batch_at(step)
+                logits = model(normalize(batch.images_BHWC, data))
+                sums += batch_sums(logits.float(), batch.labels_B, batch.weights_B)
+    finally:
+        model.train(was_training)
+    loss, top1, top5, seen = world.sum(sums).tolist()
+    metrics = {"eval/loss": loss / seen, "eval/top1": top1 / seen, "eval/samples": seen}
+    if len(index.classes) > 5:
+        metrics["eval/top5"] = top5 / seen
+    return metrics
+
+
+def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of loss, top-1 hits, top-5 hits, and weights: a tensor of four, float64."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = (ranked == labels[:, None]).to(weights.dtype)
+    columns = torch.stack([losses, hits[:, 0], hits.sum(dim=1), torch.ones_like(losses)])
+    return (columns * weights).sum(dim=1, dtype=torch.float64)
