@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_dist.model.blocks import BasicBlock, ShortcutKind
+from .blocks import BasicBlock, ShortcutKind
 
 
 @dataclass(frozen=True)

@@ -116,13 +116,20 @@ def write_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], manife
     _flush(folder.parent)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(tensors by file and name, manifest), verified. Raises DamagedCheckpoint."""
+def read_checkpoint(
+    folder: Path, only: tuple[str, ...] | None = None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(tensors by file and name, manifest), verified. Raises DamagedCheckpoint.
+
+    `only` reads some of the files: a model is packaged without the optimizer.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         tensors = {}
         for name, checksum in manifest["sha256"].items():
             path = folder / name
+            if only is not None and path.stem not in only:
+                continue
             if _sha256(path) != checksum:
                 raise DamagedCheckpoint(f"{path} does not match its checksum")
             tensors[path.stem] = load_file(path)

@@ -1,0 +1,263 @@
+"""The driver: from a recipe to a finished run. It prepares, starts the ranks, follows them, and closes the run.
+
+Everything that can be refused is refused before Ray starts or a file is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from resnet_dist.attempt import Attempt, run_attempt, signals_call
+from resnet_dist.config import Recipe, RecipeError, UserError, check_world_size
+from resnet_dist.data.index import INDEX_NAME, check_shards, read_index
+from resnet_dist.data.shards import prepare
+from resnet_dist.data.sources import open_source
+from resnet_dist.model import MODELS
+from resnet_dist.runs import RunFolder, choose_run
+from resnet_dist.tracking.spool import Entry
+from resnet_dist.train.checkpoint import list_checkpoints
+from resnet_dist.train.loop import Outcome
+from resnet_dist.train.plan import Plan, plan_of
+from resnet_dist.world import World
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_SECONDS = 25.0  # for the step under way and its checkpoint; Ray Jobs and Kubernetes allow 30
+LAST_UPLOAD_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for."""
+
+    recipe: Recipe
+    source: str  # the recipe file
+    output: Path
+    workers: int = 2
+    gpu: bool | None = None  # None: where there are any
+    local: bool = False
+    address: str | None = None
+    name: str | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    run: RunFolder
+    outcome: Outcome
+    checkpoint: Path | None
+    seconds: float
+    unsent_metrics: int
+
+
+class Interrupted(Exception):
+    """A person or the cluster stopped the run; `run` resumes from its newest checkpoint."""
+
+    def __init__(self, run: RunFolder, step: int | None) -> None:
+        super().__init__(f"run {run.name} was interrupted")
+        self.run, self.step = run, step
+
+
+class Reporter(Protocol):
+    """What the person sees while the driver works."""
+
+    def say(self, text: str) -> None: ...
+
+    def begin(self, total_steps: int) -> None: ...
+
+    def entry(self, entry: Entry) -> None: ...
+
+
+class Tracking(Protocol):
+    """The driver's side of an experiment tracker; None in its place where none is installed."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    def start(self) -> None: ...
+
+    def finish(self, timeout_seconds: float) -> int: ...
+
+    def log_model(self, checkpoint: Path, step: int) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+OpenTracking = Callable[[Request, RunFolder, Callable[[Entry], None]], Tracking]
+
+
+def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracking) -> Summary:
+    """Train `request.recipe` to its end.
+
+    Raises UserError before anything is started; Interrupted after SIGINT or SIGTERM; TrainingError or
+    RankFailed where the training failed. The MLflow run is closed on every way out.
+    """
+    start = time.monotonic()
+    request = replace(request, recipe=resolve_paths(request.recipe, request.output))
+    world_size = 1 if request.local else request.workers
+    check_recipe(request.recipe, world_size)
+    run = choose_run(request.output, request.recipe, request.name, resume=request.resume)
+    plan = check_data(request.recipe, reporter)
+
+    with ExitStack() as stack:
+        ranks = stack.enter_context(_ranks(request, reporter))
+        tracking = open_tracking(request, run, reporter.entry)
+        run = run.with_run_id(tracking.run_id)
+        status = "FAILED"
+        try:
+            run.write()
+            tracking.start()
+            reporter.say(f"run {run.name}: {plan.total} steps, {world_size} rank(s)")
+            reporter.begin(plan.total)
+            outcome = ranks(run)
+            status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
+        finally:
+            unsent = tracking.finish(LAST_UPLOAD_SECONDS)
+            newest = (list_checkpoints(run.checkpoints) or [None])[-1]
+            if status == "FINISHED" and newest is not None and outcome is not None:
+                tracking.log_model(newest, outcome.step)
+            tracking.close(status)
+    if outcome is None or not outcome.finished:
+        raise Interrupted(run, outcome.step if outcome else None)
+    return Summary(run, outcome, newest, time.monotonic() - start, unsent)
+
+
+def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
+    """`{output}` filled in, and data paths absolute: ranks do not run in this folder."""
+
+    def absolute(location: str) -> str:
+        return str(Path(location.replace("{output}", str(output))).expanduser().absolute())
+
+    data = recipe.data.model_copy(
+        update={"train": absolute(recipe.data.train), "eval": absolute(recipe.data.eval)}
+    )
+    return recipe.model_copy(update={"data": data})
+
+
+def check_recipe(recipe: Recipe, world_size: int) -> None:
+    """What needs no data to be refused. Raises RecipeError."""
+    if recipe.model.name not in MODELS:
+        raise RecipeError(f"model.name={recipe.model.name!r}: use one of {', '.join(MODELS)}")
+    check_world_size(recipe.data, world_size)
+
+
+def check_data(recipe: Recipe, reporter: Reporter) -> Plan:
+    """Prepare what is missing and can be made, compare shards and indexes, and resolve lengths to steps."""
+    train_folder, eval_folder = Path(recipe.data.train), Path(recipe.data.eval)
+    missing = [f for f in (train_folder, eval_folder) if f.suffix != ".json" and not (f / INDEX_NAME).exists()]
+    if missing and recipe.data.source:
+        if (train_folder.parent, train_folder.name, eval_folder.name) != (eval_folder.parent, "train", "eval"):
+            raise RecipeError(
+                f"data.source={recipe.data.source!r} writes folders train and eval side by side, but data.train="
+                f"{train_folder} and data.eval={eval_folder}"
+            )
+        source = open_source(recipe.data.source)
+        reporter.say(f"preparing {source.name} in {train_folder.parent}")
+        prepare(source, train_folder.parent)
+    train_index, eval_index = read_index(train_folder), read_index(eval_folder)
+    if train_index.classes != eval_index.classes:
+        raise UserError(f"{train_index.path} and {eval_index.path} name different classes")
+    for index in (train_index, eval_index):
+        check_shards(index)
+    return plan_of(recipe, train_index)[1]
+
+
+Ranks = Callable[[RunFolder], Outcome | None]
+
+
+def _ranks(request: Request, reporter: Reporter) -> AbstractContextManager[Ranks]:
+    """How to run the ranks, once what they need has been found."""
+    if request.local:
+        return nullcontext(_local_ranks(request))
+    return _RayRanks(request, reporter)
+
+
+def _local_ranks(request: Request) -> Ranks:
+    gpu = torch.cuda.is_available() if request.gpu is None else request.gpu
+    if gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
+
+    def run(folder: RunFolder) -> Outcome | None:
+        attempt = _attempt(request, folder, threads=len(os.sched_getaffinity(0)))
+
+        def ask(count: int) -> None:
+            folder.stop_file.touch()  # the loop finishes its step and writes a checkpoint
+            if count > 1:
+                raise KeyboardInterrupt
+
+        try:
+            with signals_call(ask):
+                return run_attempt(attempt, World.single(gpu=gpu))
+        except KeyboardInterrupt:
+            return None
+
+    return run
+
+
+class _RayRanks:
+    """A Ray cluster for as long as the context lasts."""
+
+    def __init__(self, request: Request, reporter: Reporter) -> None:
+        self._request, self._reporter = request, reporter
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Ranks:
+        try:
+            from resnet_dist import launch
+        except ImportError as error:
+            raise UserError(f"Ray is not installed ({error}); --local trains in this process") from None
+        request = self._request
+        if not (request.address or os.environ.get("RAY_ADDRESS")):
+            self._reporter.say("starting Ray on this machine")
+            if request.gpu and torch.cuda.device_count() < request.workers:
+                raise UserError(
+                    f"--gpu --workers {request.workers}: this machine has {torch.cuda.device_count()} CUDA "
+                    "device(s); use fewer workers, --cpu, or --address of a cluster"
+                )
+        self._stack.enter_context(launch.cluster(request.address, workers=request.workers))
+        with self._stack:  # an error below ends the cluster too
+            nodes = launch.nodes()
+            gpu = sum(node.gpus for node in nodes) > 0 if request.gpu is None else request.gpu
+            threads = launch.cpus_per_rank(nodes, request.workers, gpu=gpu)
+            self._stack = self._stack.pop_all()
+
+        def run(folder: RunFolder) -> Outcome | None:
+            abort = threading.Event()
+            with signals_call(lambda count: _ask_ranks(folder, count, abort)):
+                return launch.train_on_ray(
+                    _attempt(request, folder, threads=threads),
+                    folder.path,
+                    workers=request.workers,
+                    gpu=gpu,
+                    abort=abort,
+                )
+
+        return run
+
+    def __exit__(self, *details: object) -> None:
+        self._stack.close()
+
+
+def _ask_ranks(folder: RunFolder, count: int, abort: threading.Event) -> None:
+    """First signal: ask for a checkpoint, and abort after the grace time. Second: abort now."""
+    if count > 1 or not folder.spool.exists():
+        abort.set()  # nothing has begun that could be saved
+        return
+    folder.stop_file.touch()
+    timer = threading.Timer(STOP_GRACE_SECONDS, abort.set)
+    timer.daemon = True
+    timer.start()
+
+
+def _attempt(request: Request, folder: RunFolder, *, threads: int) -> Attempt:
+    return Attempt(request.recipe.to_json(), str(folder.path.absolute()), threads)

@@ -1,0 +1,182 @@
+"""Ray Train: start the ranks on the cluster's nodes, show what goes wrong in one as that one's error.
+
+Ray places the processes and sets up the process group. The DDP wrapping, the checkpoints and the metrics are
+the loop's, so that a run under Ray is the run of one process with more ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported: it reads these once.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Under `uv run` Ray would start every worker through uv again, in a copy of the working folder.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.exceptions import RayError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from resnet_dist.attempt import Attempt, run_attempt
+from resnet_dist.config import UserError
+from resnet_dist.train.loop import Outcome
+from resnet_dist.train.meter import TrainingError
+from resnet_dist.world import World
+
+OBJECT_STORE_BYTES = 128 * 2**20  # batches never pass through it
+JOIN_SECONDS = 0.2
+
+
+class RankFailed(RuntimeError):
+    """A rank ended with an error: which rank, and its own words."""
+
+
+@dataclass(frozen=True)
+class Node:
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def cluster(address: str | None, *, workers: int) -> Iterator[None]:
+    """Connect to the Ray cluster at `address`, or start a local one that ends with the context."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # As many CPUs as ranks at least: a dry run of eight ranks on two cores is slow, not forbidden.
+            ray.init(
+                num_cpus=max(len(os.sched_getaffinity(0)), workers),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **quiet,
+            )
+    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+        where = f"at {address}" if address else "here"
+        raise UserError(f"no Ray cluster {where}: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The nodes of the connected cluster that are alive."""
+    return [
+        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def cpus_per_rank(nodes: Sequence[Node], workers: int, *, gpu: bool) -> int:
+    """The most CPUs that each of `workers` ranks can have, whole ranks fitting on nodes.
+
+    Raises UserError where they do not fit: Ray would wait for such resources for ever.
+    """
+    for cpus in range(int(max((node.cpus for node in nodes), default=0)), 0, -1):
+        if sum(_ranks_on(node, cpus, gpu=gpu) for node in nodes) >= workers:
+            return cpus
+    have = f"{sum(node.cpus for node in nodes):g} CPUs and {sum(node.gpus for node in nodes):g} GPUs"
+    need = "one CPU and one GPU" if gpu else "one CPU"
+    possible = sum(_ranks_on(node, 1, gpu=gpu) for node in nodes)
+    hint = f"use --workers {possible} or fewer" if possible else "use --cpu" if gpu else "add a node"
+    raise UserError(
+        f"--workers {workers}: each needs {need}, but the Ray cluster has {have} on {len(nodes)} node(s); {hint}"
+    )
+
+
+def _ranks_on(node: Node, cpus: int, *, gpu: bool) -> int:
+    by_cpu = int(node.cpus // cpus)
+    return min(by_cpu, int(node.gpus)) if gpu else by_cpu
+
+
+def train_on_ray(
+    attempt: Attempt, folder: Path, *, workers: int, gpu: bool, abort: threading.Event
+) -> Outcome | None:
+    """Run `workers` ranks to the end; None where `abort` was set first.
+
+    Raises RankFailed or TrainingError with the failed rank's words.
+    """
+    trainer = ray.train.torch.TorchTrainer(
+        _rank_main,
+        train_loop_config={**asdict(attempt), "gpu": gpu},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker=_resources(attempt.threads, gpu=gpu)
+        ),
+        run_config=ray.train.RunConfig(name="ray", storage_path=str(folder)),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+    )
+    box: list[Any] = []
+    # In a thread of its own: in the main thread, fit() would take over SIGINT and leave no time to checkpoint.
+    thread = threading.Thread(target=_fit, args=(trainer, box), name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive() and not abort.is_set():
+        thread.join(JOIN_SECONDS)
+    if not box:
+        return None
+    if isinstance(box[0], BaseException):
+        raise _explain(box[0])
+    return Outcome(**box[0])
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer, box: list[Any]) -> None:
+    try:
+        box.append(trainer.fit().return_value)
+    except BaseException as error:  # raised again in the main thread
+        box.append(error)
+
+
+def _resources(cpus: int, *, gpu: bool) -> dict[str, float]:
+    return {"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus}
+
+
+def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
+    gpu = config.pop("gpu")
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = World.from_process_group(local_rank=context.get_local_rank(), device=device)
+    assert (device.type == "cuda") == gpu
+    return asdict(run_attempt(Attempt(**config), world))
+
+
+def _explain(error: BaseException) -> Exception:
+    """The cause in one error: the rank that failed first, not those that lost their peer because of it."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        failures = sorted(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
+        rank, failure = failures[0]
+        cause = _unwrap(failure)
+        if isinstance(cause, (TrainingError, UserError)):
+            return TrainingError(str(cause))
+        return RankFailed(f"rank {rank} failed: {failure}")  # a defect: with the rank's own traceback
+    if isinstance(error, ControllerError):
+        return RankFailed(f"Ray Train could not run the ranks: {error.controller_failure}")
+    return error if isinstance(error, Exception) else RankFailed(repr(error))
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """Ray wraps what the train function raised; the original is in one of these, by release."""
+    for name in ("_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return _unwrap(inner)
+    return error
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether a rank only says that another one went away."""
+    text = str(error)
+    return any(word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"))

@@ -1,0 +1,129 @@
+"""The run folder: what a run is called, which recipe it has, and whether an attempt may continue it.
+
+    output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from resnet_dist.config import Recipe, UserError
+from resnet_dist.data.index import write_text_atomically
+
+RUN_FILE = "run.json"
+SPOOL_FILE = "spool.jsonl"
+STOP_FILE = "stop"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+# What a continued run may change, because no sample, gradient or curve depends on it.
+MAY_CHANGE = frozenset(
+    {
+        "description",
+        "experiment",
+        "data.source",
+        "data.train",
+        "data.eval",
+        "data.loader_workers",
+        "data.prefetch_batches",
+        "data.max_bad_fraction",
+        "train.log_every",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+    }
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+    name: str
+    run_id: str | None  # of MLflow, once it exists there
+    attempt: int
+    recipe: dict[str, object]
+
+    @property
+    def spool(self) -> Path:
+        return self.path / SPOOL_FILE
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / STOP_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def with_run_id(self, run_id: str) -> RunFolder:
+        return replace(self, run_id=run_id)
+
+    def write(self) -> None:
+        """Create or update the folder; ranks compare this file to see whether they share the storage."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.stop_file.unlink(missing_ok=True)  # of an attempt that was stopped
+        value = {key: value for key, value in asdict(self).items() if key != "path"}
+        write_text_atomically(self.path / RUN_FILE, json.dumps(value, indent=1) + "\n")
+
+
+def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
+    """The run to start or continue; writes nothing.
+
+    A name that exists is continued. `resume` demands one that exists: the named one, or the newest of this
+    recipe's. Raises UserError where there is none, or where the recipe changed what its curve depends on.
+    """
+    runs = output / "runs"
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two")
+    if resume and name is None:
+        name = _newest(runs, recipe)
+    if name is None:
+        name = _unused(runs, f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = read_run(runs / name)
+    if folder is None:
+        if resume:
+            raise UserError(f"--resume: no run named {name} in {runs}")
+        return RunFolder(runs / name, name, None, 1, recipe.model_dump(mode="json"))
+    _refuse_changes(folder, recipe)
+    return replace(folder, attempt=folder.attempt + 1, recipe=recipe.model_dump(mode="json"))
+
+
+def read_run(path: Path) -> RunFolder | None:
+    """The run in a folder; None where there is none. Raises UserError where run.json cannot be read."""
+    try:
+        return RunFolder(path=path, **json.loads((path / RUN_FILE).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path / RUN_FILE}: not a run ({error})") from None
+
+
+def _newest(runs: Path, recipe: Recipe) -> str:
+    files = sorted(runs.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for file in files:
+        folder = read_run(file.parent)
+        if folder is not None and folder.recipe.get("name") == recipe.name:
+            return folder.name
+    raise UserError(f"--resume: no run of {recipe.name!r} in {runs}")
+
+
+def _unused(runs: Path, name: str) -> str:
+    candidates = [name, *(f"{name}-{number}" for number in range(2, 1000))]
+    return next(candidate for candidate in candidates if not (runs / candidate).exists())
+
+
+def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
+    before = Recipe.model_validate(folder.recipe).flat()
+    changed = [
+        f"{key} was {before.get(key)}, is {value}"
+        for key, value in recipe.flat().items()
+        if key not in MAY_CHANGE and before.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
+            "give a new --name, or the same recipe"
+        )

@@ -1,0 +1,65 @@
+"""The driver's tracker: an MLflow run, and the thread that feeds it from the spool."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from resnet_dist.config import Recipe
+from resnet_dist.data.index import read_index
+from resnet_dist.tracking.model import log_model
+from resnet_dist.tracking.run import MlflowRun, Status
+from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.upload import Uploader
+
+log = logging.getLogger(__name__)
+
+
+class MlflowTracking:
+    """Opened before the ranks start; what fails later is told and never stops the training."""
+
+    def __init__(
+        self,
+        output: Path,
+        recipe: Recipe,
+        *,
+        name: str,
+        run_id: str | None,
+        source: str,
+        spool: Path,
+        tags: dict[str, str],
+        on_entry: Callable[[Entry], None],
+    ) -> None:
+        self._run = MlflowRun.open(output, recipe, name, run_id, source)
+        self._run.set_tags(tags)
+        self._recipe = recipe
+        self._uploader = Uploader(spool, self._run, on_entry)
+
+    @property
+    def run_id(self) -> str:
+        return self._run.run_id
+
+    @property
+    def experiment_id(self) -> str:
+        return self._run.experiment_id
+
+    def start(self) -> None:
+        self._uploader.start()
+
+    def finish(self, timeout_seconds: float) -> int:
+        return self._uploader.finish(timeout_seconds)
+
+    def log_model(self, checkpoint: Path, step: int) -> None:
+        try:
+            log_model(self._run, checkpoint, self._recipe, read_index(self._recipe.data.train).classes, step)
+        except (MlflowException, OSError) as error:
+            log.warning("the model was not logged to MLflow (%s); it is in %s", error, checkpoint)
+
+    def close(self, status: Status) -> None:
+        try:
+            self._run.close(status)
+        except MlflowException as error:
+            log.warning("the MLflow run could not be closed as %s: %s", status, error)

@@ -1,0 +1,130 @@
+"""The MLflow run: created, continued and closed by the driver, whatever way the training ends."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+# Before mlflow is imported: it reads these once. A server that is down shall fail in seconds, not in minutes.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from resnet_dist.config import Recipe, UserError
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"  # set where a job runs without the repository around it
+
+
+def tracking_uri(output: Path) -> str:
+    """MLFLOW_TRACKING_URI, or the store embedded in the output folder."""
+    return os.environ.get(URI_VARIABLE) or f"sqlite:///{output.absolute() / 'mlflow.db'}"
+
+
+@dataclass
+class MlflowRun:
+    """One training history in MLflow. All calls go through a client with a run id: no thread-local state."""
+
+    client: mlflow.MlflowClient
+    uri: str
+    experiment_id: str
+    run_id: str
+
+    @classmethod
+    def open(cls, output: Path, recipe: Recipe, name: str, run_id: str | None, source: str) -> Self:
+        """Create the run `name`, or continue the one with `run_id`, with parameters and tags.
+
+        Raises UserError where the server cannot be reached.
+        """
+        uri = tracking_uri(output)
+        try:
+            client = mlflow.MlflowClient(uri)
+            experiment_id = _experiment(client, recipe.experiment or recipe.name, output, uri)
+            if run_id is None:
+                run_id = client.create_run(experiment_id, run_name=name).info.run_id
+            else:
+                client.update_run(run_id, status="RUNNING")
+            run = cls(client, uri, experiment_id, run_id)
+            run._describe(recipe, source)
+            return run
+        except MlflowException as error:
+            raise UserError(f"MLflow at {uri} cannot be used: {error}") from None
+
+    def newest_steps(self) -> dict[str, int]:
+        """The newest step of every metric that the store has."""
+        names = self.client.get_run(self.run_id).data.metrics
+        return {
+            name: max(metric.step for metric in self.client.get_metric_history(self.run_id, name))
+            for name in names
+        }
+
+    def log_metrics(self, metrics: list[Metric]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def close(self, status: Status) -> None:
+        self.client.set_terminated(self.run_id, status)
+
+    def _describe(self, recipe: Recipe, source: str) -> None:
+        known = self.client.get_run(self.run_id).data.params  # a parameter cannot change: first attempt's stay
+        flat = {key: value for key, value in recipe.flat().items() if key != "description"}
+        params = [Param(key, value) for key, value in flat.items() if key not in known]
+        tags = {
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": source,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.note.content": recipe.description.strip(),
+            **_git_tags(Path(source).parent),
+        }
+        for low in range(0, len(params), 100):  # MLflow's limit for one request
+            self.client.log_batch(self.run_id, params=params[low : low + 100])
+        self.set_tags(tags)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "recipe.json"
+            path.write_text(recipe.to_json())
+            self.client.log_artifact(self.run_id, str(path))
+
+
+def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise UserError(f"the MLflow experiment {name!r} is deleted; restore it, or set another `experiment`")
+        return str(found.experiment_id)
+    # A server decides itself where artifacts go; the embedded store would put them in the working folder.
+    local = (output.absolute() / "artifacts" / name).as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, artifact_location=local))
+
+
+def _git_tags(folder: Path) -> dict[str, str]:
+    commit = os.environ.get(GIT_COMMIT_VARIABLE) or git_commit(folder)
+    return {"mlflow.source.git.commit": commit} if commit else {}
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the repository around `folder`, with -dirty where tracked files differ; None outside one."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def page_of(address: str, experiment_id: str, run_id: str | None = None) -> str:
+    """The address of an experiment's runs, or of one run, on an MLflow server."""
+    if run_id is not None:
+        return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
+    # Without the parameter the page opens in its GenAI mode, which has no charts of training.
+    return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"

@@ -1,0 +1,38 @@
+"""What MLflow runs to serve a logged model. It travels with the model and must not import resnet_dist."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from resnet_dist_model import build_model  # a copy of resnet_dist/model, beside the weights
+from safetensors.torch import load_file
+
+
+class ImageClassifier(mlflow.pyfunc.PythonModel):
+    """uint8 images (N, H, W, C) → probabilities (N, classes), float32."""
+
+    def load_context(self, context: Any) -> None:
+        folder = Path(context.artifacts["checkpoint"])
+        manifest = json.loads((folder / "checkpoint.json").read_text())
+        self.data = manifest["recipe"]["data"]
+        self.model = build_model(
+            manifest["recipe"]["model"]["name"],
+            in_channels=self.data["channels"],
+            num_classes=len(manifest["classes"]),
+            shortcut=manifest["recipe"]["model"]["shortcut"],
+        )
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        self.model.eval()
+
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:
+        pixels = torch.as_tensor(np.asarray(model_input)).permute(0, 3, 1, 2).float() / 255
+        mean = torch.tensor(self.data["mean"])[None, :, None, None]
+        std = torch.tensor(self.data["std"])[None, :, None, None]
+        with torch.inference_mode():
+            return self.model((pixels - mean) / std).softmax(dim=1).numpy()
+
+
+mlflow.models.set_model(ImageClassifier())
