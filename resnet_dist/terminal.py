@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resnet_dist.tracking.spool import Entry
+
+
+class PlainReporter:
+    """A line for every entry of the spool."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._total = 0
+
+    def say(self, text: str) -> None:
+        self._console.print(text)
+
+    def begin(self, total_steps: int) -> None:
+        self._total = total_steps
+
+    def entry(self, entry: Entry) -> None:
+        if entry.note:
+            self.say(entry.note)
+        elif entry.step is not None:
+            self.say(f"step {entry.step}/{self._total}  {describe(entry.metrics)}")
+
+
+class BarReporter(PlainReporter):
+    """Training lines move the bar; evaluations and notes stay above it."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        super().__init__(console)
+        self._bar = bar
+        self._task = bar.add_task("", total=None, visible=False, text="")
+
+    def begin(self, total_steps: int) -> None:
+        super().begin(total_steps)
+        self._bar.update(self._task, total=total_steps, visible=True, text="starting the ranks")
+
+    def entry(self, entry: Entry) -> None:
+        if "train/loss" in entry.metrics:
+            self._bar.update(self._task, completed=entry.step, text=describe(entry.metrics))
+        else:
+            super().entry(entry)
+
+
+@contextmanager
+def make_reporter(console: Console) -> Iterator[PlainReporter]:
+    if not console.is_terminal:
+        yield PlainReporter(console)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        yield BarReporter(console, bar)
+
+
+def describe(metrics: dict[str, float]) -> str:
+    shown = (
+        ("train/loss", "loss {:.4f}"),
+        ("train/top1", "top-1 {:.2%}"),
+        ("perf/images_per_second", "{:,.0f} images/s"),
+        ("eval/loss", "eval loss {:.4f}"),
+        ("eval/top1", "eval top-1 {:.2%}"),
+    )
+    return "  ".join(form.format(metrics[key]) for key, form in shown if key in metrics)

@@ -1,0 +1,40 @@
+"""Serve the embedded MLflow store to a browser."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from resnet_dist.config import UserError
+from resnet_dist.tracking.run import URI_VARIABLE, page_of, tracking_uri
+
+
+def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
+    """Run `mlflow server` on the store of `output` until it is interrupted; returns its exit code.
+
+    Raises UserError where there is nothing to serve.
+    """
+    import mlflow
+
+    if os.environ.get(URI_VARIABLE):
+        raise UserError(f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser")
+    if not (output / "mlflow.db").exists():
+        raise UserError(f"{output / 'mlflow.db'}: no runs yet; `resnet-dist train` makes it")
+    uri = tracking_uri(output)
+    # The newest run's experiment is what somebody who has just trained wants to see.
+    experiments = mlflow.MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"])
+    named = [experiment for experiment in experiments if experiment.name != "Default"]
+    address = f"http://127.0.0.1:{port}"
+    say(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    # Its job workers are eight more processes that a page of metrics does not need.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            server.wait()  # it got the same signal
+            return 0
