@@ -183,6 +183,7 @@ def _short(path: Path | None) -> Path | None:
 def main() -> None:
     """The entry point: a person's mistake is one sentence, a traceback is for our own bugs."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
     try:
         app()
     except UserError as error:

@@ -7,7 +7,6 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
-from resnet_dist_model import build_model  # a copy of resnet_dist/model, beside the weights
 from safetensors.torch import load_file
 
 
@@ -15,6 +14,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
     """uint8 images (N, H, W, C) → probabilities (N, classes), float32."""
 
     def load_context(self, context: Any) -> None:
+        # A copy of resnet_dist/model, beside the weights: there when the model is loaded, not when it is logged.
+        from resnet_dist_model import build_model
+
         folder = Path(context.artifacts["checkpoint"])
         manifest = json.loads((folder / "checkpoint.json").read_text())
         self.data = manifest["recipe"]["data"]
