@@ -41,7 +41,9 @@ def prepare(
     from resnet_dist.data.shards import prepare as prepare_source
     from resnet_dist.data.sources import open_source
 
-    for split, index in prepare_source(open_source(source, seed=seed), folder, seed=seed, shards=shards).items():
+    for split, index in prepare_source(
+        open_source(source, seed=seed), folder, seed=seed, shards=shards
+    ).items():
         out.print(f"{split}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.path}")
 
 
@@ -77,7 +79,9 @@ def train(
         f"browse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
     )
     if summary.unsent_metrics:
-        err.print(f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}")
+        err.print(
+            f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}"
+        )
 
 
 @app.command()
@@ -89,7 +93,9 @@ def submit(
     gpu: Gpu = None,
     name: Annotated[str | None, typer.Option(help="Of the run; one that exists is continued.")] = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
-    output: Annotated[Path, typer.Option(help="On the cluster: a folder that all nodes share.")] = DEFAULT_OUTPUT,
+    output: Annotated[
+        Path, typer.Option(help="On the cluster: a folder that all nodes share.")
+    ] = DEFAULT_OUTPUT,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
@@ -120,7 +126,9 @@ def evaluate(
     world = World.single(gpu=torch.cuda.is_available() if gpu is None else gpu)
     trained = load_model(_model_folder(model, output), world.device)
     if trained.classes != index.classes:
-        raise UserError(f"{index.path} has classes {index.classes}, the model was trained on {trained.classes}")
+        raise UserError(
+            f"{index.path} has classes {index.classes}, the model was trained on {trained.classes}"
+        )
     for key, value in evaluate_model(trained.model, index, trained.recipe.data, world).items():
         out.print(f"{key:<13} {value:.6g}")
 

@@ -237,9 +237,7 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 def check_world_size(data: Data, world_size: int) -> None:
     """Raise RecipeError, naming the numbers of ranks that work, unless `world_size` ranks share a step."""
-    parts, name = (
-        (data.micro_batches, "micro-batches") if data.micro_batches else (data.lanes, "lanes")
-    )
+    parts, name = (data.micro_batches, "micro-batches") if data.micro_batches else (data.lanes, "lanes")
     if world_size < 1 or parts % world_size:
         raise RecipeError(
             f"--workers {world_size}: the recipe has {parts} {name} a step (data.global_batch_size="

@@ -123,7 +123,7 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
             status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
         finally:
             unsent = tracking.finish(LAST_UPLOAD_SECONDS)
-            newest = (list_checkpoints(run.checkpoints) or [None])[-1]
+            newest = next(reversed(list_checkpoints(run.checkpoints)), None)
             if status == "FINISHED" and newest is not None and outcome is not None:
                 tracking.log_model(newest, outcome.step)
             tracking.close(status)
@@ -154,9 +154,15 @@ def check_recipe(recipe: Recipe, world_size: int) -> None:
 def check_data(recipe: Recipe, reporter: Reporter) -> Plan:
     """Prepare what is missing and can be made, compare shards and indexes, and resolve lengths to steps."""
     train_folder, eval_folder = Path(recipe.data.train), Path(recipe.data.eval)
-    missing = [f for f in (train_folder, eval_folder) if f.suffix != ".json" and not (f / INDEX_NAME).exists()]
+    missing = [
+        f for f in (train_folder, eval_folder) if f.suffix != ".json" and not (f / INDEX_NAME).exists()
+    ]
     if missing and recipe.data.source:
-        if (train_folder.parent, train_folder.name, eval_folder.name) != (eval_folder.parent, "train", "eval"):
+        if (train_folder.parent, train_folder.name, eval_folder.name) != (
+            eval_folder.parent,
+            "train",
+            "eval",
+        ):
             raise RecipeError(
                 f"data.source={recipe.data.source!r} writes folders train and eval side by side, but data.train="
                 f"{train_folder} and data.eval={eval_folder}"

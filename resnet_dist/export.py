@@ -50,5 +50,5 @@ def _load(folder: Path, device: torch.device) -> TrainedModel:
         shortcut=recipe.model.shortcut,
     )
     model.load_state_dict(tensors["model"])
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
     return TrainedModel(model, recipe, classes, manifest["scalars"]["step"], folder)

@@ -179,4 +179,6 @@ def _unwrap(error: BaseException) -> BaseException:
 def _is_echo(error: BaseException) -> bool:
     """Whether a rank only says that another one went away."""
     text = str(error)
-    return any(word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"))
+    return any(
+        word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+    )

@@ -1,6 +1,6 @@
 """The run folder: what a run is called, which recipe it has, and whether an attempt may continue it.
 
-    output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
+output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
     """
     runs = output / "runs"
     if name is not None and not NAME.fullmatch(name):
-        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two")
+        raise UserError(
+            f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two"
+        )
     if resume and name is None:
         name = _newest(runs, recipe)
     if name is None:

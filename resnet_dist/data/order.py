@@ -148,9 +148,7 @@ def layout_of(counts: Sequence[int], *, seed: int, epoch: int) -> Layout:
     return Layout(shards_S, starts_S, bases_S[shards_S], rotation, num_samples)
 
 
-def emissions(
-    first: int, count: int, *, length: int, window: int, seed: int, epoch: int, lane: int
-) -> Ids:
+def emissions(first: int, count: int, *, length: int, window: int, seed: int, epoch: int, lane: int) -> Ids:
     """Positions in a lane of its emissions first .. first+count-1, in the order of i + U·window.
 
     Two samples more than `window` apart never change places, so emission e holds a position within `window`

@@ -52,7 +52,7 @@ def prepare(
             indexes[split] = read_index(folder)
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        written = []
+        written: list[Shard] = []
         shuffled = [items[i] for i in permutation(len(items), Purpose.SHARDS, seed=seed)]
         for number, part in enumerate(_cut(shuffled, shards)):
             path = folder / f"{source.name}-{split}-{number:06d}.tar"
@@ -81,7 +81,11 @@ def _write_shard(path: Path, items: Sequence[Item], *, first_key: int) -> Shard:
         with TarWriter(file, mtime=0, encoder=False, compress=False, user="", group="") as writer:
             for number, item in enumerate(items, start=first_key):
                 writer.write(
-                    {"__key__": f"{number:09d}", item.extension: item.read(), LABEL_EXTENSION: b"%d" % item.label}
+                    {
+                        "__key__": f"{number:09d}",
+                        item.extension: item.read(),
+                        LABEL_EXTENSION: b"%d" % item.label,
+                    }
                 )
         file.flush()
         os.fsync(file.fileno())

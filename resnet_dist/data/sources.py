@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ class Item:
 class Source:
     name: str
     classes: tuple[str, ...]
-    splits: dict[str, Sequence[Item]]  # "train" and "eval"
+    splits: Mapping[str, Sequence[Item]]  # "train" and "eval"
 
 
 def open_source(name: str, *, seed: int = 0) -> Source:

@@ -45,9 +45,7 @@ class BasicBlock(nn.Module):
         return F.relu(residual)
 
 
-def make_shortcut(
-    in_channels: int, out_channels: int, stride: int, kind: ShortcutKind
-) -> nn.Module | None:
+def make_shortcut(in_channels: int, out_channels: int, stride: int, kind: ShortcutKind) -> nn.Module | None:
     """What carries x past the convolutions; None in a plain net.
 
     Identity wherever the shape allows it. Where the shape changes, `projection` is a strided 1x1 convolution

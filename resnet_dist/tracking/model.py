@@ -6,6 +6,8 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
         for name in ("model.safetensors", "checkpoint.json"):
             shutil.copy(checkpoint / name, weights)
         code = Path(folder) / "resnet_dist_model"
-        shutil.copytree(Path(resnet_dist.model.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(resnet_dist.model.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
+        )
         mlflow.set_tracking_uri(run.uri)
         with mlflow.start_run(run_id=run.run_id):
             info = mlflow.pyfunc.log_model(
@@ -57,15 +61,15 @@ def download_model(run_id: str, uri: str) -> Path:
     return Path(folder) / "artifacts" / "checkpoint"
 
 
-class _quiet(warnings.catch_warnings):
-    """MLflow speaks of its type hints and progress to whoever logs a model; the person asked for neither."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        self._level = logging.getLogger("mlflow").level
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-
-    def __exit__(self, *details: object) -> None:
-        logging.getLogger("mlflow").setLevel(self._level)
-        super().__exit__(*details)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow speaks of type hints and progress to whoever logs a model; the person asked for neither."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

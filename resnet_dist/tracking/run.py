@@ -78,7 +78,9 @@ class MlflowRun:
         self.client.set_terminated(self.run_id, status)
 
     def _describe(self, recipe: Recipe, source: str) -> None:
-        known = self.client.get_run(self.run_id).data.params  # a parameter cannot change: first attempt's stay
+        known = self.client.get_run(
+            self.run_id
+        ).data.params  # a parameter cannot change: first attempt's stay
         flat = {key: value for key, value in recipe.flat().items() if key != "description"}
         params = [Param(key, value) for key, value in flat.items() if key not in known]
         tags = {
@@ -101,7 +103,9 @@ def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) 
     found = client.get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage == "deleted":
-            raise UserError(f"the MLflow experiment {name!r} is deleted; restore it, or set another `experiment`")
+            raise UserError(
+                f"the MLflow experiment {name!r} is deleted; restore it, or set another `experiment`"
+            )
         return str(found.experiment_id)
     # A server decides itself where artifacts go; the embedded store would put them in the working folder.
     local = (output.absolute() / "artifacts" / name).as_uri() if uri.startswith("sqlite:") else None

@@ -34,7 +34,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         mean = torch.tensor(self.data["mean"])[None, :, None, None]
         std = torch.tensor(self.data["std"])[None, :, None, None]
         with torch.inference_mode():
-            return self.model((pixels - mean) / std).softmax(dim=1).numpy()
+            probabilities: np.ndarray = self.model((pixels - mean) / std).softmax(dim=1).numpy()
+        return probabilities
 
 
 mlflow.models.set_model(ImageClassifier())

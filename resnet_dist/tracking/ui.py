@@ -20,7 +20,9 @@ def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
     import mlflow
 
     if os.environ.get(URI_VARIABLE):
-        raise UserError(f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser")
+        raise UserError(
+            f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser"
+        )
     if not (output / "mlflow.db").exists():
         raise UserError(f"{output / 'mlflow.db'}: no runs yet; `resnet-dist train` makes it")
     uri = tracking_uri(output)

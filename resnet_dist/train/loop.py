@@ -112,7 +112,7 @@ def initial_state(recipe: Recipe, num_classes: int, world: World) -> TrainState:
         shortcut=recipe.model.shortcut,
         seed=recipe.seed,
     )
-    model = model.to(world.device, memory_format=torch.channels_last)
+    model = model.to(world.device).to(memory_format=torch.channels_last)
     return TrainState(model, build_optimizer(model, recipe.optim), Meter(world.device))
 
 

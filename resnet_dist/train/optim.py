@@ -18,9 +18,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
         {"params": decayed, "weight_decay": optim.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True
-    )
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -6,6 +6,8 @@ Shapes: B samples that this rank has of a step; a step is global_batch_size = B 
 from __future__ import annotations
 
 import contextlib
+import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,12 @@ from resnet_dist.train.plan import Plan
 from resnet_dist.train.schedule import learning_rate
 from resnet_dist.train.state import TrainState
 from resnet_dist.world import World
+
+# torch 2.15 renamed the argument and warns of the old name.
+_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers": False
+}
 
 
 class TrainStep:
@@ -48,9 +56,7 @@ class TrainStep:
         self.statistics.average()
         state.optimizer.step()
         state.optimizer.zero_grad()
-        state.meter.add(
-            sums, samples=len(batch.ids_B), bad=len(batch.bad), wait_seconds=batch.wait_seconds
-        )
+        state.meter.add(sums, samples=len(batch.ids_B), bad=len(batch.bad), wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
@@ -89,8 +95,9 @@ def distribute(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,  # RunningStatistics averages them: no rank's statistics are thrown away
         gradient_as_bucket_view=True,
+        # RunningStatistics averages the buffers: no rank's statistics are thrown away.
+        **_KEEP_BUFFERS,
     )
 
 
