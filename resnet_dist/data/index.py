@@ -125,7 +125,8 @@ def group_samples(path: Path) -> Iterator[list[Member]]:
     """The members of every sample of a tar, grouped by webdataset's own rule for keys."""
     from webdataset.tariterators import base_plus_ext
 
-    current_key, members = None, []
+    current_key: str | None = None
+    members: list[Member] = []
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             key, extension = base_plus_ext(info.name)

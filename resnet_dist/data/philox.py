@@ -59,7 +59,7 @@ def words_of(
 
 def uniform(words: Words) -> NDArray[np.float64]:
     """Words → [0, 1), the same shape."""
-    return words * 2.0**-32
+    return words.astype(np.float64) * 2.0**-32
 
 
 def permutation(n: int, purpose: Purpose, *, seed: int, epoch: int = 0) -> NDArray[np.int64]:

@@ -1,0 +1,42 @@
+"""What several tests share: the digits data set as shards, and a small recipe on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from resnet_dist.config import Recipe, load_recipe
+from resnet_dist.data.shards import prepare
+from resnet_dist.data.sources import open_source
+
+ROOT = Path(__file__).parent.parent
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("default")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and eval/ of the digits, as `resnet-dist prepare digits` writes them."""
+    folder = tmp_path_factory.mktemp("digits")
+    prepare(open_source("digits"), folder)
+    return folder
+
+
+@pytest.fixture
+def digits_recipe(digits_data: Path) -> Recipe:
+    """jobs/digits.py, with a net and a length that suit a test."""
+    overrides = [
+        f"data.train={digits_data}/train",
+        f"data.eval={digits_data}/eval",
+        "model.name=resnet8",
+        "train.length=24 steps",
+        "train.log_every=5 steps",
+        "train.eval_every=12 steps",
+        "train.checkpoint_every=8 steps",
+    ]
+    return load_recipe(ROOT / "jobs/digits.py", overrides)
