@@ -15,7 +15,9 @@ def orders(draw: st.DrawFn, *, training: bool) -> Order:
     batch = lanes * draw(st.integers(1, 4))
     counts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=12))
     counts[0] += batch  # at least one step
-    return Order(tuple(counts), batch, lanes, draw(st.integers(1, 90)), draw(st.integers(0, 2**32 - 1)), training)
+    return Order(
+        tuple(counts), batch, lanes, draw(st.integers(1, 90)), draw(st.integers(0, 2**32 - 1)), training
+    )
 
 
 def epoch_ids(order: Order, epoch: int) -> np.ndarray:

@@ -1,0 +1,123 @@
+"""Recipes: one value, validated, JSON both ways; a mistake is told in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.config import Data, Recipe, RecipeError, Train, check_world_size, load_recipe, steps_of
+
+
+def make(**data: object) -> Recipe:
+    fields = {"train": "a", "eval": "b", "image_size": 8, "global_batch_size": 32, **data}
+    return Recipe(name="x", data=Data.model_validate(fields), train=Train(length="2 epochs"))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6), st.text(max_size=30), st.booleans())
+def test_json_both_ways(seed: int, lr: float, text: str, flip: bool) -> None:
+    recipe = make(flip=flip).with_overrides([f"seed={seed}", f"optim.lr={lr!r}"])
+    recipe = recipe.model_copy(update={"description": text})
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe
+    assert again.digest() == recipe.digest()
+    assert again.optim.lr == lr
+
+
+def test_overrides_are_typed_and_validated() -> None:
+    recipe = make().with_overrides(
+        ["optim.lr=0.2", "data.micro_batch_size=8", "data.flip=true", "data.mean=[0,0,0]", "name=123"]
+    )
+    assert recipe.optim.lr == 0.2
+    assert recipe.data.micro_batches == 4
+    assert recipe.data.flip is True
+    assert recipe.data.mean == (0, 0, 0)
+    assert recipe.name == "123"
+    assert recipe.with_overrides(["data.micro_batch_size=none"]).data.micro_batch_size is None
+    assert recipe.digest() != make().digest()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.global_batchsize=1", "did you mean data.global_batch_size?"),
+        ("lr=0.1", "did you mean optim.lr?"),
+        ("optim.learning_rate=1", "not a field"),
+        ("optim=1", "not a field"),
+        ("nonsense", "must be KEY=VALUE"),
+        ("optim.lr=fast", "optim.lr='fast'"),
+        ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
+        ("optim.lr=NaN", "optim.lr"),
+        ("data.lanes=5", "global_batch_size=32 is not a multiple of lanes=5; use lanes from [1, 2, 4"),
+        ("data.micro_batch_size=5", "use one of [1, 2, 4, 8, 16, 32]"),
+        ("data.micro_batch_size=2", "use one of [4, 8, 16, 32]"),
+        ("data.channels=1", "one per channel"),
+        ("data.std=[1,0,1]", "greater than zero"),
+        ("train.length=10 lightyears", "'10 epochs'"),
+        ("train.precision=fp8", "'fp32' or 'bf16'"),
+        ("optim.momentum=0", "nesterov"),
+        ("name=../x", "name='../x'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(override: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make().with_overrides([override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lengths() -> None:
+    size = {"steps_per_epoch": 11, "global_batch_size": 128}
+    assert steps_of(make().train.length, **size) == 22
+    for text, steps in [
+        ("10 epochs", 110),
+        ("1 epoch", 11),
+        ("64_000 steps", 64000),
+        ("1e6 samples", 7812),
+        ("0.01 epochs", 1),
+        ("0 steps", 0),
+    ]:
+        assert steps_of(Train(length=text).length, **size) == steps
+
+
+def test_world_sizes() -> None:
+    data = make(lanes=8, micro_batch_size=8).data
+    for size in (1, 2, 4):
+        check_world_size(data, size)
+    with pytest.raises(RecipeError, match=r"--workers 3: .*use one of \[1, 2, 4\]"):
+        check_world_size(data, 3)
+    with pytest.raises(RecipeError, match=r"use one of \[1, 2, 4, 8\]"):
+        check_world_size(make(lanes=8).data, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 / 0", "line 1: ZeroDivisionError"),
+        ("def recipe():\n    raise SystemExit(3)", "line 2: SystemExit"),
+        ("def recipe():\n    return 3", "returned int"),
+        ("x = 1", "defines no function recipe"),
+        ("def recipe(:", "line 1: SyntaxError"),
+        ("from resnet_dist import *\ndef recipe():\n    return Optim(lrr=1)", "did you mean"),
+    ],
+)
+def test_recipe_files_that_cannot_be_run(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "absent.py")
+
+
+def test_every_recipe_in_jobs_loads() -> None:
+    files = sorted((Path(__file__).parent.parent / "jobs").glob("*.py"))
+    assert files
+    for file in files:
+        recipe = load_recipe(file)
+        assert Recipe.from_json(recipe.to_json()) == recipe
+        assert all(word in recipe.description for word in ("Source", "Command", "Expected"))
