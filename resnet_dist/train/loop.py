@@ -140,17 +140,17 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
 
 def check_health(state: TrainState, recipe: Recipe) -> None:
     """All ranks hold the same sums, so all stop together. Raises TrainingError."""
-    loss = state.metrics["train/loss"]
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the training loss is {loss} at step {state.step}: lower optim.lr={recipe.optim.lr} or give a "
-            f"longer schedule.warmup={recipe.schedule.warmup!r}; the last checkpoint is kept"
-        )
     fraction = state.bad_samples / (state.step * recipe.data.global_batch_size)
     if fraction > recipe.data.max_bad_fraction:
         raise TrainingError(
             f"{state.bad_samples} samples ({fraction:.2%}) could not be decoded by step {state.step}, more "
             f"than data.max_bad_fraction={recipe.data.max_bad_fraction} allows"
+        )
+    loss = state.metrics["train/loss"]
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the training loss is {loss} at step {state.step}: lower optim.lr={recipe.optim.lr} or give a "
+            f"longer schedule.warmup={recipe.schedule.warmup!r}; the last checkpoint is kept"
         )
 
 

@@ -1,0 +1,188 @@
+"""The commands as a person types them: what is refused, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "jobs/digits.py")
+
+
+def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    }
+    code = "from resnet_dist.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*words: str, cwd: Path) -> tuple[int, str, str]:
+    process = start(*words, cwd=cwd)
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits_data: Path) -> Path:
+    """A working folder whose output holds the digits already."""
+    shutil.copytree(digits_data, tmp_path / "output/data/digits")
+    return tmp_path
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "data.batch=1"], "data.batch is not a field|--set data.batch: not a field"),
+        (["--workers", "3"], "--workers 3: the recipe has 2 micro-batches"),
+        (["--set", "model.name=resnet21"], "model.name='resnet21': use one of"),
+        (
+            ["--set", "data.global_batch_size=4096", "--set", "data.micro_batch_size=2048"],
+            "more than the 1437",
+        ),
+        (["--name", "a/b"], "--name 'a/b'"),
+        (["--resume"], "no run of 'digits'"),
+        (["--set", "data.train=/nowhere"], "data.source='digits'"),
+        (["--set", "data.train=/nowhere", "--set", "data.source=none"], "/nowhere/index.json: no such index"),
+    ],
+)
+def test_a_mistake_ends_with_2_and_one_sentence(folder: Path, words: list[str], message: str) -> None:
+    before = files(folder)
+    code, out, err = run("train", DIGITS, *words, cwd=folder)
+    assert code == 2, err
+    assert any(part in err for part in message.split("|"))
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""  # Ray was not started
+    assert files(folder) == before
+
+
+def test_damaged_shards_are_refused_before_anything_starts(folder: Path) -> None:
+    path = next((folder / "output/data/digits/train").glob("*3.tar"))
+    path.rename(path.with_suffix(".away"))
+    code, out, err = run("train", DIGITS, cwd=folder)
+    assert (code, out) == (2, "")
+    assert f"{path.name}: missing" in err
+    path.with_suffix(".away").rename(path)
+    path.write_bytes(path.read_bytes()[:-512])
+    code, out, err = run("train", DIGITS, cwd=folder)
+    assert (code, out) == (2, "")
+    assert f"{path.name}: has" in err
+    assert not (folder / "output/runs").exists()
+
+
+def test_a_recipe_that_raises(folder: Path) -> None:
+    (folder / "bad.py").write_text("def recipe():\n    return 1 / 0\n")
+    code, out, err = run("train", "bad.py", cwd=folder)
+    assert (code, out) == (2, "")
+    assert err == "error: bad.py, line 2: ZeroDivisionError: division by zero\n"
+
+
+SHORT = [
+    "--set",
+    "model.name=resnet8",
+    "--set",
+    "train.length=30 steps",
+    "--set",
+    "train.checkpoint_every=5 steps",
+]
+
+
+def test_local_train_evaluate_and_the_run_in_mlflow(folder: Path) -> None:
+    code, out, err = run("train", DIGITS, "--local", "--name", "first", *SHORT, cwd=folder)
+    assert code == 0, err
+    assert "top-1" in out
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/output/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "first")
+    assert found.data.params["optim.lr"] == "0.1"
+    assert found.data.params["model.name"] == "resnet8"
+    assert len(found.data.tags["mlflow.source.git.commit"]) >= 40
+    history = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [10, 20, 30]
+    top1 = found.data.metrics["eval/top1"]
+    for model in (str(folder / "output/runs/first"), found.info.run_id):
+        code, out, err = run("evaluate", model, "output/data/digits/eval", cwd=folder)
+        assert code == 0, err
+        printed = dict(line.split() for line in out.splitlines())
+        assert float(printed["eval/top1"]) == pytest.approx(top1, rel=1e-5)
+        assert printed["eval/samples"] == "360"
+    code, out, err = run("evaluate", "nothing", "output/data/digits/eval", cwd=folder)
+    assert code == 2
+    assert "neither a folder nor an MLflow run" in err
+
+
+LOAD = """
+import sys
+sys.modules["resnet_dist"] = None  # not installed where a model is served
+import mlflow, numpy as np
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
+print(model.predict(np.zeros((3, 8, 8, 1), np.uint8)).shape)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
+    folder: Path, number: signal.Signals
+) -> None:
+    words = [*SHORT, "--set", "train.length=6000 steps"]
+    process = start("train", DIGITS, "--local", "--name", "first", *words, cwd=folder)
+    assert process.stdout is not None
+    while "step 20/6000" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "--name first" in err.splitlines()[-1]
+    uri = f"sqlite:///{folder}/output/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    (found,) = client.search_runs(["1"])
+    assert found.info.status == "KILLED"
+    code, _, err = run(
+        "train", DIGITS, "--local", "--name", "first", *words, "--set", "optim.lr=0.3", cwd=folder
+    )
+    assert code == 2
+    assert "optim.lr was 0.1, is 0.3" in err
+
+
+def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
+    words = ["train", DIGITS, "--local", "--name", "first", *SHORT, "--set", "train.length=300 steps"]
+    process = start(*words, cwd=folder)
+    assert process.stdout is not None
+    while "step 50/300" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.kill()
+    process.communicate()
+    code, out, err = run(*words, cwd=folder)
+    assert code == 0, err
+    assert "resumed at step" in out
+    uri = f"sqlite:///{folder}/output/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    (found,) = client.search_runs(["1"])
+    assert found.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
+    assert steps == list(range(10, 301, 10))  # none lost, none doubled
+    command = [sys.executable, "-c", LOAD, uri, found.info.run_id]
+    loaded = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    assert loaded.stdout.strip() == "(3, 10)", loaded.stderr

@@ -1,0 +1,174 @@
+"""The loop on real digits: restarts that cannot be seen, and what must stop a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_dist.config import Recipe
+from resnet_dist.train import loop
+from resnet_dist.train.checkpoint import list_checkpoints, read_checkpoint
+from resnet_dist.train.meter import TrainingError
+from resnet_dist.world import World
+
+WORLD = World.single()
+PERF = "perf/"
+
+
+class Recorder:
+    """A Tracker that remembers; `dies_at` raises in the middle of a run, as a kill would end it."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.metrics: dict[tuple[str, int], float] = {}
+        self.notes: list[str] = []
+        self.dies_at = dies_at
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics |= {(name, step): value for name, value in metrics.items() if not name.startswith(PERF)}
+        if self.dies_at is not None and step >= self.dies_at:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    tensors, _ = read_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
+    # Cloned: safetensors maps the file, and a test may damage it.
+    return {
+        f"{file}/{name}": value.clone() for file, group in tensors.items() for name, value in group.items()
+    }
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    ours, theirs = final_tensors(folder), final_tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def uninterrupted(digits_recipe: Recipe, tmp_path: Path) -> tuple[Path, Recorder]:
+    recorder = Recorder()
+    outcome = loop.train(digits_recipe, tmp_path / "whole", WORLD, recorder)
+    assert outcome.finished
+    assert outcome.metrics["eval/samples"] == 360
+    return tmp_path / "whole", recorder
+
+
+def test_stopped_and_resumed_equals_uninterrupted_bitwise(
+    digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder]
+) -> None:
+    folder, recorder = tmp_path / "stopped", Recorder()
+    for stop_after in (3, 4, 6):  # between log lines, and across an epoch's end
+        calls = iter(range(100))
+        outcome = loop.train(
+            digits_recipe, folder, WORLD, recorder, lambda n=stop_after, c=calls: next(c) == n - 1
+        )
+        assert not outcome.finished
+    assert loop.train(digits_recipe, folder, WORLD, recorder).step == 24
+    assert "resumed at step 13 of 24" in recorder.notes
+    assert_same(folder, uninterrupted[0])
+    assert recorder.metrics == uninterrupted[1].metrics
+
+
+def test_killed_and_resumed_equals_uninterrupted_bitwise(
+    digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder]
+) -> None:
+    folder, recorder = tmp_path / "killed", Recorder(dies_at=20)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(digits_recipe, folder, WORLD, recorder)
+    recorder.dies_at = None
+    loop.train(digits_recipe, folder, WORLD, recorder)
+    assert recorder.notes == ["resumed at step 16 of 24"]
+    assert_same(folder, uninterrupted[0])
+    assert recorder.metrics == uninterrupted[1].metrics
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder]
+) -> None:
+    folder = uninterrupted[0]
+    before = final_tensors(folder)
+    older, newest = list_checkpoints(folder / "checkpoints")  # keep_checkpoints=2
+    path = newest / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    (folder / "checkpoints/.step-00000099.partial").mkdir()  # of a writer that was killed
+    recorder = Recorder()
+    loop.train(digits_recipe, folder, WORLD, recorder)
+    assert "does not match its checksum" in recorder.notes[0]
+    assert recorder.notes[1] == f"resumed at step {int(older.name[5:])} of 24"
+    after = final_tensors(folder)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_finished_run_ends_at_once(digits_recipe: Recipe, uninterrupted: tuple[Path, Recorder]) -> None:
+    outcome = loop.train(digits_recipe, uninterrupted[0], WORLD, recorder := Recorder())
+    assert outcome.finished
+    assert outcome.metrics["eval/samples"] == 360
+    assert recorder.metrics == {}
+
+
+def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None:
+    index = loop.read_index(digits_recipe.data.train)
+    order = loop.plan_of(digits_recipe, index)[0]
+    recipe = digits_recipe.with_overrides(
+        ["train.length=40 steps", "optim.lr=0.05", "data.micro_batch_size=none"]
+    )
+    order, plan = loop.plan_of(recipe, index)
+    state = loop.initial_state(recipe, 10, WORLD)
+    step = loop.TrainStep(state, recipe, plan, WORLD)
+    with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:
+        batch = loader.batch_at(0)
+    batch = type(batch)(
+        batch.images_BHWC[:64], batch.labels_B[:64], batch.weights_B[:64], batch.ids_B[:64], (), 0.0
+    )
+    for _ in range(40):
+        step(batch)
+        state.step += 1
+        metrics = state.meter.flush(WORLD)
+    assert metrics["train/top1"] == 1.0
+    assert metrics["train/loss"] < 0.05
+
+
+def test_no_decay_on_norms_and_biases(digits_recipe: Recipe) -> None:
+    state = loop.initial_state(digits_recipe, 10, WORLD)
+    decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
+    for module in state.model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            decayed = isinstance(module, nn.Conv2d | nn.Linear) and name == "weight"
+            assert decay[id(parameter)] == (1e-4 if decayed else 0.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = digits_recipe.with_overrides(["optim.lr=1e30", "schedule.warmup=0 steps"])
+    with pytest.raises(TrainingError, match=r"step 5.*optim\.lr"):
+        loop.train(recipe, tmp_path, WORLD, Recorder())
+
+
+def test_too_many_bad_samples_stop_the_run(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: bytes, channels: int) -> None:
+        raise ValueError("not a readable image")
+
+    monkeypatch.setattr("resnet_dist.data.loader.decode_image", refuse)
+    with pytest.raises(TrainingError, match=r"640 samples \(100\.00%\).*max_bad_fraction=0\.001"):
+        loop.train(digits_recipe.with_overrides(["optim.lr=1e-3"]), tmp_path, WORLD, Recorder())
+
+
+@pytest.mark.parametrize("override", ["train.label_smoothing=0.2", "train.precision=bf16", "seed=1"])
+def test_one_field_changes_the_curve(
+    digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder], override: str
+) -> None:
+    recorder = Recorder()
+    recipe = digits_recipe.with_overrides([override, "train.length=5 steps"])
+    loop.train(recipe, tmp_path / "changed", WORLD, recorder)
+    loss = recorder.metrics["train/loss", 5]
+    assert math.isfinite(loss)
+    assert loss != uninterrupted[1].metrics["train/loss", 5]
