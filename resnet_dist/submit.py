@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -46,6 +47,7 @@ def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     Raises UserError before anything is sent where the recipe, the ranks or the address cannot be used.
     """
     check_recipe(submission.recipe, submission.workers)
+    logging.getLogger("ray").setLevel(logging.WARNING)  # not a line for every upload
     client = _connect(submission.address)
     with tempfile.TemporaryDirectory() as folder:
         # The recipe travels as a value: the cluster needs the package, not the person's files.
