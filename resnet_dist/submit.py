@@ -47,7 +47,8 @@ def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     Raises UserError before anything is sent where the recipe, the ranks or the address cannot be used.
     """
     check_recipe(submission.recipe, submission.workers)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # not a line for every upload
+    # Not a line for every upload; it sets its own level when it is imported.
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     client = _connect(submission.address)
     with tempfile.TemporaryDirectory() as folder:
         # The recipe travels as a value: the cluster needs the package, not the person's files.
