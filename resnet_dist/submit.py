@@ -47,8 +47,8 @@ def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     Raises UserError before anything is sent where the recipe, the ranks or the address cannot be used.
     """
     check_recipe(submission.recipe, submission.workers)
-    # Not a line for every upload; it sets its own level when it is imported.
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # not a line for every upload
     client = _connect(submission.address)
     with tempfile.TemporaryDirectory() as folder:
         # The recipe travels as a value: the cluster needs the package, not the person's files.
