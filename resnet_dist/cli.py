@@ -41,9 +41,11 @@ def prepare(
     from resnet_dist.data.shards import prepare as prepare_source
     from resnet_dist.data.sources import open_source
 
-    for split, index in prepare_source(
-        open_source(source, seed=seed), folder, seed=seed, shards=shards
-    ).items():
+    def tell(split: str, done: int, total: int) -> None:
+        out.print(f"{split}: wrote {done:,} of {total:,}", end="\r" if out.is_terminal else "\n")
+
+    indexes = prepare_source(open_source(source, seed=seed), folder, seed=seed, shards=shards, progress=tell)
+    for split, index in indexes.items():
         out.print(f"{split}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.path}")
 
 

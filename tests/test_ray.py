@@ -68,8 +68,13 @@ def test_readmes_main_command(tmp_path: Path) -> None:
     checkpoint = re.search(r"^checkpoint (\S+)", out, re.M)
     assert checkpoint is not None
     assert (tmp_path / checkpoint[1] / "model.safetensors").exists()
-    leftover = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=False)
-    assert leftover.stdout == ""
+    while processes_of(process.pid):
+        pass  # Ray's processes end by themselves; the test's timeout is for those that do not
+
+
+def processes_of(session: int) -> str:
+    done = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True, check=False)
+    return done.stdout
 
 
 @pytest.mark.timeout(400)

@@ -43,7 +43,8 @@ def prepare(
 
     A split that is complete already (it has an index) is left as it is. Shards are written aside and renamed,
     the index last: an interrupted call leaves no half-written file under a final name, and can be repeated.
-    Same source and seed give byte-identical shards. `progress(split, done, total)` is called per sample.
+    Same source and seed give byte-identical shards. `progress(split, done, total)` is called
+    after every shard, in samples.
     """
     indexes = {}
     for split, items in source.splits.items():
