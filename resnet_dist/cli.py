@@ -6,20 +6,24 @@ Exit codes: 0 done, 2 a mistake in a recipe or flag (nothing was started), 130 i
 from __future__ import annotations
 
 import logging
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from resnet_dist.config import UserError, load_recipe
-from resnet_dist.terminal import make_reporter
+from resnet_dist.config import Data, UserError, load_recipe
+from resnet_dist.terminal import bars, make_reporter
 
 app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -28,25 +32,145 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 Workers = Annotated[int, typer.Option(min=1, help="DDP ranks.")]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where there are any.")]
 DEFAULT_OUTPUT = Path("output")
+DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
+SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
+FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
+Split = Literal["train", "eval"]
+Crop = Literal["none", "pad-crop", "random-resized-crop"]
+Cache = Literal["none", "ram", "device"]
+Against = Literal["raw"]
+FEW_SAMPLES = 4096  # which one process writes before others have started
+MOST_LINES = 50  # of a report that are shown
 
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="digits, or a folder of images (class = folder).")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="digits, cifar10, cifar100, mnist, fashion-mnist, or a folder of images (class = folder)."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, metavar="BYTES", help="About this much per tar; default 256 MiB.")
+    ] = None,
+    resize_short: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; else bytes are kept."),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of what is shrunk.")] = 92,
+    split: Annotated[
+        Split | None, typer.Option(help="Only this one; a folder without splits goes into it whole.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")] = False,
 ) -> None:
-    """Write a data set as shuffled WebDataset shards with an index."""
-    from resnet_dist.data.shards import prepare as prepare_source
+    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same call goes on."""
+    from resnet_dist.data.prepare import REPORT_NAME, SHARD_BYTES, Options
+    from resnet_dist.data.prepare import prepare as prepare_source
     from resnet_dist.data.sources import open_source
 
-    def tell(split: str, done: int, total: int) -> None:
-        out.print(f"{split}: wrote {done:,} of {total:,}", end="\r" if out.is_terminal else "\n")
+    if shards is not None and shard_size is not None:
+        raise UserError(
+            f"--shards {shards} and --shard-size {shard_size} both say how to cut; give one of them"
+        )
+    options = Options(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
+    opened = open_source(source, seed=seed, whole_split=split)
+    samples = sum(len(items) for items in opened.splits.values())
+    workers = workers or (1 if samples < FEW_SAMPLES else len(os.sched_getaffinity(0)))
+    chosen = [split] if split else list(opened.splits)
+    with bars(out, chosen, "images") as tell:
+        indexes = prepare_source(opened, folder, options, splits=chosen, workers=workers, progress=tell)
+    for name, index in indexes.items():
+        out.print(f"{name}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.location}")
+        report = folder / name / REPORT_NAME
+        if report.exists():
+            lines = report.read_text().splitlines()
+            err.print(f"{name}: left out {len(lines):,} unreadable images, listed in {report}")
 
-    indexes = prepare_source(open_source(source, seed=seed), folder, seed=seed, shards=shards, progress=tell)
-    for split, index in indexes.items():
-        out.print(f"{split}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.path}")
+
+@app.command()
+def index(
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS...", help="Tars, a{0..9}.tar, lists with ::, folders, other indexes; URLs."
+        ),
+    ],
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Index to write; default: beside the shards.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="How many, or a file with a name per line; default: as labels need.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of timm's _info.json.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute checksums and decode every image.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")] = None,
+    allow_commands: Annotated[
+        bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")
+    ] = False,
+    shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
+) -> None:
+    """Make an index for WebDataset shards that something else wrote; --verify checks an indexed set."""
+    from resnet_dist.data.index import index_location
+    from resnet_dist.data.indexing import (
+        build_index,
+        class_names,
+        compressed,
+        default_location,
+        expand,
+        verify_index,
+    )
+    from resnet_dist.data.storage import Limits, exists
+
+    limits = Limits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
+    workers = workers or len(os.sched_getaffinity(0))
+    target = to
+    if not (verify and len(shards) == 1 and to is None and exists(index_location(shards[0]))):
+        found = expand(shards, split)
+        target = to or default_location(found)
+        if target is None:
+            raise UserError("--out: say where the index goes, these shards are not all in one folder here")
+        if compressed(found):
+            err.print(
+                f"{compressed(found)} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
+                f"so each is unpacked whole into {limits.folder} before its first use"
+            )
+        with bars(out, ["index"], "shards") as tell:
+            built, problems = build_index(
+                found,
+                target,
+                limits,
+                classes=class_names(classes),
+                workers=workers,
+                progress=lambda done, total: tell("index", done, total),
+            )
+        out.print(
+            f"{built.num_samples:,} samples of {len(built.classes)} classes in {len(built.shards)} shards, {built.location}"
+        )
+        _report(problems, "samples without a usable image or label")
+    if verify:
+        location = str(target) if target else shards[0]
+        with bars(out, ["verify"], "shards") as tell:
+            wrong = verify_index(
+                location, limits, workers=workers, progress=lambda done, total: tell("verify", done, total)
+            )
+        _report(wrong, "problems")
+        if wrong:
+            raise typer.Exit(1)
+        out.print(f"verified {location}: every checksum agrees, every image can be decoded")
+
+
+def _report(lines: list[str], what: str) -> None:
+    for line in lines[:MOST_LINES]:
+        err.print(line)
+    if lines:
+        err.print(f"{len(lines):,} {what}" + (f", {MOST_LINES} shown" if len(lines) > MOST_LINES else ""))
 
 
 @app.command()
@@ -120,6 +244,7 @@ def evaluate(
 
     from resnet_dist.data.index import check_shards, read_index
     from resnet_dist.evaluate import evaluate as evaluate_model
+    from resnet_dist.evaluate import evaluation_loader
     from resnet_dist.export import load_model
     from resnet_dist.world import World
 
@@ -129,10 +254,43 @@ def evaluate(
     trained = load_model(_model_folder(model, output), world.device)
     if trained.classes != index.classes:
         raise UserError(
-            f"{index.path} has classes {index.classes}, the model was trained on {trained.classes}"
+            f"{index.location} has classes {index.classes}, the model was trained on {trained.classes}"
         )
-    for key, value in evaluate_model(trained.model, index, trained.recipe.data, world).items():
-        out.print(f"{key:<13} {value:.6g}")
+    with evaluation_loader(index, trained.recipe.data, world) as loader:
+        for key, value in evaluate_model(trained.model, loader, world).items():
+            out.print(f"{key:<13} {value:.6g}")
+
+
+@bench.command("loader")
+def bench_loader(
+    shards: Annotated[str, typer.Argument(help="A folder or URL with an index.json.")],
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a batch.")] = 64,
+    crop: Annotated[Crop, typer.Option(help="As data.crop of a recipe.")] = "random-resized-crop",
+    cache: Annotated[Cache, typer.Option(help="As data.cache of a recipe.")] = "none",
+    loader_workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")] = None,
+    against: Annotated[Against | None, typer.Option(help="raw: decoding alone, in the same run.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Images per second of the loader alone: random crops and flips, uint8 batches."""
+    from resnet_dist.bench import bench_loader as measure
+
+    data = Data(
+        train=shards,
+        eval=shards,
+        image_size=image_size,
+        global_batch_size=batch_size,
+        lanes=math.gcd(batch_size, 8),
+        crop=crop,
+        flip=True,
+        cache=cache,
+    )
+    workers = loader_workers or len(os.sched_getaffinity(0))
+    speed = measure(data, workers=workers, against_raw=against == "raw", rounds=rounds)
+    out.print(f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {workers} threads")
+    if speed.raw is not None and speed.share_of_raw is not None:
+        out.print(f"raw decode {speed.raw:,.0f} images/s, the loader reaches {speed.share_of_raw:.0%}")
+    out.print(f"memory     {speed.peak_bytes / 2**20:,.0f} MiB at most")
 
 
 @app.command()

@@ -67,7 +67,8 @@ class Data(Part):
     """What is read, in which order, and how bytes become pixels."""
 
     train: str
-    """Folder with an index.json, or the index itself. `{output}` stands for the output folder."""
+    """Folder or URL (https, s3, gs, hf …) with an index.json, or the index itself. `{output}` stands for the
+    output folder."""
     eval: str
     source: str | None = None
     """What `train` prepares by itself where the shards are missing, as `resnet-dist prepare` names it."""
@@ -90,14 +91,41 @@ class Data(Part):
     """Samples over which a lane is shuffled."""
 
     crop: Literal["none", "pad-crop", "random-resized-crop"] = "none"
+    """none: the middle, as in evaluation. pad-crop: the middle, shifted by up to `pad` pixels over black.
+    random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
     pad: int = Field(default=4, ge=0)
     flip: bool = False
+    policy: Literal["none", "rand-augment", "trivial-augment"] = "none"
+    """RandAugment (arXiv 1909.13719) with `policy_ops` and `policy_magnitude`; TrivialAugment (2103.10158)."""
+    policy_ops: int = Field(default=2, ge=1, le=8)
+    policy_magnitude: int = Field(default=9, ge=0, le=30)
+    color_jitter: float = Field(default=0.0, ge=0, le=1)
+    """Brightness, contrast and saturation change by a factor from 1 - this to 1 + this."""
+    erase: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a rectangle is painted over with the mean color (arXiv 1708.04896)."""
+    mixup: float = Field(default=0.0, ge=0)
+    """alpha of mixup (arXiv 1710.09412); with `cutmix` too, each micro-batch gets one of them."""
+    cutmix: float = Field(default=0.0, ge=0)
+    """alpha of CutMix (arXiv 1905.04899)."""
+    eval_crop: float = Field(default=1.0, gt=0, le=1)
+    """Share of an image's short side that evaluation sees: 0.875 is 224 of 256."""
 
+    cache: Literal["none", "ram", "device"] = "none"
+    """ram, device: decode every image once, keep all as uint8 in each rank's memory or on its device."""
     loader_workers: int | None = Field(default=None, ge=1)
     """Decoding threads of one rank. None: as many as the rank has CPU threads."""
     prefetch_batches: int = Field(default=2, ge=1)
+    prefetch_bytes: int = Field(default=2**30, ge=1)
+    """Decoded batches in flight take no more than this, or one batch. At most as many as `prefetch_batches`."""
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
     """Share of samples that may fail to decode before the run stops."""
+    shard_cache: str = "~/.cache/resnet-dist/shards"
+    """Folder of a node, shared by its ranks, where remote and compressed shards are kept."""
+    shard_cache_bytes: int = Field(default=200 * 2**30, ge=1)
+    fetch_timeout_seconds: float = Field(default=600.0, gt=0)
+    """How long a shard is tried again without a byte of progress before the run ends."""
+    allow_commands: bool = False
+    """Whether a shard may be a command (`pipe:…`) that is run in a shell."""
 
     @property
     def micro_batches(self) -> int | None:
@@ -122,6 +150,21 @@ class Data(Part):
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} does not divide "
                 f"global_batch_size={self.global_batch_size}; use one of {_divisors(self.global_batch_size)}"
+            )
+        if self.cache != "none" and self.crop == "random-resized-crop":
+            raise ValueError(
+                f"cache={self.cache!r} keeps images of image_size={self.image_size}, which "
+                "crop='random-resized-crop' cannot use; use cache='none', or crop='pad-crop' or 'none'"
+            )
+        if self.cache == "device" and (self.policy != "none" or self.color_jitter):
+            raise ValueError(
+                f"cache='device' cannot do policy={self.policy!r} and color_jitter={self.color_jitter}, which work "
+                "on single images; use cache='ram'"
+            )
+        if (self.mixup or self.cutmix) and min(self.micro_batch_size or 2, self.global_batch_size) < 2:
+            raise ValueError(
+                f"mixup={self.mixup} and cutmix={self.cutmix} mix the images of a micro-batch, which has one "
+                f"(micro_batch_size={self.micro_batch_size}, global_batch_size={self.global_batch_size}); use 2 or more"
             )
         if self.micro_batches and self.lanes % self.micro_batches:
             fitting = [self.global_batch_size // d for d in reversed(_divisors(self.lanes))]

@@ -20,8 +20,9 @@ import torch
 from resnet_dist.attempt import Attempt, run_attempt, signals_call
 from resnet_dist.config import Recipe, RecipeError, UserError, check_world_size
 from resnet_dist.data.index import INDEX_NAME, check_shards, read_index
-from resnet_dist.data.shards import prepare
+from resnet_dist.data.prepare import prepare
 from resnet_dist.data.sources import open_source
+from resnet_dist.data.storage import check_command, is_local
 from resnet_dist.model import MODELS
 from resnet_dist.runs import RunFolder, choose_run
 from resnet_dist.tracking.spool import Entry
@@ -133,13 +134,17 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
 
 
 def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
-    """`{output}` filled in, and data paths absolute: ranks do not run in this folder."""
+    """`{output}` filled in, and paths absolute: ranks do not run in this folder. URLs stay as they are."""
 
     def absolute(location: str) -> str:
-        return str(Path(location.replace("{output}", str(output))).expanduser().absolute())
+        location = location.replace("{output}", str(output))
+        return str(Path(location).expanduser().absolute()) if is_local(location) else location
 
     data = recipe.data.model_copy(
-        update={"train": absolute(recipe.data.train), "eval": absolute(recipe.data.eval)}
+        update={
+            "train": absolute(recipe.data.train),
+            "eval": absolute(recipe.data.eval),
+        }
     )
     return recipe.model_copy(update={"data": data})
 
@@ -153,29 +158,33 @@ def check_recipe(recipe: Recipe, world_size: int) -> None:
 
 def check_data(recipe: Recipe, reporter: Reporter) -> Plan:
     """Prepare what is missing and can be made, compare shards and indexes, and resolve lengths to steps."""
-    train_folder, eval_folder = Path(recipe.data.train), Path(recipe.data.eval)
-    missing = [
-        f for f in (train_folder, eval_folder) if f.suffix != ".json" and not (f / INDEX_NAME).exists()
-    ]
-    if missing and recipe.data.source:
-        if (train_folder.parent, train_folder.name, eval_folder.name) != (
-            eval_folder.parent,
-            "train",
-            "eval",
-        ):
-            raise RecipeError(
-                f"data.source={recipe.data.source!r} writes folders train and eval side by side, but data.train="
-                f"{train_folder} and data.eval={eval_folder}"
-            )
-        source = open_source(recipe.data.source)
-        reporter.say(f"preparing {source.name} in {train_folder.parent}")
-        prepare(source, train_folder.parent)
-    train_index, eval_index = read_index(train_folder), read_index(eval_folder)
+    prepare_missing(recipe, reporter)
+    train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     if train_index.classes != eval_index.classes:
-        raise UserError(f"{train_index.path} and {eval_index.path} name different classes")
+        raise UserError(f"{train_index.location} and {eval_index.location} name different classes")
     for index in (train_index, eval_index):
         check_shards(index)
+        for shard in index.shards:
+            check_command(shard.url, allowed=recipe.data.allow_commands)
     return plan_of(recipe, train_index)[1]
+
+
+def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
+    """Make the recipe's shards from `data.source` where they are not there."""
+    train, evaluation, source_name = recipe.data.train, recipe.data.eval, recipe.data.source
+    folders = [Path(location) for location in (train, evaluation) if is_local(location)]
+    missing = [f for f in folders if f.suffix != ".json" and not (f / INDEX_NAME).exists()]
+    if source_name is None or not missing:
+        return
+    target = Path(train).parent
+    if (Path(train), Path(evaluation)) != (target / "train", target / "eval"):
+        raise RecipeError(
+            f"data.source={source_name!r} writes folders train and eval side by side, but data.train={train} and "
+            f"data.eval={evaluation}"
+        )
+    source = open_source(source_name)
+    reporter.say(f"preparing {source.name} in {target}")
+    prepare(source, target)
 
 
 Ranks = Callable[[RunFolder], Outcome | None]

@@ -18,26 +18,30 @@ def evaluation_order(index: Index, data: Data) -> Order:
     return Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=0, training=False)
 
 
-def evaluate(model: nn.Module, index: Index, data: Data, world: World) -> dict[str, float]:
-    """eval/loss, eval/top1, eval/top5 (with more than five classes) and eval/samples over the whole index.
+def evaluation_loader(index: Index, data: Data, world: World) -> Loader:
+    """Batches for `evaluate`; keeps its threads, and its cache if the recipe has one, between calls."""
+    return Loader(index, evaluation_order(index, data), data, world, seed=0)
+
+
+def evaluate(model: nn.Module, loader: Loader, world: World) -> dict[str, float]:
+    """eval/loss, eval/top1, eval/top5 (with more than five classes) and eval/samples over the loader's index.
 
     Sums are reduced over the ranks and divided once; padding and bad samples have weight 0.
     """
-    order = evaluation_order(index, data)
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
     try:
-        with Loader(index, order, data, world, seed=0) as loader, torch.inference_mode():
-            for step in range(order.steps_per_epoch):
+        with torch.inference_mode():
+            for step in range(loader.order.steps_per_epoch):
                 batch = loader.batch_at(step)
-                logits = model(normalize(batch.images_BHWC, data))
+                logits = model(normalize(batch.images_BSSC, loader.data))
                 sums += batch_sums(logits.float(), batch.labels_B, batch.weights_B)
     finally:
         model.train(was_training)
     loss, top1, top5, seen = world.sum(sums).tolist()
     metrics = {"eval/loss": loss / seen, "eval/top1": top1 / seen, "eval/samples": seen}
-    if len(index.classes) > 5:
+    if len(loader.index.classes) > 5:
         metrics["eval/top5"] = top5 / seen
     return metrics
 

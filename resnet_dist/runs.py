@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from resnet_dist.config import Recipe, UserError
-from resnet_dist.data.index import write_text_atomically
+from resnet_dist.data.tar import write_text_atomically
 
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
@@ -29,6 +29,12 @@ MAY_CHANGE = frozenset(
         "data.eval",
         "data.loader_workers",
         "data.prefetch_batches",
+        "data.prefetch_bytes",
+        "data.cache",
+        "data.shard_cache",
+        "data.shard_cache_bytes",
+        "data.fetch_timeout_seconds",
+        "data.allow_commands",
         "data.max_bad_fraction",
         "train.log_every",
         "train.eval_every",

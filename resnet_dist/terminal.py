@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -58,6 +58,18 @@ def make_reporter(console: Console) -> Iterator[PlainReporter]:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         yield BarReporter(console, bar)
+
+
+@contextmanager
+def bars(console: Console, names: Sequence[str], unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each name, moved by calling `(name, done, total)`; plain lines where no terminal is."""
+    if not console.is_terminal:
+        yield lambda name, done, total: console.print(f"{name}: {done:,} of {total:,} {unit}")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        tasks = {name: progress.add_task(name, total=None) for name in names}
+        yield lambda name, done, total: progress.update(tasks[name], completed=done, total=total)
 
 
 def describe(metrics: dict[str, float]) -> str:

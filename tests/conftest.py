@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from resnet_dist.config import Recipe, load_recipe
-from resnet_dist.data.shards import prepare
+from resnet_dist.data.prepare import prepare
 from resnet_dist.data.sources import open_source
 
 ROOT = Path(__file__).parent.parent

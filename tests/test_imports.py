@@ -17,7 +17,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "serve.py"
 # From the top down; a module imports from lower lines, or from its own.
 LAYERS = [
     {"cli"},
-    {"submit", "terminal"},
+    {"submit", "terminal", "bench"},
     {"driver"},
     {"launch"},
     {"attempt"},

@@ -1,8 +1,16 @@
-"""Encoded bytes → pixels, height x width x channels, uint8."""
+"""Encoded bytes → pixels, height x width x channels, uint8: of a whole image, or of the part that a crop needs.
+
+The crop is chosen first, from the header alone; what it does not need is not decoded. A JPEG below the crop
+is cut off, and a crop of twice the wanted size or more is decoded at half the scale, a quarter or an eighth.
+"""
 
 from __future__ import annotations
 
 import io
+import struct
+import threading
+from contextlib import nullcontext
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
@@ -11,35 +19,218 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 80_000_000  # a larger image is refused: a small file can claim to be any size
+LARGE_PIXELS = (
+    8_000_000  # images from here on are decoded one at a time, or many threads would need gigabytes
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what Pillow may try: its other parsers need not meet strange bytes
+MAX_SCALE = 8  # the strongest shrinking of JPEG's own inverse transform
+
+_one_large_image = threading.RLock()  # a thread that falls back to Pillow holds it already
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Image(Protocol):
+    """An encoded image whose header was read. Height and width are those a viewer shows."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def pixels(self, box: Box, size: int) -> Pixels:
+        """(H, W, C) of `box`, which will be resized to `size` x `size`: shrunk by `scale_for` it where the
+        box lies on that grid, and the format can.
+
+        Raises ValueError where the bytes cannot be decoded.
+        """
+        ...
+
+
+def open_image(data: bytes, channels: int) -> Image:
+    """Read the header. Raises ValueError where the bytes are not an image, or one of more than MAX_PIXELS."""
+    header = _jpeg_header(data) if simplejpeg.is_jpeg(data) else None
+    if header is not None:
+        _check_size(header.height, header.width)
+        return _Jpeg(data, channels, header)
+    return _Decoded(_decode_with_pillow(data, channels))
 
 
 def decode_image(data: bytes, channels: int) -> Pixels:
     """(H, W, channels) uint8. Raises ValueError where the bytes are not an image that can be read."""
-    if simplejpeg.is_jpeg(data):
+    image = open_image(data, channels)
+    return image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))
+
+
+def scale_for(height: int, width: int, size: int) -> int:
+    """1, 2, 4 or 8: how much a crop may shrink while it is decoded, and still be no smaller than it is wanted."""
+    scale = 1
+    while scale < MAX_SCALE and min(height, width) >= 2 * scale * size:
+        scale *= 2
+    return scale
+
+
+class _Decoded:
+    """An image that is not a JPEG: Pillow decodes it as a whole."""
+
+    def __init__(self, pixels_HWC: Pixels) -> None:
+        self._pixels = pixels_HWC
+        self.height, self.width = pixels_HWC.shape[:2]
+
+    def pixels(self, box: Box, size: int) -> Pixels:
+        return _cut(self._pixels, box)
+
+
+class _Jpeg:
+    def __init__(self, data: bytes, channels: int, header: _JpegHeader) -> None:
+        self._data, self._header = data, header
+        self._channels, self._space = channels, "GRAY" if channels == 1 else "RGB"
+        turned = header.orientation >= 5  # by a quarter: 5 to 8 exchange the axes
+        self.height = header.width if turned else header.height
+        self.width = header.height if turned else header.width
+
+    def pixels(self, box: Box, size: int) -> Pixels:
+        if self._header.height * self._header.width < LARGE_PIXELS:
+            return self._pixels(box, size)
+        with _one_large_image:
+            return self._pixels(box, size)
+
+    def _pixels(self, box: Box, size: int) -> Pixels:
+        orientation = self._header.orientation
         try:
-            return _decode_jpeg(data, channels)
+            if orientation == 1:
+                return self._decode_part(box, scale_for(box.height, box.width, size))
+            return _cut(_orient(self._decode(self._data), orientation), box)
         except ValueError:
-            pass  # CMYK, or an error that Pillow may forgive
-    return _decode_other(data, channels)
+            # CMYK, or an error that Pillow may forgive
+            return _cut(_decode_with_pillow(self._data, self._channels), box)
+
+    def _decode_part(self, box: Box, scale: int) -> Pixels:
+        header = self._header
+        if scale > 1 and not any(edge % scale for edge in box):
+            height, width = -(-header.height // scale), -(-header.width // scale)
+            pixels = self._decode(self._data, min_height=height, min_width=width, min_factor=scale)
+            if pixels.shape[:2] != (height, width):
+                raise ValueError("decoded at another scale than asked for")
+            return _cut(pixels, Box(*(edge // scale for edge in box)))
+        # Upsampled colour looks one block further down; below that nothing of the crop depends on the bytes.
+        rows = box.top + box.height + 16
+        if header.baseline and rows < header.height:
+            cut_off = self._decode_rows(rows)
+            if cut_off is not None:
+                return _cut(cut_off, box)
+        return _cut(self._decode(self._data), box)
+
+    def _decode(self, data: bytes | bytearray, **options: object) -> Pixels:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, self._space, **options)
+        return pixels
+
+    def _decode_rows(self, rows: int) -> Pixels | None:
+        """The first `rows` rows, by telling the decoder that there are no more; None where it saw an error."""
+        shorter = bytearray(self._data)
+        shorter[self._header.height_at : self._header.height_at + 2] = struct.pack(">H", rows)
+        pixels = np.empty((rows, self._header.width, self._channels), np.uint8)
+        try:
+            self._decode(shorter, buffer=pixels)
+        except ValueError as error:
+            # The decoder keeps its first warning. This one says that the rows above were whole, and that what
+            # follows them reaches to the end of the image: a truncated or corrupt file gives another.
+            if "extraneous bytes before marker 0xd9" in str(error):
+                return pixels
+        return None
 
 
-def _decode_jpeg(data: bytes, channels: int) -> Pixels:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    _check_size(height, width)
-    pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
-    return pixels
+class _JpegHeader(NamedTuple):
+    height: int
+    width: int
+    height_at: int  # where the height is written
+    baseline: bool
+    orientation: int  # EXIF's, 1 to 8
 
 
-def _decode_other(data: bytes, channels: int) -> Pixels:
-    from PIL import Image
+def _jpeg_header(data: bytes) -> _JpegHeader | None:
+    """What the markers before the first scan say; None where they say nothing that can be relied on."""
+    at, end, orientation = 2, len(data), 1
+    while at + 9 <= end and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            if height == 0 or width == 0:
+                return None
+            return _JpegHeader(height, width, at + 5, marker <= 0xC1, orientation)
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _orientation(data[at + 4 : at + 2 + length])
+        at += 2 + max(2, length)
+    return None
+
+
+def _orientation(exif: bytes) -> int:
+    from PIL import Image as Pillow
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        tags = Pillow.Exif()
+        tags.load(exif)
+        value = tags.get(0x0112, 1)
+    except Exception:  # whatever a damaged block makes the parser raise: the pixels are good all the same
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _orient(pixels_HWC: Pixels, orientation: int) -> Pixels:
+    """Stored pixels → as a viewer shows them."""
+    if orientation >= 5:
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    down = orientation in (3, 4, 7, 8)  # of the result, axes exchanged or not
+    right = orientation in (2, 3, 6, 7)
+    return pixels_HWC[:: -1 if down else 1, :: -1 if right else 1]
+
+
+def _decode_with_pillow(data: bytes, channels: int) -> Pixels:
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    try:
+        with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.height, image.width)
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            large = image.height * image.width >= LARGE_PIXELS
+            with _one_large_image if large else nullcontext():
+                image.load()
+                pixels = _to_8_bits(ImageOps.exif_transpose(image), channels)
     except Exception as error:  # Pillow's plugins raise whatever their format's parser does
         raise ValueError(f"not a readable image: {type(error).__name__}: {error}") from error
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _to_8_bits(image: object, channels: int) -> Pixels:
+    from PIL import Image as Pillow
+
+    assert isinstance(image, Pillow.Image)
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would clip at 255
+        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.asarray(Pillow.fromarray(grey).convert(mode))
+    if (
+        image.has_transparency_data
+    ):  # what is transparent shows white, not the colour that happens to lie there
+        rgba = image.convert("RGBA")
+        ground = Pillow.new("RGBA", rgba.size, "white")
+        image = Pillow.alpha_composite(ground, rgba)
+    return np.asarray(image.convert(mode))
+
+
+def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:
+    return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def _check_size(height: int, width: int) -> None:

@@ -1,41 +1,43 @@
 """The loader: order + shards + decode → the batch of a step, decoded by threads, ahead of the loop.
 
 Decoders release the GIL, so threads of this process beat worker processes: nothing is pickled or copied.
-Shapes: B samples that this rank has of a step, H height, W width, C channels.
+Shapes: B samples that this rank has of a step, N samples of the index, S image size, C channels.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_dist.config import Data
-from resnet_dist.data.augment import augment_words, eval_pixels, train_pixels
-from resnet_dist.data.decode import decode_image
+from resnet_dist.config import Data, UserError
+from resnet_dist.data.augment import Draws, Randomness, augment_, randomness, to_size
+from resnet_dist.data.cache import Samples, check_fits, image_bytes
+from resnet_dist.data.decode import open_image
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import PADDING, Order
-from resnet_dist.data.philox import Words
-from resnet_dist.data.shards import BadSample, ShardReader
+from resnet_dist.data.shards import BadSample, ShardReader, check_label
+from resnet_dist.data.storage import Limits
 from resnet_dist.world import World
 
-SAMPLES_PER_TASK = 16  # enough to outweigh handing a task to a thread, few enough to share a small batch
+# Handing a task to a thread costs what decoding a tiny image does, and a batch is ready when its last task is.
+PIXELS_PER_TASK, SAMPLES_PER_TASK = 16 * 224 * 224, 128
 
 
 @dataclass(frozen=True)
 class Batch:
     """What one rank has of one step."""
 
-    images_BHWC: Tensor  # uint8
+    images_BSSC: Tensor  # uint8
     labels_B: Tensor  # int64
     weights_B: Tensor  # float32: 1, or 0 for a bad sample and for padding
     ids_B: NDArray[np.int64]  # sample ids, PADDING where a last evaluation step has none
@@ -44,41 +46,48 @@ class Batch:
 
 
 class Loader:
-    """Batches of one rank by step. Close it, or use it as a context manager, to end its threads."""
+    """Batches of one rank by step. Close it, or use it as a context manager, to end its threads.
+
+    Raises UserError where `data.cache` asks for more memory than there is.
+    """
 
     def __init__(self, index: Index, order: Order, data: Data, world: World, *, seed: int) -> None:
-        self._order, self._data, self._seed = order, data, seed
-        self._reader = ShardReader(index)
-        self._num_classes = len(index.classes)
+        self.index, self.order, self.data = index, order, data
+        self._seed, self._device = seed, world.device
+        self._reader = ShardReader(index, Limits.of(data))
         self._lanes = order.lanes_of(world.rank, world.world_size)
-        self._device = world.device
+        self._wanted: set[int] = set()
         self._ahead: deque[tuple[int, _Pending]] = deque()
         workers = data.loader_workers or torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(workers, "decode")
+        self._cached: Samples | None = None
+        if data.cache != "none":
+            self._cached = self._decode_all()
 
     def batch_at(self, step: int) -> Batch:
         """The batch of `step`, counted from the start of training. In sequence it is decoded ahead of use.
 
-        Raises OSError where a shard cannot be read. A bad sample comes as zeros of weight 0.
+        Raises StorageError where a shard cannot be had, IndexMismatch where it is not the one that was
+        indexed. A bad sample comes as zeros of weight 0.
         """
         start = time.perf_counter()
         if not self._ahead or self._ahead[0][0] != step:
             self._drop_ahead()
         last = self._ahead[-1][0] if self._ahead else step - 1
-        for later in range(last + 1, step + 1 + self._data.prefetch_batches):
+        for later in range(last + 1, step + 1 + self._batches_ahead):
             self._ahead.append((later, self._submit(later)))
         pending = self._ahead.popleft()[1]
-        bad = tuple(text for future in pending.futures for text in future.result())
-        # To the device as bytes, a quarter of floats; pinned memory lets the copy run beside the last step.
-        tensors = [pending.images_BHWC, pending.labels_B, pending.weights_B]
-        if self._device.type == "cuda":
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        images, labels, weights = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
-        return Batch(images, labels, weights, pending.ids_B, bad, time.perf_counter() - start)
+        for task in pending.tasks:
+            task.result()
+        samples = pending.samples().to(self._device)
+        bad = tuple(samples.bad[row] for row in sorted(samples.bad))
+        waited = time.perf_counter() - start
+        return Batch(samples.images_NSSC, samples.labels_N, samples.weights_N, pending.ids_B, bad, waited)
 
     def close(self) -> None:
         self._drop_ahead()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,64 +97,88 @@ class Loader:
     ) -> None:
         self.close()
 
+    @property
+    def _batches_ahead(self) -> int:
+        """Batches decoded beyond the one that is used: within `prefetch_batches` and `prefetch_bytes`."""
+        batch_bytes = self.order.per_lane * len(self._lanes) * image_bytes(self.data)
+        return max(1, min(self.data.prefetch_batches, self.data.prefetch_bytes // batch_bytes - 1))
+
     def _drop_ahead(self) -> None:
         for _, pending in self._ahead:
-            for future in pending.futures:
-                future.cancel()
+            for task in pending.tasks:
+                task.cancel()
         self._ahead.clear()
 
     def _submit(self, step: int) -> _Pending:
-        ids = self._order.ids_at(step, self._lanes)
-        size, channels = self._data.image_size, self._data.channels
-        pending = _Pending(
-            ids_B=ids,
-            images_BHWC=torch.zeros(len(ids), size, size, channels, dtype=torch.uint8),
-            labels_B=torch.zeros(len(ids), dtype=torch.int64),
-            weights_B=torch.zeros(len(ids)),
-            futures=[],
-        )
-        words = None
-        if self._order.training:
-            epoch = step // self._order.steps_per_epoch
-            words = augment_words(ids, self._data, seed=self._seed, epoch=epoch)
-        for low in range(0, len(ids), SAMPLES_PER_TASK):
-            rows = range(low, min(low + SAMPLES_PER_TASK, len(ids)))
-            pending.futures.append(self._pool.submit(self._fill, pending, rows, words))
-        return pending
+        ids = self.order.ids_at(step, self._lanes)
+        random = None
+        if self.order.training:
+            epoch = step // self.order.steps_per_epoch
+            random = randomness(ids, self.data, seed=self._seed, epoch=epoch)
+        if self._cached is None:
+            self._fetch_ahead(step)
+            samples = Samples.empty(len(ids), self.data)
+            tasks = [
+                self._pool.submit(self._fill, samples, ids, rows, random)
+                for rows in _parts(len(ids), self.data)
+            ]
+            return _Pending(ids, tasks, lambda: samples)
+        if self.data.cache == "device":  # which works in sequence anyway
+            chosen = self._cached.select(ids, self.data, random)
+            return _Pending(ids, [], lambda: chosen)
+        task = self._pool.submit(self._cached.select, ids, self.data, random)
+        return _Pending(ids, [task], task.result)
 
-    def _fill(self, pending: _Pending, rows: Sequence[int], words: Words | None) -> list[str]:
-        """Decode some rows of a batch in place; returns what was bad."""
-        bad = []
-        images, labels, weights = (
-            pending.images_BHWC.numpy(),
-            pending.labels_B.numpy(),
-            pending.weights_B.numpy(),
-        )
-        for row in rows:
-            sample_id = int(pending.ids_B[row])
+    def _fetch_ahead(self, step: int) -> None:
+        """Shards are asked for a window and half a shard before the first step that reads them."""
+        samples = self.order.window + self.order.num_samples // len(self.index.shards) // 2
+        wanted = self.order.shards_ahead(step, self._lanes, 1 + samples // self.order.per_lane)
+        self._reader.want(number for number in wanted if number not in self._wanted)
+        self._wanted = set(wanted)
+
+    def _fill(self, batch: Samples, ids: NDArray[np.int64], rows: slice, random: Randomness | None) -> None:
+        """Make some rows of a batch, in place."""
+        part = Samples(batch.images_NSSC[rows], batch.labels_N[rows], batch.weights_N[rows])
+        crops = None if random is None or not random.crop_NK.size else random.crop_NK[rows]
+        self._decode(part, ids[rows].tolist(), crops)
+        if random is not None:
+            every_row = np.arange(len(part.labels_N))
+            images = augment_(part.images_NSSC, every_row, self.data, random.rows(rows))
+            if images is not part.images_NSSC:
+                part.images_NSSC.copy_(images)
+            part.blacken(list(part.bad))
+        batch.bad.update({rows.start + row: text for row, text in part.bad.items()})
+
+    def _decode(self, part: Samples, ids: list[int], crops_NK: Draws | None) -> None:
+        """Read and decode samples to the recipe's size; a bad one is left black, with weight 0."""
+        images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
+        for row, sample_id in enumerate(ids):
             if sample_id == PADDING:
+                images[row] = 0
                 continue
             try:
-                images[row], labels[row] = self._load(sample_id, None if words is None else words[row])
+                encoded, label = self._reader.read(sample_id)
+                image = open_image(encoded, self.data.channels)
+                images[row] = to_size(image, self.data, None if crops_NK is None else crops_NK[row])
+                labels[row] = check_label(label, len(self.index.classes))
                 weights[row] = 1.0
-            except BadSample as problem:
+            except UserError:
+                raise  # not the sample's fault
+            except (BadSample, ValueError) as problem:
                 images[row] = 0
-                bad.append(str(problem))
-        return bad
+                part.bad[row] = f"{self._reader.key(sample_id)}: {problem}"
 
-    def _load(self, sample_id: int, words: Words | None) -> tuple[NDArray[np.uint8], int]:
-        sample = self._reader.read(sample_id)
-        if not 0 <= sample.label < self._num_classes:
-            raise BadSample(
-                sample.key, f"label {sample.label} is not one of the {self._num_classes} classes of the index"
-            )
-        try:
-            pixels = decode_image(sample.image, self._data.channels)
-        except ValueError as error:
-            raise BadSample(sample.key, str(error)) from None
-        if words is None:
-            return eval_pixels(pixels, self._data), sample.label
-        return train_pixels(pixels, words, self._data), sample.label
+    def _decode_all(self) -> Samples:
+        """Every image of the index at the recipe's size, before its augmentation."""
+        device = self._device if self.data.cache == "device" else torch.device("cpu")
+        count = self.index.num_samples
+        check_fits(count, self.data, device)
+        samples, ids = Samples.empty(count, self.data), np.arange(count)
+        self._reader.want(range(len(self.index.shards)))
+        tasks = [self._pool.submit(self._fill, samples, ids, rows, None) for rows in _parts(count, self.data)]
+        for task in tasks:
+            task.result()
+        return samples.to(device)
 
 
 @dataclass(frozen=True)
@@ -153,7 +186,11 @@ class _Pending:
     """A batch that threads are filling."""
 
     ids_B: NDArray[np.int64]
-    images_BHWC: Tensor
-    labels_B: Tensor
-    weights_B: Tensor
-    futures: list[Future[list[str]]]
+    tasks: Sequence[Future[Any]]
+    samples: Callable[[], Samples]  # once the tasks are done
+
+
+def _parts(count: int, data: Data) -> list[slice]:
+    """Rows of a batch, cut into tasks for threads."""
+    size = min(SAMPLES_PER_TASK, max(1, PIXELS_PER_TASK // data.image_size**2))
+    return [slice(low, min(low + size, count)) for low in range(0, count, size)]

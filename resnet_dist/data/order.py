@@ -14,14 +14,15 @@ Shapes: S shards, N samples, L samples per lane, P samples of a step per lane.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.philox import Purpose, permutation, uniform, words_of
+from resnet_dist.data.philox import Purpose, Words, permutation, uniform, words_of
 
 Ids = NDArray[np.int64]
 
@@ -43,6 +44,15 @@ class Layout:
         turned = (positions + self.rotation) % self.num_samples
         j = np.searchsorted(self.starts_S, turned, side="right") - 1
         return self.bases_S[j] + turned - self.starts_S[j]
+
+    def shards(self, low: int, high: int) -> list[int]:
+        """Shards under the positions low..high of the sequence, in reading order."""
+        first, last = ((p + self.rotation) % self.num_samples for p in (low, high))
+        i, j = (int(k) - 1 for k in self.starts_S.searchsorted([first, last], side="right"))
+        count = (j - i) % len(self.shards_S) + 1
+        if i == j and last < first:  # all the way round
+            count = len(self.shards_S) + 1
+        return [int(self.shards_S[(i + k) % len(self.shards_S)]) for k in range(count)]
 
 
 @dataclass(eq=False)
@@ -102,6 +112,30 @@ class Order:
         first = step_in_epoch * self.per_lane
         return np.concatenate([self._lane_ids(epoch, lane, first) for lane in lanes])
 
+    def shards_ahead(self, step: int, lanes: Sequence[int], steps: int) -> list[int]:
+        """Numbers of the shards that `lanes` read in the `steps` from `step` on, the first needed first."""
+        first, last = step % self.steps_per_epoch, step % self.steps_per_epoch + steps
+        numbers = self._shards_of(step // self.steps_per_epoch, lanes, first, last)
+        if last > self.steps_per_epoch:
+            numbers += self._shards_of(
+                step // self.steps_per_epoch + 1,
+                lanes,
+                0,
+                min(last - self.steps_per_epoch, self.steps_per_epoch),
+            )
+        return list(dict.fromkeys(numbers))
+
+    def _shards_of(self, epoch: int, lanes: Sequence[int], first_step: int, end_step: int) -> list[int]:
+        """Shards under the positions that may be read from `first_step` to `end_step`, lane beside lane."""
+        delay = self.window if self.training else 0
+        starts = np.array(lanes, np.int64) * self.lane_length
+        low = starts + max(0, first_step * self.per_lane - delay)
+        high = starts + min(self.lane_length, end_step * self.per_lane + delay) - 1
+        high = np.minimum(high, self.num_samples - 1)
+        layout = self._layout(epoch) if self.training else self._plain_layout
+        spans = [layout.shards(int(a), int(b)) for a, b in zip(low, high, strict=True) if a <= b]
+        return [n for row in itertools.zip_longest(*spans) for n in row if n is not None]
+
     def _lane_ids(self, epoch: int, lane: int, first: int) -> Ids:
         """The P ids of `lane` from its `first`-th emission on."""
         if not self.training:
@@ -109,14 +143,22 @@ class Order:
             return np.where(positions < self.num_samples, positions, PADDING)
         block = self._block_length
         low, high = first // block, (first + self.per_lane - 1) // block
-        ids = [self._block(epoch, lane, number) for number in range(low, high + 1)]
         offset = first - low * block
+        if low == high:  # as most: a block holds many steps
+            return self._block(epoch, lane, low)[offset : offset + self.per_lane]
+        ids = [self._block(epoch, lane, number) for number in range(low, high + 1)]
         return np.concatenate(ids)[offset : offset + self.per_lane]
 
     @property
     def _block_length(self) -> int:
         # The shuffle of a block looks one window to either side: two windows a block wastes half, not two thirds.
         return max(2 * self.window, self.per_lane)
+
+    @cached_property
+    def _plain_layout(self) -> Layout:
+        counts_S = np.array(self.counts, dtype=np.int64)
+        starts_S = np.cumsum(counts_S) - counts_S
+        return Layout(np.arange(len(counts_S)), starts_S, starts_S, 0, self.num_samples)
 
     def _compute_layout(self, epoch: int) -> Layout:
         return layout_of(self.counts, seed=self.seed, epoch=epoch)
@@ -155,14 +197,21 @@ def emissions(first: int, count: int, *, length: int, window: int, seed: int, ep
     of e: sorting that neighbourhood gives what sorting the whole lane would.
     """
     low, high = max(0, first - window), min(length, first + count + window)
-    positions = np.arange(low, high)
-    keys = positions + window * _delays(low, high, seed=seed, epoch=epoch, lane=lane)
-    order = np.argsort(keys, kind="stable")
-    return positions[order[first - low : first - low + count]]
+    # i + U·window, counted from `low`, with 32 bits of fraction: exact, so that ties break the same everywhere.
+    offsets = np.arange(high - low, dtype=np.uint64)
+    delays = _delays(low, high, seed=seed, epoch=epoch, lane=lane).astype(np.uint64)
+    keys = (offsets << np.uint64(32)) + np.uint64(window) * delays
+    chosen = slice(first - low, first - low + count)
+    offset_bits = (high - low).bit_length()
+    if (high - low + window).bit_length() + 32 + offset_bits > 64:
+        return low + np.argsort(keys, kind="stable")[chosen]
+    # With the offset below each key, sorting keys sorts offsets: several times faster than finding an order.
+    keys = np.sort((keys << np.uint64(offset_bits)) | offsets)[chosen]
+    return low + (keys & np.uint64((1 << offset_bits) - 1)).astype(np.int64)
 
 
-def _delays(low: int, high: int, *, seed: int, epoch: int, lane: int) -> NDArray[np.float64]:
-    """U of the positions low .. high-1 of a lane: four of them share a counter."""
+def _delays(low: int, high: int, *, seed: int, epoch: int, lane: int) -> Words:
+    """U of the positions low .. high-1 of a lane, in parts of 2**32: four of them share a counter."""
     counters = np.arange(low // 4, (high + 3) // 4)
     words = words_of(counters, Purpose.DELAY, seed=seed, epoch=epoch, sub=lane)
-    return uniform(words.reshape(-1)[low - 4 * (low // 4) :][: high - low])
+    return words.reshape(-1)[low - 4 * (low // 4) :][: high - low]

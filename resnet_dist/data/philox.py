@@ -27,6 +27,12 @@ class Purpose(IntEnum):
     DELAY = 3
     AUGMENT = 4
     SPLIT = 5
+    CROP = 6
+    POLICY = 7
+    COLOR = 8
+    ERASE = 9
+    MIX = 10
+    RETRY = 11
 
 
 def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> Words:

@@ -1,163 +1,180 @@
-"""Shards: write samples as WebDataset tars, and read one sample of one by its offset."""
+"""Shards: read one sample by its id, wherever the shards are."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_dist.config import UserError
-from resnet_dist.data.index import (
-    IMAGE_EXTENSIONS,
-    INDEX_NAME,
-    LABEL_EXTENSION,
-    Index,
-    Member,
-    Shard,
-    index_shard,
-    read_idx,
-    read_index,
-    write_index,
-)
-from resnet_dist.data.philox import Purpose, permutation
-from resnet_dist.data.sources import Item, Source
+from resnet_dist.data.index import Index, IndexMismatch, Shard, idx_path
+from resnet_dist.data.storage import Limits, Storage, lies_here
+from resnet_dist.data.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
 
-SHARD_BYTES = 256 * 2**20  # what a large set is cut into: 100 to 500 MB suit object stores and local disks
-MIN_SHARDS = 8  # so that several ranks of a small set read different files
+MAX_IMAGE_BYTES = 256 * 2**20  # of one encoded image; a tar may claim anything
+NEAR_BYTES = 64 * 2**10  # image and label this close are read at once, with what lies between them
+MAX_LABEL_BYTES = 16 * 2**20
+MOST_FILES, MOST_TABLES = 256, 8192  # kept open: descriptors are scarce, and a table costs milliseconds
+LABEL_FIELDS = ("label", "cls", "class_id")  # where a .json may have it
 
 
-def prepare(
-    source: Source,
-    out: Path,
-    *,
-    seed: int = 0,
-    shards: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
-) -> dict[str, Index]:
-    """Write every split of `source` to `out/SPLIT/` as shuffled shards with an index.
-
-    A split that is complete already (it has an index) is left as it is. Shards are written aside and renamed,
-    the index last: an interrupted call leaves no half-written file under a final name, and can be repeated.
-    Same source and seed give byte-identical shards. `progress(split, done, total)` is called
-    after every shard, in samples.
-    """
-    indexes = {}
-    for split, items in source.splits.items():
-        folder = out / split
-        if (folder / INDEX_NAME).exists():
-            indexes[split] = read_index(folder)
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        written: list[Shard] = []
-        shuffled = [items[i] for i in permutation(len(items), Purpose.SHARDS, seed=seed)]
-        for number, part in enumerate(_cut(shuffled, shards)):
-            path = folder / f"{source.name}-{split}-{number:06d}.tar"
-            written.append(_write_shard(path, part, first_key=sum(s.num_samples for s in written)))
-            progress(split, sum(s.num_samples for s in written), len(items))
-        indexes[split] = write_index(folder, written, source.classes)
-    return indexes
-
-
-def _cut(items: Sequence[Item], shards: int | None) -> list[Sequence[Item]]:
-    if not items:
-        raise UserError("the source has no samples in this split")
-    if shards is None:
-        mean_bytes = float(np.mean([len(item.read()) for item in items[:100]]))
-        shards = max(MIN_SHARDS, round(mean_bytes * len(items) / SHARD_BYTES))
-    bounds = np.linspace(0, len(items), min(shards, len(items)) + 1).round().astype(int).tolist()
-    return [items[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
-def _write_shard(path: Path, items: Sequence[Item], *, first_key: int) -> Shard:
-    from webdataset import TarWriter
-
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        # A fixed time and owner, or the same samples would give other bytes tomorrow.
-        with TarWriter(file, mtime=0, encoder=False, compress=False, user="", group="") as writer:
-            for number, item in enumerate(items, start=first_key):
-                writer.write(
-                    {
-                        "__key__": f"{number:09d}",
-                        item.extension: item.read(),
-                        LABEL_EXTENSION: b"%d" % item.label,
-                    }
-                )
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    return index_shard(path)
-
-
-@dataclass(frozen=True)
-class RawSample:
+class RawSample(NamedTuple):
     """One sample as it lies in its shard."""
 
-    key: str
     image: bytes
-    extension: str
     label: int
 
 
 class BadSample(Exception):
     """A sample that is there but cannot be used: no image, no label, or bytes that are not what they say."""
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key}: {reason}")
-        self.key = key
-
 
 class ShardReader:
-    """Reads samples by sample id, from any thread: one positioned read for image and label together."""
+    """Reads samples by sample id, from any thread: by offset, image and label together."""
 
-    def __init__(self, index: Index, *, open_files: int = 64) -> None:
+    def __init__(self, index: Index, limits: Limits) -> None:
         self._index = index
         self._ends = np.cumsum(index.counts)
+        self._storage = Storage(limits)
         self._lock = threading.Lock()
-        self._open = lru_cache(maxsize=open_files)(self._open_uncached)
+        self._opening: dict[int, threading.Lock] = {}
+        self._tables: dict[int, _Table] = {}
+        self._files: dict[int, _File] = {}
 
     def read(self, sample_id: int) -> RawSample:
-        """Raises BadSample, or OSError where the file cannot be read."""
-        number = int(np.searchsorted(self._ends, sample_id, side="right"))
-        position = sample_id - (int(self._ends[number]) - self._index.counts[number])
-        with self._lock:  # two threads that miss together would open the file twice
-            shard = self._open(number)
-        members = shard.samples[position]
-        start = members[0].offset
-        data = os.pread(shard.fd, members[-1].offset + members[-1].size - start, start)
-        return _to_sample(self._index.shards[number], members, data)
+        """Raises BadSample; StorageError where the shard cannot be had, IndexMismatch where it is another one."""
+        number, position = self._locate(sample_id)
+        table, file = self._tables.get(number), self._files.get(number)
+        if table is None or file is None:
+            table, file = self._open(number)
+        return _read(file.fd, *table.places_N5[position].tolist())
 
-    def _open_uncached(self, number: int) -> _OpenShard:
-        return _OpenShard(self._index.shards[number])
+    def key(self, sample_id: int) -> str:
+        """SHARD/KEY of a sample, for messages: it is looked up anew."""
+        number, position = self._locate(sample_id)
+        table, file = self._open(number)
+        return f"{self._index.shards[number].name}/{load_members(table.path, file.fd)[position][0].key}"
+
+    def want(self, numbers: Iterable[int]) -> None:
+        """Begin to fetch these shards, in this order."""
+        self._storage.want(self._index.shards[number] for number in numbers)
+
+    def close(self) -> None:
+        self._storage.close()
+
+    def _locate(self, sample_id: int) -> tuple[int, int]:
+        number = int(self._ends.searchsorted(sample_id, side="right"))
+        return number, sample_id - int(self._ends[number]) + self._index.counts[number]
+
+    def _open(self, number: int) -> tuple[_Table, _File]:
+        # Two threads that miss together would open the file twice; a thread that waits for a shard to be
+        # fetched must not hold up those that read others.
+        with self._lock:
+            opening = self._opening.setdefault(number, threading.Lock())
+        with opening:
+            table, file = self._tables.get(number), self._files.get(number)
+            if table is None or file is None:
+                shard = self._index.shards[number]
+                file = _File(*self._storage.open(shard))
+                table = table or _Table(shard, file)
+        with self._lock:
+            self._tables[number], self._files[number] = table, file
+            _drop_oldest(self._tables, MOST_TABLES)
+            _drop_oldest(self._files, MOST_FILES)
+        return table, file
 
 
-class _OpenShard:
-    """A tar held open. Evicted from the cache, it closes when the last thread that reads it lets go."""
+def _drop_oldest(kept: dict[int, Any], most: int) -> None:
+    while len(kept) > most:
+        del kept[next(iter(kept))]
 
-    def __init__(self, shard: Shard) -> None:
-        self.samples = read_idx(shard)
-        self.fd = os.open(shard.path, os.O_RDONLY)
+
+class _File:
+    """A tar held open. Dropped, it closes when the last thread that reads it lets go."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd, self.path = fd, path
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        os.close(self.fd)
 
 
-def _to_sample(shard: Shard, members: Sequence[Member], data: bytes) -> RawSample:
-    """Cut the bytes from the first to the last member of a sample into image and label."""
-    key = f"{shard.path.name}/{members[0].name.partition('.')[0]}"
-    start = members[0].offset
-    parts = {m.extension: data[m.offset - start : m.offset - start + m.size] for m in members}
-    extension = next((e for e in parts if e in IMAGE_EXTENSIONS), None)
-    if extension is None or LABEL_EXTENSION not in parts:
-        raise BadSample(key, f"needs an image and a .{LABEL_EXTENSION}, has {sorted(parts)}")
+class _Table:
+    """Where the samples of a shard lie. Raises IndexMismatch where they are not those of the index."""
+
+    def __init__(self, shard: Shard, file: _File) -> None:
+        self.path = file.path
+        try:
+            self.places_N5 = places_of(load_members(file.path, file.fd, keep_idx=not lies_here(shard)))
+        except TarError as error:
+            raise IndexMismatch(f"{shard.url}: {error}") from None
+        if len(self.places_N5) != shard.num_samples:
+            raise IndexMismatch(
+                f"{shard.url}: has {len(self.places_N5)} samples, but the index says {shard.num_samples}; index it "
+                "again"
+            )
+
+
+def _read(fd: int, image_at: int, image_size: int, label_at: int, label_size: int, is_json: int) -> RawSample:
+    if image_size < 0 or label_size < 0:
+        raise BadSample(f"has no {'image' if image_size < 0 else 'label (.cls or .json)'}")
+    if image_size > MAX_IMAGE_BYTES or label_size > MAX_LABEL_BYTES:
+        raise BadSample(f"an image of {image_size:,} bytes with a label of {label_size:,} is not read")
+    start = min(image_at, label_at)
+    end = max(image_at + image_size, label_at + label_size)
+    if end - start <= image_size + label_size + NEAR_BYTES:
+        data = os.pread(fd, end - start, start)
+        image = data[image_at - start : image_at - start + image_size]
+        label = data[label_at - start : label_at - start + label_size]
+    else:
+        image, label = os.pread(fd, image_size, image_at), os.pread(fd, label_size, label_at)
+    if len(image) != image_size or len(label) != label_size:
+        raise BadSample("the shard ends before it")
     try:
-        label = int(parts[LABEL_EXTENSION])
-    except ValueError:
-        raise BadSample(key, f".{LABEL_EXTENSION} is not a number: {parts[LABEL_EXTENSION][:20]!r}") from None
-    return RawSample(key, parts[extension], extension, label)
+        return RawSample(image, parse_label(label, is_json=bool(is_json)))
+    except ValueError as error:
+        raise BadSample(str(error)) from None
+
+
+def load_members(path: Path, fd: int, *, keep_idx: bool = False) -> list[list[Member]]:
+    """From the `.idx` beside a tar, or where there is none from the tar's headers. Raises TarError."""
+    try:
+        return read_idx(idx_path(path))
+    except FileNotFoundError:
+        pass
+    with os.fdopen(os.dup(fd), "rb") as file:
+        samples = list(group_samples(file, str(path)))
+    if keep_idx:  # in our cache, for the node's other ranks; a person's folder is left as it is
+        with contextlib.suppress(OSError):
+            write_idx(idx_path(path), samples)
+    return samples
+
+
+def parse_label(label: bytes, *, is_json: bool) -> int:
+    """A class id from a `.cls` or a `.json` member. Raises ValueError."""
+    if not is_json:
+        try:
+            return int(label)
+        except ValueError:
+            raise ValueError(f".cls is not a number: {label[:20]!r}") from None
+    try:
+        value = json.loads(label)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f".json cannot be read: {error}") from None
+    fields = value if isinstance(value, dict) else {}
+    found = next((fields[name] for name in LABEL_FIELDS if name in fields), None)
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise ValueError(f".json has no whole number as {', '.join(LABEL_FIELDS[:-1])} or {LABEL_FIELDS[-1]}")
+    return found
+
+
+def check_label(label: int, num_classes: int) -> int:
+    """Raise ValueError for a label that the index has no class for."""
+    if not 0 <= label < num_classes:
+        raise ValueError(f"label {label} is not one of the {num_classes} classes of the index")
+    return label

@@ -18,7 +18,7 @@ from resnet_dist.config import Recipe, check_world_size
 from resnet_dist.data.index import Index, read_index
 from resnet_dist.data.loader import Loader
 from resnet_dist.data.order import Order
-from resnet_dist.evaluate import evaluate
+from resnet_dist.evaluate import evaluate, evaluation_loader
 from resnet_dist.model import build_model
 from resnet_dist.train.checkpoint import Checkpoints
 from resnet_dist.train.meter import Meter, TrainingError
@@ -27,6 +27,8 @@ from resnet_dist.train.plan import Plan, due, plan_of
 from resnet_dist.train.state import TrainState
 from resnet_dist.train.step import TrainStep
 from resnet_dist.world import World
+
+MOST_LISTED = 20  # bad samples named at one log line
 
 
 class Tracker(Protocol):
@@ -81,7 +83,10 @@ def train(
         tracker.note(f"resumed at step {state.step} of {plan.total}")
     train_step = TrainStep(state, recipe, plan, world)
 
-    with Loader(train_index, order, recipe.data, world, seed=recipe.seed) as loader:
+    with (
+        Loader(train_index, order, recipe.data, world, seed=recipe.seed) as loader,
+        evaluation_loader(eval_index, recipe.data, world) as eval_loader,
+    ):
         state.meter.restart_clock()
         while state.step < plan.total:
             batch = loader.batch_at(state.step)
@@ -89,9 +94,9 @@ def train(
             state.step += 1
             if due(state.step, plan.log, plan.total):
                 tracker.log(training_metrics(state, order, world), state.step)
-                check_health(state, recipe)
+                check_health(state, recipe, list_bad_samples(state, tracker, world))
             if due(state.step, plan.eval, plan.total):
-                state.metrics |= evaluate(state.model, eval_index, recipe.data, world)
+                state.metrics |= evaluate(state.model, eval_loader, world)
                 tracker.log(only("eval/", state.metrics), state.step)
                 state.meter.restart_clock()
             stop = any_rank(stop_requested(), state.step, plan, world)
@@ -138,13 +143,26 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     return metrics
 
 
-def check_health(state: TrainState, recipe: Recipe) -> None:
+def list_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[str]:
+    """Name the samples that were bad since the last log line, with the reason of each."""
+    if state.meter.bad_at_last_flush == 0:  # known to all ranks: the rest is a collective
+        return []
+    texts = state.meter.take_bad(world)
+    for text in texts[:MOST_LISTED]:
+        tracker.note(f"bad sample {text}")
+    if len(texts) > MOST_LISTED:
+        tracker.note(f"and {len(texts) - MOST_LISTED} more bad samples")
+    return texts
+
+
+def check_health(state: TrainState, recipe: Recipe, bad: list[str]) -> None:
     """All ranks hold the same sums, so all stop together. Raises TrainingError."""
     fraction = state.bad_samples / (state.step * recipe.data.global_batch_size)
     if fraction > recipe.data.max_bad_fraction:
         raise TrainingError(
             f"{state.bad_samples} samples ({fraction:.2%}) could not be decoded by step {state.step}, more "
             f"than data.max_bad_fraction={recipe.data.max_bad_fraction} allows"
+            + (f"; the first is {bad[0]}" if bad else "")
         )
     loss = state.metrics["train/loss"]
     if not math.isfinite(loss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,15 +25,18 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         # float64: a sum of many batches loses nothing, and a restart in the middle does not show
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.bad: list[str] = []  # keys and reasons, of this rank
+        self.bad_at_last_flush = 0  # of all ranks
         self._wait_seconds = 0.0
         self._start = time.perf_counter()
         self._samples_here = 0
 
-    def add(self, sums: Tensor, *, samples: int, bad: int, wait_seconds: float) -> None:
+    def add(self, sums: Tensor, *, samples: int, bad: Sequence[str], wait_seconds: float) -> None:
         """`sums`: loss, correct and seen of one step, as a tensor of three."""
         self.sums[:BAD] += sums
         if bad:
-            self.sums[BAD] += bad
+            self.sums[BAD] += len(bad)
+            self.bad += bad
         self._samples_here += samples
         self._wait_seconds += wait_seconds
 
@@ -52,9 +56,15 @@ class Meter:
             "perf/images_per_second": self._samples_here * world.world_size / seconds,
             "perf/data_wait_fraction": self._wait_seconds / seconds,
         }
+        self.bad_at_last_flush = round(bad)
         self.sums.zero_()
         self.restart_clock()
         return metrics
+
+    def take_bad(self, world: World) -> list[str]:
+        """What all ranks found to be bad since the last call. A collective."""
+        mine, self.bad = self.bad, []
+        return sorted(text for texts in world.gather(mine) for text in texts)
 
     def restart_clock(self) -> None:
         """Leave out what was not training, such as an evaluation."""

@@ -29,7 +29,7 @@ def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
     if order.steps_per_epoch == 0:
         raise RecipeError(
             f"data.global_batch_size={data.global_batch_size} is more than the {order.num_samples} samples of "
-            f"{train_index.path}; use a smaller one"
+            f"{train_index.location}; use a smaller one"
         )
 
     def steps(length: str) -> int:

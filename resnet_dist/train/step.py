@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.config import Recipe
 from resnet_dist.data.augment import normalize
 from resnet_dist.data.loader import Batch
+from resnet_dist.data.mix import Mixed, mix
 from resnet_dist.train.batch_norm import RunningStatistics
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.plan import Plan
@@ -35,7 +36,7 @@ class TrainStep:
     """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last."""
 
     def __init__(self, state: TrainState, recipe: Recipe, plan: Plan, world: World) -> None:
-        self.state, self.recipe, self.plan = state, recipe, plan
+        self.state, self.recipe, self.plan, self.rank = state, recipe, plan, world.rank
         self.network = distribute(state.model, world)
         self.statistics = RunningStatistics(state.model, world)
         self.autocast = torch.autocast(
@@ -56,7 +57,7 @@ class TrainStep:
         self.statistics.average()
         state.optimizer.step()
         state.optimizer.zero_grad()
-        state.meter.add(sums, samples=len(batch.ids_B), bad=len(batch.bad), wait_seconds=batch.wait_seconds)
+        state.meter.add(sums, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
@@ -67,25 +68,36 @@ class TrainStep:
         sums = torch.zeros(3, dtype=torch.float64, device=batch.weights_B.device)
         for number in range(count):
             rows = slice(number * micro_batch_size, (number + 1) * micro_batch_size)
-            images_NCHW = normalize(batch.images_BHWC[rows], self.recipe.data)
+            mixed = mix(
+                normalize(batch.images_BSSC[rows], self.recipe.data),
+                self.recipe.data,
+                seed=self.recipe.seed,
+                step=self.state.step,
+                micro_batch=self.rank * count + number,
+            )
             labels, weights = batch.labels_B[rows], batch.weights_B[rows]
             self.statistics.begin_micro_batch(number, count)
             with synchronised_if(self.network, last=number == count - 1):
                 with self.autocast:
-                    logits = self.network(images_NCHW)
-                losses = F.cross_entropy(
-                    logits.float(),
-                    labels,
-                    reduction="none",
-                    label_smoothing=self.recipe.train.label_smoothing,
-                )
+                    logits = self.network(mixed.images_MCHW)
+                losses = self.weighted_losses(logits.float(), labels, weights, mixed.share)
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
-                ((losses * weights).sum() / local_batch_size).backward()
-            hits = (logits.detach().argmax(dim=1) == labels).float()
-            columns = torch.stack([losses.detach(), hits, torch.ones_like(losses)]) * weights
-            sums += columns.sum(dim=1, dtype=torch.float64)
+                (losses.sum() / local_batch_size).backward()
+            hits = (logits.detach().argmax(dim=1) == labels).float() * weights
+            sums += torch.stack([losses.detach(), hits, weights]).sum(dim=1, dtype=torch.float64)
         return sums
+
+    def weighted_losses(self, logits: Tensor, labels: Tensor, weights: Tensor, share: float) -> Tensor:
+        """Cross-entropy of every image; of a mixed one, that of both its labels in their shares."""
+        smoothing = self.recipe.train.label_smoothing
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) * weights
+        if share == 1:
+            return losses
+        others = F.cross_entropy(
+            logits, Mixed.partner(labels), reduction="none", label_smoothing=smoothing
+        ) * Mixed.partner(weights)
+        return share * losses + (1 - share) * others
 
 
 def distribute(model: nn.Module, world: World) -> nn.Module:

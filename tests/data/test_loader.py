@@ -42,7 +42,7 @@ def global_batches(data: Data, steps: list[int], size: int) -> list[tuple[torch.
 
 
 def fields(batch: Batch) -> tuple[torch.Tensor, ...]:
-    return batch.images_BHWC, batch.labels_B, batch.weights_B, torch.from_numpy(batch.ids_B)
+    return batch.images_BSSC, batch.labels_B, batch.weights_B, torch.from_numpy(batch.ids_B)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_random_boxes_lie_inside() -> None:
     draws = np.random.default_rng(0).random((200, 40))
     sizes = [(height, width) for height in (1, 2, 50, 500) for width in (1, 3, 375)]
     for row, (height, width) in zip(draws, sizes * 16, strict=False):
-        box = random_box(height, width, row)
+        box = random_box(height, width, 24, row)
         assert box.height >= 1
         assert box.width >= 1
         assert 0 <= box.top <= height - box.height

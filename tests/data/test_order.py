@@ -65,11 +65,32 @@ def test_resuming_reaches_what_running_reaches(order: Order, data: st.DataObject
 def test_a_stretch_of_a_lane_equals_sorting_all_of_it(length: int, window: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, length - 1))
     count = data.draw(st.integers(1, length - first))
-    keys = np.arange(length) + window * _delays(0, length, seed=7, epoch=3, lane=2)
+    delays = _delays(0, length, seed=7, epoch=3, lane=2) / 2**32
+    keys = np.arange(length) + window * delays
     expected = np.argsort(keys, kind="stable")[first : first + count]
     found = emissions(first, count, length=length, window=window, seed=7, epoch=3, lane=2)
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found - np.arange(first, first + count)).max() <= window
+
+
+def test_a_window_that_needs_many_bits_gives_the_same_order() -> None:
+    """Keys too wide to be sorted with their offsets inside."""
+    length, window = 100_000, 60_000
+    keys = np.arange(length) + window * (_delays(0, length, seed=7, epoch=3, lane=2) / 2**32)
+    found = emissions(30_000, 5_000, length=length, window=window, seed=7, epoch=3, lane=2)
+    np.testing.assert_array_equal(found, np.argsort(keys, kind="stable")[30_000:35_000])
+
+
+@given(orders(training=True), st.data())
+def test_the_shards_ahead_are_those_that_are_read(order: Order, data: st.DataObject) -> None:
+    step = data.draw(st.integers(0, 2 * order.steps_per_epoch))
+    steps = data.draw(st.integers(1, order.steps_per_epoch))
+    lanes = range(data.draw(st.integers(0, order.lanes - 1)), order.lanes)
+    ahead = order.shards_ahead(step, lanes, steps)
+    assert len(ahead) == len(set(ahead))
+    ids = np.concatenate([order.ids_at(s, lanes) for s in range(step, step + steps)])
+    read = np.searchsorted(np.cumsum(order.counts), ids, side="right")
+    assert set(read.tolist()) <= set(ahead)
 
 
 def test_every_sample_of_a_single_shard_is_seen_in_time() -> None:

@@ -126,7 +126,7 @@ def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None
     with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:
         batch = loader.batch_at(0)
     batch = type(batch)(
-        batch.images_BHWC[:64], batch.labels_B[:64], batch.weights_B[:64], batch.ids_B[:64], (), 0.0
+        batch.images_BSSC[:64], batch.labels_B[:64], batch.weights_B[:64], batch.ids_B[:64], (), 0.0
     )
     for _ in range(40):
         step(batch)
@@ -157,7 +157,7 @@ def test_too_many_bad_samples_stop_the_run(
     def refuse(data: bytes, channels: int) -> None:
         raise ValueError("not a readable image")
 
-    monkeypatch.setattr("resnet_dist.data.loader.decode_image", refuse)
+    monkeypatch.setattr("resnet_dist.data.loader.open_image", refuse)
     with pytest.raises(TrainingError, match=r"640 samples \(100\.00%\).*max_bad_fraction=0\.001"):
         loop.train(digits_recipe.with_overrides(["optim.lr=1e-3"]), tmp_path, WORLD, Recorder())
 

@@ -1,0 +1,88 @@
+"""A data set that fits: every image decoded once and kept as bytes, in memory or on the device.
+
+Shapes: N samples of the index, B of a batch, S image size, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_dist.config import Data, UserError
+from resnet_dist.data.augment import Randomness, augmented
+from resnet_dist.data.order import PADDING
+
+SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest of the process wants some too
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images at the recipe's size, and what belongs to them."""
+
+    images_NSSC: Tensor  # uint8
+    labels_N: Tensor  # int64
+    weights_N: Tensor  # float32: 1, or 0 for a bad sample and for padding
+    bad: dict[int, str] = field(default_factory=dict)  # row → what is wrong; threads fill it
+
+    @classmethod
+    def empty(cls, count: int, data: Data) -> Samples:
+        """Labels and weights of 0; images that are still to be written, all of them."""
+        shape = (count, data.image_size, data.image_size, data.channels)
+        return cls(
+            torch.empty(shape, dtype=torch.uint8),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(count),
+        )
+
+    def to(self, device: torch.device) -> Samples:
+        """Copied to `device`; to a GPU beside what it computes, from memory that it can read by itself."""
+        tensors = [self.images_NSSC, self.labels_N, self.weights_N]
+        if device.type == "cuda":
+            tensors = [tensor if tensor.is_cuda else tensor.pin_memory() for tensor in tensors]
+        images, labels, weights = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Samples(images, labels, weights, self.bad)
+
+    def select(self, ids_B: NDArray[np.int64], data: Data, random: Randomness | None) -> Samples:
+        """The samples of a batch, augmented unless `random` is None; zeros where there is PADDING."""
+        rows_B = np.maximum(ids_B, 0)
+        here_B = torch.from_numpy(rows_B).to(self.labels_N.device)
+        samples = Samples(
+            augmented(self.images_NSSC, rows_B, data, random),
+            self.labels_N.index_select(0, here_B),
+            self.weights_N.index_select(0, here_B),
+            {row: self.bad[i] for row, i in enumerate(ids_B.tolist()) if i in self.bad} if self.bad else {},
+        )
+        padding = np.flatnonzero(ids_B == PADDING).tolist()
+        if padding:
+            samples.labels_N[padding] = 0
+            samples.weights_N[padding] = 0
+        samples.blacken([*padding, *samples.bad])
+        return samples
+
+    def blacken(self, rows: list[int]) -> None:
+        """No augmentation leaves a trace on what is not there."""
+        if rows:
+            self.images_NSSC[rows] = 0
+
+
+def image_bytes(data: Data) -> int:
+    return data.image_size**2 * data.channels
+
+
+def check_fits(num_samples: int, data: Data, device: torch.device) -> None:
+    """Raise UserError where `data.cache` would need more memory than there is."""
+    needed = num_samples * image_bytes(data)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > SHARE_OF_FREE * free:
+        raise UserError(
+            f"data.cache={data.cache!r} needs {needed / 2**30:.1f} GiB for {num_samples:,} images of "
+            f"{data.image_size} x {data.image_size} pixels, and {free / 2**30:.1f} GiB are free; use cache='none'"
+        )

@@ -1,0 +1,445 @@
+"""URLs → local files: remote and compressed shards are fetched whole into a cache that a node's ranks share.
+
+fsspec knows the schemes (https, s3, gs, hf …) and finds credentials where each of them usually has them. A
+file on this machine is used where it lies. What is fetched is resumed where a transfer broke, verified by
+size and checksum before it gets its final name, and evicted least-recently-used beyond a limit of bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import posixpath
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from resnet_dist.config import Data, UserError
+
+CHUNK_BYTES = 4 * 2**20  # asked for at once: what a broken transfer loses at most
+STALL_SECONDS = 30.0  # after which a chunk is given up and asked for again
+FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 20.0
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
+COMMAND = "pipe:"
+
+
+class StorageError(OSError):
+    """A file that could not be had: names the URL and the cause."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file somewhere, and what is known of it."""
+
+    url: str  # or a path on this machine
+    num_bytes: int  # 0 where it is not known
+    checksum: str  # ALGORITHM:HEX, or nothing
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.url.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a cache may take, and how long it tries."""
+
+    folder: Path
+    max_bytes: int
+    timeout_seconds: float
+    allow_commands: bool = False
+
+    @classmethod
+    def of(cls, data: Data) -> Limits:
+        folder = Path(data.shard_cache).expanduser()
+        return cls(folder, data.shard_cache_bytes, data.fetch_timeout_seconds, data.allow_commands)
+
+
+def is_local(url: str) -> bool:
+    return not url.startswith(COMMAND) and ("://" not in url or url.startswith("file://"))
+
+
+def local_path(url: str) -> Path:
+    return Path(url.removeprefix("file://"))
+
+
+def compression_of(url: str) -> str | None:
+    """gzip or zstd, by the name."""
+    path = url if url.startswith(COMMAND) else urlsplit(url).path if "://" in url else url
+    name = path.rstrip().lower()
+    if name.endswith((".tar.gz", ".tgz")):
+        return "gzip"
+    return "zstd" if name.endswith((".tar.zst", ".tzst")) else None
+
+
+def join(base: str, name: str) -> str:
+    """`name`, relative to the folder or URL `base` unless it says where it is by itself."""
+    if "://" in name or name.startswith((COMMAND, "/")):
+        return name
+    return posixpath.join(base, name)
+
+
+class Storage:
+    """Local files of shards. One for each process; the cache folder is shared with the node's other ones."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[Path]] = {}
+        self._closed = threading.Event()
+
+    def want(self, shards: Iterable[StoredFile]) -> None:
+        """Begin to fetch, in this order, what is not here yet."""
+        for shard in shards:
+            if not self.is_at_hand(shard):
+                self._begin(shard)
+
+    def is_at_hand(self, shard: StoredFile) -> bool:
+        return lies_here(shard) or self._cached(shard).exists()
+
+    def path(self, shard: StoredFile) -> Path:
+        """A local, uncompressed tar. Waits until it is there; raises StorageError where it cannot be had.
+
+        Another process may evict it at any time: `open` it, and what is open stays.
+        """
+        if lies_here(shard):
+            return local_path(shard.url)
+        path = self._cached(shard)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)  # used now: evicted last
+            return path
+        return self._begin(shard).result()
+
+    def open(self, shard: StoredFile) -> tuple[int, Path]:
+        """A file descriptor for reading, for the caller to close, and where the file was."""
+        for _ in range(10):
+            path = self.path(shard)
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_RDONLY), path
+            if lies_here(shard):
+                raise StorageError(f"{path}: missing")
+        raise StorageError(
+            f"{shard.url}: evicted ten times before it could be read; raise data.shard_cache_bytes="
+            f"{self._limits.max_bytes:,}"
+        )
+
+    def close(self) -> None:
+        self._closed.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _cached(self, shard: StoredFile) -> Path:
+        # The whole URL names it: two sets may both have a 000000.tar.
+        identity = hashlib.sha256(f"{shard.url} {shard.checksum}".encode()).hexdigest()[:24]
+        return self._limits.folder / identity[:2] / f"{identity}.tar"
+
+    def _begin(self, shard: StoredFile) -> Future[Path]:
+        with self._lock:
+            future = self._under_way.get(shard.url)
+            if future is None:
+                future = self._pool.submit(self._fetch, shard)
+                self._under_way[shard.url] = future
+                future.add_done_callback(lambda _: self._under_way.pop(shard.url, None))
+            return future
+
+    def _fetch(self, shard: StoredFile) -> Path:
+        path = self._cached(shard)
+        check_command(shard.url, allowed=self._limits.allow_commands)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._only_process(path, shard):
+            if not path.exists():  # another process may have fetched it meanwhile
+                raw = path.with_suffix(".raw")
+                if is_local(shard.url):
+                    raw = local_path(shard.url)
+                else:
+                    self._make_room(shard.num_bytes, keep=path)
+                    self._download(shard, raw)
+                if compression_of(shard.url):
+                    self._decompress(shard, raw, path)
+                else:
+                    raw.replace(path)
+        return path
+
+    @contextlib.contextmanager
+    def _only_process(self, path: Path, shard: StoredFile) -> Iterator[None]:
+        """Hold the shard's lock. Whoever has it is waited for as long as his file grows."""
+        lock = FileLock(path.with_suffix(".lock"))  # the kernel frees it when its holder dies
+        seen, since = -1, time.monotonic()
+        while True:
+            try:
+                with lock.acquire(timeout=1):
+                    yield
+                return
+            except Timeout:
+                size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*partial"))
+                if size != seen:
+                    seen, since = size, time.monotonic()
+                if time.monotonic() - since > self._limits.timeout_seconds:
+                    raise StorageError(
+                        f"{shard.url}: another process holds {lock.lock_file} and has made no progress for "
+                        f"{self._limits.timeout_seconds:.0f} s"
+                    ) from None
+
+    def _download(self, shard: StoredFile, target: Path) -> None:
+        """Fetch, verify, and only then give the file its name."""
+        partial = target.with_suffix(target.suffix + ".partial")
+        for last in (False, True):
+            if shard.url.startswith(COMMAND):
+                _run_command(shard.url, partial)
+            else:
+                fetch_file(
+                    shard.url,
+                    partial,
+                    num_bytes=shard.num_bytes,
+                    timeout_seconds=self._limits.timeout_seconds,
+                    cancelled=self._closed.is_set,
+                )
+            problem = difference(partial, shard)
+            if problem is None:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(target)
+                return
+            partial.unlink()  # begun before the remote file changed, or damaged on the way: once more, whole
+            if last:
+                raise StorageError(f"{shard.url}: {problem}; index the shards again if they were changed")
+
+    def _decompress(self, shard: StoredFile, raw: Path, path: Path) -> None:
+        partial = path.with_suffix(".tar.partial")
+        with decompressed(raw, shard.url) as source, partial.open("wb") as target:
+            written = 0
+            while block := source.read(CHUNK_BYTES):
+                written += len(block)
+                if written > self._limits.max_bytes:
+                    partial.unlink()
+                    raise StorageError(
+                        f"{shard.url}: unpacks to more than data.shard_cache_bytes={self._limits.max_bytes:,}"
+                    )
+                target.write(block)
+        if raw.suffix == ".raw":
+            raw.unlink()
+        self._make_room(0, keep=path)
+        partial.replace(path)
+
+    def _make_room(self, num_bytes: int, keep: Path) -> None:
+        """Evict what was not used for longest until `num_bytes` more are within the limit."""
+        limit, folder = self._limits.max_bytes, self._limits.folder
+        if num_bytes > limit:
+            raise StorageError(
+                f"a shard of {num_bytes:,} bytes is larger than data.shard_cache_bytes={limit:,}"
+            )
+        with FileLock(folder / ".evicting.lock"):
+            files = []
+            for file in [*folder.glob("??/*.tar"), *folder.glob("??/*partial"), *folder.glob("??/*.raw")]:
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    files.append((status.st_mtime, status.st_size, file))
+            total = sum(size for _, size, _ in files) + num_bytes
+            for _, size, file in sorted(files):
+                if total <= limit:
+                    return
+                if file.suffix == ".tar" and file != keep:
+                    file.unlink(missing_ok=True)
+                    file.with_suffix(".idx").unlink(missing_ok=True)
+                    total -= size
+
+
+def lies_here(shard: StoredFile) -> bool:
+    """Whether the shard can be read where it is, by offset."""
+    return is_local(shard.url) and compression_of(shard.url) is None
+
+
+def check_command(url: str, *, allowed: bool) -> None:
+    """Raise UserError for a shard that would run a shell, unless a person allowed it."""
+    if url.startswith(COMMAND) and not allowed:
+        raise UserError(
+            f"{url!r} would run a command in a shell; pass --allow-commands (or set data.allow_commands=true) if "
+            "you trust where it comes from"
+        )
+
+
+def difference(path: Path, shard: StoredFile) -> str | None:
+    """What is wrong with a file, compared with the index; None where nothing is."""
+    size = path.stat().st_size
+    if shard.num_bytes and size != shard.num_bytes:
+        return f"has {size:,} bytes, but the index says {shard.num_bytes:,}"
+    algorithm, _, expected = shard.checksum.partition(":")
+    if expected:
+        found = checksum(path, algorithm)
+        if found != shard.checksum:
+            return f"has {found}, but the index says {shard.checksum}"
+    return None
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """ALGORITHM:HEX."""
+    with path.open("rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+@contextlib.contextmanager
+def decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
+    """The plain bytes of a file; `url` says how it is compressed."""
+    kind = compression_of(url)
+    with path.open("rb") as file:
+        if kind == "gzip":
+            with gzip.open(file) as plain:
+                yield plain  # type: ignore[misc]
+        elif kind == "zstd":
+            import zstandard
+
+            with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as plain_zstd:
+                yield plain_zstd
+        else:
+            yield file
+
+
+def fetch_file(
+    url: str,
+    partial: Path,
+    *,
+    num_bytes: int | None,
+    timeout_seconds: float,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Append what is missing to `partial`, chunk by chunk, until it has `num_bytes` (None: as many as there are).
+
+    Every failure is tried again, after a pause that doubles and is drawn, so that many ranks do not knock
+    together. Raises StorageError after `timeout_seconds` without a byte of progress, or at once where
+    trying again cannot help.
+    """
+    remote = _Remote(url)
+    total = num_bytes or retry(remote.size, url, timeout_seconds, cancelled)
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > total:
+        partial.unlink()
+        have = 0
+    with partial.open("ab") as file:
+        while have < total:
+            end = min(have + CHUNK_BYTES, total)
+            block = retry(lambda: remote.read(have, end, total), url, timeout_seconds, cancelled)  # noqa: B023
+            file.write(block)
+            have += len(block)
+
+
+def read_bytes(url: str, timeout_seconds: float = 60.0) -> bytes:
+    """A small file, such as an index. Raises FileNotFoundError, or StorageError."""
+    if is_local(url):
+        return local_path(url).read_bytes()
+    remote = _Remote(url)
+    try:
+        content: bytes = retry(lambda: remote.read(0, None, None), url, timeout_seconds)
+        return content
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise FileNotFoundError(url) from None
+        raise
+
+
+def exists(url: str) -> bool:
+    """Whether there is such a file, as far as can be told."""
+    if is_local(url):
+        return local_path(url).is_file()
+    try:
+        return bool(_Remote(url).size())
+    except OSError:
+        return False
+
+
+def retry(
+    read: Callable[[], Any], url: str, timeout_seconds: float, cancelled: Callable[[], bool] = lambda: False
+) -> Any:
+    deadline, pause = time.monotonic() + timeout_seconds, FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return read()
+        except Exception as error:  # each scheme has its own errors, and drivers of their own below
+            if _is_permanent(error):
+                raise StorageError(f"{url}: {_describe(error)}") from error
+            if time.monotonic() + pause > deadline:
+                raise StorageError(
+                    f"{url}: nothing could be read for {timeout_seconds:.0f} s; the last error was {_describe(error)}"
+                ) from error
+            if cancelled():
+                raise StorageError(f"{url}: given up, the loader was closed") from error
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class _Remote:
+    """One remote file, read in parts."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self._url = url
+        options: dict[str, Any] = {}
+        if url.startswith(("http://", "https://")):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+            options["client_kwargs"] = {"timeout": timeout}
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(url, **options)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{url}: {error}") from None
+
+    def size(self) -> int:
+        size = self._fs.info(self._path).get("size")
+        if size is None:
+            raise StorageError(f"{self._url}: the server does not say how large it is")
+        return int(size)
+
+    def read(self, start: int, end: int | None, total: int | None) -> bytes:
+        """Bytes from `start` on, at least one of them."""
+        whole = start == 0 and end == total  # or asked for as a whole: a server may not know ranges
+        block: bytes = self._cat(None if whole else start, None if whole else end)
+        if end is not None and len(block) > end - start:
+            if len(block) != total:
+                raise OSError(f"asked for bytes {start} to {end}, got {len(block)} bytes")
+            block = block[start:]  # the server sent the whole file
+        if not block:
+            raise OSError(f"no bytes from {start} on")
+        return block
+
+    def _cat(self, start: int | None, end: int | None) -> bytes:
+        if not getattr(self._fs, "async_impl", False):
+            return self._fs.cat_file(self._path, start=start, end=end)  # type: ignore[no-any-return]
+        from fsspec.asyn import sync
+
+        # A server that stops in the middle, whatever its scheme's own timeouts are.
+        limit = None if end is None else 4 * STALL_SECONDS
+        return sync(self._fs.loop, self._fs._cat_file, self._path, start=start, end=end, timeout=limit)  # type: ignore[no-any-return]
+
+
+def _is_permanent(error: BaseException) -> bool:
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status not in (408, 425, 429)
+    return isinstance(error, (*PERMANENT, UserError))
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _run_command(url: str, partial: Path) -> None:
+    command = url.removeprefix(COMMAND)
+    with partial.open("wb") as target:
+        done = subprocess.run(command, shell=True, stdout=target, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        partial.unlink()
+        raise StorageError(f"{url}: ended with {done.returncode}: {words[-1] if words else 'no message'}")
