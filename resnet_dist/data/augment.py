@@ -66,7 +66,7 @@ def randomness(ids: NDArray[np.int64], data: Data, *, seed: int, epoch: int) -> 
     )
 
 
-def to_size(image: Image, data: Data, crop_draws: Draws | None) -> Pixels:
+def to_size(image: Image, data: Data, crop_draws: Draws | None, *, mirror: bool = False) -> Pixels:
     """First stage, one image: (S, S, C). `crop_draws` choose a random box; None takes the middle.
 
     Raises ValueError where the image cannot be decoded.
@@ -76,7 +76,14 @@ def to_size(image: Image, data: Data, crop_draws: Draws | None) -> Pixels:
         box = middle(image.height, image.width, size, data.eval_crop)
     else:
         box = random_box(image.height, image.width, size, crop_draws)
-    return resize(image.pixels(box, size), size, size)
+    pixels = resize(image.pixels(box, size), size, size)
+    return mirrored(torch.from_numpy(pixels[None]))[0].numpy() if mirror else pixels
+
+
+def mirrors(data: Data, random: Randomness) -> list[bool]:
+    """Which images `to_size` is to mirror: of random crops, while they are in the processor's cache."""
+    chosen: list[bool] = (random.batch_N4[:, 0] < 0.5).tolist()
+    return chosen if data.flip and data.crop == "random-resized-crop" else [False] * len(chosen)
 
 
 def augmented(
@@ -103,7 +110,7 @@ def augment_(images_NSSC: Tensor, rows_B: NDArray[np.int64], data: Data, random:
     if data.crop == "pad-crop" and data.pad:  # taking and shifting images is one copy on a CPU
         down_B, right_B = (random.batch_N4[:, 1:3] * (2 * data.pad + 1)).astype(np.int64).T - data.pad
         images_NSSC = shifted(images_NSSC, rows_B, down_B, right_B)
-    if data.flip:
+    if data.flip and data.crop != "random-resized-crop":
         flip_(images_NSSC, random.batch_N4[:, 0] < 0.5)
     if data.erase:
         chosen_B = random.batch_N4[:, 3] < data.erase
@@ -210,12 +217,16 @@ def _rows_at(pixels_NSSC: Pixels, rows_BS: NDArray[np.int64], right_B: NDArray[n
 def flip_(images_NSSC: Tensor, flip_N: NDArray[np.bool]) -> None:
     """Mirror the images that are marked, in place."""
     rows = np.flatnonzero(flip_N)
-    # Seen as N C S S with channels last in memory, which has a vectorised mirror.
-    mirrored = take(images_NSSC, rows).permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
+    images = mirrored(take(images_NSSC, rows))
     if images_NSSC.device.type == "cpu":
-        images_NSSC.numpy()[rows] = mirrored.numpy()
+        images_NSSC.numpy()[rows] = images.numpy()
     else:
-        images_NSSC[torch.from_numpy(rows).to(images_NSSC.device)] = mirrored
+        images_NSSC[torch.from_numpy(rows).to(images_NSSC.device)] = images
+
+
+def mirrored(images_NSSC: Tensor) -> Tensor:
+    # Seen as N C S S with channels last in memory, which has a vectorised mirror.
+    return images_NSSC.permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
 
 
 def take(source_NSSC: Tensor, rows_B: NDArray[np.int64]) -> Tensor:

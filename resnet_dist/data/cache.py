@@ -6,6 +6,7 @@ Shapes: N samples of the index, B of a batch, S image size, C channels.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,26 @@ from resnet_dist.data.order import PADDING
 SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest of the process wants some too
 
 
+class Buffers:
+    """Memory for images, given out again once nobody holds it: fresh memory costs a page fault every 4 KiB."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._arrays: list[NDArray[np.uint8]] = []
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of any content. Every tensor and array that shares its memory keeps it from being used again."""
+        for array in self._arrays:
+            if array.shape == shape and sys.getrefcount(array) == _REFERENCES_OF_OURS:
+                return torch.from_numpy(array)
+        array = np.empty(shape, np.uint8)
+        self._arrays = [*self._arrays, array][-self._most :]
+        return torch.from_numpy(array)
+
+
+_REFERENCES_OF_OURS = 3  # the list's, the loop's, and that of getrefcount itself
+
+
 @dataclass(frozen=True)
 class Samples:
     """Images at the recipe's size, and what belongs to them."""
@@ -30,11 +51,10 @@ class Samples:
     bad: dict[int, str] = field(default_factory=dict)  # row → what is wrong; threads fill it
 
     @classmethod
-    def empty(cls, count: int, data: Data) -> Samples:
+    def empty(cls, count: int, data: Data, buffers: Buffers) -> Samples:
         """Labels and weights of 0; images that are still to be written, all of them."""
-        shape = (count, data.image_size, data.image_size, data.channels)
         return cls(
-            torch.empty(shape, dtype=torch.uint8),
+            buffers.take((count, data.image_size, data.image_size, data.channels)),
             torch.zeros(count, dtype=torch.int64),
             torch.zeros(count),
         )

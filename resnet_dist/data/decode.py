@@ -7,6 +7,7 @@ is cut off, and a crop of twice the wanted size or more is decoded at half the s
 from __future__ import annotations
 
 import io
+import math
 import struct
 import threading
 from contextlib import nullcontext
@@ -25,6 +26,10 @@ LARGE_PIXELS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what Pillow may try: its other parsers need not meet strange bytes
 MAX_SCALE = 8  # the strongest shrinking of JPEG's own inverse transform
 
+SMALL_PIXELS = 128 * 128  # up to here fresh memory is cheaper than the decoder's handling of a given buffer
+SCRATCH_BYTES = 32 * 2**20  # what a thread keeps between images: fresh memory costs a page fault every 4 KiB
+
+_scratch = threading.local()
 _one_large_image = threading.RLock()  # a thread that falls back to Pillow holds it already
 
 
@@ -48,7 +53,7 @@ class Image(Protocol):
 
     def pixels(self, box: Box, size: int) -> Pixels:
         """(H, W, C) of `box`, which will be resized to `size` x `size`: shrunk by `scale_for` it where the
-        box lies on that grid, and the format can.
+        box lies on that grid, and the format can. Good until this thread asks for the next image's.
 
         Raises ValueError where the bytes cannot be decoded.
         """
@@ -67,7 +72,22 @@ def open_image(data: bytes, channels: int) -> Image:
 def decode_image(data: bytes, channels: int) -> Pixels:
     """(H, W, channels) uint8. Raises ValueError where the bytes are not an image that can be read."""
     image = open_image(data, channels)
+    return whole(image).copy()
+
+
+def whole(image: Image) -> Pixels:
+    """All of an image. Good until this thread asks for the next image's pixels."""
     return image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))
+
+
+def _thread_buffer(num_bytes: int) -> Pixels:
+    """Memory of this thread, of at least so many bytes; what was in it is lost."""
+    buffer: Pixels | None = getattr(_scratch, "buffer", None)
+    if buffer is None or len(buffer) < num_bytes:
+        buffer = np.empty(num_bytes, np.uint8)
+        if num_bytes <= SCRATCH_BYTES:
+            _scratch.buffer = buffer
+    return buffer
 
 
 def scale_for(height: int, width: int, size: int) -> int:
@@ -129,23 +149,29 @@ class _Jpeg:
                 return _cut(cut_off, box)
         return _cut(self._decode(self._data), box)
 
-    def _decode(self, data: bytes | bytearray, **options: object) -> Pixels:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, self._space, **options)
+    def _decode(self, data: bytes | bytearray, *, buffer: Pixels | None = None, **options: object) -> Pixels:
+        if buffer is None and self._header.height * self._header.width > SMALL_PIXELS:
+            buffer = self._buffer(self._header.height)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, self._space, buffer=buffer, **options)
         return pixels
+
+    def _buffer(self, rows: int) -> Pixels:
+        return _thread_buffer(rows * self._header.width * self._channels)
 
     def _decode_rows(self, rows: int) -> Pixels | None:
         """The first `rows` rows, by telling the decoder that there are no more; None where it saw an error."""
         shorter = bytearray(self._data)
         shorter[self._header.height_at : self._header.height_at + 2] = struct.pack(">H", rows)
-        pixels = np.empty((rows, self._header.width, self._channels), np.uint8)
+        buffer = self._buffer(rows)
         try:
-            self._decode(shorter, buffer=pixels)
+            self._decode(shorter, buffer=buffer)
         except ValueError as error:
             # The decoder keeps its first warning. This one says that the rows above were whole, and that what
             # follows them reaches to the end of the image: a truncated or corrupt file gives another.
-            if "extraneous bytes before marker 0xd9" in str(error):
-                return pixels
-        return None
+            if "extraneous bytes before marker 0xd9" not in str(error):
+                return None
+        shape = rows, self._header.width, self._channels
+        return buffer[: math.prod(shape)].reshape(shape)
 
 
 class _JpegHeader(NamedTuple):

@@ -69,7 +69,7 @@ def write_index(
 
     Shards in the index's own folder are named relative to it, so that the folder can be moved.
     """
-    path = location if location.suffix == ".json" else location / INDEX_NAME
+    path = Path(index_location(location))
     base = str(path.parent) + "/"
     entries = []
     for shard in shards:
@@ -90,6 +90,7 @@ def write_index(
     }
     if prepared is not None:
         value["prepared"] = dict(prepared)  # how; `prepare` compares it when it is called again
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(value, indent=1) + "\n")
     return Index(str(path), tuple(shards), tuple(classes))
 

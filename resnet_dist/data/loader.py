@@ -6,9 +6,10 @@ Shapes: B samples that this rank has of a step, N samples of the index, S image 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data, UserError
-from resnet_dist.data.augment import Draws, Randomness, augment_, randomness, to_size
-from resnet_dist.data.cache import Samples, check_fits, image_bytes
+from resnet_dist.data.augment import Draws, Randomness, augment_, mirrors, randomness, to_size
+from resnet_dist.data.cache import Buffers, Samples, check_fits, image_bytes
 from resnet_dist.data.decode import open_image
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import PADDING, Order
@@ -57,6 +58,7 @@ class Loader:
         self._reader = ShardReader(index, Limits.of(data))
         self._lanes = order.lanes_of(world.rank, world.world_size)
         self._wanted: set[int] = set()
+        self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
         self._ahead: deque[tuple[int, _Pending]] = deque()
         workers = data.loader_workers or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(workers, "decode")
@@ -117,7 +119,7 @@ class Loader:
             random = randomness(ids, self.data, seed=self._seed, epoch=epoch)
         if self._cached is None:
             self._fetch_ahead(step)
-            samples = Samples.empty(len(ids), self.data)
+            samples = Samples.empty(len(ids), self.data, self._buffers)
             tasks = [
                 self._pool.submit(self._fill, samples, ids, rows, random)
                 for rows in _parts(len(ids), self.data)
@@ -139,27 +141,31 @@ class Loader:
     def _fill(self, batch: Samples, ids: NDArray[np.int64], rows: slice, random: Randomness | None) -> None:
         """Make some rows of a batch, in place."""
         part = Samples(batch.images_NSSC[rows], batch.labels_N[rows], batch.weights_N[rows])
-        crops = None if random is None or not random.crop_NK.size else random.crop_NK[rows]
-        self._decode(part, ids[rows].tolist(), crops)
-        if random is not None:
-            every_row = np.arange(len(part.labels_N))
-            images = augment_(part.images_NSSC, every_row, self.data, random.rows(rows))
+        own = None if random is None else random.rows(rows)
+        self._decode(part, ids[rows].tolist(), own)
+        if own is not None:
+            images = augment_(part.images_NSSC, np.arange(len(part.labels_N)), self.data, own)
             if images is not part.images_NSSC:
                 part.images_NSSC.copy_(images)
             part.blacken(list(part.bad))
         batch.bad.update({rows.start + row: text for row, text in part.bad.items()})
 
-    def _decode(self, part: Samples, ids: list[int], crops_NK: Draws | None) -> None:
+    def _decode(self, part: Samples, ids: list[int], random: Randomness | None) -> None:
         """Read and decode samples to the recipe's size; a bad one is left black, with weight 0."""
         images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
-        for row, sample_id in enumerate(ids):
+        crops: Iterable[Draws | None] = itertools.repeat(None)
+        mirror: Iterable[bool] = itertools.repeat(False)
+        if random is not None:
+            mirror = mirrors(self.data, random)
+            crops = random.crop_NK if random.crop_NK.size else crops
+        for row, (sample_id, crop, flip) in enumerate(zip(ids, crops, mirror, strict=False)):
             if sample_id == PADDING:
                 images[row] = 0
                 continue
             try:
                 encoded, label = self._reader.read(sample_id)
                 image = open_image(encoded, self.data.channels)
-                images[row] = to_size(image, self.data, None if crops_NK is None else crops_NK[row])
+                images[row] = to_size(image, self.data, crop, mirror=flip)
                 labels[row] = check_label(label, len(self.index.classes))
                 weights[row] = 1.0
             except UserError:
@@ -173,7 +179,7 @@ class Loader:
         device = self._device if self.data.cache == "device" else torch.device("cpu")
         count = self.index.num_samples
         check_fits(count, self.data, device)
-        samples, ids = Samples.empty(count, self.data), np.arange(count)
+        samples, ids = Samples.empty(count, self.data, Buffers(1)), np.arange(count)
         self._reader.want(range(len(self.index.shards)))
         tasks = [self._pool.submit(self._fill, samples, ids, rows, None) for rows in _parts(count, self.data)]
         for task in tasks:

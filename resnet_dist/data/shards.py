@@ -17,7 +17,9 @@ from resnet_dist.data.storage import Limits, Storage, lies_here
 from resnet_dist.data.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
 
 MAX_IMAGE_BYTES = 256 * 2**20  # of one encoded image; a tar may claim anything
-NEAR_BYTES = 64 * 2**10  # image and label this close are read at once, with what lies between them
+NEAR_BYTES = (
+    16 * 2**10
+)  # a small sample is read at once; of a large one, cutting it apart would copy it again
 MAX_LABEL_BYTES = 16 * 2**20
 MOST_FILES, MOST_TABLES = 256, 8192  # kept open: descriptors are scarce, and a table costs milliseconds
 LABEL_FIELDS = ("label", "cls", "class_id")  # where a .json may have it
@@ -127,7 +129,7 @@ def _read(fd: int, image_at: int, image_size: int, label_at: int, label_size: in
         raise BadSample(f"an image of {image_size:,} bytes with a label of {label_size:,} is not read")
     start = min(image_at, label_at)
     end = max(image_at + image_size, label_at + label_size)
-    if end - start <= image_size + label_size + NEAR_BYTES:
+    if end - start <= NEAR_BYTES:
         data = os.pread(fd, end - start, start)
         image = data[image_at - start : image_at - start + image_size]
         label = data[label_at - start : label_at - start + label_size]

@@ -1,0 +1,215 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["resnet-dist", "litdata", "mosaicml-streaming"]
+# ///
+"""Our loader beside its peers, each with two workers, in one interleaved run; medians of the rounds.
+
+    uv run --with litdata --with mosaicml-streaming python tests/benchmarks/loader_peers.py IMAGES
+
+IMAGES is an image folder (class = folder) of JPEGs. Every loader gives batches of 224 random resized crops,
+antialiased, flipped at random, as uint8; the first round of each is not counted. `raw` decodes whole images
+with two threads and throws them away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+WORKERS, BATCH, SIZE = 2, 40, 224
+
+
+def repeated(images: Path, folder: Path, at_least: int) -> int:
+    """Links to the images, as often as it takes: workers of a few hundred images would never warm up."""
+    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    times = -(-at_least // len(files))
+    for number in range(times):
+        for path in files:
+            target = folder / path.parent.name / f"{number}-{path.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path.absolute())
+    return times * len(files)
+
+
+def transform() -> Callable[[Any], torch.Tensor]:
+    from torchvision.transforms import v2
+
+    return v2.Compose(
+        [v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    )
+
+
+def image_folder(folder: Path, work: Path) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    return torch.utils.data.DataLoader(
+        ImageFolder(folder, transform()), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
+    )
+
+
+def webdataset(folder: Path, work: Path) -> Any:
+    import webdataset as wds
+
+    urls = [str(path) for path in sorted((work / "shards/train").glob("*.tar"))]
+    dataset = (
+        wds.WebDataset(urls, shardshuffle=len(urls), nodesplitter=wds.split_by_node)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg;jpeg", "cls")
+        .map_tuple(transform(), lambda label: label)
+        .batched(BATCH)
+    )
+    return wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+
+
+def mosaic(folder: Path, work: Path) -> Any:
+    from streaming import MDSWriter, StreamingDataset
+
+    target = work / "mds"
+    with MDSWriter(out=str(target), columns={"image": "jpeg", "label": "int"}) as writer:
+        for label, name in enumerate(sorted(path.name for path in folder.iterdir())):
+            for path in sorted((folder / name).iterdir()):
+                writer.write({"image": Image.open(path), "label": label})
+
+    class Transformed(StreamingDataset):  # type: ignore[misc]
+        change = transform()
+
+        def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+            sample = super().__getitem__(at)
+            return self.change(sample["image"].convert("RGB")), sample["label"]
+
+    dataset = Transformed(local=str(target), shuffle=True, batch_size=BATCH)
+    return torch.utils.data.DataLoader(dataset, BATCH, num_workers=WORKERS, persistent_workers=True)
+
+
+def lit_sample(item: tuple[str, int]) -> dict[str, Any]:
+    path, label = item
+    return {"image": Path(path).read_bytes(), "label": label}
+
+
+def litdata(folder: Path, work: Path) -> Any:
+    import litdata as lit
+
+    target = work / "lit"
+    names = sorted(path.name for path in folder.iterdir())
+    items = [(str(path), names.index(path.parent.name)) for path in sorted(folder.glob("*/*"))]
+    lit.optimize(lit_sample, items, output_dir=str(target), chunk_bytes="64MB", num_workers=1)
+
+    class Transformed(lit.StreamingDataset):  # type: ignore[misc]
+        change = transform()
+
+        def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+            sample = super().__getitem__(at)
+            return self.change(Image.open(io.BytesIO(sample["image"])).convert("RGB")), sample["label"]
+
+    dataset = Transformed(str(target), shuffle=True)
+    return lit.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
+
+
+class Ours:
+    def __init__(self, work: Path) -> None:
+        from resnet_dist.config import Data
+        from resnet_dist.data.index import read_index
+        from resnet_dist.data.loader import Loader
+        from resnet_dist.data.order import Order
+        from resnet_dist.world import World
+
+        shards = str(work / "shards/train")
+        data = Data(
+            train=shards,
+            eval=shards,
+            image_size=SIZE,
+            global_batch_size=BATCH,
+            crop="random-resized-crop",
+            flip=True,
+            loader_workers=WORKERS,
+        )
+        index = read_index(shards)
+        order = Order(index.counts, BATCH, data.lanes, data.window, 0, training=True)
+        self.loader, self.step = Loader(index, order, data, World.single(), seed=0), 0
+
+    def __iter__(self) -> Any:
+        for _ in range(self.loader.order.steps_per_epoch):
+            batch = self.loader.batch_at(self.step)
+            self.step += 1
+            yield batch.images_BSSC, batch.labels_B
+
+
+def raw_decode(images: list[bytes]) -> float:
+    import simplejpeg
+
+    def decode(some: list[bytes]) -> None:
+        for image in some:
+            simplejpeg.decode_jpeg(image, "RGB", strict=False)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(decode, [images[i : i + 16] for i in range(0, len(images), 16)]):
+            pass
+    return len(images) / (time.perf_counter() - start)
+
+
+def epoch(loader: Any) -> float:
+    start, images = time.perf_counter(), 0
+    for batch, *_ in loader:
+        assert batch.dtype == torch.uint8
+        images += len(batch)
+    return images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--at-least", type=int, default=1600)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work = Path(tempfile.mkdtemp())
+    try:
+        folder = work / "images"
+        count = repeated(arguments.images, folder, arguments.at_least)
+        from resnet_dist.data.prepare import prepare
+        from resnet_dist.data.sources import open_source
+
+        prepare(open_source(str(folder), whole_split="train"), work / "shards")
+        encoded = [path.read_bytes() for path in sorted(folder.glob("*/*"))]
+        peers = {"ImageFolder": image_folder, "webdataset": webdataset, "Mosaic": mosaic, "litData": litdata}
+        loaders: dict[str, Any] = {name: make(folder, work) for name, make in peers.items()}
+        torch.multiprocessing.set_start_method("fork", force=True)  # litData's writer leaves another
+        loaders["resnet_dist"] = Ours(work)
+        speeds: dict[str, list[float]] = {name: [] for name in [*loaders, "raw"]}
+        for number in range(arguments.rounds + 1):
+            for name, loader in loaders.items():
+                speed = epoch(loader)
+                if number:
+                    speeds[name].append(speed)
+            if number:
+                speeds["raw"].append(raw_decode(encoded))
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        ours = medians["resnet_dist"]
+        print(
+            f"{count} images, {arguments.rounds} rounds, {WORKERS} workers, images/s: median (lowest to highest)"
+        )
+        for name, values in speeds.items():
+            print(f"{name:<12} {medians[name]:7,.0f} ({min(values):,.0f} to {max(values):,.0f})")
+        best = max(medians[name] for name in peers)
+        print(f"ours is {ours / best:.2f} x the best peer and {ours / medians['raw']:.0%} of raw decoding")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    np.random.seed(0)
+    main()
