@@ -1,0 +1,92 @@
+"""Shards that others might have written, for the tests of the data plane."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from resnet_dist.config import Data
+from resnet_dist.data.index import Index, Shard
+from resnet_dist.data.indexing import build_index, expand
+from resnet_dist.data.loader import Loader
+from resnet_dist.data.order import Order
+from resnet_dist.data.storage import Limits
+from resnet_dist.world import World
+
+SIZE = 8
+CLASSES = 10
+
+
+def picture(number: int, size: int = SIZE) -> np.ndarray:
+    """(size, size, 3): another one for every number."""
+    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray, form: str = "png", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, numbers: Sequence[int]) -> None:
+    """Samples as a user of plain webdataset writes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as writer:
+        for number in numbers:
+            writer.write(
+                {"__key__": f"sample{number:06d}", "png": encoded(picture(number)), "cls": number % CLASSES}
+            )
+
+
+def write_shards(folder: Path, counts: Sequence[int], suffix: str = ".tar") -> list[str]:
+    first, names = 0, []
+    for shard, count in enumerate(counts):
+        path = folder / f"part-{shard:05d}{suffix}"
+        write_tar(path, range(first, first + count))
+        names.append(str(path))
+        first += count
+    return names
+
+
+@pytest.fixture
+def limits(tmp_path: Path) -> Limits:
+    return Limits(tmp_path / "cache", 2**30, 30.0)
+
+
+@pytest.fixture
+def make_index(limits: Limits) -> Callable[[Sequence[str], Path], Index]:
+    def make(names: Sequence[str], out: Path) -> Index:
+        shards: list[Shard] = expand(list(names))
+        return build_index(shards, out, limits)[0]
+
+    return make
+
+
+def data_of(index: Index, **changes: object) -> Data:
+    fields: dict[str, object] = {
+        "train": index.location,
+        "eval": index.location,
+        "image_size": SIZE,
+        "global_batch_size": 48,
+        "lanes": 24,
+        "window": 50,
+        "crop": "pad-crop",
+        "pad": 1,
+        "flip": True,
+        "loader_workers": 2,
+    }
+    return Data.model_validate(fields | changes)
+
+
+def loaders(index: Index, data: Data, world_size: int, *, training: bool = True) -> list[Loader]:
+    import torch
+
+    order = Order(index.counts, data.global_batch_size, data.lanes, data.window, 5, training=training)
+    worlds = [World(rank, 0, world_size, torch.device("cpu")) for rank in range(world_size)]
+    return [Loader(index, order, data, world, seed=5) for world in worlds]
