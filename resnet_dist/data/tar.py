@@ -127,9 +127,16 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
         if size == 0:
             raise TarError(f"{name}: empty") from None
         raise TarError(f"{name}: not a tar, or damaged after {last}: {error}") from None
-    file.seek(end - tarfile.BLOCKSIZE if end >= size else end)
-    if end < size and any(file.read(tarfile.BLOCKSIZE)):
-        raise TarError(f"{name}: damaged or cut off after {last}, at byte {end:,} of {size:,}")
+    if size < end + tarfile.BLOCKSIZE:  # a cut between two members would lose what followed without a word
+        raise TarError(f"{name}: cut off after {last}: it has no end marker")
+    file.seek(end)
+    while block := file.read(
+        2**20
+    ):  # zeros up to the end: a header that was zeroed ends a tar too early as well
+        if any(block):
+            raise TarError(
+                f"{name}: damaged, cut off, or going on after its end, behind {last} at byte {end:,}"
+            )
 
 
 def write_idx(path: Path, samples: Sequence[Sequence[Member]]) -> bool:

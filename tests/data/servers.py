@@ -132,9 +132,7 @@ class FaultyProxy:
                 self._count += 1
                 self.faults[fault] += 1
             if fault == "500":
-                client.sendall(
-                    b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                )
+                client.sendall(b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
             with socket.create_connection((LOCALHOST, self._upstream), timeout=20) as upstream:
                 closing = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", request)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -172,7 +172,9 @@ def test_processes_that_share_a_cache_fetch_each_shard_once(served: Path, limits
         command = [sys.executable, "-c", PROCESS, server.url, str(limits.folder)]
         with ThreadPoolExecutor(4) as pool:
             runs = list(
-                pool.map(lambda _: subprocess.run(command, capture_output=True, text=True, timeout=120), range(4))
+                pool.map(
+                    lambda _: subprocess.run(command, capture_output=True, text=True, timeout=120), range(4)
+                )
             )
         assert [run.returncode for run in runs] == [0] * 4, runs[0].stderr
         assert len({run.stdout for run in runs}) == 1
@@ -272,7 +274,10 @@ def test_an_index_over_http_is_verified(served: Path, limits: Limits) -> None:
         names = f"{server.url}/part-{{00000..0000{len(COUNTS) - 1}}}.tar"
         index, _ = build_index(expand([names]), served.parent / "elsewhere", limits)
         assert index.counts == COUNTS
-        assert json.loads(Path(index.location).read_text())["shardlist"][0]["url"] == f"{server.url}/part-00000.tar"
+        assert (
+            json.loads(Path(index.location).read_text())["shardlist"][0]["url"]
+            == f"{server.url}/part-00000.tar"
+        )
 
 
 @pytest.fixture

@@ -1,0 +1,224 @@
+"""Pixels: the part that a crop needs equals that part of the whole, and agrees with Pillow in every format."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnet_dist.config import Data
+from resnet_dist.data import decode
+from resnet_dist.data.augment import middle, random_box, randomness, resize, to_size
+from resnet_dist.data.decode import Box, decode_image, open_image, scale_for
+
+IMAGENET_SAMPLE = Path(__file__).parents[3] / "shared/data/imagenet-sample-200.tar"
+
+
+def photo(height: int, width: int, *, grain: int = 8) -> Image.Image:
+    """Smooth colors, as JPEGs are made for, that change every `grain` pixels."""
+    shape = height // grain + 2, width // grain + 2, 3
+    coarse = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", **({"quality": 90} | options))
+    return buffer.getvalue()
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"restart_marker_rows": 2}])
+def test_the_part_that_is_decoded_equals_that_part_of_the_whole(
+    subsampling: str, options: dict[str, object]
+) -> None:
+    data = jpeg(photo(203, 301), subsampling=subsampling, **options)
+    for channels in (1, 3):
+        everything = decode_image(data, channels)
+        image = open_image(data, channels)
+        for box in (Box(0, 0, 50, 50), Box(3, 7, 99, 200), Box(100, 50, 86, 100), Box(120, 0, 83, 301)):
+            expected = everything[box.top : box.top + box.height, box.left : box.left + box.width]
+            assert np.array_equal(image.pixels(box, 224), expected)
+
+
+def test_less_is_decoded_for_a_crop_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def record(*arguments: object, **options: object) -> np.ndarray:
+        shapes.append(original(*arguments, **options))
+        return shapes[-1]
+
+    original = decode.simplejpeg.decode_jpeg
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", record)
+    image = open_image(jpeg(photo(496, 304), restart_marker_rows=0), 3)
+    # 31 rows of blocks, of which the crop and what follows it need two: the decoder sees no more of them.
+    image.pixels(Box(0, 0, 16, 304), 224)
+    assert shapes == []  # it ended with the warning that there is more
+    image.pixels(Box(0, 0, 496, 304), 224)
+    image.pixels(Box(0, 0, 304, 304), 76)
+    assert [pixels.shape for pixels in shapes] == [(496, 304, 3), (124, 76, 3)]  # 304 / 76 = 4: a quarter
+
+
+@pytest.mark.parametrize("cut", [10, 500, 2000])
+def test_a_truncated_file_is_bad_wherever_the_crop_lies(cut: int) -> None:
+    data = jpeg(photo(400, 300))[:-cut]
+    for box in (Box(0, 0, 30, 30), Box(200, 100, 200, 200)):
+        with pytest.raises(ValueError, match="not a readable image"):
+            open_image(data, 3).pixels(box, 224)
+
+
+def test_a_shrunk_crop_agrees_with_pillow() -> None:
+    picture = photo(1024, 1536, grain=24)
+    data = jpeg(picture, quality=95)
+    rng = np.random.default_rng(0)
+    for draws in rng.random((20, 40)):
+        box = random_box(1024, 1536, 96, draws)
+        assert all(edge % scale_for(box.height, box.width, 96) == 0 for edge in box)
+        ours = resize(open_image(data, 3).pixels(box, 96), 96, 96)
+        assert difference(ours, data, box, 96) < 2
+
+
+def difference(ours: np.ndarray, data: bytes, box: Box, size: int) -> float:
+    """Mean absolute difference to Pillow's antialiased crop, of 255."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    theirs = np.asarray(image.crop(corners).resize((size, size), Image.Resampling.BILINEAR))
+    return float(np.abs(ours.astype(int) - theirs).mean())
+
+
+@pytest.mark.skipif(not IMAGENET_SAMPLE.exists(), reason="needs the ImageNet sample, which is not public")
+def test_crops_of_real_photographs_agree_with_pillow() -> None:
+    data = Data(
+        train="", eval="", image_size=224, global_batch_size=8, crop="random-resized-crop", loader_workers=1
+    )
+    with tarfile.open(IMAGENET_SAMPLE) as tar:
+        images = [tar.extractfile(member).read() for member in tar if member.isfile()]  # type: ignore[union-attr]
+    assert len(images) == 200
+    found = []
+    for epoch in range(2):
+        random = randomness(np.arange(200), data, seed=0, epoch=epoch)
+        for encoded, draws in zip(images, random.crop_NK, strict=True):
+            image = open_image(encoded, 3)
+            box = random_box(image.height, image.width, 224, draws)
+            found.append(difference(to_size(image, data, draws), encoded, box, 224))
+    print(f"mean {np.mean(found):.3f}, largest {np.max(found):.3f}")
+    assert np.mean(found) <= 2
+    assert np.max(found) <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_exif_orientation(orientation: int, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if form == "jpeg" else {"lossless": True} if form == "webp" else {}
+    data = saved(photo(40, 61), form, exif=exif, **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode_image(data, 3), expected)
+    image = open_image(data, 3)
+    assert (image.height, image.width) == expected.shape[:2]
+    assert np.array_equal(image.pixels(Box(3, 5, 20, 11), 224), expected[3:23, 5:16])
+
+
+def test_damaged_exif_leaves_the_picture_as_it_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(jpeg(photo(40, 61), exif=exif))
+    at = data.index(b"Exif\0\0") + 6
+    data[at : at + 8] = b"\xff" * 8
+    assert decode_image(bytes(data), 3).shape == (40, 61, 3)
+
+
+def ramp() -> np.ndarray:
+    return np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+
+
+def test_gray_and_color() -> None:
+    gray = saved(Image.fromarray(ramp()), "png")
+    assert np.array_equal(decode_image(gray, 1)[..., 0], ramp())
+    assert np.array_equal(decode_image(gray, 3), np.repeat(ramp()[..., None], 3, axis=2))
+    gray_jpeg = jpeg(Image.fromarray(ramp()), quality=100)
+    assert np.abs(decode_image(gray_jpeg, 3)[..., 1].astype(int) - ramp()).max() <= 2
+    color = photo(20, 30)
+    luma = np.asarray(color.convert("L")).astype(int)
+    assert np.abs(decode_image(saved(color, "png"), 1)[..., 0] - luma).max() == 0
+    assert np.abs(decode_image(jpeg(color, quality=100, subsampling=0), 1)[..., 0] - luma).max() <= 3
+
+
+def test_16_bits_keep_their_upper_half() -> None:
+    wide = np.tile(np.arange(0, 65536, 256, dtype=np.uint16) + 128, (4, 1))
+    data = saved(Image.fromarray(wide), "png")
+    assert Image.open(io.BytesIO(data)).mode.startswith("I")
+    assert np.array_equal(decode_image(data, 1)[..., 0], ramp())
+    assert np.array_equal(decode_image(data, 3)[..., 2], ramp())
+
+
+def test_cmyk_has_the_colors_that_pillow_shows() -> None:
+    data = jpeg(photo(30, 40).convert("CMYK"), quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(decode_image(data, 3).astype(int) - expected).max() <= 2
+    assert np.abs(expected.astype(int) - np.asarray(photo(30, 40))).mean() < 12
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_what_is_transparent_is_white(form: str) -> None:
+    rgba = np.zeros((4, 6, 4), np.uint8)
+    rgba[:, :2] = (255, 0, 0, 255)
+    rgba[:, 2:4] = (0, 0, 255, 0)
+    rgba[:, 4:] = (0, 0, 0, 128)
+    found = decode_image(
+        saved(Image.fromarray(rgba), form, **({"lossless": True, "exact": True} if form == "webp" else {})), 3
+    )
+    assert (found[:, :2] == (255, 0, 0)).all()
+    assert (found[:, 2:4] == 255).all()
+    assert np.abs(found[:, 4:].astype(int) - 127).max() <= 1
+
+
+def test_palette_with_and_without_transparency() -> None:
+    picture = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    expected = np.array([[[10, 20, 30], [200, 100, 50]], [[200, 100, 50], [10, 20, 30]]])
+    assert np.array_equal(decode_image(saved(picture, "png"), 3), expected)
+    expected[expected[..., 0] == 200] = 255
+    assert np.array_equal(decode_image(saved(picture, "png", transparency=1), 3), expected)
+
+
+def test_bmp_and_one_bit() -> None:
+    picture = photo(9, 7)
+    assert np.array_equal(decode_image(saved(picture, "bmp"), 3), np.asarray(picture))
+    bits = Image.fromarray(np.eye(8, dtype=bool))
+    assert np.array_equal(decode_image(saved(bits, "png"), 1)[..., 0], np.eye(8) * 255)
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
+    large = bytearray(jpeg(photo(16, 16)))
+    at = large.index(b"\xff\xc0") + 5
+    large[at : at + 4] = struct.pack(">HH", 65000, 65000)
+    png = bytearray(saved(photo(16, 16), "png"))
+    png[16:24] = struct.pack(">II", 100_000, 100_000)
+    for data in (bytes(large), bytes(png)):
+        with pytest.raises(ValueError, match="more than|not a readable"):
+            decode_image(data, 3)
+
+
+def test_only_formats_of_pictures_are_tried() -> None:
+    for form in ("gif", "tiff", "ppm", "eps"):
+        with pytest.raises(ValueError, match="not a readable image"):
+            decode_image(saved(photo(8, 8), form), 3)
+
+
+def test_the_middle() -> None:
+    assert middle(500, 375, 400, 1.0) == Box(62, 0, 375, 375)
+    assert middle(256, 256, 224, 0.875) == Box(16, 16, 224, 224)
+    assert middle(1, 1, 224, 0.1) == Box(0, 0, 1, 1)
