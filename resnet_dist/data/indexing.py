@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
+import math
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -88,13 +89,14 @@ def expand_braces(pattern: str) -> list[str]:
     """`train-{000000..000146}.tar` → 147 names, as webdataset expands them."""
     import braceexpand
 
+    # The library makes lists of whole ranges: look at their ends before it does.
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
+    if math.prod(abs(int(high) - int(low)) + 1 for low, high in ranges) > MOST_URLS:
+        raise UserError(f"{pattern!r} stands for more than {MOST_URLS:,} shards")
     try:
-        names = list(itertools.islice(braceexpand.braceexpand(pattern), MOST_URLS + 1))
+        return list(braceexpand.braceexpand(pattern))
     except ValueError as error:  # UnbalancedBracesError
         raise UserError(f"{pattern!r}: {error}") from None
-    if len(names) > MOST_URLS:
-        raise UserError(f"{pattern!r} stands for more than {MOST_URLS:,} shards")
-    return names
 
 
 def _absolute(url: str) -> str:

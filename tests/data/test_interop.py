@@ -1,0 +1,184 @@
+"""Others read our shards, and we read theirs: webdataset, wids, timm's index, Ray Data."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from resnet_dist.config import UserError
+from resnet_dist.data.index import Index, IndexMismatch, read_index
+from resnet_dist.data.indexing import build_index, class_names, expand, expand_braces
+from resnet_dist.data.shards import BadSample, ShardReader
+from resnet_dist.data.storage import Limits
+
+from .conftest import CLASSES, encoded, picture, write_shards
+
+
+def samples(index: Index, limits: Limits) -> list[tuple[bytes, int]]:
+    reader = ShardReader(index, limits)
+    found = [tuple(reader.read(sample_id)) for sample_id in range(index.num_samples)]
+    reader.close()
+    return found  # type: ignore[return-value]
+
+
+def test_shards_of_webdatasets_shard_writer_with_json_labels(tmp_path: Path, limits: Limits) -> None:
+    with webdataset.ShardWriter(str(tmp_path / "train-%06d.tar"), maxcount=7, verbose=0) as writer:
+        for number in range(25):
+            name = f"dir.with.dots/{number:04d}" if number % 2 else f"{number:04d}"
+            image = encoded(picture(number), "jpeg" if number % 3 else "png")
+            writer.write(
+                {
+                    "__key__": name,
+                    "json": {"label": number % CLASSES, "width": 8},
+                    "left.JPG" if number % 3 else "png": image,
+                    "depth.npy": bytes(100_000 if number == 5 else 10),
+                }
+            )
+    index, problems = build_index(expand([str(tmp_path / "train-{000000..000003}.tar")]), tmp_path, limits)
+    assert (index.counts, problems) == ((7, 7, 7, 4), [])
+    expected = [(encoded(picture(n), "jpeg" if n % 3 else "png"), n % CLASSES) for n in range(25)]
+    assert samples(index, limits) == expected
+    assert index.classes == tuple(str(label) for label in range(CLASSES))
+
+
+def test_an_index_of_wids_without_classes_or_sizes(tmp_path: Path, limits: Limits) -> None:
+    names = write_shards(tmp_path, (4, 5))
+    value = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardlist": [{"url": Path(n).name, "nsamples": c} for n, c in zip(names, (4, 5), strict=True)],
+    }
+    (tmp_path / "wids.json").write_text(json.dumps(value))
+    with pytest.raises(IndexMismatch, match="resnet-dist index"):
+        read_index(tmp_path / "wids.json")
+    index, _ = build_index(expand([str(tmp_path / "wids.json")]), tmp_path / "own", limits)
+    assert index.counts == (4, 5)
+    assert len(samples(read_index(tmp_path / "own"), limits)) == 9
+    value["shardlist"][1]["nsamples"] = 6  # type: ignore[index]
+    (tmp_path / "wids.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match="has 5 samples, but the index that named it says 6"):
+        build_index(expand([str(tmp_path / "wids.json")]), tmp_path / "other", limits)
+    assert not (tmp_path / "other").exists()
+
+
+def test_timms_info(tmp_path: Path, limits: Limits) -> None:
+    write_shards(tmp_path, (4, 5, 3))
+    info = {
+        "splits": {
+            "train": {
+                "name": "train",
+                "filenames": ["part-00000.tar", "part-00001.tar"],
+                "shard_lengths": [4, 5],
+                "num_samples": 9,
+            },
+            "validation": {
+                "name": "validation",
+                "filenames": ["part-00002.tar"],
+                "shard_lengths": [3],
+                "num_samples": 3,
+            },
+        }
+    }
+    path = tmp_path / "_info.json"
+    path.write_text(json.dumps(info))
+    index, _ = build_index(expand([str(path)], "train"), tmp_path / "own", limits)
+    assert index.counts == (4, 5)
+    with pytest.raises(UserError, match="train, validation; name one with --split"):
+        expand([str(path)])
+
+
+def test_names_of_shards(tmp_path: Path) -> None:
+    assert expand_braces("a-{000..002}.tar") == ["a-000.tar", "a-001.tar", "a-002.tar"]
+    assert expand_braces("{x,y}/{1..2}.tar") == ["x/1.tar", "x/2.tar", "y/1.tar", "y/2.tar"]
+    write_shards(tmp_path, (1, 1))
+    a, b = (str(tmp_path / f"part-0000{n}.tar") for n in range(2))
+    assert [shard.url for shard in expand([f"{b}::{a}"])] == [b, a]
+    assert [shard.url for shard in expand([str(tmp_path)])] == [a, b]
+    for wrong, words in (
+        ([f"{a}::"], "empty name"),
+        ([a, a], "named twice"),
+        (["a-{0..9999999999}.tar"], "more than 1,000,000"),
+        ([str(tmp_path / "none.json")], "no such index"),
+    ):
+        with pytest.raises(UserError, match=words):
+            expand(wrong)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no shards in this folder"):
+        expand([str(tmp_path / "empty")])
+
+
+def test_classes(tmp_path: Path, limits: Limits) -> None:
+    names = write_shards(tmp_path, (12,))
+    (tmp_path / "names.txt").write_text("".join(f"class {n}\n" for n in range(CLASSES)))
+    classes = class_names(str(tmp_path / "names.txt"))
+    assert build_index(expand(names), tmp_path, limits, classes=classes)[0].classes[3] == "class 3"
+    assert class_names("4") == ["0", "1", "2", "3"]
+    with pytest.raises(UserError, match="4 names, but a label is 9"):
+        build_index(expand(names), tmp_path, limits, classes=class_names("4"))
+    (tmp_path / "names.txt").write_text("a\n\nb\n")
+    for wrong in ("0", "nowhere.txt", str(tmp_path / "names.txt")):
+        with pytest.raises(UserError, match="--classes"):
+            class_names(wrong)
+
+
+def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, limits: Limits) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "good", "png": encoded(picture(1)), "cls": b"1"})
+        writer.write({"__key__": "no-label", "png": encoded(picture(2))})
+        writer.write({"__key__": "no-image", "cls": b"0"})
+        writer.write({"__key__": "word", "png": encoded(picture(3)), "cls": b"cat"})
+    index, problems = build_index(expand([str(tmp_path)]), tmp_path, limits)
+    assert index.counts == (4,)
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        "a.tar/no-label",
+        "a.tar/no-image",
+        "a.tar/word",
+    ]
+    reader = ShardReader(index, limits)
+    assert reader.read(0).label == 1
+    for sample_id, words in ((1, "no label"), (2, "no image"), (3, "not a number")):
+        with pytest.raises(BadSample, match=words):
+            reader.read(sample_id)
+
+
+def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: Limits) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"my photo {number}", "png": encoded(picture(number)), "cls": b"1"})
+    index, _ = build_index(expand([str(tmp_path)]), tmp_path, limits)
+    assert not list(tmp_path.glob("*.idx"))
+    assert [image for image, _ in samples(index, limits)] == [encoded(picture(n)) for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def ray_data() -> Iterator[object]:
+    ray = pytest.importorskip("ray")
+    datasets = pytest.importorskip("ray.data")
+    folder = tempfile.mkdtemp(prefix="rd-")  # short: Ray's socket paths go below it
+    ray.init(
+        num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder
+    )
+    datasets.DataContext.get_current().enable_progress_bars = False
+    yield datasets
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_data_reads_ours_and_we_read_what_it_writes(
+    digits_data: Path, tmp_path: Path, limits: Limits, ray_data: object
+) -> None:
+    index = read_index(digits_data / "eval")
+    ours = samples(index, limits)
+    dataset = ray_data.read_webdataset([shard.url for shard in index.shards], decoder=None)  # type: ignore[attr-defined]
+    rows = dataset.take_all()
+    assert sorted((row["png"], int(row["cls"])) for row in rows) == sorted(ours)
+    dataset.write_webdataset(str(tmp_path / "theirs"), encoder=None)
+    written = [str(path) for path in sorted((tmp_path / "theirs").glob("*.tar"))]
+    again, problems = build_index(expand(written), tmp_path / "own", limits)
+    assert problems == []
+    assert sorted(samples(again, limits)) == sorted(ours)
