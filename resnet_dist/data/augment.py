@@ -187,15 +187,21 @@ def shifted(
     if source_NSSC.device.type == "cpu":
         out = _rows_at(source_NSSC.numpy(), rows_B[:, None] * size + down_BS, right_B)
     else:
-        device = source_NSSC.device
-        here_B1, down, right = (torch.from_numpy(a).to(device) for a in (rows_B[:, None], down_BS, right_BS))
-        rows_BS = here_B1 * size + down.clamp(0, size - 1)
-        out = source_NSSC.flatten(0, 2)[rows_BS[:, :, None] * size + right.clamp(0, size - 1)[:, None, :]]
+        down, right = (torch.from_numpy(moved).to(source_NSSC.device) for moved in (down_BS, right_BS))
+        out = pixels_at(source_NSSC, rows_B, down, right)
     for moved_BS, view in ((down_BS, out), (right_BS, out.transpose(1, 2))):
         outside = np.nonzero((moved_BS < 0) | (moved_BS >= size))
         if len(outside[0]):
             view[tuple(torch.from_numpy(i).to(out.device) for i in outside)] = 0
     return out
+
+
+def pixels_at(source_NSSC: Tensor, rows_B: NDArray[np.int64], down_BS: Tensor, right_BS: Tensor) -> Tensor:
+    """Of images `rows_B`, the pixels at these rows and columns, the nearest where there are none: (B, S, S, C)."""
+    size = source_NSSC.shape[1]
+    first_B1 = torch.from_numpy(rows_B).to(source_NSSC.device)[:, None] * size
+    rows_BS = first_B1 + down_BS.clamp(0, size - 1)
+    return source_NSSC.flatten(0, 2)[rows_BS[:, :, None] * size + right_BS.clamp(0, size - 1)[:, None, :]]
 
 
 def _rows_at(pixels_NSSC: Pixels, rows_BS: NDArray[np.int64], right_B: NDArray[np.int64]) -> Tensor:

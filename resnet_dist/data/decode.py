@@ -245,14 +245,14 @@ def _to_8_bits(image: object, channels: int) -> Pixels:
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would clip at 255
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.asarray(Pillow.fromarray(grey).convert(mode))
+        return np.array(Pillow.fromarray(grey).convert(mode))
     if (
         image.has_transparency_data
     ):  # what is transparent shows white, not the colour that happens to lie there
         rgba = image.convert("RGBA")
         ground = Pillow.new("RGBA", rgba.size, "white")
         image = Pillow.alpha_composite(ground, rgba)
-    return np.asarray(image.convert(mode))
+    return np.array(image.convert(mode))  # a copy: torch warns of memory that cannot be written
 
 
 def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:
