@@ -13,9 +13,12 @@ from types import FrameType
 import torch
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.index import IndexMismatch
+from resnet_dist.data.storage import StorageError
 from resnet_dist.runs import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import NullTracker, Outcome, train
+from resnet_dist.train.meter import TrainingError
 from resnet_dist.world import World
 
 
@@ -32,10 +35,13 @@ def run_attempt(attempt: Attempt, world: World) -> Outcome:
     """Train as one rank of `world`. The driver asks it to stop through a file in the run folder."""
     torch.set_num_threads(attempt.threads)
     folder, recipe = Path(attempt.folder), Recipe.from_json(attempt.recipe_json)
-    if not world.is_main:
-        return train(recipe, folder, world, NullTracker())
-    with Spool(folder / SPOOL_FILE) as tracker:
-        return train(recipe, folder, world, tracker, stop_requested=(folder / STOP_FILE).exists)
+    try:
+        if not world.is_main:
+            return train(recipe, folder, world, NullTracker())
+        with Spool(folder / SPOOL_FILE) as tracker:
+            return train(recipe, folder, world, tracker, stop_requested=(folder / STOP_FILE).exists)
+    except (StorageError, IndexMismatch) as error:  # shards that went missing or were exchanged meanwhile
+        raise TrainingError(str(error)) from None
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from .data.servers import file_server
+
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "jobs/digits.py")
 
@@ -186,3 +188,86 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
     command = [sys.executable, "-c", LOAD, uri, found.info.run_id]
     loaded = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
     assert loaded.stdout.strip() == "(3, 10)", loaded.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prepare", "nowhere", "out"], "source 'nowhere' is neither a known data set (digits, cifar10,"),
+        (["prepare", "digits", "out", "--shards", "3", "--shard-size", "9"], "--shards 3 and --shard-size 9"),
+        (
+            ["prepare", "digits", "output/data/digits", "--seed", "4"],
+            "prepared with seed=0, other images; give another folder",
+        ),
+        (["index", "nowhere.tar"], "nowhere.tar: missing"),
+        (["index", "output/data"], "no shards in this folder"),
+        (["index", "pipe:true", "--out", "x.json"], "--allow-commands"),
+        (["index", "https://127.0.0.1:9/a.tar"], "--out: say where the index goes"),
+        (["index", "--verify", "output/data/digits/train/index.jsn"], "index.jsn: missing"),
+        (["bench", "loader", "nowhere"], "nowhere/index.json: no such index"),
+        (
+            ["bench", "loader", "output/data/digits/eval", "--batch-size", "512"],
+            "360 samples are less than one batch",
+        ),
+    ],
+)
+def test_mistakes_about_data(folder: Path, words: list[str], message: str) -> None:
+    before = files(folder)
+    code, _, err = run(*words, cwd=folder)
+    assert code == 2, err
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+def test_index_and_verify(folder: Path) -> None:
+    digits = folder / "output/data/digits/eval"
+    names = str(digits / "digits-eval-{000000..000007}.tar")
+    code, out, err = run("index", names, "--out", "own", "--verify", cwd=folder)
+    assert (code, err) == (0, "")
+    assert "360 samples of 10 classes in 8 shards" in out
+    assert "every checksum agrees, every image can be decoded" in out
+    path = digits / "digits-eval-000003.tar"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x89PNG", 20_000)
+    content[at : at + 4] = b"JUNK"
+    path.write_bytes(content)
+    code, out, err = run("index", str(digits), "--verify", cwd=folder)
+    assert code == 1
+    assert "digits-eval-000003.tar: has sha256:" in err
+    assert err.endswith("1 problems\n")
+    code, out, err = run("index", names, "--out", "again", "--verify", cwd=folder)
+    assert code == 1
+    assert "digits-eval-000003.tar/" in err
+    assert "not a readable image" in err
+
+
+def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    data = folder / "output/data/digits"
+    with file_server(data) as server:
+        places = ["--set", f"data.train={server.url}/train", "--set", f"data.eval={server.url}/eval"]
+        cache = [
+            "--set",
+            f"data.shard_cache={tmp_path_factory.mktemp('cache')}",
+            "--set",
+            "data.fetch_timeout_seconds=3",
+        ]
+        short = ["--set", "train.length=12 steps", "--local"]
+        code, out, err = run("train", DIGITS, *places, *cache, *short, cwd=folder)
+        assert code == 0, err
+        assert "of 360 held-out samples" in out
+        next((data / "train").glob("*5.tar")).unlink()
+        code, out, err = run(
+            "train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short, cwd=folder
+        )
+    assert code == 1
+    assert "digits-train-000005.tar: FileNotFoundError" in err
+    assert err.count("\n") == 1
+
+
+def test_bench_prints_its_figures(folder: Path) -> None:
+    words = ["--image-size", "8", "--crop", "pad-crop", "--rounds", "1", "--against", "raw"]
+    code, out, err = run("bench", "loader", "output/data/digits/train", *words, cwd=folder)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["loader", "raw", "memory"]

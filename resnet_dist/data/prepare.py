@@ -141,7 +141,11 @@ def _check_same(path: Path, plan: dict[str, object], key: str | None) -> None:
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{path}: was not written by `prepare`; give another folder")
-    different = [f"{name}={found.get(name)}" for name in plan if plan[name] != found.get(name)]
+    different = [
+        "other images" if name == "items" else f"{name}={found.get(name)}"
+        for name in reversed(plan)
+        if plan[name] != found.get(name)
+    ]
     if different:
         raise UserError(
             f"{path.parent}: holds shards that were prepared with {', '.join(different)}; give another folder, or "

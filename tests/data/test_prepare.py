@@ -107,7 +107,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder: Path, tmp_path
     prepare(source, tmp_path / "out", Options(shards=2))  # the same again is no mistake
     with pytest.raises(UserError, match=r"prepared with seed=0.*give another folder"):
         prepare(source, tmp_path / "out", Options(shards=2, seed=1))
-    with pytest.raises(UserError, match=r"prepared with shards=2, resize_short=None"):
+    with pytest.raises(UserError, match=r"prepared with resize_short=None, shards=2"):
         prepare(source, tmp_path / "out", Options(shards=3, resize_short=20))
     assert checksums(tmp_path / "out") == before
     (tmp_path / "tars/train").mkdir(parents=True)

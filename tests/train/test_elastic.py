@@ -84,3 +84,22 @@ def test_a_run_goes_on_with_another_number_of_ranks(recipe: Recipe, tmp_path: Pa
     assert stopped.step == 6
     rest = run_ranks(2, recipe, tmp_path / "moved")
     assert recorder.values + rest == pytest.approx(whole, rel=1e-4)
+
+
+def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    everything = [
+        "data.mixup=0.4",
+        "data.cutmix=1.0",
+        "data.flip=true",
+        "data.policy=trivial-augment",
+        "data.color_jitter=0.3",
+        "data.erase=0.25",
+    ]
+    augmented = recipe.with_overrides(everything)
+    one = run_ranks(1, augmented, tmp_path / "one")
+    assert one != pytest.approx(run_ranks(1, recipe, tmp_path / "plain"), rel=1e-2)
+    cached = augmented.with_overrides(["data.cache=ram"])
+    assert run_ranks(1, cached, tmp_path / "cached") == one
+    two = run_ranks(2, augmented, tmp_path / "two")
+    assert run_ranks(2, cached, tmp_path / "both") == two
+    assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step
