@@ -27,7 +27,7 @@ from resnet_dist.data.decode import open_image
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import PADDING, Order
 from resnet_dist.data.shards import BadSample, ShardReader, check_label
-from resnet_dist.data.storage import Limits
+from resnet_dist.data.storage import Limits, lies_here
 from resnet_dist.world import World
 
 # Handing a task to a thread costs what decoding a tiny image does, and a batch is ready when its last task is.
@@ -57,6 +57,7 @@ class Loader:
         self._seed, self._device = seed, world.device
         self._reader = ShardReader(index, Limits.of(data))
         self._lanes = order.lanes_of(world.rank, world.world_size)
+        self._some_are_fetched = not all(lies_here(shard) for shard in index.shards)
         self._wanted: set[int] = set()
         self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
         self._ahead: deque[tuple[int, _Pending]] = deque()
@@ -118,7 +119,8 @@ class Loader:
             epoch = step // self.order.steps_per_epoch
             random = randomness(ids, self.data, seed=self._seed, epoch=epoch)
         if self._cached is None:
-            self._fetch_ahead(step)
+            if self._some_are_fetched:
+                self._fetch_ahead(step)
             samples = Samples.empty(len(ids), self.data, self._buffers)
             tasks = [
                 self._pool.submit(self._fill, samples, ids, rows, random)
