@@ -10,4 +10,4 @@ model → config, world.
 from resnet_dist.config import Data, Model, Optim, Recipe, RecipeError, Schedule, Train
 
 __all__ = ["Data", "Model", "Optim", "Recipe", "RecipeError", "Schedule", "Train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -94,13 +95,22 @@ def image_bytes(data: Data) -> int:
     return data.image_size**2 * data.channels
 
 
+def available_memory() -> int:
+    """Bytes that a process can get, with what the kernel would take back from its file cache."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_fits(num_samples: int, data: Data, device: torch.device) -> None:
     """Raise UserError where `data.cache` would need more memory than there is."""
     needed = num_samples * image_bytes(data)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = available_memory()
     if needed > SHARE_OF_FREE * free:
         raise UserError(
             f"data.cache={data.cache!r} needs {needed / 2**30:.1f} GiB for {num_samples:,} images of "

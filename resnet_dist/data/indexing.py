@@ -8,6 +8,7 @@ import math
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -64,9 +65,9 @@ def expand(patterns: Sequence[str], split: str | None = None) -> list[Shard]:
     What is not known of them yet is 0 or empty. Raises UserError where nothing is found.
     """
     shards = [shard for pattern in patterns for part in pattern.split("::") for shard in _expand(part, split)]
-    twice = {s.url for s in shards if sum(s.url == other.url for other in shards[:2000]) > 1}
-    if twice:
-        raise UserError(f"{min(twice)}: named twice")
+    url, times = Counter(shard.url for shard in shards).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{url}: named twice")
     return shards
 
 

@@ -89,8 +89,8 @@ class Loader:
 
     def close(self) -> None:
         self._drop_ahead()
+        self._reader.close()  # first: decoders may be waiting for a shard that does not come
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._reader.close()
 
     def __enter__(self) -> Self:
         return self

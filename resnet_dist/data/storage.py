@@ -170,6 +170,8 @@ class Storage:
                     self._decompress(shard, raw, path)
                 else:
                     raw.replace(path)
+                    if not shard.num_bytes:  # known only now
+                        self._make_room(0, keep=path)
         return path
 
     @contextlib.contextmanager
@@ -186,7 +188,7 @@ class Storage:
                 size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*partial"))
                 if size != seen:
                     seen, since = size, time.monotonic()
-                if time.monotonic() - since > self._limits.timeout_seconds:
+                if self._closed.is_set() or time.monotonic() - since > self._limits.timeout_seconds:
                     raise StorageError(
                         f"{shard.url}: another process holds {lock.lock_file} and has made no progress for "
                         f"{self._limits.timeout_seconds:.0f} s"
@@ -328,6 +330,8 @@ def fetch_file(
         have = 0
     with partial.open("ab") as file:
         while have < total:
+            if cancelled():
+                raise StorageError(f"{url}: given up, the loader was closed")
             end = min(have + CHUNK_BYTES, total)
             block = retry(lambda: remote.read(have, end, total), url, timeout_seconds, cancelled)  # noqa: B023
             file.write(block)
