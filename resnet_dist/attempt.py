@@ -12,8 +12,7 @@ from types import FrameType
 
 import torch
 
-from resnet_dist.config import Recipe
-from resnet_dist.data.index import IndexMismatch
+from resnet_dist.config import Recipe, UserError
 from resnet_dist.data.storage import StorageError
 from resnet_dist.runs import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Spool
@@ -40,7 +39,7 @@ def run_attempt(attempt: Attempt, world: World) -> Outcome:
             return train(recipe, folder, world, NullTracker())
         with Spool(folder / SPOOL_FILE) as tracker:
             return train(recipe, folder, world, tracker, stop_requested=(folder / STOP_FILE).exists)
-    except (StorageError, IndexMismatch) as error:  # shards that went missing or were exchanged meanwhile
+    except (StorageError, UserError) as error:  # such as shards that were exchanged meanwhile
         raise TrainingError(str(error)) from None
 
 

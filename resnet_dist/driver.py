@@ -140,10 +140,13 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
         location = location.replace("{output}", str(output))
         return str(Path(location).expanduser().absolute()) if is_local(location) else location
 
+    cache = recipe.data.shard_cache
     data = recipe.data.model_copy(
         update={
             "train": absolute(recipe.data.train),
             "eval": absolute(recipe.data.eval),
+            # A home folder is each node's own: it is found there.
+            "shard_cache": cache if cache.startswith("~") else absolute(cache),
         }
     )
     return recipe.model_copy(update={"data": data})

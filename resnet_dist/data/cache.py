@@ -107,10 +107,7 @@ def available_memory() -> int:
 def check_fits(num_samples: int, data: Data, device: torch.device) -> None:
     """Raise UserError where `data.cache` would need more memory than there is."""
     needed = num_samples * image_bytes(data)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = available_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > SHARE_OF_FREE * free:
         raise UserError(
             f"data.cache={data.cache!r} needs {needed / 2**30:.1f} GiB for {num_samples:,} images of "

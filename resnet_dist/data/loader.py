@@ -65,7 +65,11 @@ class Loader:
         self._pool = ThreadPoolExecutor(workers, "decode")
         self._cached: Samples | None = None
         if data.cache != "none":
-            self._cached = self._decode_all()
+            try:
+                self._cached = self._decode_all()
+            except BaseException:
+                self.close()
+                raise
 
     def batch_at(self, step: int) -> Batch:
         """The batch of `step`, counted from the start of training. In sequence it is decoded ahead of use.

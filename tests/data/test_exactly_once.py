@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config import Data
+from resnet_dist.config import Data, UserError
+from resnet_dist.data import cache
 from resnet_dist.data.index import Index
 from resnet_dist.data.indexing import build_index, expand
 from resnet_dist.data.order import PADDING
@@ -90,8 +91,15 @@ def test_pixels_and_labels_are_those_of_the_id(index: Index) -> None:
                 assert batch.labels_B[row] == sample_id % CLASSES
 
 
+def test_a_set_that_does_not_fit_is_refused(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.available_memory() > 2**20
+    monkeypatch.setattr(cache, "available_memory", lambda: TOTAL * 8 * 8 * 3)
+    with pytest.raises(UserError, match="data.cache='ram' needs .* for .* images of 8 x 8 pixels"):
+        loaders(index, data_of(index, cache="ram"), 1)
+
+
 @pytest.mark.parametrize(
-    ("cache", "changes"),
+    ("mode", "changes"),
     [
         ("ram", {}),
         ("ram", {"crop": "none", "flip": False}),
@@ -100,10 +108,10 @@ def test_pixels_and_labels_are_those_of_the_id(index: Index) -> None:
         ("device", {"pad": 3, "erase": 0.5}),
     ],
 )
-def test_a_cached_set_gives_the_same_batches(index: Index, cache: str, changes: dict[str, object]) -> None:
+def test_a_cached_set_gives_the_same_batches(index: Index, mode: str, changes: dict[str, object]) -> None:
     steps = [0, 1, 2, STEPS + 1]
     expected = global_batches(index, data_of(index, **changes), 1, steps)[0]
-    cached = data_of(index, cache=cache, **changes)
+    cached = data_of(index, cache=mode, **changes)
     assert global_batches(index, cached, 1, steps)[0] == expected
     assert global_batches(index, cached, 3, steps)[0] == expected
     plain_eval = global_batches(index, data_of(index, **changes), 1, range(STEPS + 1), training=False)[0]

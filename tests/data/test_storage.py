@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -108,6 +109,20 @@ def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
         data = remote_data(proxy.url, replace(limits, timeout_seconds=1.5))
         with pytest.raises(StorageError, match=rf"{proxy.url}/part-\d+.tar: nothing could be read for 2 s"):
             epoch_bytes(data)
+
+
+def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Limits) -> None:
+    """Else Ctrl-C would wait for as long as the shard is tried: here, beyond the test's own limit."""
+
+    def fault(number: int) -> str | None:
+        return "stall" if number else None
+
+    with file_server(served) as server, faulty_proxy(server.port, fault) as proxy:
+        data = remote_data(proxy.url, replace(limits, timeout_seconds=10_000))
+        loader = loaders(read_index(data.train), data, 1)[0]
+        loader._submit(0)
+        loader.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "fetch"))]
 
 
 def test_what_is_not_there_ends_at_once(served: Path, limits: Limits) -> None:
