@@ -113,6 +113,19 @@ def test_a_bad_sample_has_weight_zero_and_moves_nobody(data: Data, tmp_path: Pat
     assert bad == 1
 
 
+@pytest.mark.parametrize(("batches", "limit", "expected"), [(5, 2**30, 5), (5, 4 * 8192, 3), (5, 1, 1)])
+def test_batches_in_flight_stay_within_their_bytes(
+    data: Data, batches: int, limit: int, expected: int
+) -> None:
+    """A batch of 128 digits has 8,192 bytes; the one in use counts too."""
+    changed = data.model_copy(update={"prefetch_batches": batches, "prefetch_bytes": limit})
+    index = read_index(data.train)
+    order = Order(index.counts, 128, 8, 64, 3, training=True)
+    with Loader(index, order, changed, world(0, 1), seed=3) as loader:
+        loader.batch_at(0)
+        assert len(loader._ahead) == expected
+
+
 def test_close_ends_the_threads(data: Data) -> None:
     global_batches(data, [0], 2)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

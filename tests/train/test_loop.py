@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.decode import Image, open_image
 from resnet_dist.train import loop
 from resnet_dist.train.checkpoint import list_checkpoints, read_checkpoint
 from resnet_dist.train.meter import TrainingError
@@ -162,7 +164,29 @@ def test_too_many_bad_samples_stop_the_run(
         loop.train(digits_recipe.with_overrides(["optim.lr=1e-3"]), tmp_path, WORLD, Recorder())
 
 
-@pytest.mark.parametrize("override", ["train.label_smoothing=0.2", "train.precision=bf16", "seed=1"])
+def test_bad_samples_are_named_and_counted(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = itertools.count()
+
+    def refuse_some(data: bytes, channels: int) -> Image:
+        if next(number) % 40 == 0:
+            raise ValueError("not a readable image")
+        return open_image(data, channels)
+
+    monkeypatch.setattr("resnet_dist.data.loader.open_image", refuse_some)
+    recorder = Recorder()
+    overrides = ["data.max_bad_fraction=0.1", "train.length=10 steps", "data.loader_workers=1"]
+    loop.train(digits_recipe.with_overrides(overrides), tmp_path, WORLD, recorder)
+    named = [text for text in recorder.notes if text.startswith("bad sample digits-train-0")]
+    assert all(text.endswith(": not a readable image") for text in named)
+    assert recorder.metrics["data/bad_samples", 10] == len(named) == 10 * 128 // 40
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.mixup=0.3", "data.cutmix=1", "train.label_smoothing=0.2", "train.precision=bf16", "seed=1"],
+)
 def test_one_field_changes_the_curve(
     digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder], override: str
 ) -> None:
