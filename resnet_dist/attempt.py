@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 
 from resnet_dist.config import Recipe, UserError
-from resnet_dist.data.storage import StorageError
+from resnet_dist.data.remote import StorageError
 from resnet_dist.runs import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import NullTracker, Outcome, train

@@ -126,7 +126,8 @@ def index(
         expand,
         verify_index,
     )
-    from resnet_dist.data.storage import Limits, exists
+    from resnet_dist.data.remote import exists
+    from resnet_dist.data.storage import Limits
 
     limits = Limits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or len(os.sched_getaffinity(0))

@@ -21,8 +21,9 @@ from resnet_dist.attempt import Attempt, run_attempt, signals_call
 from resnet_dist.config import Recipe, RecipeError, UserError, check_world_size
 from resnet_dist.data.index import INDEX_NAME, check_shards, read_index
 from resnet_dist.data.prepare import prepare
+from resnet_dist.data.remote import is_local
 from resnet_dist.data.sources import open_source
-from resnet_dist.data.storage import check_command, is_local
+from resnet_dist.data.storage import check_command
 from resnet_dist.model import MODELS
 from resnet_dist.runs import RunFolder, choose_run
 from resnet_dist.tracking.spool import Entry

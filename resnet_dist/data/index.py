@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_dist.config import UserError
-from resnet_dist.data.storage import (
-    StorageError,
-    StoredFile,
-    is_local,
-    join,
-    lies_here,
-    local_path,
-    read_bytes,
-)
+from resnet_dist.data.remote import StorageError, is_local, join, local_path, read_bytes
+from resnet_dist.data.storage import StoredFile, lies_here
 from resnet_dist.data.tar import TarError, check_header, read_idx, write_text_atomically
 
 INDEX_NAME = "index.json"

@@ -27,21 +27,9 @@ from resnet_dist.data.index import (
     shards_of,
     write_index,
 )
+from resnet_dist.data.remote import StorageError, compression_of, is_local, join, local_path, read_bytes
 from resnet_dist.data.shards import BadSample, ShardReader, check_label, parse_label
-from resnet_dist.data.storage import (
-    Limits,
-    Storage,
-    StorageError,
-    check_command,
-    checksum,
-    compression_of,
-    difference,
-    is_local,
-    join,
-    lies_here,
-    local_path,
-    read_bytes,
-)
+from resnet_dist.data.storage import Limits, Storage, check_command, checksum, difference, lies_here
 from resnet_dist.data.tar import TarError, find_image, find_label, group_samples, write_idx
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")

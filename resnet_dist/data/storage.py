@@ -1,7 +1,6 @@
 """URLs → local files: remote and compressed shards are fetched whole into a cache that a node's ranks share.
 
-fsspec knows the schemes (https, s3, gs, hf …) and finds credentials where each of them usually has them. A
-file on this machine is used where it lies. What is fetched is resumed where a transfer broke, verified by
+A file on this machine is used where it lies. What is fetched is resumed where a transfer broke, verified by
 size and checksum before it gets its final name, and evicted least-recently-used beyond a limit of bytes.
 """
 
@@ -12,31 +11,29 @@ import gzip
 import hashlib
 import os
 import posixpath
-import random
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from resnet_dist.config import Data, UserError
+from resnet_dist.data.remote import (
+    CHUNK_BYTES,
+    COMMAND,
+    StorageError,
+    compression_of,
+    fetch_file,
+    is_local,
+    local_path,
+)
 
-CHUNK_BYTES = 4 * 2**20  # asked for at once: what a broken transfer loses at most
-STALL_SECONDS = 30.0  # after which a chunk is given up and asked for again
 FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 20.0
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
-COMMAND = "pipe:"
-
-
-class StorageError(OSError):
-    """A file that could not be had: names the URL and the cause."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +62,6 @@ class Limits:
     def of(cls, data: Data) -> Limits:
         folder = Path(data.shard_cache).expanduser()
         return cls(folder, data.shard_cache_bytes, data.fetch_timeout_seconds, data.allow_commands)
-
-
-def is_local(url: str) -> bool:
-    return not url.startswith(COMMAND) and ("://" not in url or url.startswith("file://"))
-
-
-def local_path(url: str) -> Path:
-    return Path(url.removeprefix("file://"))
-
-
-def compression_of(url: str) -> str | None:
-    """gzip or zstd, by the name."""
-    path = url if url.startswith(COMMAND) else urlsplit(url).path if "://" in url else url
-    name = path.rstrip().lower()
-    if name.endswith((".tar.gz", ".tgz")):
-        return "gzip"
-    return "zstd" if name.endswith((".tar.zst", ".tzst")) else None
-
-
-def join(base: str, name: str) -> str:
-    """`name`, relative to the folder or URL `base` unless it says where it is by itself."""
-    if "://" in name or name.startswith((COMMAND, "/")):
-        return name
-    return posixpath.join(base, name)
 
 
 class Storage:
@@ -306,137 +279,6 @@ def decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
                 yield plain_zstd
         else:
             yield file
-
-
-def fetch_file(
-    url: str,
-    partial: Path,
-    *,
-    num_bytes: int | None,
-    timeout_seconds: float,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> None:
-    """Append what is missing to `partial`, chunk by chunk, until it has `num_bytes` (None: as many as there are).
-
-    Every failure is tried again, after a pause that doubles and is drawn, so that many ranks do not knock
-    together. Raises StorageError after `timeout_seconds` without a byte of progress, or at once where
-    trying again cannot help.
-    """
-    remote = _Remote(url)
-    total = num_bytes or retry(remote.size, url, timeout_seconds, cancelled)
-    have = partial.stat().st_size if partial.exists() else 0
-    if have > total:
-        partial.unlink()
-        have = 0
-    with partial.open("ab") as file:
-        while have < total:
-            if cancelled():
-                raise StorageError(f"{url}: given up, the loader was closed")
-            end = min(have + CHUNK_BYTES, total)
-            block = retry(lambda: remote.read(have, end, total), url, timeout_seconds, cancelled)  # noqa: B023
-            file.write(block)
-            have += len(block)
-
-
-def read_bytes(url: str, timeout_seconds: float = 60.0) -> bytes:
-    """A small file, such as an index. Raises FileNotFoundError, or StorageError."""
-    if is_local(url):
-        return local_path(url).read_bytes()
-    remote = _Remote(url)
-    try:
-        content: bytes = retry(lambda: remote.read(0, None, None), url, timeout_seconds)
-        return content
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise FileNotFoundError(url) from None
-        raise
-
-
-def exists(url: str) -> bool:
-    """Whether there is such a file, as far as can be told."""
-    if is_local(url):
-        return local_path(url).is_file()
-    try:
-        return bool(_Remote(url).size())
-    except OSError:
-        return False
-
-
-def retry(
-    read: Callable[[], Any], url: str, timeout_seconds: float, cancelled: Callable[[], bool] = lambda: False
-) -> Any:
-    deadline, pause = time.monotonic() + timeout_seconds, FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return read()
-        except Exception as error:  # each scheme has its own errors, and drivers of their own below
-            if _is_permanent(error):
-                raise StorageError(f"{url}: {_describe(error)}") from error
-            if time.monotonic() + pause > deadline:
-                raise StorageError(
-                    f"{url}: nothing could be read for {timeout_seconds:.0f} s; the last error was {_describe(error)}"
-                ) from error
-            if cancelled():
-                raise StorageError(f"{url}: given up, the loader was closed") from error
-        time.sleep(pause * random.uniform(0.5, 1))
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
-class _Remote:
-    """One remote file, read in parts."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self._url = url
-        options: dict[str, Any] = {}
-        if url.startswith(("http://", "https://")):
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-            options["client_kwargs"] = {"timeout": timeout}
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **options)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{url}: {error}") from None
-
-    def size(self) -> int:
-        size = self._fs.info(self._path).get("size")
-        if size is None:
-            raise StorageError(f"{self._url}: the server does not say how large it is")
-        return int(size)
-
-    def read(self, start: int, end: int | None, total: int | None) -> bytes:
-        """Bytes from `start` on, at least one of them."""
-        whole = start == 0 and end == total  # or asked for as a whole: a server may not know ranges
-        block: bytes = self._cat(None if whole else start, None if whole else end)
-        if end is not None and len(block) > end - start:
-            if len(block) != total:
-                raise OSError(f"asked for bytes {start} to {end}, got {len(block)} bytes")
-            block = block[start:]  # the server sent the whole file
-        if not block:
-            raise OSError(f"no bytes from {start} on")
-        return block
-
-    def _cat(self, start: int | None, end: int | None) -> bytes:
-        if not getattr(self._fs, "async_impl", False):
-            return self._fs.cat_file(self._path, start=start, end=end)  # type: ignore[no-any-return]
-        from fsspec.asyn import sync
-
-        # A server that stops in the middle, whatever its scheme's own timeouts are.
-        limit = None if end is None else 4 * STALL_SECONDS
-        return sync(self._fs.loop, self._fs._cat_file, self._path, start=start, end=end, timeout=limit)  # type: ignore[no-any-return]
-
-
-def _is_permanent(error: BaseException) -> bool:
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and 400 <= status < 500:
-        return status not in (408, 425, 429)
-    return isinstance(error, (*PERMANENT, UserError))
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def _run_command(url: str, partial: Path) -> None:

@@ -20,10 +20,11 @@ import pytest
 import zstandard
 
 from resnet_dist.config import Data, UserError
-from resnet_dist.data import storage
+from resnet_dist.data import remote
 from resnet_dist.data.index import Index, IndexMismatch, Shard, read_index
 from resnet_dist.data.indexing import build_index, expand, verify_index
-from resnet_dist.data.storage import Limits, Storage, StorageError, StoredFile, checksum, read_bytes
+from resnet_dist.data.remote import StorageError, read_bytes
+from resnet_dist.data.storage import Limits, Storage, StoredFile, checksum
 
 from .conftest import data_of, loaders, write_shards
 from .servers import LOCALHOST, faulty_proxy, file_server, free_port, wait_for_port
@@ -42,10 +43,10 @@ def served(tmp_path: Path, limits: Limits) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(storage, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(storage, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(remote, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
 
 
 def remote_data(url: str, limits: Limits, **changes: object) -> Data:
