@@ -167,10 +167,10 @@ def middle(height: int, width: int, size: int, share: float) -> Box:
 
 def resize(pixels_HWC: Pixels, height: int, width: int) -> Pixels:
     """Antialiased bilinear, as Pillow's: (H, W, C) → (height, width, C)."""
-    if pixels_HWC.shape[:2] == (height, width):
-        return pixels_HWC
     if min(pixels_HWC.strides) < 0:  # torch knows no negative strides
         pixels_HWC = np.ascontiguousarray(pixels_HWC)
+    if pixels_HWC.shape[:2] == (height, width):
+        return pixels_HWC
     # Seen as N C H W with channels last in memory, also of a cut: torch then resizes whole pixels, and answers so.
     images_NCHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
     out = F.interpolate(images_NCHW, (height, width), mode="bilinear", antialias=True)

@@ -128,7 +128,11 @@ def _plan(name: str, items: Sequence[Item], options: Options) -> dict[str, objec
     """What decides the bytes of the shards, for comparison with what a folder holds."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{item.name}\0{item.label}\0{item.extension}\0{item.num_bytes}\n".encode())
+        digest.update(
+            f"{item.name}\0{item.label}\0{item.extension}\0{item.num_bytes}\n".encode(
+                errors="surrogateescape"
+            )
+        )
     settings = {key: value for key, value in asdict(options).items() if key != "strict"}
     return {"source": name, "samples": len(items), "items": digest.hexdigest(), **settings}
 
@@ -213,19 +217,32 @@ def _follow_parent() -> None:
 
 
 def _write(task: _Task) -> _Written:
-    """Write one shard; one that is there already, from an earlier call, is only read."""
-    unreadable: list[str] = []
+    """Write one shard; one that is there already, from an earlier call, is only read.
+
+    What is missing from it is tried again: an image that can be read by now has the shard written once more.
+    """
     if not (task.path.exists() and idx_path(task.path).exists()):
         _write_tar(task)
-    shard = index_shard(task.path)
-    keys = {members[0].key for members in read_idx(idx_path(task.path))}
-    for number, item in enumerate(task.items, start=task.first_key):
-        if _key(number) not in keys:
-            try:
-                _encoded(item, task.options)
-            except (OSError, ValueError) as error:
-                unreadable.append(f"{item.name}: {error}")
-    return _Written(shard, unreadable)
+    for last in (False, True):
+        shard = index_shard(task.path)
+        keys = {members[0].key for members in read_idx(idx_path(task.path))}
+        missing = [item for n, item in enumerate(task.items, start=task.first_key) if _key(n) not in keys]
+        reasons = [_reason(item, task.options) for item in missing]
+        if last or None not in reasons:
+            break
+        _write_tar(task)
+    sometimes = "could be read now, but not when its shard was written"
+    lines = [f"{item.name}: {reason or sometimes}" for item, reason in zip(missing, reasons, strict=True)]
+    return _Written(shard, lines)
+
+
+def _reason(item: Item, options: Options) -> str | None:
+    """Why an image cannot be read; None where it can."""
+    try:
+        _encoded(item, options)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _write_tar(task: _Task) -> None:
@@ -237,11 +254,18 @@ def _write_tar(task: _Task) -> None:
             # A fixed time and owner, or the same samples would give other bytes tomorrow.
             with TarWriter(file, mtime=0, encoder=False, compress=False, user="", group="") as writer:
                 for number, item in enumerate(task.items, start=task.first_key):
-                    with contextlib.suppress(OSError, ValueError):
+                    try:
                         extension, data = _encoded(item, task.options)
-                        writer.write({"__key__": _key(number), extension: data, "cls": b"%d" % item.label})
+                    except (OSError, ValueError):
+                        continue  # `_write` sees that it is missing, and says why
+                    writer.write({"__key__": _key(number), extension: data, "cls": b"%d" % item.label})
             file.flush()
             os.fsync(file.fileno())
+    except OSError as error:  # a full disk: not the images' fault
+        partial_path.unlink(missing_ok=True)
+        raise UserError(
+            f"{task.path}: could not be written ({error}); the same call goes on from here"
+        ) from None
     except BaseException:
         partial_path.unlink(missing_ok=True)
         raise

@@ -44,6 +44,7 @@ class ShardReader:
         self._ends = np.cumsum(index.counts)
         self._storage = Storage(limits)
         self._lock = threading.Lock()
+        self._naming = threading.Lock()
         self._opening: dict[int, threading.Lock] = {}
         self._tables: dict[int, _Table] = {}
         self._files: dict[int, _File] = {}
@@ -57,10 +58,15 @@ class ShardReader:
         return _read(file.fd, *table.places_N5[position].tolist())
 
     def key(self, sample_id: int) -> str:
-        """SHARD/KEY of a sample, for messages: it is looked up anew."""
+        """SHARD/KEY of a sample, for messages: it is looked up anew. Never raises."""
         number, position = self._locate(sample_id)
-        table, file = self._open(number)
-        return f"{self._index.shards[number].name}/{load_members(table.path, file.fd)[position][0].key}"
+        name = self._index.shards[number].name
+        try:
+            table, file = self._open(number)
+            with self._naming:  # headers are read through the file's one position
+                return f"{name}/{load_members(table.path, file.fd)[position][0].key}"
+        except (OSError, ValueError, IndexError):
+            return f"{name}, sample {position}"
 
     def want(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these shards, in this order."""
@@ -86,6 +92,10 @@ class ShardReader:
                 table = table or _Table(shard, file)
         with self._lock:
             self._tables[number], self._files[number] = table, file
+            for other in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
+                del self._files[
+                    other
+                ]  # evicted from the shard cache: held open, it would go on taking its space
             _drop_oldest(self._tables, MOST_TABLES)
             _drop_oldest(self._files, MOST_FILES)
         return table, file

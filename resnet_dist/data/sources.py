@@ -16,7 +16,7 @@ from resnet_dist.data.philox import Purpose, permutation
 from resnet_dist.data.tar import IMAGE_EXTENSIONS
 
 IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
-EVAL_NAMES = ("eval", "test", "val", "valid", "validation")
+EVAL_NAMES = ("eval", "val", "valid", "validation", "test")  # the first that is there
 HELD_OUT = 0.2  # share of a source without splits of its own
 DOWNLOADS = Path("~/.cache/resnet-dist/downloads")
 TORCHVISION_SETS = {
@@ -110,6 +110,13 @@ def _image_folder(folder: Path, seed: int, whole_split: str | None) -> Source:
     """class = folder. `train/` beside `eval/`, `test/` or `val/` are the splits; else a fifth is held out."""
     train = folder / "train"
     evals = [folder / name for name in EVAL_NAMES if (folder / name).is_dir()]
+    if train.is_dir() != bool(evals) and any(
+        _class_names(split) for split in (train, *evals) if split.is_dir()
+    ):
+        raise UserError(
+            f"{folder}: has {train.name if train.is_dir() else evals[0].name}/ with folders of classes, but "
+            f"not {' or '.join(EVAL_NAMES) if train.is_dir() else 'train'} beside it; give that folder itself as the source"
+        )
     if not train.is_dir() or not evals:
         classes = _class_names(folder)
         items = _folder_items(folder, classes)
@@ -129,7 +136,13 @@ def _plain(name: str) -> str:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    return tuple(
+        sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.name.startswith((".", "__"))
+        )
+    )
 
 
 def _folder_items(folder: Path, classes: tuple[str, ...]) -> list[Item]:

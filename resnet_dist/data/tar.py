@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ LABEL_EXTENSIONS = ("cls", "json")
 
 # As webdataset's base_plus_ext and its skip_meta: the extension begins at the first dot of the last part.
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_UMASK = os.umask(0o022)  # can only be read by setting it
+os.umask(_UMASK)
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -44,7 +47,8 @@ class Member:
     @property
     def key(self) -> str:
         match = _KEY_AND_EXTENSION.match(self.name)
-        return match[1] if match else self.name
+        key = match[1] if match else self.name
+        return key.encode(errors="backslashreplace").decode()  # a tar's names are any bytes; ours are printed
 
 
 def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
@@ -140,21 +144,33 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
 
 
 def write_idx(path: Path, samples: Sequence[Sequence[Member]]) -> bool:
-    """Write a DALI index. Returns False, and writes nothing, where a name has a space: DALI splits there."""
+    """Write a DALI index. Returns False where a name has a space, at which DALI splits, or is not UTF-8.
+
+    Then an older file of that name is removed: it would not fit any more.
+    """
     lines = [f"{IDX_VERSION} {len(samples)}"]
     for members in samples:
         words = [(m.extension, str(m.offset), str(m.size), m.name) for m in members]
-        if any(len(word.split()) != 1 for four in words for word in four):
+        if any(len(word.split()) != 1 or not _is_utf8(word) for four in words for word in four):
+            path.unlink(missing_ok=True)
             return False
         lines.append(" ".join(word for four in words for word in four))
     write_text_atomically(path, "\n".join(lines) + "\n")
     return True
 
 
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_idx(path: Path) -> list[list[Member]]:
     """The members of every sample. Raises FileNotFoundError, or TarError where the file is damaged."""
     try:
-        header, *lines = path.read_text().splitlines()
+        header, *lines = path.read_text("utf-8").splitlines()
         samples = [_parse_idx_line(line) for line in lines]
         if header.split() != [IDX_VERSION, str(len(samples))]:
             raise ValueError(f"begins with {header[:40]!r} and has {len(samples)} samples")
@@ -170,7 +186,7 @@ def _parse_idx_line(line: str) -> list[Member]:
     members = [
         Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words), 4)
     ]
-    if any(m.offset < tarfile.BLOCKSIZE or m.size < 0 for m in members):
+    if any(m.offset < tarfile.BLOCKSIZE or m.size < 0 or m.offset + m.size >= 2**63 for m in members):
         raise ValueError(f"line {line[:60]!r} has an offset or size that no tar can have")
     return members
 
@@ -194,9 +210,15 @@ def check_header(fd: int, name: str, member: Member) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write aside, flush to disk, rename: `path` holds all of `text` or what it held before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    # Not by process id: containers that share a folder may have the same.
+    fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_UMASK)
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise

@@ -131,6 +131,15 @@ def test_exif_orientation(orientation: int, form: str) -> None:
     assert np.array_equal(image.pixels(Box(3, 5, 20, 11), 224), expected[3:23, 5:16])
 
 
+def test_a_turned_image_of_the_wanted_size_is_mirrored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    fields = Data(train="", eval="", image_size=40, global_batch_size=8)
+    image = open_image(jpeg(photo(40, 40), exif=exif), 3)
+    plain = to_size(image, fields, None).copy()
+    assert np.array_equal(to_size(image, fields, None, mirror=True), plain[:, ::-1])
+
+
 def test_damaged_exif_leaves_the_picture_as_it_is() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +156,33 @@ def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: Limits) -> None:
     index, _ = build_index(expand([str(tmp_path)]), tmp_path, limits)
     assert not list(tmp_path.glob("*.idx"))
     assert [image for image, _ in samples(index, limits)] == [encoded(picture(n)) for n in range(3)]
+
+
+def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: Limits) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        for name, content in (("caf\xe9.png", encoded(picture(1))), ("caf\xe9.cls", b"1"), ("b.cls", b"0")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    path.with_suffix(".idx").write_text("v1.2 1\npng 512 10 old.png cls 1536 1 old.cls\n")
+    index, problems = build_index(expand([str(path)]), tmp_path, limits)
+    assert problems == ["a.tar/b: has no image"]
+    assert not list(tmp_path.glob("*.idx")) + list(tmp_path.glob(".*partial"))
+    reader = ShardReader(index, limits)
+    assert reader.read(0) == (encoded(picture(1)), 1)
+    assert reader.key(0) == "a.tar/caf\\udce9"
+
+
+def test_many_threads_ask_for_names_at_once(tmp_path: Path, limits: Limits) -> None:
+    """Without an .idx names come from the headers, which all threads read through one open file."""
+    names = write_shards(tmp_path, (30,))
+    index, _ = build_index(expand(names), tmp_path, limits)
+    next(tmp_path.glob("*.idx")).unlink()
+    reader = ShardReader(index, limits)
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(reader.key, list(range(30)) * 4))
+    assert keys == [f"part-00000.tar/sample{n:06d}" for n in range(30)] * 4
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from resnet_dist.config import UserError
@@ -19,7 +20,7 @@ from resnet_dist.data import prepare as preparing
 from resnet_dist.data.index import read_index
 from resnet_dist.data.prepare import Options, prepare
 from resnet_dist.data.shards import ShardReader
-from resnet_dist.data.sources import open_source
+from resnet_dist.data.sources import Item, Source, open_source
 from resnet_dist.data.storage import Limits
 
 from .conftest import encoded, picture
@@ -98,6 +99,58 @@ def test_unreadable_images_are_left_out_and_listed(folder: Path, tmp_path: Path)
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="31 images cannot be read"):
         prepare(open_source(str(folder), whole_split="train"), tmp_path / "none")
+
+
+class Flaky:
+    """Fails the first times it is read, as a network file system does."""
+
+    def __init__(self, content: bytes, failures: int) -> None:
+        self.content, self.failures = content, failures
+
+    def __call__(self) -> bytes:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError(5, "Input/output error")
+        return self.content
+
+
+@pytest.mark.parametrize(("failures", "samples"), [(1, 10), (2, 9), (10, 9)])
+def test_an_image_that_can_be_read_later_is_not_lost(tmp_path: Path, failures: int, samples: int) -> None:
+    items = [Item(0, "png", Flaky(encoded(picture(n)), failures * (n == 4)), str(n)) for n in range(10)]
+    index = prepare(Source("flaky", ("a",), {"train": items}), tmp_path, Options(shards=1))["train"]
+    assert index.num_samples == samples
+    report = tmp_path / "train/unreadable.txt"
+    assert (report.read_text() if report.exists() else "") == (
+        "" if samples == 10 else "4: [Errno 5] Input/output error\n"
+    )
+
+
+def test_a_full_disk_is_no_unreadable_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = webdataset.TarWriter.write, iter(range(100))
+
+    def write(self: object, sample: object) -> object:
+        if next(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return original(self, sample)
+
+    source = open_source(str(folder), whole_split="train")
+    monkeypatch.setattr(webdataset.TarWriter, "write", write)
+    with pytest.raises(UserError, match=r"could not be written .*No space left"):
+        prepare(source, tmp_path / "out", Options(shards=2))
+    assert not list((tmp_path / "out").rglob("*partial")) + list((tmp_path / "out").rglob("*.tar"))
+    assert prepare(source, tmp_path / "out", Options(shards=2))["train"].num_samples == 30
+
+
+def test_folders_that_are_no_classes(folder: Path, tmp_path: Path) -> None:
+    (folder / ".ipynb_checkpoints").mkdir()
+    assert open_source(str(folder)).classes == ("class 0", "class 1", "class 2")
+    (tmp_path / "half").mkdir()
+    folder.rename(tmp_path / "half/train")
+    with pytest.raises(UserError, match="has train/ with folders of classes, but not eval or val"):
+        open_source(str(tmp_path / "half"))
+    assert len(open_source(str(tmp_path / "half/train")).classes) == 3
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
