@@ -74,12 +74,18 @@ def _run_for(loader: Loader, step: int, seconds: float) -> tuple[int, int]:
 
 def _encoded(reader: ShardReader, num_samples: int) -> list[bytes]:
     images = []
-    for sample_id in range(0, num_samples, max(1, num_samples // RAW_IMAGES)):
-        try:
-            images.append(reader.read(sample_id).image)
-        except BadSample:
-            continue
-    reader.close()
+    try:
+        for sample_id in range(0, num_samples, -(-num_samples // RAW_IMAGES)):
+            try:
+                image = reader.read(sample_id).image
+                whole(open_image(image, 3))
+                images.append(image)
+            except UserError:
+                raise
+            except (BadSample, ValueError):
+                continue
+    finally:
+        reader.close()
     return images
 
 

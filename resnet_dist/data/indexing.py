@@ -33,6 +33,7 @@ from resnet_dist.data.storage import Limits, Storage, check_command, checksum, d
 from resnet_dist.data.tar import TarError, find_image, find_label, group_samples, write_idx
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+MOST_CLASSES = 1_000_000  # without names for them: a label beyond is an id, a time, or damage
 MOST_URLS = 1_000_000  # of one pattern: {0..999999999} is a slip of the hand
 
 Progress = Callable[[int, int], None]
@@ -53,6 +54,8 @@ def expand(patterns: Sequence[str], split: str | None = None) -> list[Shard]:
     What is not known of them yet is 0 or empty. Raises UserError where nothing is found.
     """
     shards = [shard for pattern in patterns for part in pattern.split("::") for shard in _expand(part, split)]
+    if not shards:
+        raise UserError(f"{', '.join(patterns)}: names no shards")
     url, times = Counter(shard.url for shard in shards).most_common(1)[0]
     if times > 1:
         raise UserError(f"{url}: named twice")
@@ -139,7 +142,7 @@ def build_index(
     """
     for shard in shards:
         check_command(shard.url, allowed=limits.allow_commands)
-    storage = Storage(limits)
+    storage = Storage(limits, fresh=True)
     found: list[Found] = []
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -155,13 +158,30 @@ def build_index(
         storage.close()
     if not any(result.shard.num_samples for result in found):
         raise UserError(f"{shards[0].url}: no samples; members must be named KEY.EXTENSION")
-    largest = max(result.largest_label for result in found)
+    result = max(found, key=lambda result: result.largest_label)
+    largest = result.largest_label
+    if classes is None:
+        classes = _known_classes(out, largest)
+    if classes is None and largest >= MOST_CLASSES:
+        raise UserError(
+            f"{result.shard.url}: a label is {largest}, which would make as many classes; labels count from 0, or "
+            "say --classes"
+        )
     if classes is None:
         classes = [str(label) for label in range(largest + 1)]
     if largest >= len(classes):
         raise UserError(f"--classes: {len(classes)} names, but a label is {largest}")
     index = write_index(out, [result.shard for result in found], classes)
     return index, [problem for result in found for problem in result.problems]
+
+
+def _known_classes(out: Path, largest: int) -> list[str] | None:
+    """Names that the index had which is written anew, where they still suffice."""
+    try:
+        names = list(read_index(out).classes)
+    except IndexMismatch:
+        return None
+    return names if len(names) > largest else None
 
 
 def read_shard(shard: Shard, storage: Storage) -> Found:
@@ -191,16 +211,18 @@ def read_shard(shard: Shard, storage: Storage) -> Found:
     if lies_here(shard):
         with contextlib.suppress(OSError):  # a folder that is only read: offsets are found when it is opened
             write_idx(idx_path(path), samples)
-    known = _measured(shard, path)
+    known = _measured(shard, path, storage)
+    storage.forget(shard)
     return Found(replace(known, num_samples=len(samples)), largest, problems)
 
 
-def _measured(shard: Shard, path: Path) -> Shard:
+def _measured(shard: Shard, path: Path, storage: Storage) -> Shard:
     """With size and checksum, of the file as it is stored."""
     if is_local(shard.url):
         path = local_path(shard.url)
     elif compression_of(shard.url):
-        return shard  # the compressed bytes are gone; what an index said of them stays
+        fetched = storage.fetched_checksum(shard)  # the compressed bytes themselves are gone
+        return Shard(shard.url, *fetched, shard.num_samples) if fetched else shard
     problem = difference(path, shard)
     if problem:
         raise TarError(f"{shard.url}: {problem}")
@@ -219,12 +241,11 @@ def verify_index(
     def check(number: int) -> list[str]:
         shard = index.shards[number]
         try:
-            path = storage.path(shard)
-            here = local_path(shard.url) if is_local(shard.url) else path
-            if is_local(shard.url) or not compression_of(shard.url):
-                problem = difference(here, shard)
+            if is_local(shard.url):
+                problem = difference(local_path(shard.url), shard)
                 if problem:
                     return [f"{shard.url}: {problem}"]
+            storage.path(shard)  # what is fetched is compared when it comes
             ids = range(first_ids[number], first_ids[number] + shard.num_samples)
             return [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
         except (OSError, IndexMismatch) as error:

@@ -186,7 +186,6 @@ class Loader:
         count = self.index.num_samples
         check_fits(count, self.data, device)
         samples, ids = Samples.empty(count, self.data, Buffers(1)), np.arange(count)
-        self._reader.want(range(len(self.index.shards)))
         tasks = [self._pool.submit(self._fill, samples, ids, rows, None) for rows in _parts(count, self.data)]
         for task in tasks:
             task.result()

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from resnet_dist.config import UserError
 from resnet_dist.data.decode import Box, open_image
@@ -32,6 +33,7 @@ from resnet_dist.data.tar import TarError, group_samples, read_idx, write_idx, w
 SHARD_BYTES = 256 * 2**20  # what a large set is cut into: 100 to 500 MB suit object stores and local disks
 MIN_SHARDS = 8  # so that several ranks of a small set read different files
 PLAN_NAME = ".plan.json"  # of a preparation under way
+LOCK_NAME = ".lock"
 REPORT_NAME = "unreadable.txt"
 PROBES = 100  # images that are measured to guess what all will take
 
@@ -92,12 +94,29 @@ def _prepare_split(
     if (folder / INDEX_NAME).exists():
         _check_same(folder / INDEX_NAME, plan, "prepared")
         return read_index(folder)
+    if any(folder.glob("*.tar")) and not (folder / PLAN_NAME).exists():
+        raise UserError(f"{folder}: holds tars that `prepare` did not write; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK_NAME):  # another call may be writing the same: then this one finds it done
+        if (folder / INDEX_NAME).exists():
+            _check_same(folder / INDEX_NAME, plan, "prepared")
+            return read_index(folder)
+        return _write_split(source, split, folder, options, plan, workers, progress)
+
+
+def _write_split(
+    source: Source,
+    split: str,
+    folder: Path,
+    options: Options,
+    plan: dict[str, object],
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> Index:
+    items = source.splits[split]
     if (folder / PLAN_NAME).exists():
         _check_same(folder / PLAN_NAME, plan, None)
     else:
-        if any(folder.glob("*.tar")):
-            raise UserError(f"{folder}: holds tars that `prepare` did not write; give another folder")
         write_text_atomically(folder / PLAN_NAME, json.dumps(plan) + "\n")
 
     order = permutation(len(items), Purpose.SHARDS, seed=options.seed)
@@ -121,6 +140,7 @@ def _prepare_split(
             raise UserError(f"{len(unreadable)} images cannot be read, the first is {unreadable[0]}")
     index = write_index(folder, shards, source.classes, prepared=plan)
     (folder / PLAN_NAME).unlink()
+    (folder / LOCK_NAME).unlink(missing_ok=True)
     return index
 
 

@@ -11,10 +11,14 @@ import gzip
 import hashlib
 import os
 import posixpath
+import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,8 @@ from resnet_dist.data.remote import (
     local_path,
 )
 
+POLL_SECONDS = 0.2
+BLOCK_BYTES = 512  # of a tar, which ends with blocks of zeros
 FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
 
 
@@ -65,10 +71,14 @@ class Limits:
 
 
 class Storage:
-    """Local files of shards. One for each process; the cache folder is shared with the node's other ones."""
+    """Local files of shards. One for each process; the cache folder is shared with the node's other ones.
 
-    def __init__(self, limits: Limits) -> None:
+    fresh: fetch anew what others left in the cache: whoever makes an index must see what is there now.
+    """
+
+    def __init__(self, limits: Limits, *, fresh: bool = False) -> None:
         self._limits = limits
+        self._token = uuid.uuid4().hex if fresh else ""
         self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path]] = {}
@@ -109,13 +119,32 @@ class Storage:
             f"{self._limits.max_bytes:,}"
         )
 
+    def forget(self, shard: StoredFile) -> None:
+        """Give the space of a fetched shard back."""
+        if not lies_here(shard):
+            for suffix in (".tar", ".idx", ".sum"):
+                self._cached(shard).with_suffix(suffix).unlink(missing_ok=True)
+
+    def fetched_checksum(self, shard: StoredFile) -> tuple[int, str] | None:
+        """Bytes and checksum of a remote compressed shard as it came over, which is not kept."""
+        try:
+            size, found = self._cached(shard).with_suffix(".sum").read_text().split()
+        except FileNotFoundError:
+            return None
+        return int(size), found
+
     def close(self) -> None:
         self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _cached(self, shard: StoredFile) -> Path:
-        # The whole URL names it: two sets may both have a 000000.tar.
-        identity = hashlib.sha256(f"{shard.url} {shard.checksum}".encode()).hexdigest()[:24]
+        # The whole URL names it: two sets may both have a 000000.tar. So does its content, as far as it is known.
+        known = f"{shard.checksum} {shard.num_bytes} {self._token}"
+        if is_local(shard.url):
+            with contextlib.suppress(OSError):
+                status = local_path(shard.url).stat()
+                known += f" {status.st_size} {status.st_mtime_ns}"
+        identity = hashlib.sha256(f"{shard.url} {known}".encode(errors="backslashreplace")).hexdigest()[:24]
         return self._limits.folder / identity[:2] / f"{identity}.tar"
 
     def _begin(self, shard: StoredFile) -> Future[Path]:
@@ -140,6 +169,13 @@ class Storage:
                     self._make_room(shard.num_bytes, keep=path)
                     self._download(shard, raw)
                 if compression_of(shard.url):
+                    problem = difference(raw, shard) if is_local(shard.url) else None
+                    if problem:
+                        raise StorageError(
+                            f"{shard.url}: {problem}; index the shards again if they were changed"
+                        )
+                    if not is_local(shard.url):
+                        path.with_suffix(".sum").write_text(f"{raw.stat().st_size} {checksum(raw)}")
                     self._decompress(shard, raw, path)
                 else:
                     raw.replace(path)
@@ -158,7 +194,7 @@ class Storage:
                     yield
                 return
             except Timeout:
-                size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*partial"))
+                size = sum(_size(file) for file in path.parent.glob(f"{path.stem}.*partial"))
                 if size != seen:
                     seen, since = size, time.monotonic()
                 if self._closed.is_set() or time.monotonic() - since > self._limits.timeout_seconds:
@@ -172,7 +208,7 @@ class Storage:
         partial = target.with_suffix(target.suffix + ".partial")
         for last in (False, True):
             if shard.url.startswith(COMMAND):
-                _run_command(shard.url, partial)
+                _run_command(shard.url, partial, self._limits.timeout_seconds, self._closed.is_set)
             else:
                 fetch_file(
                     shard.url,
@@ -193,18 +229,14 @@ class Storage:
 
     def _decompress(self, shard: StoredFile, raw: Path, path: Path) -> None:
         partial = path.with_suffix(".tar.partial")
-        with decompressed(raw, shard.url) as source, partial.open("wb") as target:
-            written = 0
-            while block := source.read(CHUNK_BYTES):
-                written += len(block)
-                if written > self._limits.max_bytes:
-                    partial.unlink()
-                    raise StorageError(
-                        f"{shard.url}: unpacks to more than data.shard_cache_bytes={self._limits.max_bytes:,}"
-                    )
-                target.write(block)
-        if raw.suffix == ".raw":
-            raw.unlink()
+        try:
+            _decompress_into(partial, raw, shard.url, self._limits.max_bytes)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            if raw.suffix == ".raw":
+                raw.unlink()
         self._make_room(0, keep=path)
         partial.replace(path)
 
@@ -229,6 +261,33 @@ class Storage:
                     file.unlink(missing_ok=True)
                     file.with_suffix(".idx").unlink(missing_ok=True)
                     total -= size
+
+
+def _size(path: Path) -> int:
+    """0 where its writer has renamed it meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _decompress_into(target: Path, raw: Path, url: str, max_bytes: int) -> None:
+    """Raises StorageError where `raw` is damaged, cut off, or too much."""
+    import zstandard
+
+    written, block, end = 0, b"", b""
+    try:
+        with decompressed(raw, url) as source, target.open("wb") as file:
+            while block := source.read(CHUNK_BYTES):
+                written += len(block)
+                if written > max_bytes:
+                    raise StorageError(f"{url}: unpacks to more than data.shard_cache_bytes={max_bytes:,}")
+                file.write(block)
+                end = (end + block)[-BLOCK_BYTES:]
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise StorageError(f"{url}: damaged or cut off: {error}") from None
+    if len(end) < BLOCK_BYTES or any(end):  # zstd says nothing of a frame that is cut off
+        raise StorageError(f"{url}: cut off: what it unpacks to is no tar with an end")
 
 
 def lies_here(shard: StoredFile) -> bool:
@@ -281,11 +340,30 @@ def decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _run_command(url: str, partial: Path) -> None:
-    command = url.removeprefix(COMMAND)
-    with partial.open("wb") as target:
-        done = subprocess.run(command, shell=True, stdout=target, stderr=subprocess.PIPE, check=False)
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
+def _run_command(url: str, partial: Path, timeout_seconds: float, cancelled: Callable[[], bool]) -> None:
+    """Its output into `partial`. Raises StorageError where it fails, or writes nothing for `timeout_seconds`."""
+    with partial.open("wb") as target, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            url.removeprefix(COMMAND), shell=True, stdout=target, stderr=errors, start_new_session=True
+        )
+        size, since, problem = -1, time.monotonic(), None
+        while problem is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+                break
+            if _size(partial) != size:
+                size, since = _size(partial), time.monotonic()
+            if time.monotonic() - since > timeout_seconds:
+                problem = f"wrote nothing for {timeout_seconds:.0f} s"
+            elif cancelled():
+                problem = "given up, the loader was closed"
+        if problem is not None:
+            os.killpg(process.pid, signal.SIGKILL)  # the shell and what it started
+            process.wait()
+        elif process.returncode:
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines()
+            problem = f"ended with {process.returncode}: {words[-1] if words else 'no message'}"
+    if problem is not None:
         partial.unlink()
-        raise StorageError(f"{url}: ended with {done.returncode}: {words[-1] if words else 'no message'}")
+        raise StorageError(f"{url}: {problem}")

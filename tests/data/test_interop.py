@@ -129,6 +129,16 @@ def test_classes(tmp_path: Path, limits: Limits) -> None:
             class_names(wrong)
 
 
+def test_classes_outlive_a_new_index_and_are_not_made_of_ids(tmp_path: Path, limits: Limits) -> None:
+    names = write_shards(tmp_path, (12,))
+    build_index(expand(names), tmp_path, limits, classes=[f"class {n}" for n in range(CLASSES)])
+    assert build_index(expand(names), tmp_path, limits)[0].classes[3] == "class 3"
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "a", "png": encoded(picture(1)), "cls": b"1700000000"})
+    with pytest.raises(UserError, match=r"a\.tar: a label is 1700000000"):
+        build_index(expand([str(tmp_path / "a.tar")]), tmp_path / "own", limits)
+
+
 def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, limits: Limits) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "good", "png": encoded(picture(1)), "cls": b"1"})

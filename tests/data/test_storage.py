@@ -24,6 +24,7 @@ from resnet_dist.data import remote
 from resnet_dist.data.index import Index, IndexMismatch, Shard, read_index
 from resnet_dist.data.indexing import build_index, expand, verify_index
 from resnet_dist.data.remote import StorageError, read_bytes
+from resnet_dist.data.shards import ShardReader
 from resnet_dist.data.storage import Limits, Storage, StoredFile, checksum
 
 from .conftest import data_of, loaders, write_shards
@@ -254,6 +255,62 @@ def test_compressed_shards_here_and_remote(served: Path, limits: Limits, suffix:
         other = replace(limits, folder=limits.folder / "other")
         assert epoch_bytes(remote_data(server.url, other)) == expected
         assert verify_index(server.url, other) == []
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("remote_shard", [False, True])
+def test_an_index_sees_what_is_there_now(
+    tmp_path: Path, limits: Limits, suffix: str, remote_shard: bool
+) -> None:
+    """Not what an earlier index left in the cache; a damaged one leaves nothing there."""
+    folder = tmp_path / "packed"
+
+    def pack(count: int, cut: int = 0) -> None:
+        (name,) = write_shards(folder, (count,))
+        Path(name).with_suffix(".idx").touch()
+        target = compress(Path(name), suffix)
+        target.write_bytes(target.read_bytes()[: -cut or None])
+
+    with file_server(folder) as server:
+        names = [f"{server.url if remote_shard else folder}/part-00000.tar{suffix}"]
+        for count in (20, 31):
+            pack(count)
+            index, _ = build_index(expand(names), tmp_path, limits)
+            assert index.counts == (count,)
+            assert index.shards[0].checksum == checksum(folder / f"part-00000.tar{suffix}")
+            assert verify_index(str(tmp_path), limits) == []
+        pack(31, cut=700)
+        with pytest.raises(UserError, match=r"part-00000.tar.*cut off"):
+            build_index(expand(names), tmp_path, limits)
+        assert not [path for path in limits.folder.rglob("*") if path.suffix in (".partial", ".raw")]
+        pack(31)
+        assert build_index(expand(names), tmp_path, limits)[0].counts == (31,)
+
+
+def test_evicted_shards_are_let_go(served: Path, limits: Limits) -> None:
+    """Held open, a file that was removed goes on taking its space."""
+    with file_server(served) as server:
+        index = read_index(server.url)
+        largest = max(shard.num_bytes for shard in index.shards)
+        reader = ShardReader(index, replace(limits, max_bytes=2 * largest))
+        first = 0
+        for count in index.counts:
+            reader.read(first)
+            first += count
+            gone = [file for file in reader._files.values() if os.fstat(file.fd).st_nlink == 0]
+            assert not gone
+        reader.close()
+
+
+def test_a_command_that_hangs_is_ended(tmp_path: Path, limits: Limits) -> None:
+    marker = tmp_path / "pid"
+    shard = Shard(f"pipe:echo $$ > {marker}; sleep 1000", 0, "", 1)
+    cache = Storage(replace(limits, allow_commands=True, timeout_seconds=0.5))
+    with pytest.raises(StorageError, match="wrote nothing for"):
+        cache.path(shard)
+    cache.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
 
 
 def test_a_compressed_shard_that_unpacks_to_too_much(tmp_path: Path, limits: Limits) -> None:
