@@ -94,7 +94,8 @@ def _prepare_split(
     if (folder / INDEX_NAME).exists():
         _check_same(folder / INDEX_NAME, plan, "prepared")
         return read_index(folder)
-    if any(folder.glob("*.tar")) and not (folder / PLAN_NAME).exists():
+    theirs = any(folder.glob("*.tar")) and not (folder / PLAN_NAME).exists()
+    if theirs and not (folder / INDEX_NAME).exists():  # looked at last: another call may have just finished
         raise UserError(f"{folder}: holds tars that `prepare` did not write; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK_NAME):  # another call may be writing the same: then this one finds it done
