@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 80_000_000  # a larger image is refused: a small file can claim to be any size
-LARGE_PIXELS = (
-    8_000_000  # images from here on are decoded one at a time, or many threads would need gigabytes
-)
+LARGE_PIXELS = 8_000_000  # from here on one at a time, or many threads would need gigabytes
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what Pillow may try: its other parsers need not meet strange bytes
 MAX_SCALE = 8  # the strongest shrinking of JPEG's own inverse transform
 
@@ -246,9 +244,7 @@ def _to_8_bits(image: object, channels: int) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would clip at 255
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         return np.array(Pillow.fromarray(grey).convert(mode))
-    if (
-        image.has_transparency_data
-    ):  # what is transparent shows white, not the colour that happens to lie there
+    if image.has_transparency_data:  # shows white, not the colour that happens to lie there
         rgba = image.convert("RGBA")
         ground = Pillow.new("RGBA", rgba.size, "white")
         image = Pillow.alpha_composite(ground, rgba)

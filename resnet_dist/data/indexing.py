@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_dist.config import UserError
-from resnet_dist.data.decode import Box, open_image
+from resnet_dist.data.decode import open_image, whole
 from resnet_dist.data.index import (
     INDEX_NAME,
     Index,
@@ -266,8 +266,7 @@ def _problem(reader: ShardReader, sample_id: int, num_classes: int) -> str | Non
     try:
         sample = reader.read(sample_id)
         check_label(sample.label, num_classes)
-        image = open_image(sample.image, 3)
-        image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))
+        whole(open_image(sample.image, 3))
     except UserError:
         raise
     except (BadSample, ValueError) as problem:

@@ -32,39 +32,25 @@ class _Op:
     signed: bool = False
 
 
-# Spaces as torchvision's RandAugment and TrivialAugmentWide have them; translations in parts of the image.
-RAND_AUGMENT = (
-    _Op("identity"),
-    _Op("shear_x", 0, 0.3, signed=True),
-    _Op("shear_y", 0, 0.3, signed=True),
-    _Op("translate_x", 0, 150 / 331, signed=True),
-    _Op("translate_y", 0, 150 / 331, signed=True),
-    _Op("rotate", 0, 30, signed=True),
-    _Op("brightness", 0, 0.9, signed=True),
-    _Op("color", 0, 0.9, signed=True),
-    _Op("contrast", 0, 0.9, signed=True),
-    _Op("sharpness", 0, 0.9, signed=True),
-    _Op("posterize", 8, 4),
-    _Op("solarize", 255, 0),
-    _Op("autocontrast"),
-    _Op("equalize"),
-)
-TRIVIAL_AUGMENT = (
-    _Op("identity"),
-    _Op("shear_x", 0, 0.99, signed=True),
-    _Op("shear_y", 0, 0.99, signed=True),
-    _Op("translate_x", 0, 32 / 224, signed=True),
-    _Op("translate_y", 0, 32 / 224, signed=True),
-    _Op("rotate", 0, 135, signed=True),
-    _Op("brightness", 0, 0.99, signed=True),
-    _Op("color", 0, 0.99, signed=True),
-    _Op("contrast", 0, 0.99, signed=True),
-    _Op("sharpness", 0, 0.99, signed=True),
-    _Op("posterize", 8, 2),
-    _Op("solarize", 255, 0),
-    _Op("autocontrast"),
-    _Op("equalize"),
-)
+def _space(
+    *, shear: float, translate: float, rotate: float, change: float, posterize: float
+) -> tuple[_Op, ...]:
+    """The operations of both papers; they differ in how far each goes."""
+    moves = {"shear_x": shear, "shear_y": shear, "translate_x": translate, "translate_y": translate}
+    changes = dict.fromkeys(("brightness", "color", "contrast", "sharpness"), change)
+    return (
+        _Op("identity"),
+        *(_Op(name, 0, high, signed=True) for name, high in (moves | {"rotate": rotate} | changes).items()),
+        _Op("posterize", 8, posterize),
+        _Op("solarize", 255, 0),
+        _Op("autocontrast"),
+        _Op("equalize"),
+    )
+
+
+# Strengths as torchvision's RandAugment and TrivialAugmentWide have them; translations in parts of the image.
+RAND_AUGMENT = _space(shear=0.3, translate=150 / 331, rotate=30, change=0.9, posterize=4)
+TRIVIAL_AUGMENT = _space(shear=0.99, translate=32 / 224, rotate=135, change=0.99, posterize=2)
 
 
 def rand_augment(pixels_SSC: Pixels, draws_K4: NDArray[np.float64], *, magnitude: int) -> Pixels:

@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 
 from resnet_dist.config import UserError
-from resnet_dist.data.decode import Box, open_image
+from resnet_dist.data.decode import open_image, whole
 from resnet_dist.data.index import INDEX_NAME, Index, Shard, idx_path, read_index, write_index
 from resnet_dist.data.philox import Purpose, permutation
 from resnet_dist.data.sources import Item, Source
@@ -304,7 +304,7 @@ def _encoded(item: Item, options: Options) -> tuple[str, bytes]:
     """
     data = item.read()
     image = open_image(data, 3)
-    pixels = image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))
+    pixels = whole(image)
     short = min(image.height, image.width)
     if options.resize_short is None or short <= options.resize_short:
         return item.extension, data

@@ -5,8 +5,13 @@ fsspec knows the schemes (https, s3, gs, hf …) and finds credentials where eac
 
 from __future__ import annotations
 
+import contextlib
+import os
 import posixpath
 import random
+import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +25,7 @@ STALL_SECONDS = 30.0  # after which a chunk is given up and asked for again
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 20.0
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
 COMMAND = "pipe:"
+POLL_SECONDS = 0.2  # how often a command is looked at
 
 
 class StorageError(OSError):
@@ -179,3 +185,40 @@ def _is_permanent(error: BaseException) -> bool:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def size_of(path: Path) -> int:
+    """0 where its writer has renamed it meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def run_command(url: str, partial: Path, timeout_seconds: float, cancelled: Callable[[], bool]) -> None:
+    """Its output into `partial`. Raises StorageError where it fails, or writes nothing for `timeout_seconds`."""
+    with partial.open("wb") as target, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            url.removeprefix(COMMAND), shell=True, stdout=target, stderr=errors, start_new_session=True
+        )
+        size, since, problem = -1, time.monotonic(), None
+        while problem is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+                break
+            if size_of(partial) != size:
+                size, since = size_of(partial), time.monotonic()
+            if time.monotonic() - since > timeout_seconds:
+                problem = f"wrote nothing for {timeout_seconds:.0f} s"
+            elif cancelled():
+                problem = "given up, the loader was closed"
+        if problem is not None:
+            os.killpg(process.pid, signal.SIGKILL)  # the shell and what it started
+            process.wait()
+        elif process.returncode:
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines()
+            problem = f"ended with {process.returncode}: {words[-1] if words else 'no message'}"
+    if problem is not None:
+        partial.unlink()
+        raise StorageError(f"{url}: {problem}")

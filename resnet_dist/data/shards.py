@@ -17,9 +17,7 @@ from resnet_dist.data.storage import Limits, Storage, lies_here
 from resnet_dist.data.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
 
 MAX_IMAGE_BYTES = 256 * 2**20  # of one encoded image; a tar may claim anything
-NEAR_BYTES = (
-    16 * 2**10
-)  # a small sample is read at once; of a large one, cutting it apart would copy it again
+NEAR_BYTES = 16 * 2**10  # a small sample is read at once; to cut a large one apart would copy it again
 MAX_LABEL_BYTES = 16 * 2**20
 MOST_FILES, MOST_TABLES = 256, 8192  # kept open: descriptors are scarce, and a table costs milliseconds
 LABEL_FIELDS = ("label", "cls", "class_id")  # where a .json may have it
@@ -92,10 +90,9 @@ class ShardReader:
                 table = table or _Table(shard, file)
         with self._lock:
             self._tables[number], self._files[number] = table, file
-            for other in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
-                del self._files[
-                    other
-                ]  # evicted from the shard cache: held open, it would go on taking its space
+            # Evicted from the shard cache, but held open, a file would go on taking its space.
+            for evicted in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
+                del self._files[evicted]
             _drop_oldest(self._tables, MOST_TABLES)
             _drop_oldest(self._files, MOST_FILES)
         return table, file

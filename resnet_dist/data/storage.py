@@ -7,38 +7,32 @@ size and checksum before it gets its final name, and evicted least-recently-used
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import os
 import posixpath
-import signal
-import subprocess
-import tempfile
 import threading
 import time
 import uuid
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock, Timeout
 
 from resnet_dist.config import Data, UserError
 from resnet_dist.data.remote import (
-    CHUNK_BYTES,
     COMMAND,
     StorageError,
     compression_of,
     fetch_file,
     is_local,
     local_path,
+    run_command,
+    size_of,
 )
+from resnet_dist.data.unpack import unpack
 
-POLL_SECONDS = 0.2
-BLOCK_BYTES = 512  # of a tar, which ends with blocks of zeros
 FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
 
 
@@ -194,7 +188,7 @@ class Storage:
                     yield
                 return
             except Timeout:
-                size = sum(_size(file) for file in path.parent.glob(f"{path.stem}.*partial"))
+                size = sum(size_of(file) for file in path.parent.glob(f"{path.stem}.*partial"))
                 if size != seen:
                     seen, since = size, time.monotonic()
                 if self._closed.is_set() or time.monotonic() - since > self._limits.timeout_seconds:
@@ -208,7 +202,7 @@ class Storage:
         partial = target.with_suffix(target.suffix + ".partial")
         for last in (False, True):
             if shard.url.startswith(COMMAND):
-                _run_command(shard.url, partial, self._limits.timeout_seconds, self._closed.is_set)
+                run_command(shard.url, partial, self._limits.timeout_seconds, self._closed.is_set)
             else:
                 fetch_file(
                     shard.url,
@@ -230,7 +224,7 @@ class Storage:
     def _decompress(self, shard: StoredFile, raw: Path, path: Path) -> None:
         partial = path.with_suffix(".tar.partial")
         try:
-            _decompress_into(partial, raw, shard.url, self._limits.max_bytes)
+            unpack(raw, partial, shard.url, self._limits.max_bytes)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -261,33 +255,6 @@ class Storage:
                     file.unlink(missing_ok=True)
                     file.with_suffix(".idx").unlink(missing_ok=True)
                     total -= size
-
-
-def _size(path: Path) -> int:
-    """0 where its writer has renamed it meanwhile."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _decompress_into(target: Path, raw: Path, url: str, max_bytes: int) -> None:
-    """Raises StorageError where `raw` is damaged, cut off, or too much."""
-    import zstandard
-
-    written, block, end = 0, b"", b""
-    try:
-        with decompressed(raw, url) as source, target.open("wb") as file:
-            while block := source.read(CHUNK_BYTES):
-                written += len(block)
-                if written > max_bytes:
-                    raise StorageError(f"{url}: unpacks to more than data.shard_cache_bytes={max_bytes:,}")
-                file.write(block)
-                end = (end + block)[-BLOCK_BYTES:]
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise StorageError(f"{url}: damaged or cut off: {error}") from None
-    if len(end) < BLOCK_BYTES or any(end):  # zstd says nothing of a frame that is cut off
-        raise StorageError(f"{url}: cut off: what it unpacks to is no tar with an end")
 
 
 def lies_here(shard: StoredFile) -> bool:
@@ -321,49 +288,3 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
     """ALGORITHM:HEX."""
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-
-
-@contextlib.contextmanager
-def decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
-    """The plain bytes of a file; `url` says how it is compressed."""
-    kind = compression_of(url)
-    with path.open("rb") as file:
-        if kind == "gzip":
-            with gzip.open(file) as plain:
-                yield plain  # type: ignore[misc]
-        elif kind == "zstd":
-            import zstandard
-
-            with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as plain_zstd:
-                yield plain_zstd
-        else:
-            yield file
-
-
-def _run_command(url: str, partial: Path, timeout_seconds: float, cancelled: Callable[[], bool]) -> None:
-    """Its output into `partial`. Raises StorageError where it fails, or writes nothing for `timeout_seconds`."""
-    with partial.open("wb") as target, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            url.removeprefix(COMMAND), shell=True, stdout=target, stderr=errors, start_new_session=True
-        )
-        size, since, problem = -1, time.monotonic(), None
-        while problem is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-                break
-            if _size(partial) != size:
-                size, since = _size(partial), time.monotonic()
-            if time.monotonic() - since > timeout_seconds:
-                problem = f"wrote nothing for {timeout_seconds:.0f} s"
-            elif cancelled():
-                problem = "given up, the loader was closed"
-        if problem is not None:
-            os.killpg(process.pid, signal.SIGKILL)  # the shell and what it started
-            process.wait()
-        elif process.returncode:
-            errors.seek(0)
-            words = errors.read().decode(errors="replace").strip().splitlines()
-            problem = f"ended with {process.returncode}: {words[-1] if words else 'no message'}"
-    if problem is not None:
-        partial.unlink()
-        raise StorageError(f"{url}: {problem}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,6 @@ LABEL_EXTENSIONS = ("cls", "json")
 
 # As webdataset's base_plus_ext and its skip_meta: the extension begins at the first dot of the last part.
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_UMASK = os.umask(0o022)  # can only be read by setting it
-os.umask(_UMASK)
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -123,7 +121,7 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
                     raise TarError(f"{name}: cut off inside {info.name}: has {size:,} bytes")
                 yield info
                 last = info.name
-                tar.members.clear()  # type: ignore[attr-defined] # else it keeps every header of a tar of any length
+                tar.members.clear()  # type: ignore[attr-defined] # every header of a tar of any length
             end = tar.offset
     except (tarfile.TarError, EOFError, OverflowError, ValueError, UnicodeError) as error:
         if isinstance(error, TarError):
@@ -134,9 +132,8 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
     if size < end + tarfile.BLOCKSIZE:  # a cut between two members would lose what followed without a word
         raise TarError(f"{name}: cut off after {last}: it has no end marker")
     file.seek(end)
-    while block := file.read(
-        2**20
-    ):  # zeros up to the end: a header that was zeroed ends a tar too early as well
+    # Zeros up to the end: a header that was zeroed ends a tar too early as well.
+    while block := file.read(2**20):
         if any(block):
             raise TarError(
                 f"{name}: damaged, cut off, or going on after its end, behind {last} at byte {end:,}"
@@ -211,14 +208,13 @@ def check_header(fd: int, name: str, member: Member) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write aside, flush to disk, rename: `path` holds all of `text` or what it held before."""
     # Not by process id: containers that share a folder may have the same.
-    fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_UMASK)
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
-        os.unlink(partial)
+        partial.unlink(missing_ok=True)
         raise
