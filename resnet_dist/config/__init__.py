@@ -1,0 +1,23 @@
+"""The recipe: one frozen value that says everything about a run. Knows no torch."""
+
+from resnet_dist.config.data import Data, check_world_size
+from resnet_dist.config.lengths import Length, steps_of
+from resnet_dist.config.model import Model
+from resnet_dist.config.part import RecipeError, UserError
+from resnet_dist.config.recipe import Recipe, load_recipe
+from resnet_dist.config.train import Optim, Schedule, Train
+
+__all__ = [
+    "Data",
+    "Length",
+    "Model",
+    "Optim",
+    "Recipe",
+    "RecipeError",
+    "Schedule",
+    "Train",
+    "UserError",
+    "check_world_size",
+    "load_recipe",
+    "steps_of",
+]

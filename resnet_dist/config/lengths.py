@@ -1,0 +1,35 @@
+"""A length of training in the unit that suits a person, and the steps it comes to."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+UNITS = ("steps", "epochs", "samples")
+
+
+def _check_length(text: str) -> str:
+    value, _, unit = text.strip().partition(" ")
+    unit = unit.strip()
+    unit = unit if unit.endswith("s") else unit + "s"
+    try:
+        number = float(value.replace("_", ""))
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0 and unit in UNITS):
+        raise ValueError("must be a number and a unit, such as '10 epochs', '64000 steps' or '1e6 samples'")
+    return f"{number:.15g} {unit}"
+
+
+# A length of training in the unit that suits the person; `steps_of` turns it into steps, once.
+Length = Annotated[str, AfterValidator(_check_length)]
+
+
+def steps_of(length: Length, *, steps_per_epoch: int, global_batch_size: int) -> int:
+    """Steps in `length`, rounded to the nearest; at least one where the length is not zero."""
+    value, unit = length.split()
+    per_unit = {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1 / global_batch_size}
+    steps = float(value) * per_unit[unit]
+    return max(1, round(steps)) if steps > 0 else 0

@@ -1,0 +1,137 @@
+"""The recipe: one frozen value that says everything about a run, and how a person changes it.
+
+A recipe file defines `recipe() -> Recipe`. `--set data.global_batch_size=256` overrides one field and is
+validated like everything else. The value prints as JSON, is logged whole, and travels to the cluster so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from resnet_dist.config.data import Data
+from resnet_dist.config.model import Model
+from resnet_dist.config.part import Part, RecipeError, explain, fields, nearest
+from resnet_dist.config.train import Optim, Schedule, Train
+
+
+class Recipe(Part):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Begins the names of its runs, and names the MLflow experiment unless `experiment` does."""
+    experiment: str | None = None
+    description: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: Data
+    model: Model = Model()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Recipe:
+        """Raises RecipeError with the field, the value and what would be accepted."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise RecipeError(explain(error, cls)) from None
+
+    def with_overrides(self, overrides: Iterable[str]) -> Recipe:
+        """This recipe with `KEY=VALUE` strings applied, KEY dotted. Raises RecipeError."""
+        tree = self.model_dump()
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals or not key:
+                raise RecipeError(f"--set {override}: must be KEY=VALUE, such as optim.lr=0.2")
+            _set_field(tree, key.strip(), _parse_value(value))
+        try:
+            return Recipe.model_validate(tree)
+        except ValidationError as error:
+            raise RecipeError(explain(error, Recipe)) from None
+
+    def flat(self) -> dict[str, str]:
+        """Every field by its dotted name, as MLflow shows parameters."""
+        return {key: _text(value) for key, value in _leaves(self.model_dump(mode="json"))}
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: ranks compare it before they start."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read `recipe()` from a Python file, or a recipe from JSON, and apply `KEY=VALUE` overrides.
+
+    Raises RecipeError where the file is missing, raises, or returns something else than a Recipe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe file; a recipe is a .py file that defines recipe()")
+    value = (
+        Recipe.from_json(path.read_bytes()) if path.suffix == ".json" else _run_recipe(path)
+    )  # JSON is how a recipe travels
+    return value.with_overrides(overrides)
+
+
+def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
+    if key not in dict(fields(Recipe)):
+        raise RecipeError(f"--set {key}: not a field of the recipe{nearest(key, Recipe)}")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    tree[leaf] = value
+
+
+def _parse_value(text: str) -> Any:
+    if text.strip().lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # a bare word is a string: pydantic turns it into what the field wants
+
+
+def _run_recipe(path: Path) -> Recipe:
+    try:
+        make = runpy.run_path(str(path), run_name="recipe").get("recipe")
+        if not callable(make):
+            raise RecipeError(f"{path}: defines no function recipe() -> Recipe")
+        value = make()
+    except RecipeError:
+        raise
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {explain(error, _part_named(error.title))}") from None
+    except BaseException as error:  # a recipe is the person's code: SystemExit is a mistake too
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
+        raise RecipeError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
+    if not isinstance(value, Recipe):
+        raise RecipeError(f"{path}: recipe() returned {type(value).__name__}, must return a Recipe")
+    return value
+
+
+def _part_named(title: str) -> type[Part]:
+    return next((part for part in (Data, Model, Optim, Schedule, Train) if part.__name__ == title), Recipe)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
