@@ -1,13 +1,12 @@
 """Encoded bytes → pixels, height x width x channels, uint8: of a whole image, or of the part that a crop needs.
 
-The crop is chosen first, from the header alone; what it does not need is not decoded. A JPEG below the crop
-is cut off, and a crop of twice the wanted size or more is decoded at half the scale, a quarter or an eighth.
+The crop is chosen first, from the header alone. Of a JPEG only its part is decoded (data/region.py), and one of
+twice the wanted size or more at half the scale, a quarter or an eighth.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import struct
 import threading
 from contextlib import nullcontext
@@ -17,6 +16,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from resnet_dist.data.region import decode_region
+
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 80_000_000  # a larger image is refused: a small file can claim to be any size
@@ -24,7 +25,8 @@ LARGE_PIXELS = 8_000_000  # from here on one at a time, or many threads would ne
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what Pillow may try: its other parsers need not meet strange bytes
 MAX_SCALE = 8  # the strongest shrinking of JPEG's own inverse transform
 
-SMALL_PIXELS = 128 * 128  # up to here fresh memory is cheaper than the decoder's handling of a given buffer
+SMALL_PIXELS = 128 * 128  # up to here a whole decode into fresh memory is the cheapest
+END_OF_IMAGE = b"\xff\xd9"  # a file that was cut off is bad as a whole, wherever the crop lies
 SCRATCH_BYTES = 32 * 2**20  # what a thread keeps between images: fresh memory costs a page fault every 4 KiB
 
 _scratch = threading.local()
@@ -126,7 +128,7 @@ class _Jpeg:
         try:
             if orientation == 1:
                 return self._decode_part(box, scale_for(box.height, box.width, size))
-            return _cut(_orient(self._decode(self._data), orientation), box)
+            return _cut(_orient(self._decode(), orientation), box)
         except ValueError:
             # CMYK, or an error that Pillow may forgive
             return _cut(_decode_with_pillow(self._data, self._channels), box)
@@ -135,55 +137,40 @@ class _Jpeg:
         header = self._header
         if scale > 1 and not any(edge % scale for edge in box):
             height, width = -(-header.height // scale), -(-header.width // scale)
-            pixels = self._decode(self._data, min_height=height, min_width=width, min_factor=scale)
+            pixels = self._decode(min_height=height, min_width=width, min_factor=scale)
             if pixels.shape[:2] != (height, width):
                 raise ValueError("decoded at another scale than asked for")
             return _cut(pixels, Box(*(edge // scale for edge in box)))
-        # Upsampled colour looks one block further down; below that nothing of the crop depends on the bytes.
-        rows = box.top + box.height + 16
-        if header.baseline and rows < header.height:
-            cut_off = self._decode_rows(rows)
-            if cut_off is not None:
-                return _cut(cut_off, box)
-        return _cut(self._decode(self._data), box)
+        part = decode_region(self._data, *box) if self._is_worth_cutting(box) else None
+        return _cut(self._decode(), box) if part is None else part
 
-    def _decode(self, data: bytes | bytearray, *, buffer: Pixels | None = None, **options: object) -> Pixels:
-        if buffer is None and self._header.height * self._header.width > SMALL_PIXELS:
-            buffer = self._buffer(self._header.height)
-        pixels: Pixels = simplejpeg.decode_jpeg(data, self._space, buffer=buffer, **options)
-        return pixels
+    def _is_worth_cutting(self, box: Box) -> bool:
+        header = self._header
+        return (
+            self._channels == header.components == 3
+            and box != (0, 0, header.height, header.width)
+            and header.height * header.width > SMALL_PIXELS
+            and self._data.endswith(END_OF_IMAGE)
+        )
 
-    def _buffer(self, rows: int) -> Pixels:
-        return _thread_buffer(rows * self._header.width * self._channels)
-
-    def _decode_rows(self, rows: int) -> Pixels | None:
-        """The first `rows` rows, by telling the decoder that there are no more; None where it saw an error."""
-        shorter = bytearray(self._data)
-        shorter[self._header.height_at : self._header.height_at + 2] = struct.pack(">H", rows)
-        buffer = self._buffer(rows)
-        try:
-            self._decode(shorter, buffer=buffer)
-        except ValueError as error:
-            # The decoder keeps its first warning. This one says that the rows above were whole, and that what
-            # follows them reaches to the end of the image: a truncated or corrupt file gives another.
-            if "extraneous bytes before marker 0xd9" not in str(error):
-                return None
-        shape = rows, self._header.width, self._channels
-        return buffer[: math.prod(shape)].reshape(shape)
+    def _decode(self, **options: object) -> Pixels:
+        pixels = self._header.height * self._header.width
+        buffer = _thread_buffer(pixels * self._channels) if pixels > SMALL_PIXELS else None
+        decoded: Pixels = simplejpeg.decode_jpeg(self._data, self._space, buffer=buffer, **options)
+        return decoded
 
 
 class _JpegHeader(NamedTuple):
     height: int
     width: int
-    height_at: int  # where the height is written
-    baseline: bool
+    components: int  # 1 grey, 3 colour, 4 CMYK
     orientation: int  # EXIF's, 1 to 8
 
 
 def _jpeg_header(data: bytes) -> _JpegHeader | None:
     """What the markers before the first scan say; None where they say nothing that can be relied on."""
     at, end, orientation = 2, len(data), 1
-    while at + 9 <= end and data[at] == 0xFF:
+    while at + 10 <= end and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if marker == 0xFF:  # padding
             at += 1
@@ -192,7 +179,7 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
             height, width = struct.unpack_from(">HH", data, at + 5)
             if height == 0 or width == 0:
                 return None
-            return _JpegHeader(height, width, at + 5, marker <= 0xC1, orientation)
+            return _JpegHeader(height, width, data[at + 9], orientation)
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _orientation(data[at + 4 : at + 2 + length])
         at += 2 + max(2, length)

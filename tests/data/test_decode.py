@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,10 @@ from resnet_dist.data import decode
 from resnet_dist.data.augment import middle, random_box, randomness, resize, to_size
 from resnet_dist.data.decode import Box, decode_image, open_image, scale_for
 
+needs_region_decoder = pytest.mark.skipif(
+    find_spec("nvidia") is None or find_spec("nvidia.nvimgcodec") is None,
+    reason="nvImageCodec is not installed: JPEGs are decoded whole",
+)
 IMAGENET_SAMPLE = Path(__file__).parents[3] / "shared/data/imagenet-sample-200.tar"
 
 
@@ -52,22 +59,39 @@ def test_the_part_that_is_decoded_equals_that_part_of_the_whole(
             assert np.array_equal(image.pixels(box, 224), expected)
 
 
-def test_less_is_decoded_for_a_crop_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = []
+@needs_region_decoder
+def test_only_the_part_that_a_crop_needs_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
 
-    def record(*arguments: object, **options: object) -> np.ndarray:
-        shapes.append(original(*arguments, **options))
-        return shapes[-1]
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*arguments: object, **options: object) -> Any:
+            pixels = function(*arguments, **options)
+            shapes.append(pixels.shape)
+            return pixels
 
-    original = decode.simplejpeg.decode_jpeg
-    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", record)
-    image = open_image(jpeg(photo(496, 304), restart_marker_rows=0), 3)
-    # 31 rows of blocks, of which the crop and what follows it need two: the decoder sees no more of them.
-    image.pixels(Box(0, 0, 16, 304), 224)
-    assert shapes == []  # it ended with the warning that there is more
-    image.pixels(Box(0, 0, 496, 304), 224)
-    image.pixels(Box(0, 0, 304, 304), 76)
-    assert [pixels.shape for pixels in shapes] == [(496, 304, 3), (124, 76, 3)]  # 304 / 76 = 4: a quarter
+        return record
+
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", recorded(decode.simplejpeg.decode_jpeg))
+    monkeypatch.setattr(decode, "decode_region", recorded(decode.decode_region))
+    image = open_image(jpeg(photo(496, 304)), 3)
+    for box, size in ((Box(5, 9, 16, 200), 224), (Box(0, 0, 496, 304), 224), (Box(0, 0, 304, 304), 76)):
+        image.pixels(box, size)
+    assert shapes == [(16, 200, 3), (496, 304, 3), (124, 76, 3)]  # 304 / 76 = 4: a quarter
+
+
+@needs_region_decoder
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_machine_without_the_region_decoder_gets_the_same_pixels(
+    subsampling: str, progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = jpeg(photo(211, 307), subsampling=subsampling, progressive=progressive)
+    rng = np.random.default_rng(0)
+    boxes = [random_box(211, 307, 224, draws) for draws in rng.random((40, 40))]
+    ours = [open_image(data, 3).pixels(box, 224).copy() for box in boxes]
+    monkeypatch.setattr(decode, "decode_region", lambda *arguments: None)
+    for box, pixels in zip(boxes, ours, strict=True):
+        assert np.array_equal(open_image(data, 3).pixels(box, 224), pixels)
 
 
 @pytest.mark.parametrize("cut", [10, 500, 2000])
