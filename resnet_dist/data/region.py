@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+PLUGINS = "NVIMGCODEC_EXTENSIONS_PATH"
 KEEP_BYTES = 32 * 2**20  # of memory that a thread uses again: fresh memory costs a page fault every 4 KiB
 
 _thread = threading.local()
@@ -58,9 +62,9 @@ def _decoder_of_thread() -> tuple[Any, Any, Any] | None:
 def _make_decoder() -> tuple[Any, Any, Any] | None:
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a bad sample is the loader's to report
     try:
-        import nvidia.nvimgcodec as codec
+        with _only_libjpeg_turbo():
+            import nvidia.nvimgcodec as codec
 
-        with _ExtensionFolder(Path(codec.__file__).parent / "extensions"):
             decoder = codec.Decoder(
                 device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
                 backends=[codec.Backend(codec.CPU_ONLY)],
@@ -71,27 +75,24 @@ def _make_decoder() -> tuple[Any, Any, Any] | None:
         return None
 
 
-class _ExtensionFolder:
-    """Shows nvImageCodec no other plug-in than libjpeg-turbo's while it starts.
+@contextmanager
+def _only_libjpeg_turbo() -> Iterator[None]:
+    """Inside, nvImageCodec finds no other plug-in than that for libjpeg-turbo. Raises ImportError without it.
 
-    It loads all that it finds, and complains on standard error of every CUDA library that is not there.
+    When it is imported it loads all that it finds, and complains on standard error of every CUDA library that
+    is not there.
     """
-
-    VARIABLE = "NVIMGCODEC_EXTENSIONS_PATH"
-
-    def __init__(self, extensions: Path) -> None:
-        self._extensions = extensions
-
-    def __enter__(self) -> None:
-        self._before = os.environ.get(self.VARIABLE)
-        self._folder = tempfile.TemporaryDirectory(prefix="nvimgcodec-")
-        for plugin in self._extensions.glob("*jpeg_turbo*"):
-            (Path(self._folder.name) / plugin.name).symlink_to(plugin)
-        os.environ[self.VARIABLE] = self._folder.name
-
-    def __exit__(self, *details: object) -> None:
-        if self._before is None:
-            del os.environ[self.VARIABLE]
-        else:
-            os.environ[self.VARIABLE] = self._before
-        self._folder.cleanup()
+    package = find_spec("nvidia.nvimgcodec")
+    if package is None or package.origin is None:
+        raise ImportError("nvImageCodec is not installed")
+    before = os.environ.get(PLUGINS)
+    with tempfile.TemporaryDirectory(prefix="nvimgcodec-") as folder:
+        for plugin in (Path(package.origin).parent / "extensions").glob("*jpeg_turbo*"):
+            (Path(folder) / plugin.name).symlink_to(plugin)
+        os.environ[PLUGINS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[PLUGINS]
+            if before is not None:
+                os.environ[PLUGINS] = before
