@@ -7,7 +7,7 @@ connection is). Imports point down only: cli → driver, submit → launch, trac
 model → config, world.
 """
 
-from resnet_dist.config import Data, Model, Optim, Recipe, RecipeError, Schedule, Train
+from resnet_dist.config import Data, Model, Optim, Recipe, RecipeError, Schedule, Train, scaled_lr
 
-__all__ = ["Data", "Model", "Optim", "Recipe", "RecipeError", "Schedule", "Train"]
+__all__ = ["Data", "Model", "Optim", "Recipe", "RecipeError", "Schedule", "Train", "scaled_lr"]
 __version__ = "0.2.0"

@@ -6,6 +6,7 @@ Ray Train, torchrun and a single process differ only in who makes the World; the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -53,6 +54,13 @@ class World:
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
+
+    def begin_sum(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """Begin to sum `tensor` over the ranks, in place; what it returns waits for the sum."""
+        if self.world_size == 1:
+            return lambda: None
+        wait: Callable[[], object] = dist.all_reduce(tensor, async_op=True).wait
+        return wait
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's `value`, on every rank."""

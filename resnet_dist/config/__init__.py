@@ -5,7 +5,7 @@ from resnet_dist.config.lengths import Length, steps_of
 from resnet_dist.config.model import Model
 from resnet_dist.config.part import RecipeError, UserError
 from resnet_dist.config.recipe import Recipe, load_recipe
-from resnet_dist.config.train import Optim, Schedule, Train
+from resnet_dist.config.train import Optim, Schedule, Train, scaled_lr
 
 __all__ = [
     "Data",
@@ -19,5 +19,6 @@ __all__ = [
     "UserError",
     "check_world_size",
     "load_recipe",
+    "scaled_lr",
     "steps_of",
 ]

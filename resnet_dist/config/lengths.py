@@ -7,19 +7,21 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-UNITS = ("steps", "epochs", "samples")
+UNITS = ("steps", "epochs", "samples", "percent")
 
 
 def _check_length(text: str) -> str:
-    value, _, unit = text.strip().partition(" ")
+    value, _, unit = text.replace("%", " percent").strip().partition(" ")
     unit = unit.strip()
-    unit = unit if unit.endswith("s") else unit + "s"
+    unit = unit if unit in UNITS else unit + "s"
     try:
         number = float(value.replace("_", ""))
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number >= 0 and unit in UNITS):
-        raise ValueError("must be a number and a unit, such as '10 epochs', '64000 steps' or '1e6 samples'")
+        raise ValueError(
+            "must be a number and a unit, such as '10 epochs', '64000 steps', '1e6 samples' or '50 percent'"
+        )
     return f"{number:.15g} {unit}"
 
 
@@ -27,9 +29,17 @@ def _check_length(text: str) -> str:
 Length = Annotated[str, AfterValidator(_check_length)]
 
 
-def steps_of(length: Length, *, steps_per_epoch: int, global_batch_size: int) -> int:
-    """Steps in `length`, rounded to the nearest; at least one where the length is not zero."""
+def steps_of(length: Length, *, steps_per_epoch: int, global_batch_size: int, total_steps: int = 0) -> int:
+    """Steps in `length`, rounded to the nearest; at least one where the length is not zero.
+
+    Percent are of `total_steps`, the run's own length.
+    """
     value, unit = length.split()
-    per_unit = {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1 / global_batch_size}
+    per_unit = {
+        "steps": 1.0,
+        "epochs": float(steps_per_epoch),
+        "samples": 1 / global_batch_size,
+        "percent": total_steps / 100,
+    }
     steps = float(value) * per_unit[unit]
     return max(1, round(steps)) if steps > 0 else 0

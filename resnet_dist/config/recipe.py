@@ -12,9 +12,9 @@ import runpy
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from resnet_dist.config.data import Data
 from resnet_dist.config.model import Model
@@ -33,6 +33,15 @@ class Recipe(Part):
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     train: Train
+
+    @model_validator(mode="after")
+    def _batch_norm_sees_what_the_recipe_says(self) -> Self:
+        if self.train.sync_batch_norm and self.data.micro_batch_size:
+            raise ValueError(
+                f"train.sync_batch_norm=True shows batch norm the images of all ranks, but data.micro_batch_size="
+                f"{self.data.micro_batch_size} fixes what it sees; use one of them"
+            )
+        return self
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
@@ -83,12 +92,13 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
-    if key not in dict(fields(Recipe)):
+    kinds = dict(fields(Recipe))
+    if key not in kinds:
         raise RecipeError(f"--set {key}: not a field of the recipe{nearest(key, Recipe)}")
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree[parent]
-    tree[leaf] = value
+    tree[leaf] = "none" if value is None and "none" in get_args(kinds[key]) else value
 
 
 def _parse_value(text: str) -> Any:

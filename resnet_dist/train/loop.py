@@ -21,11 +21,13 @@ from resnet_dist.data.order import Order
 from resnet_dist.evaluate import evaluate, evaluation_loader
 from resnet_dist.model import build_model
 from resnet_dist.train.checkpoint import Checkpoints
+from resnet_dist.train.device import prepare_device
+from resnet_dist.train.ema import build_ema
 from resnet_dist.train.meter import Meter, TrainingError
 from resnet_dist.train.optim import build_optimizer
 from resnet_dist.train.plan import Plan, due, plan_of
-from resnet_dist.train.state import TrainState
-from resnet_dist.train.step import TrainStep
+from resnet_dist.train.state import TrainState, build_scaler
+from resnet_dist.train.step import TrainStep, compiled
 from resnet_dist.world import World
 
 MOST_LISTED = 20  # bad samples named at one log line
@@ -75,6 +77,7 @@ def train(
     """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
+    prepare_device(recipe.train, world)
     check_agreement(recipe, (train_index, eval_index), folder, world)
     order, plan = plan_of(recipe, train_index)
     state = initial_state(recipe, len(train_index.classes), world)
@@ -82,6 +85,7 @@ def train(
     if checkpoints.restore_newest(state, report=tracker.note):
         tracker.note(f"resumed at step {state.step} of {plan.total}")
     train_step = TrainStep(state, recipe, plan, world)
+    predictor = compiled(state.predictor, recipe.train)
 
     with (
         Loader(train_index, order, recipe.data, world, seed=recipe.seed) as loader,
@@ -96,7 +100,7 @@ def train(
                 tracker.log(training_metrics(state, order, world), state.step)
                 check_health(state, recipe, list_bad_samples(state, tracker, world))
             if due(state.step, plan.eval, plan.total):
-                state.metrics |= evaluate(state.model, eval_loader, world)
+                state.metrics |= evaluate(predictor, eval_loader, world)
                 tracker.log(only("eval/", state.metrics), state.step)
                 state.meter.restart_clock()
             stop = any_rank(stop_requested(), state.step, plan, world)
@@ -118,7 +122,13 @@ def initial_state(recipe: Recipe, num_classes: int, world: World) -> TrainState:
         seed=recipe.seed,
     )
     model = model.to(world.device).to(memory_format=torch.channels_last)
-    return TrainState(model, build_optimizer(model, recipe.optim), Meter(world.device))
+    return TrainState(
+        model,
+        build_optimizer(model, recipe.optim),
+        Meter(world.device),
+        build_ema(model, recipe.train),
+        build_scaler(recipe.train, world.device),
+    )
 
 
 def any_rank(flag: bool, step: int, plan: Plan, world: World) -> bool:

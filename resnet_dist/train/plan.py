@@ -18,6 +18,8 @@ class Plan:
     log: int
     eval: int
     checkpoint: int
+    ema: int
+    milestones: tuple[int, ...]
 
 
 def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
@@ -32,17 +34,28 @@ def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
             f"{train_index.location}; use a smaller one"
         )
 
-    def steps(length: str) -> int:
+    def steps(length: str, total_steps: int = 0) -> int:
         return steps_of(
-            length, steps_per_epoch=order.steps_per_epoch, global_batch_size=data.global_batch_size
+            length,
+            steps_per_epoch=order.steps_per_epoch,
+            global_batch_size=data.global_batch_size,
+            total_steps=total_steps,
         )
 
+    total = steps(lengths.length)
+    milestones = tuple(steps(length, total) for length in recipe.schedule.milestones)
+    if list(milestones) != sorted(milestones):
+        raise RecipeError(
+            f"schedule.milestones={recipe.schedule.milestones} are steps {milestones}; give them in order"
+        )
     return order, Plan(
-        total=steps(lengths.length),
-        warmup=steps(recipe.schedule.warmup),
-        log=steps(lengths.log_every),
-        eval=steps(lengths.eval_every),
-        checkpoint=steps(lengths.checkpoint_every),
+        total=total,
+        warmup=steps(recipe.schedule.warmup, total),
+        log=steps(lengths.log_every, total),
+        eval=steps(lengths.eval_every, total),
+        checkpoint=steps(lengths.checkpoint_every, total),
+        ema=max(1, steps(lengths.ema_every, total)),
+        milestones=milestones,
     )
 
 

@@ -1,25 +1,41 @@
 """The learning rate of a step: pure, so a restart has no position to lose."""
 
+from __future__ import annotations
+
 import math
-from typing import Literal
+from collections.abc import Sequence
+
+from resnet_dist.config import Schedule
 
 
 def learning_rate(
     step: int,
+    schedule: Schedule,
     *,
     peak: float,
     total_steps: int,
     warmup_steps: int,
-    decay: Literal["cosine", "constant"],
+    milestones: Sequence[int] = (),
 ) -> float:
-    """Rate for the update that follows `step` completed ones.
-
-    Rises linearly from peak / warmup_steps to `peak` (arXiv 1706.02677), then falls to zero along half a
-    cosine (arXiv 1608.03983) or stays.
-    """
+    """Rate for the update that follows `step` completed ones; `milestones` are the schedule's, in steps."""
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    if decay == "constant":
-        return peak
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+        return _warmup(step, schedule, peak, warmup_steps)
+    low = peak * schedule.floor
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)  # from 0, to below 1
+    if schedule.decay == "cosine":
+        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule.decay == "polynomial":
+        return low + (peak - low) * math.pow(1 - progress, schedule.power)
+    if schedule.decay == "step":
+        return peak * schedule.gamma ** sum(step >= milestone for milestone in milestones)
+    return peak
+
+
+def _warmup(step: int, schedule: Schedule, peak: float, warmup_steps: int) -> float:
+    """Reaches `peak` with the last step of the warm-up, so the first is above the start by one part."""
+    start = peak * schedule.warmup_start
+    if schedule.warmup_shape == "constant":
+        return start
+    if schedule.warmup_shape == "cosine":
+        return start + (peak - start) * 0.5 * (1 - math.cos(math.pi * (step + 1) / warmup_steps))
+    return start + (peak - start) * (step + 1) / warmup_steps

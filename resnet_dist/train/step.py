@@ -1,6 +1,7 @@
 """One optimizer step: micro-batches forward and backward, gradients averaged over the ranks, an update.
 
-Shapes: B samples that this rank has of a step; a step is global_batch_size = B · world_size samples.
+Shapes: B samples that this rank has of a step, M of them in a micro-batch; a step is global_batch_size =
+B · world_size samples. C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, Train
 from resnet_dist.data.augment import normalize
 from resnet_dist.data.loader import Batch
-from resnet_dist.data.mix import Mixed, mix
+from resnet_dist.data.mix import mix
 from resnet_dist.train.batch_norm import RunningStatistics
+from resnet_dist.train.loss import sample_losses
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.plan import Plan
 from resnet_dist.train.schedule import learning_rate
 from resnet_dist.train.state import TrainState
 from resnet_dist.world import World
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # torch 2.15 renamed the argument and warns of the old name.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
@@ -33,30 +36,40 @@ _KEEP_BUFFERS: dict[str, Any] = {
 
 
 class TrainStep:
-    """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last."""
+    """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last.
+
+    Nothing in it waits for a GPU: losses stay tensors.
+    """
 
     def __init__(self, state: TrainState, recipe: Recipe, plan: Plan, world: World) -> None:
         self.state, self.recipe, self.plan, self.rank = state, recipe, plan, world.rank
-        self.network = distribute(state.model, world)
-        self.statistics = RunningStatistics(state.model, world)
-        self.autocast = torch.autocast(
-            world.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"
-        )
+        self.distributed = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
+        self.network = compiled(self.distributed, recipe.train)
+        self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
+        # A CUDA graph leaves gradients in memory that its next replay overwrites: add them up in memory of our own.
+        self.keeps_gradients = recipe.train.compile in ("reduce-overhead", "max-autotune")
+        if self.keeps_gradients:
+            for parameter in state.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        if state.ema is not None and state.step == 0:
+            state.ema.restart()  # what the run begins with may have been loaded since it was made
 
     def __call__(self, batch: Batch) -> None:
-        state, optim, schedule = self.state, self.recipe.optim, self.recipe.schedule
+        state, schedule = self.state, self.recipe.schedule
         rate = learning_rate(
             state.step,
-            peak=optim.lr,
+            schedule,
+            peak=self.recipe.optim.lr,
             total_steps=self.plan.total,
             warmup_steps=self.plan.warmup,
-            decay=schedule.decay,
+            milestones=self.plan.milestones,
         )
         set_learning_rate(state.optimizer, rate)
         sums = self.accumulate_gradients(batch)
-        self.statistics.average()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        self.statistics.finish_average()
+        self.update_weights()
+        if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
+            state.ema.update((state.step + 1) // self.plan.ema)
         state.meter.add(sums, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
@@ -75,42 +88,84 @@ class TrainStep:
                 step=self.state.step,
                 micro_batch=self.rank * count + number,
             )
-            labels, weights = batch.labels_B[rows], batch.weights_B[rows]
+            last = number == count - 1
             self.statistics.begin_micro_batch(number, count)
-            with synchronised_if(self.network, last=number == count - 1):
-                with self.autocast:
-                    logits = self.network(mixed.images_MCHW)
-                losses = self.weighted_losses(logits.float(), labels, weights, mixed.share)
+            with synchronised_if(self.distributed, last=last):
+                loss, sums_here = self.network(
+                    mixed.images_MCHW, batch.labels_B[rows], batch.weights_B[rows], self.scalar(mixed.share)
+                )
+                if last:
+                    self.statistics.begin_average()
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
-                (losses.sum() / local_batch_size).backward()
-            hits = (logits.detach().argmax(dim=1) == labels).float() * weights
-            sums += torch.stack([losses.detach(), hits, weights]).sum(dim=1, dtype=torch.float64)
+                self.state.scaler.scale(loss / local_batch_size).backward()
+            sums += sums_here
         return sums
 
-    def weighted_losses(self, logits: Tensor, labels: Tensor, weights: Tensor, share: float) -> Tensor:
-        """Cross-entropy of every image; of a mixed one, that of both its labels in their shares."""
-        smoothing = self.recipe.train.label_smoothing
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) * weights
-        if share == 1:
-            return losses
-        others = F.cross_entropy(
-            logits, Mixed.partner(labels), reduction="none", label_smoothing=smoothing
-        ) * Mixed.partner(weights)
-        return share * losses + (1 - share) * others
+    def scalar(self, share: float) -> Tensor | None:
+        """`share` as compiled code takes it: a number would be a constant of it. None in a recipe without mixing."""
+        data = self.recipe.data
+        if not (data.mixup or data.cutmix):
+            return None
+        # Filled on the device: copying it there would make the host wait. float64, as Python calculates.
+        return torch.full((), share, dtype=torch.float64, device=self.state.meter.sums.device)
+
+    def update_weights(self) -> None:
+        """The scaler, off but in fp16, skips an update whose gradients overflowed."""
+        optimizer, scaler, clip_norm = self.state.optimizer, self.state.scaler, self.recipe.optim.clip_norm
+        if clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.state.model.parameters(), clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
 
-def distribute(model: nn.Module, world: World) -> nn.Module:
-    """DDP around the model, or the model itself where there is one rank."""
+class LossModel(nn.Module):
+    """Forward pass and loss as one module, so that they compile to one graph."""
+
+    def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.options = model, train
+        precision = train.precision
+        self.autocast = torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")
+
+    def forward(
+        self, images_MCHW: Tensor, labels_M: Tensor, weights_M: Tensor, share: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of the losses, float64 sums of loss, hits and weights); the second has no gradient."""
+        with self.autocast:
+            logits_MK = self.model(images_MCHW)
+        losses = sample_losses(logits_MK.float(), labels_M, weights_M, share, self.options)
+        hits = (logits_MK.detach().argmax(dim=1) == labels_M).float() * weights_M
+        sums = torch.stack([losses.detach(), hits, weights_M]).sum(dim=1, dtype=torch.float64)
+        return losses.sum(), sums
+
+
+def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
+    """DDP around the network, or the network itself where there is one rank."""
     if world.world_size == 1:
-        return model
+        return network
+    if train.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: parameters and their names stay
     return DistributedDataParallel(
-        model,
+        network,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         # RunningStatistics averages the buffers: no rank's statistics are thrown away.
         **_KEEP_BUFFERS,
+        # No static_graph: it saves a search for unused parameters, which is not made, and with no_sync() it stops
+        # summing gradients without a word (pytorch/pytorch#187732).
     )
+
+
+def compiled(module: nn.Module, train: Train) -> nn.Module:
+    """The module, in compiled code where the recipe wants it; its parameters keep their names in `module`."""
+    if train.compile == "none":
+        return module
+    # A size that moves would compile again, into slower code for all sizes.
+    fast: nn.Module = torch.compile(module, mode=train.compile, dynamic=False)
+    return fast
 
 
 def synchronised_if(network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -1,0 +1,53 @@
+"""An exponential moving average of the weights, which often predicts better than the newest of them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.config import Train
+
+
+class Ema:
+    """A second model that follows the first: average = decay · average + (1 - decay) · weights.
+
+    Running statistics of batch norm are averaged in the same way: they belong to the weights over which they were
+    taken, and the newest would fit weights that the average has not reached. Counters are copied.
+
+    What it does depends on the step alone, so a restart from the tensors of `model` does not show.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
+        self._decay, self._warmup = decay, warmup
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        self._averages = [ours for ours, _ in pairs if ours.is_floating_point()]
+        self._values = [theirs for ours, theirs in pairs if ours.is_floating_point()]
+        self._copies = [ours for ours, _ in pairs if not ours.is_floating_point()]
+        self._counters = [theirs for ours, theirs in pairs if not ours.is_floating_point()]
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again at the weights of now."""
+        torch._foreach_copy_(self._averages + self._copies, self._values + self._counters)
+
+    @torch.no_grad()
+    def update(self, number: int) -> None:
+        """Move towards the weights of now, for the `number`-th time (from one)."""
+        torch._foreach_lerp_(self._averages, self._values, 1 - self.decay(number))
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._counters)
+
+    def decay(self, number: int) -> float:
+        """Of the `number`-th update. Warmed up, the average is of about a tenth of the updates until then."""
+        return min(self._decay, (1 + number) / (10 + number)) if self._warmup else self._decay
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*(parameter.detach() for parameter in model.parameters()), *model.buffers()]
+
+
+def build_ema(model: nn.Module, train: Train) -> Ema | None:
+    return None if train.ema_decay is None else Ema(model, decay=train.ema_decay, warmup=train.ema_warmup)
