@@ -19,6 +19,7 @@ from resnet_dist.data.augment import normalize
 from resnet_dist.data.loader import Batch
 from resnet_dist.data.mix import Mixed, mix
 from resnet_dist.train.batch_norm import RunningStatistics
+from resnet_dist.train.drops import block_scales
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.plan import Plan
 from resnet_dist.train.schedule import learning_rate
@@ -76,10 +77,18 @@ class TrainStep:
                 micro_batch=self.rank * count + number,
             )
             labels, weights = batch.labels_B[rows], batch.weights_B[rows]
+            first = self.rank * local_batch_size + rows.start  # in the global batch
+            scales = block_scales(
+                self.state.model,
+                seed=self.recipe.seed,
+                step=self.state.step,
+                places=range(first, first + len(labels)),
+                device=labels.device,
+            )
             self.statistics.begin_micro_batch(number, count)
             with synchronised_if(self.network, last=number == count - 1):
                 with self.autocast:
-                    logits = self.network(mixed.images_MCHW)
+                    logits = self.network(mixed.images_MCHW, *scales)
                 losses = self.weighted_losses(logits.float(), labels, weights, mixed.share)
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
