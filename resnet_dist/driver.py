@@ -24,12 +24,14 @@ from resnet_dist.data.prepare import prepare
 from resnet_dist.data.remote import is_local
 from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
-from resnet_dist.model import MODELS
+from resnet_dist.model import Options, check_model
 from resnet_dist.runs import RunFolder, choose_run
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train.checkpoint import list_checkpoints
+from resnet_dist.train.initial import check_init_from
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.plan import Plan, plan_of
+from resnet_dist.train.weights import TORCHVISION
 from resnet_dist.world import World
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,7 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
     world_size = 1 if request.local else request.workers
     check_recipe(request.recipe, world_size)
     run = choose_run(request.output, request.recipe, request.name, resume=request.resume)
-    plan = check_data(request.recipe, reporter)
+    plan = check_data(request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints))
 
     with ExitStack() as stack:
         ranks = stack.enter_context(_ranks(request, reporter))
@@ -150,17 +152,24 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
             "shard_cache": cache if cache.startswith("~") else absolute(cache),
         }
     )
-    return recipe.model_copy(update={"data": data})
+    weights = recipe.model.init_from
+    if weights is not None and not weights.startswith(TORCHVISION):
+        weights = absolute(weights)
+    model = recipe.model.model_copy(update={"init_from": weights})
+    return recipe.model_copy(update={"data": data, "model": model})
 
 
 def check_recipe(recipe: Recipe, world_size: int) -> None:
     """What needs no data to be refused. Raises RecipeError."""
-    if recipe.model.name not in MODELS:
-        raise RecipeError(f"model.name={recipe.model.name!r}: use one of {', '.join(MODELS)}")
+    options = recipe.model.options()
+    try:
+        check_model(options.pop("name"), Options(**options), recipe.data.image_size)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     check_world_size(recipe.data, world_size)
 
 
-def check_data(recipe: Recipe, reporter: Reporter) -> Plan:
+def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> Plan:
     """Prepare what is missing and can be made, compare shards and indexes, and resolve lengths to steps."""
     prepare_missing(recipe, reporter)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
@@ -170,6 +179,8 @@ def check_data(recipe: Recipe, reporter: Reporter) -> Plan:
         check_shards(index)
         for shard in index.shards:
             check_command(shard.url, allowed=recipe.data.allow_commands)
+    if is_new:
+        check_init_from(recipe, len(train_index.classes))
     return plan_of(recipe, train_index)[1]
 
 

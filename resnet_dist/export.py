@@ -43,12 +43,7 @@ def load_model(location: Path, device: torch.device) -> TrainedModel:
 def _load(folder: Path, device: torch.device) -> TrainedModel:
     tensors, manifest = read_checkpoint(folder, only=("model",))
     recipe, classes = Recipe.model_validate(manifest["recipe"]), tuple(manifest["classes"])
-    model = build_model(
-        recipe.model.name,
-        in_channels=recipe.data.channels,
-        num_classes=len(classes),
-        shortcut=recipe.model.shortcut,
-    )
+    model = build_model(**recipe.model.options(), in_channels=recipe.data.channels, num_classes=len(classes))
     model.load_state_dict(tensors["model"])
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     return TrainedModel(model, recipe, classes, manifest["scalars"]["step"], folder)

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     ERASE = 9
     MIX = 10
     RETRY = 11
+    DEPTH = 12
 
 
 def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> Words:

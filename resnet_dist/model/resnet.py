@@ -1,99 +1,125 @@
-"""ResNet: a stem, stages of residual blocks, an average and a linear layer; and the table of named depths."""
+"""ResNet: a stem, stages of residual blocks, an average and a linear layer.
 
-from dataclasses import dataclass
+    images ─ stem ─ stage 1 ─ stage 2 ─ … ─ average over H, W ─ linear ─ logits
+             H x W   C         H/2 x W/2, 2C
 
-import torch
+Which blocks, how many and how wide is in table.py; what they do is in blocks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import BasicBlock, ShortcutKind
-
-
-@dataclass(frozen=True)
-class Depth:
-    """Blocks and channels of every stage. Each stage but the first begins by halving height and width."""
-
-    blocks: tuple[int, ...]
-    channels: tuple[int, ...]
-
-
-def cifar_depth(depth: int) -> Depth:
-    """The 6n+2 layers of He et al. 2015, section 4.2: stem, three stages of n two-layer blocks, linear."""
-    n, rest = divmod(depth - 2, 6)
-    if rest or n < 1:
-        raise ValueError(f"depth={depth} is not 6n+2; use 8, 14, 20, 32, 44, 56, 110 …")
-    return Depth(blocks=(n, n, n), channels=(16, 32, 64))
-
-
-MODELS: dict[str, Depth] = {
-    # The small net of the tutorial: two blocks of 16 channels, two of 32. With a stem and a linear layer, 10.
-    "resnet10_tutorial": Depth(blocks=(2, 2), channels=(16, 32)),
-    **{f"resnet{depth}": cifar_depth(depth) for depth in (8, 14, 20, 32, 44, 56, 110, 1202)},
-}
+from .blocks import BasicBlock, Bottleneck, ResidualBlock
+from .layers import conv
+from .preactivation import PreActBasicBlock, PreActBottleneck
+from .table import Architecture, Options, StemKind
 
 
 class ResNet(nn.Module):
-    """(N, in_channels, H, W) float images → (N, num_classes) logits."""
+    """(N, in_channels, H, W) float images → (N, num_classes) logits.
+
+    With stochastic depth, a training forward takes `scales_NL` from `residual_scales`: one factor for every
+    sample and block.
+    """
 
     def __init__(
         self,
-        depth: Depth,
+        architecture: Architecture,
+        options: Options | None = None,
         *,
         in_channels: int = 3,
         num_classes: int = 10,
-        shortcut: ShortcutKind = "projection",
     ) -> None:
         super().__init__()
-        width = depth.channels[0]
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.stages = nn.Sequential(*_stages(depth, shortcut))
-        self.fc = nn.Linear(depth.channels[-1], num_classes)
-        self.apply(_init_weights)
+        options = options or Options()
+        self.stochastic_depth = options.stochastic_depth
+        self.preactivation = architecture.preactivation
+        stem = architecture.stem if options.stem == "auto" else options.stem
+        width = architecture.stem_channels
+        self.conv1 = stem_convolution(stem, in_channels, width)
+        # A block of v2 begins with a norm itself.
+        self.bn1 = nn.Identity() if self.preactivation else nn.BatchNorm2d(width)
+        self.pool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
+        self.stages = nn.Sequential(*make_stages(architecture, options))
+        self.num_blocks = sum(architecture.blocks)
+        features = architecture.channels[-1] * block_class(architecture).expansion
+        # The sum of the last block of v2 is neither normalised nor activated yet.
+        self.norm = nn.BatchNorm2d(features) if self.preactivation else nn.Identity()
+        self.fc = nn.Linear(features, num_classes)
+        self.apply(init_weights)
+        if options.zero_init:
+            for block in self.blocks():
+                nn.init.zeros_(block.last.weight)  # type: ignore[arg-type]
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images_NCHW)))
-        x = self.stages(x)
+    def blocks(self) -> Iterator[ResidualBlock]:
+        """All blocks, from the input to the output."""
+        for stage in self.stages:
+            yield from stage  # type: ignore[misc]
+
+    def forward(self, images_NCHW: Tensor, scales_NL: Tensor | None = None) -> Tensor:
+        if self.training and self.stochastic_depth and scales_NL is None:
+            raise ValueError("a training forward with stochastic depth needs scales_NL: see residual_scales")
+        x = self.conv1(images_NCHW)
+        if not self.preactivation:
+            x = F.relu(self.bn1(x))
+        x = self.pool(x)
+        for number, block in enumerate(self.blocks()):
+            x = block(x, None if scales_NL is None else scales_NL[:, number])
+        if self.preactivation:
+            x = F.relu(self.norm(x))
         x = x.mean(dim=(2, 3))  # average over height and width: (N, C)
         logits: Tensor = self.fc(x)
         return logits
 
 
-def _stages(depth: Depth, shortcut: ShortcutKind) -> list[nn.Module]:
+def stem_convolution(kind: StemKind, in_channels: int, width: int) -> nn.Module:
+    """What comes before the first norm: the images at full size, or at half where `kind` is not "cifar"."""
+    if kind == "cifar":
+        return conv(in_channels, width, 3)
+    if kind == "imagenet":
+        return conv(in_channels, width, 7, stride=2)
+    # Three 3x3 see as much as a 7x7, with two more activations (arXiv 1812.01187, ResNet-C).
+    half = width // 2
+    return nn.Sequential(
+        conv(in_channels, half, 3, stride=2),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        conv(half, half, 3),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        conv(half, width, 3),
+    )
+
+
+def make_stages(architecture: Architecture, options: Options) -> list[nn.Module]:
+    """The first block of a stage changes the shape, the others keep it."""
+    kind = block_class(architecture)
+    block = partial(kind, shortcut=options.shortcut, se=options.se, blurpool=options.blurpool)
+    if kind is Bottleneck:
+        block = partial(block, groups=architecture.groups, width_per_group=architecture.width_per_group)
     stages: list[nn.Module] = []
-    in_channels = depth.channels[0]
-    for number, (blocks, channels) in enumerate(zip(depth.blocks, depth.channels, strict=True)):
-        first = BasicBlock(in_channels, channels, stride=1 if number == 0 else 2, shortcut=shortcut)
-        rest = [BasicBlock(channels, channels, shortcut=shortcut) for _ in range(blocks - 1)]
-        stages.append(nn.Sequential(first, *rest))
-        in_channels = channels
+    in_channels = architecture.stem_channels
+    for number, (count, channels) in enumerate(zip(architecture.blocks, architecture.channels, strict=True)):
+        first = block(in_channels, channels, 1 if number == 0 else 2)
+        in_channels = channels * kind.expansion
+        stages.append(nn.Sequential(first, *(block(in_channels, channels) for _ in range(count - 1))))
     return stages
 
 
-def _init_weights(module: nn.Module) -> None:
+def block_class(
+    architecture: Architecture,
+) -> type[BasicBlock] | type[Bottleneck] | type[PreActBasicBlock] | type[PreActBottleneck]:
+    if architecture.block == "basic":
+        return PreActBasicBlock if architecture.preactivation else BasicBlock
+    return PreActBottleneck if architecture.preactivation else Bottleneck
+
+
+def init_weights(module: nn.Module) -> None:
     # He et al. 2015, arXiv 1502.01852: keeps the variance of activations through ReLU layers.
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def build_model(
-    name: str,
-    *,
-    in_channels: int,
-    num_classes: int,
-    shortcut: ShortcutKind = "projection",
-    seed: int | None = None,
-) -> ResNet:
-    """The network called `name` in MODELS. With a seed its weights are the same on every rank and machine.
-
-    Raises KeyError for an unknown name; the recipe is checked against MODELS before anything starts.
-    """
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        return ResNet(MODELS[name], in_channels=in_channels, num_classes=num_classes, shortcut=shortcut)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable scalars of `model`."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -20,11 +20,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["checkpoint"])
         manifest = json.loads((folder / "checkpoint.json").read_text())
         self.data = manifest["recipe"]["data"]
+        options = {name: value for name, value in manifest["recipe"]["model"].items() if name != "init_from"}
         self.model = build_model(
-            manifest["recipe"]["model"]["name"],
-            in_channels=self.data["channels"],
-            num_classes=len(manifest["classes"]),
-            shortcut=manifest["recipe"]["model"]["shortcut"],
+            **options, in_channels=self.data["channels"], num_classes=len(manifest["classes"])
         )
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.eval()

@@ -19,14 +19,12 @@ from resnet_dist.data.index import Index, read_index
 from resnet_dist.data.loader import Loader
 from resnet_dist.data.order import Order
 from resnet_dist.evaluate import evaluate, evaluation_loader
-from resnet_dist.model import build_model
 from resnet_dist.train.checkpoint import Checkpoints
 from resnet_dist.train.device import prepare_device
-from resnet_dist.train.ema import build_ema
-from resnet_dist.train.meter import Meter, TrainingError
-from resnet_dist.train.optim import build_optimizer
+from resnet_dist.train.initial import begin_from, initial_state
+from resnet_dist.train.meter import TrainingError
 from resnet_dist.train.plan import Plan, due, plan_of
-from resnet_dist.train.state import TrainState, build_scaler
+from resnet_dist.train.state import TrainState
 from resnet_dist.train.step import TrainStep, compiled
 from resnet_dist.world import World
 
@@ -84,6 +82,8 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", recipe, train_index.classes, world)
     if checkpoints.restore_newest(state, report=tracker.note):
         tracker.note(f"resumed at step {state.step} of {plan.total}")
+    else:
+        begin_from(state, recipe, train_index, world, tracker.note)
     train_step = TrainStep(state, recipe, plan, world)
     predictor = compiled(state.predictor, recipe.train)
 
@@ -110,25 +110,6 @@ def train(
                 break
         checkpoints.wait()
     return Outcome(state.step, plan.total, state.metrics)
-
-
-def initial_state(recipe: Recipe, num_classes: int, world: World) -> TrainState:
-    """Step zero: the same weights on every rank, from the recipe's seed."""
-    model = build_model(
-        recipe.model.name,
-        in_channels=recipe.data.channels,
-        num_classes=num_classes,
-        shortcut=recipe.model.shortcut,
-        seed=recipe.seed,
-    )
-    model = model.to(world.device).to(memory_format=torch.channels_last)
-    return TrainState(
-        model,
-        build_optimizer(model, recipe.optim),
-        Meter(world.device),
-        build_ema(model, recipe.train),
-        build_scaler(recipe.train, world.device),
-    )
 
 
 def any_rank(flag: bool, step: int, plan: Plan, world: World) -> bool:

@@ -19,6 +19,7 @@ from resnet_dist.data.augment import normalize
 from resnet_dist.data.loader import Batch
 from resnet_dist.data.mix import mix
 from resnet_dist.train.batch_norm import RunningStatistics
+from resnet_dist.train.drops import block_scales
 from resnet_dist.train.loss import sample_losses
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.plan import Plan
@@ -88,11 +89,20 @@ class TrainStep:
                 step=self.state.step,
                 micro_batch=self.rank * count + number,
             )
+            labels, weights = batch.labels_B[rows], batch.weights_B[rows]
+            first = self.rank * local_batch_size + rows.start  # in the global batch
+            scales = block_scales(
+                self.state.model,
+                seed=self.recipe.seed,
+                step=self.state.step,
+                places=range(first, first + len(labels)),
+                device=labels.device,
+            )
             last = number == count - 1
             self.statistics.begin_micro_batch(number, count)
             with synchronised_if(self.distributed, last=last):
                 loss, sums_here = self.network(
-                    mixed.images_MCHW, batch.labels_B[rows], batch.weights_B[rows], self.scalar(mixed.share)
+                    mixed.images_MCHW, labels, weights, self.scalar(mixed.share), *scales
                 )
                 if last:
                     self.statistics.begin_average()
@@ -131,11 +141,16 @@ class LossModel(nn.Module):
         self.autocast = torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")
 
     def forward(
-        self, images_MCHW: Tensor, labels_M: Tensor, weights_M: Tensor, share: Tensor | None
+        self,
+        images_MCHW: Tensor,
+        labels_M: Tensor,
+        weights_M: Tensor,
+        share: Tensor | None,
+        *scales: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(sum of the losses, float64 sums of loss, hits and weights); the second has no gradient."""
         with self.autocast:
-            logits_MK = self.model(images_MCHW)
+            logits_MK = self.model(images_MCHW, *scales)
         losses = sample_losses(logits_MK.float(), labels_M, weights_M, share, self.options)
         hits = (logits_MK.detach().argmax(dim=1) == labels_M).float() * weights_M
         sums = torch.stack([losses.detach(), hits, weights_M]).sum(dim=1, dtype=torch.float64)
