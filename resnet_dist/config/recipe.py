@@ -12,9 +12,9 @@ import runpy
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from resnet_dist.config.data import Data
 from resnet_dist.config.model import Model
@@ -33,6 +33,17 @@ class Recipe(Part):
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     train: Train
+
+    @model_validator(mode="after")
+    def _sizes_suit_compile(self) -> Self:
+        mode = getattr(self.train, "compile", "none")
+        sizes = sorted({size for _, size in self.data.train_sizes})
+        if mode != "none" and len(sizes) > 1:
+            raise ValueError(
+                f"train.compile={mode!r} compiles for one image size, but data.train_sizes moves over {sizes}; use "
+                "train.compile='none' or data.train_sizes=[]"
+            )
+        return self
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"

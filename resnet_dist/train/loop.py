@@ -84,7 +84,15 @@ def train(
     train_step = TrainStep(state, recipe, plan, world)
 
     with (
-        Loader(train_index, order, recipe.data, world, seed=recipe.seed) as loader,
+        Loader(
+            train_index,
+            order,
+            recipe.data,
+            world,
+            seed=recipe.seed,
+            sizes=plan.sizes,
+            total_steps=plan.total,
+        ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
     ):
         state.meter.restart_clock()
