@@ -35,7 +35,7 @@ def evaluate(model: nn.Module, loader: Loader, world: World) -> dict[str, float]
         with torch.inference_mode():
             for step in range(loader.order.steps_per_epoch):
                 batch = loader.batch_at(step)
-                logits = model(normalize(batch.images_BSSC, loader.data))
+                logits = logits_of(model, normalize(batch.images_BSSC, loader.data), loader.data)
                 sums += batch_sums(logits.float(), batch.labels_B, batch.weights_B)
     finally:
         model.train(was_training)
@@ -44,6 +44,12 @@ def evaluate(model: nn.Module, loader: Loader, world: World) -> dict[str, float]
     if len(loader.index.classes) > 5:
         metrics["eval/top5"] = top5 / seen
     return metrics
+
+
+def logits_of(model: nn.Module, images_BCSS: Tensor, data: Data) -> Tensor:
+    """(B, classes); with `data.eval_flip` the mean over each image and its mirror image."""
+    logits: Tensor = model(images_BCSS)
+    return (logits + model(images_BCSS.flip(-1))) / 2 if data.eval_flip else logits
 
 
 def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from resnet_dist.config.lengths import Length
 from resnet_dist.config.part import Part, RecipeError
+
+PixelSize = Annotated[int, Field(ge=1)]
 
 
 class Data(Part):
@@ -20,7 +23,17 @@ class Data(Part):
     """What `train` prepares by itself where the shards are missing, as `resnet-dist prepare` names it."""
 
     image_size: int = Field(ge=1)
-    """Height and width, in pixels, of what the model sees."""
+    """Height and width, in pixels, of what the model sees; with `train_sizes`, the largest of them at most."""
+    train_sizes: tuple[tuple[Length, PixelSize], ...] = ()
+    """Progressive resizing: (Length, size) points, such as (("0 epochs", 160), ("13 epochs", 192)). The size is the
+    first one before the first point, and the last one after the last. None: image_size throughout.
+    random-resized-crop then crops to the size; pad-crop sees a smaller window of the image; none shrinks it."""
+    train_size_curve: Literal["steps", "linear"] = "steps"
+    """Between two points: the earlier one's size, or linear, rounded to a multiple of `train_size_multiple`."""
+    train_size_multiple: int = Field(default=32, ge=1)
+    eval_size: int | None = Field(default=None, ge=1)
+    """Height and width in evaluation and of what is predicted. None: image_size. Random crops show objects larger
+    than whole images do, so training at 176 suits testing at 224 (arXiv 1906.06423)."""
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -35,12 +48,19 @@ class Data(Part):
     """Contiguous parts of an epoch. Each is read by one rank: ranks must divide lanes."""
     window: int = Field(default=4096, ge=1)
     """Samples over which a lane is shuffled."""
+    repeats: int = Field(default=1, ge=1)
+    """Repeated augmentation (arXiv 1901.09335): how often each sample is in its global batch, every copy augmented
+    in its own way. An epoch is all samples times `repeats`, so torchvision's 600 epochs with `--ra-reps 4`, whose
+    epochs draw as many images as there are, are train.length="150 epochs" with repeats=4. The copies are on one
+    rank and in one micro-batch, which decodes each image once; torchvision's are on different ranks."""
 
     crop: Literal["none", "pad-crop", "random-resized-crop"] = "none"
     """none: the middle, as in evaluation. pad-crop: the middle, shifted by up to `pad` pixels over black.
     random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
     pad: int = Field(default=4, ge=0)
-    flip: bool = False
+    flip: Literal[False, True, "alternate"] = False
+    """Mirror a random half of the images; alternate: each image every second time that it is seen, the first by
+    chance (arXiv 2404.00498)."""
     policy: Literal["none", "rand-augment", "trivial-augment"] = "none"
     """RandAugment (arXiv 1909.13719) with `policy_ops` and `policy_magnitude`; TrivialAugment (2103.10158)."""
     policy_ops: int = Field(default=2, ge=1, le=8)
@@ -55,6 +75,8 @@ class Data(Part):
     """alpha of CutMix (arXiv 1905.04899)."""
     eval_crop: float = Field(default=1.0, gt=0, le=1)
     """Share of an image's short side that evaluation sees: 0.875 is 224 of 256."""
+    eval_flip: bool = False
+    """Average the logits of each image and of its mirror image in evaluation, which costs two forward passes."""
 
     cache: Literal["none", "ram", "device"] = "none"
     """ram, device: decode every image once, keep all as uint8 in each rank's memory or on its device."""
@@ -77,6 +99,11 @@ class Data(Part):
     def micro_batches(self) -> int | None:
         """Micro-batches in a global batch, where the recipe fixes their size."""
         return self.micro_batch_size and self.global_batch_size // self.micro_batch_size
+
+    @property
+    def evaluation_size(self) -> int:
+        """Height and width of images in evaluation and prediction."""
+        return self.eval_size or self.image_size
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -112,6 +139,8 @@ class Data(Part):
                 f"mixup={self.mixup} and cutmix={self.cutmix} mix the images of a micro-batch, which has one "
                 f"(micro_batch_size={self.micro_batch_size}, global_batch_size={self.global_batch_size}); use 2 or more"
             )
+        self._check_sizes()
+        self._check_repeats()
         if self.micro_batches and self.lanes % self.micro_batches:
             fitting = [self.global_batch_size // d for d in reversed(divisors(self.lanes))]
             raise ValueError(
@@ -119,6 +148,34 @@ class Data(Part):
                 f"micro-batches, which does not divide lanes={self.lanes}; use one of {fitting}"
             )
         return self
+
+    def _check_sizes(self) -> None:
+        sizes = [size for _, size in self.train_sizes]
+        if max(sizes, default=0) > self.image_size:
+            raise ValueError(
+                f"train_sizes goes to {max(sizes)}, but image_size={self.image_size} is the largest; raise image_size"
+            )
+        uneven = [size for size in sizes if size % self.train_size_multiple]
+        if self.train_size_curve == "linear" and uneven:
+            raise ValueError(
+                f"train_sizes has {uneven[0]}, which is not a multiple of train_size_multiple="
+                f"{self.train_size_multiple}; change one of them, or use train_size_curve='steps'"
+            )
+
+    def _check_repeats(self) -> None:
+        per_lane = self.global_batch_size // self.lanes
+        if per_lane % self.repeats:
+            raise ValueError(
+                f"repeats={self.repeats} does not divide the {per_lane} samples that global_batch_size="
+                f"{self.global_batch_size} takes from each of lanes={self.lanes}; use one of {divisors(per_lane)}, "
+                "or fewer lanes"
+            )
+        if self.repeats > 1 and (self.mixup or self.cutmix) and per_lane == self.repeats:
+            raise ValueError(
+                f"repeats={self.repeats} with mixup={self.mixup} and cutmix={self.cutmix} would mix an image with "
+                f"itself, as global_batch_size={self.global_batch_size} takes one from each of lanes={self.lanes}; "
+                "use fewer lanes"
+            )
 
 
 def check_world_size(data: Data, world_size: int) -> None:
@@ -129,6 +186,11 @@ def check_world_size(data: Data, world_size: int) -> None:
             f"--workers {world_size}: the recipe has {parts} {name} a step (data.global_batch_size="
             f"{data.global_batch_size}, data.micro_batch_size={data.micro_batch_size}, data.lanes={data.lanes}), "
             f"which {world_size} ranks cannot share; use one of {divisors(parts)}"
+        )
+    if (data.mixup or data.cutmix) and not data.micro_batch_size and data.global_batch_size == world_size:
+        raise RecipeError(
+            f"--workers {world_size}: data.mixup={data.mixup} and data.cutmix={data.cutmix} mix the images of a rank, "
+            f"which has one of data.global_batch_size={data.global_batch_size}; use fewer ranks, or a larger batch"
         )
 
 

@@ -35,6 +35,16 @@ class Recipe(Part):
     train: Train
 
     @model_validator(mode="after")
+    def _sizes_suit_compile(self) -> Self:
+        mode, sizes = self.train.compile, sorted({size for _, size in self.data.train_sizes})
+        if mode != "none" and len(sizes) > 1:
+            raise ValueError(
+                f"train.compile={mode!r} compiles for one image size, but data.train_sizes moves over {sizes}; use "
+                "train.compile='none' or data.train_sizes=[]"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_norm_sees_what_the_recipe_says(self) -> Self:
         if self.train.sync_batch_norm and self.data.micro_batch_size:
             raise ValueError(

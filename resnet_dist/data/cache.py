@@ -5,10 +5,8 @@ Shapes: N samples of the index, B of a batch, S image size, C channels.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from resnet_dist.config import Data, UserError
 from resnet_dist.data.augment import Randomness, augmented
+from resnet_dist.data.memory import available_memory, ranks_of_this_node
 from resnet_dist.data.order import PADDING
 
 SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest of the process wants some too
@@ -51,7 +50,7 @@ _REFERENCES_OF_OURS = _references_of_ours()
 
 @dataclass(frozen=True)
 class Samples:
-    """Images at the recipe's size, and what belongs to them."""
+    """Images of one size, and what belongs to them."""
 
     images_NSSC: Tensor  # uint8
     labels_N: Tensor  # int64
@@ -59,13 +58,19 @@ class Samples:
     bad: dict[int, str] = field(default_factory=dict)  # row → what is wrong; threads fill it
 
     @classmethod
-    def empty(cls, count: int, data: Data, buffers: Buffers) -> Samples:
-        """Labels and weights of 0; images that are still to be written, all of them."""
-        return cls(
-            buffers.take((count, data.image_size, data.image_size, data.channels)),
-            torch.zeros(count, dtype=torch.int64),
-            torch.zeros(count),
-        )
+    def around(cls, images_NSSC: Tensor) -> Samples:
+        """Images that are still to be written, all of them, with labels and weights of 0."""
+        count, device = len(images_NSSC), images_NSSC.device
+        labels_N = torch.zeros(count, dtype=torch.int64, device=device)
+        return cls(images_NSSC, labels_N, torch.zeros(count, device=device))
+
+    def put(self, first: int, others: Samples) -> None:
+        """Copy `others` into the rows from `first` on, from whatever device they are on."""
+        rows = slice(first, first + len(others.labels_N))
+        self.images_NSSC[rows].copy_(others.images_NSSC)
+        self.labels_N[rows].copy_(others.labels_N)
+        self.weights_N[rows].copy_(others.weights_N)
+        self.bad.update({first + row: text for row, text in others.bad.items()})
 
     def to(self, device: torch.device) -> Samples:
         """Copied to `device`; to a GPU beside what it computes, from memory that it can read by itself."""
@@ -75,12 +80,12 @@ class Samples:
         images, labels, weights = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return Samples(images, labels, weights, self.bad)
 
-    def select(self, ids_B: NDArray[np.int64], data: Data, random: Randomness | None) -> Samples:
-        """The samples of a batch, augmented unless `random` is None; zeros where there is PADDING."""
+    def select(self, ids_B: NDArray[np.int64], data: Data, random: Randomness | None, size: int) -> Samples:
+        """The samples of a batch, augmented to `size` unless `random` is None; zeros where there is PADDING."""
         rows_B = np.maximum(ids_B, 0)
         here_B = torch.from_numpy(rows_B).to(self.labels_N.device)
         samples = Samples(
-            augmented(self.images_NSSC, rows_B, data, random),
+            augmented(self.images_NSSC, rows_B, data, random, size),
             self.labels_N.index_select(0, here_B),
             self.weights_N.index_select(0, here_B),
             {row: self.bad[i] for row, i in enumerate(ids_B.tolist()) if i in self.bad} if self.bad else {},
@@ -98,28 +103,18 @@ class Samples:
             self.images_NSSC[rows] = 0
 
 
-def image_bytes(data: Data) -> int:
-    return data.image_size**2 * data.channels
-
-
-def available_memory() -> int:
-    """Bytes that a process can get, with what the kernel would take back from its file cache."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def check_fits(num_samples: int, data: Data, device: torch.device) -> None:
+def check_fits(num_samples: int, size: int, data: Data, device: torch.device) -> None:
     """Raise UserError where `data.cache` would need more memory than this rank's node or device has free.
 
-    Ranks of one node do not know of each other here: each keeps a set of its own.
+    Every rank of a node keeps a set of its own.
     """
-    needed = num_samples * image_bytes(data)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    if needed > SHARE_OF_FREE * free:
+    needed = num_samples * size**2 * data.channels
+    here = device.type != "cuda"
+    ranks = ranks_of_this_node() if here else 1
+    free = available_memory() if here else torch.cuda.mem_get_info(device)[0]
+    if ranks * needed > SHARE_OF_FREE * free:
+        times = f" in each of the {ranks} ranks of this node" if ranks > 1 else ""
         raise UserError(
-            f"data.cache={data.cache!r} needs {needed / 2**30:.1f} GiB for {num_samples:,} images of "
-            f"{data.image_size} x {data.image_size} pixels, and {free / 2**30:.1f} GiB are free; use cache='none'"
+            f"data.cache={data.cache!r} needs {needed / 2**30:.1f} GiB{times} for {num_samples:,} images of "
+            f"{size} x {size} pixels, and {free / 2**30:.1f} GiB are free; use cache='none'"
         )

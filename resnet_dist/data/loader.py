@@ -1,15 +1,15 @@
 """The loader: order + shards + decode → the batch of a step, decoded by threads, ahead of the loop.
 
 Decoders release the GIL, so threads of this process beat worker processes: nothing is pickled or copied.
-Shapes: B samples that this rank has of a step, N samples of the index, S image size, C channels.
+Shapes: B samples that this rank has of a step: M distinct ones, R copies of each; S image size, C channels.
 """
 
 from __future__ import annotations
 
-import itertools
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,18 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_dist.config import Data, UserError
-from resnet_dist.data.augment import Draws, Randomness, augment_, mirrors, randomness, to_size
-from resnet_dist.data.cache import Buffers, Samples, check_fits, image_bytes
-from resnet_dist.data.decode import open_image
+from resnet_dist.config import Data
+from resnet_dist.data.augment import Randomness, randomness
+from resnet_dist.data.cache import Buffers, Samples, check_fits
+from resnet_dist.data.decoder import Decoder
 from resnet_dist.data.index import Index
-from resnet_dist.data.order import PADDING, Order
-from resnet_dist.data.shards import BadSample, ShardReader, check_label
+from resnet_dist.data.order import Order
+from resnet_dist.data.shards import ShardReader
+from resnet_dist.data.sizes import Sizes
 from resnet_dist.data.storage import Limits, lies_here
 from resnet_dist.world import World
 
 # Handing a task to a thread costs what decoding a tiny image does, and a batch is ready when its last task is.
 PIXELS_PER_TASK, SAMPLES_PER_TASK = 16 * 224 * 224, 128
+CHUNK_BYTES = 256 * 2**20  # of a set that is kept: what is decoded here before it goes to where it is kept
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,33 @@ class Batch:
 class Loader:
     """Batches of one rank by step. Close it, or use it as a context manager, to end its threads.
 
+    sizes: the image size of every step; None: `data.image_size`, or in evaluation that of evaluation.
+    total_steps: the length of training, beyond which nothing is decoded ahead.
+
     Raises UserError where `data.cache` asks for more memory than there is.
     """
 
-    def __init__(self, index: Index, order: Order, data: Data, world: World, *, seed: int) -> None:
+    def __init__(
+        self,
+        index: Index,
+        order: Order,
+        data: Data,
+        world: World,
+        *,
+        seed: int,
+        sizes: Sizes | None = None,
+        total_steps: int | None = None,
+    ) -> None:
         self.index, self.order, self.data = index, order, data
         self._seed, self._device = seed, world.device
+        # What decoding brings an image to; only a random crop is brought to the step's size at once.
+        self._whole_size = data.image_size if order.training else data.evaluation_size
+        self._sizes = sizes or Sizes.constant(self._whole_size)
+        self._end = total_steps if order.training else order.steps_per_epoch
         self._reader = ShardReader(index, Limits.of(data))
+        self._decoder = Decoder(self._reader, len(index.classes), data)
         self._lanes = order.lanes_of(world.rank, world.world_size)
+        self._rows_MR = order.rows_of_samples(len(self._lanes))
         self._some_are_fetched = not all(lies_here(shard) for shard in index.shards)
         self._wanted: set[int] = set()
         self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
@@ -81,7 +102,7 @@ class Loader:
         if not self._ahead or self._ahead[0][0] != step:
             self._drop_ahead()
         last = self._ahead[-1][0] if self._ahead else step - 1
-        for later in range(last + 1, step + 1 + self._batches_ahead):
+        for later in range(last + 1, step + 1 + min(self._batches_ahead, self._steps_after(step))):
             self._ahead.append((later, self._submit(later)))
         pending = self._ahead.popleft()[1]
         for task in pending.tasks:
@@ -107,8 +128,13 @@ class Loader:
     @property
     def _batches_ahead(self) -> int:
         """Batches decoded beyond the one that is used: within `prefetch_batches` and `prefetch_bytes`."""
-        batch_bytes = self.order.per_lane * len(self._lanes) * image_bytes(self.data)
+        images = self.order.per_lane * len(self._lanes)
+        batch_bytes = images * self._sizes.largest**2 * self.data.channels
         return max(1, min(self.data.prefetch_batches, self.data.prefetch_bytes // batch_bytes - 1))
+
+    def _steps_after(self, step: int) -> int:
+        """Steps that follow `step`, to the end of training or of the evaluation."""
+        return sys.maxsize if self._end is None else max(0, self._end - 1 - step)
 
     def _drop_ahead(self) -> None:
         for _, pending in self._ahead:
@@ -118,78 +144,65 @@ class Loader:
 
     def _submit(self, step: int) -> _Pending:
         ids = self.order.ids_at(step, self._lanes)
-        random = None
-        if self.order.training:
-            epoch = step // self.order.steps_per_epoch
-            random = randomness(ids, self.data, seed=self._seed, epoch=epoch)
+        random = self._randomness(ids, step) if self.order.training else None
+        size = self._sizes.at(step)
         if self._cached is None:
             if self._some_are_fetched:
                 self._fetch_ahead(step)
-            samples = Samples.empty(len(ids), self.data, self._buffers)
-            tasks = [
-                self._pool.submit(self._fill, samples, ids, rows, random)
-                for rows in _parts(len(ids), self.data)
-            ]
+            samples = Samples.around(self._buffers.take((len(ids), size, size, self.data.channels)))
+            cropped = self.order.training and self.data.crop == "random-resized-crop"
+            tasks = self._submit_decoding(
+                samples, ids, self._rows_MR, random, size if cropped else self._whole_size
+            )
             return _Pending(ids, tasks, lambda: samples)
         if self.data.cache == "device":  # which works in sequence anyway
-            chosen = self._cached.select(ids, self.data, random)
+            chosen = self._cached.select(ids, self.data, random, size)
             return _Pending(ids, [], lambda: chosen)
-        task = self._pool.submit(self._cached.select, ids, self.data, random)
+        task = self._pool.submit(self._cached.select, ids, self.data, random, size)
         return _Pending(ids, [task], task.result)
+
+    def _randomness(self, ids: NDArray[np.int64], step: int) -> Randomness:
+        copies = np.empty(len(ids), np.int64)
+        copies[self._rows_MR] = np.arange(self.order.repeats)
+        epoch = step // self.order.steps_per_epoch
+        return randomness(ids, self.data, seed=self._seed, epoch=epoch, copies_N=copies)
 
     def _fetch_ahead(self, step: int) -> None:
         """Shards are asked for a window and half a shard before the first step that reads them."""
         samples = self.order.window + self.order.num_samples // len(self.index.shards) // 2
-        wanted = self.order.shards_ahead(step, self._lanes, 1 + samples // self.order.per_lane)
+        steps = min(samples // self.order.distinct_per_lane, self._steps_after(step))
+        wanted = self.order.shards_ahead(step, self._lanes, 1 + steps)
         self._reader.want(number for number in wanted if number not in self._wanted)
         self._wanted = set(wanted)
 
-    def _fill(self, batch: Samples, ids: NDArray[np.int64], rows: slice, random: Randomness | None) -> None:
-        """Make some rows of a batch, in place."""
-        part = Samples(batch.images_NSSC[rows], batch.labels_N[rows], batch.weights_N[rows])
-        own = None if random is None else random.rows(rows)
-        self._decode(part, ids[rows].tolist(), own)
-        if own is not None:
-            images = augment_(part.images_NSSC, np.arange(len(part.labels_N)), self.data, own)
-            if images is not part.images_NSSC:
-                part.images_NSSC.copy_(images)
-            part.blacken(list(part.bad))
-        batch.bad.update({rows.start + row: text for row, text in part.bad.items()})
-
-    def _decode(self, part: Samples, ids: list[int], random: Randomness | None) -> None:
-        """Read and decode samples to the recipe's size; a bad one is left black, with weight 0."""
-        images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
-        crops: Iterable[Draws | None] = itertools.repeat(None)
-        mirror: Iterable[bool] = itertools.repeat(False)
-        if random is not None:
-            mirror = mirrors(self.data, random)
-            crops = random.crop_NK if random.crop_NK.size else crops
-        for row, (sample_id, crop, flip) in enumerate(zip(ids, crops, mirror, strict=False)):
-            if sample_id == PADDING:
-                images[row] = 0
-                continue
-            try:
-                encoded, label = self._reader.read(sample_id)
-                image = open_image(encoded, self.data.channels)
-                images[row] = to_size(image, self.data, crop, mirror=flip)
-                labels[row] = check_label(label, len(self.index.classes))
-                weights[row] = 1.0
-            except UserError:
-                raise  # not the sample's fault
-            except (BadSample, ValueError) as problem:
-                images[row] = 0
-                part.bad[row] = f"{self._reader.key(sample_id)}: {problem}"
+    def _submit_decoding(
+        self,
+        samples: Samples,
+        ids: NDArray[np.int64],
+        rows_MR: NDArray[np.int64],
+        random: Randomness | None,
+        size: int,
+    ) -> list[Future[None]]:
+        return [
+            self._pool.submit(self._decoder.fill, samples, ids, part_MR, random, size)
+            for part_MR in _parts(rows_MR, size)
+        ]
 
     def _decode_all(self) -> Samples:
-        """Every image of the index at the recipe's size, before its augmentation."""
+        """Every image of the index at one size, before its augmentation."""
         device = self._device if self.data.cache == "device" else torch.device("cpu")
-        count = self.index.num_samples
-        check_fits(count, self.data, device)
-        samples, ids = Samples.empty(count, self.data, Buffers(1)), np.arange(count)
-        tasks = [self._pool.submit(self._fill, samples, ids, rows, None) for rows in _parts(count, self.data)]
-        for task in tasks:
-            task.result()
-        return samples.to(device)
+        count, size, channels = self.index.num_samples, self._whole_size, self.data.channels
+        check_fits(count, size, self.data, device)
+        kept = Samples.around(torch.empty((count, size, size, channels), dtype=torch.uint8, device=device))
+        per_chunk = min(count, max(1, CHUNK_BYTES // (size * size * channels)))
+        images = self._buffers.take((per_chunk, size, size, channels))
+        for first in range(0, count, per_chunk):
+            ids = np.arange(first, min(first + per_chunk, count))
+            chunk = Samples.around(images[: len(ids)])
+            for task in self._submit_decoding(chunk, ids, np.arange(len(ids))[:, None], None, size):
+                task.result()
+            kept.put(first, chunk)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -201,7 +214,8 @@ class _Pending:
     samples: Callable[[], Samples]  # once the tasks are done
 
 
-def _parts(count: int, data: Data) -> list[slice]:
-    """Rows of a batch, cut into tasks for threads."""
-    size = min(SAMPLES_PER_TASK, max(1, PIXELS_PER_TASK // data.image_size**2))
-    return [slice(low, min(low + size, count)) for low in range(0, count, size)]
+def _parts(rows_MR: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Samples of a batch, cut into tasks for threads."""
+    images = min(SAMPLES_PER_TASK, max(1, PIXELS_PER_TASK // size**2))
+    samples = max(1, images // rows_MR.shape[1])
+    return [rows_MR[low : low + samples] for low in range(0, len(rows_MR), samples)]

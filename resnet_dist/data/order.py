@@ -1,15 +1,16 @@
-"""Which samples make up step s: a pure function of (shard counts, seed, epoch, batch size, lanes, window).
+"""Which samples make up step s: a pure function of (shard counts, seed, epoch, batch size, lanes, window, repeats).
 
 1. Shuffle the shards by (seed, epoch), lay their samples end to end, and turn that ring to a random start.
 2. Cut the sequence into `lanes` equal, contiguous lanes; a step takes as many samples from every lane.
 3. Inside a lane, sample i leaves in order of the key i + U·window. A lane is so read nearly in sequence.
 4. A rank owns neighbouring lanes, so any number of ranks that divides the lanes sees the same global batches.
+5. With repeats, a step takes fewer samples, and each of them so many times: all copies come from its lane.
 
 Position is the step, nothing else. Because a sample moves by less than `window`, any stretch of a lane is
 computed from its neighbourhood alone: resuming in the middle costs what starting does, and a billion samples
 take no more memory than a thousand.
 
-Shapes: S shards, N samples, L samples per lane, P samples of a step per lane.
+Shapes: S shards, N samples, L samples per lane, P samples of a step per lane, D of them distinct, R times each.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Order:
     counts: samples in every shard, in the order of the index; sample ids count through them.
     training: shuffle, and drop the tail of an epoch (other samples each time). Otherwise keep the order of
         the index, and fill the last step with PADDING.
+    repeats: how often a step has each of its samples. An epoch is all samples as many times.
     """
 
     counts: Sequence[int]
@@ -70,11 +72,13 @@ class Order:
     window: int
     seed: int
     training: bool
+    repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.global_batch_size % self.lanes:
+        if self.global_batch_size % (self.lanes * self.repeats):
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} is not a multiple of lanes={self.lanes}"
+                f"global_batch_size={self.global_batch_size} is not a multiple of lanes={self.lanes} times "
+                f"repeats={self.repeats}"
             )
         self.num_samples = sum(self.counts)
         # What is being read: this epoch and the next, and the block of each lane that begins before one ends.
@@ -83,7 +87,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        whole, tail = divmod(self.num_samples, self.global_batch_size)
+        whole, tail = divmod(self.num_samples, self.lanes * self.distinct_per_lane)
         return whole if self.training or tail == 0 else whole + 1
 
     @property
@@ -92,9 +96,14 @@ class Order:
         return self.global_batch_size // self.lanes
 
     @property
+    def distinct_per_lane(self) -> int:
+        """D: samples that a step takes from one lane, copies not counted."""
+        return self.per_lane // self.repeats
+
+    @property
     def lane_length(self) -> int:
         """L: samples of an epoch in one lane."""
-        return self.steps_per_epoch * self.per_lane
+        return self.steps_per_epoch * self.distinct_per_lane
 
     def lanes_of(self, rank: int, world_size: int) -> range:
         """The neighbouring lanes that a rank reads. Raises ValueError where ranks do not divide lanes."""
@@ -106,11 +115,18 @@ class Order:
     def ids_at(self, step: int, lanes: Sequence[int]) -> Ids:
         """Sample ids that `lanes` contribute to a step, lane by lane: (len(lanes) * P,).
 
-        `step` counts from the start of training, through all epochs.
+        `step` counts from the start of training, through all epochs. Of a lane, each sample once comes before any
+        of them again, so that mixing with the neighbour mixes different samples.
         """
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        first = step_in_epoch * self.per_lane
-        return np.concatenate([self._lane_ids(epoch, lane, first) for lane in lanes])
+        first = step_in_epoch * self.distinct_per_lane
+        return np.concatenate([np.tile(self._lane_ids(epoch, lane, first), self.repeats) for lane in lanes])
+
+    def rows_of_samples(self, num_lanes: int) -> Ids:
+        """Where each sample is in the `ids_at` of so many lanes, its copies in their order: (num_lanes * D, R)."""
+        rows = np.arange(num_lanes * self.per_lane)
+        by_lane = rows.reshape(num_lanes, self.repeats, self.distinct_per_lane)  # lane, copy, sample
+        return by_lane.transpose(0, 2, 1).reshape(-1, self.repeats)
 
     def shards_ahead(self, step: int, lanes: Sequence[int], steps: int) -> list[int]:
         """Numbers of the shards that `lanes` read in the `steps` from `step` on, the first needed first."""
@@ -129,30 +145,31 @@ class Order:
         """Shards under the positions that may be read from `first_step` to `end_step`, lane beside lane."""
         delay = self.window if self.training else 0
         starts = np.array(lanes, np.int64) * self.lane_length
-        low = starts + max(0, first_step * self.per_lane - delay)
-        high = starts + min(self.lane_length, end_step * self.per_lane + delay) - 1
+        low = starts + max(0, first_step * self.distinct_per_lane - delay)
+        high = starts + min(self.lane_length, end_step * self.distinct_per_lane + delay) - 1
         high = np.minimum(high, self.num_samples - 1)
         layout = self._layout(epoch) if self.training else self._plain_layout
         spans = [layout.shards(int(a), int(b)) for a, b in zip(low, high, strict=True) if a <= b]
         return [n for row in itertools.zip_longest(*spans) for n in row if n is not None]
 
     def _lane_ids(self, epoch: int, lane: int, first: int) -> Ids:
-        """The P ids of `lane` from its `first`-th emission on."""
+        """The D ids of `lane` from its `first`-th emission on."""
+        count = self.distinct_per_lane
         if not self.training:
-            positions = lane * self.lane_length + first + np.arange(self.per_lane)
+            positions = lane * self.lane_length + first + np.arange(count)
             return np.where(positions < self.num_samples, positions, PADDING)
         block = self._block_length
-        low, high = first // block, (first + self.per_lane - 1) // block
+        low, high = first // block, (first + count - 1) // block
         offset = first - low * block
         if low == high:  # as most: a block holds many steps
-            return self._block(epoch, lane, low)[offset : offset + self.per_lane]
+            return self._block(epoch, lane, low)[offset : offset + count]
         ids = [self._block(epoch, lane, number) for number in range(low, high + 1)]
-        return np.concatenate(ids)[offset : offset + self.per_lane]
+        return np.concatenate(ids)[offset : offset + count]
 
     @property
     def _block_length(self) -> int:
         # The shuffle of a block looks one window to either side: two windows a block wastes half, not two thirds.
-        return max(2 * self.window, self.per_lane)
+        return max(2 * self.window, self.distinct_per_lane)
 
     @cached_property
     def _plain_layout(self) -> Layout:

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     MIX = 10
     RETRY = 11
     DEPTH = 12
+    FLIP = 13
 
 
 def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> Words:
@@ -53,14 +54,21 @@ def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) ->
 
 
 def words_of(
-    ids: NDArray[np.int64], purpose: Purpose, *, seed: int, epoch: int, sub: int = 0, blocks: int = 1
+    ids: NDArray[np.int64],
+    purpose: Purpose,
+    *,
+    seed: int,
+    epoch: int,
+    sub: int | NDArray[np.int64] = 0,
+    blocks: int = 1,
 ) -> Words:
-    """Random words of every id: (n,) → (n, 4 * blocks). `sub` separates streams of one purpose."""
+    """Random words of every id: (n,) → (n, 4 * blocks). `sub`, of all or of each, separates streams of one purpose."""
     n = len(ids)
+    subs = np.broadcast_to(np.asarray(sub).astype(np.uint64), n)
     wide = np.repeat(ids.astype(np.uint64), blocks)
     block = np.tile(np.arange(blocks, dtype=np.uint64), n)
     stream = np.uint64(purpose) | (block << np.uint64(8))
-    counter = (wide & _LOW, wide >> _SHIFT, np.broadcast_to(np.uint64(sub), wide.shape), stream)
+    counter = (wide & _LOW, wide >> _SHIFT, np.repeat(subs, blocks), stream)
     return philox4x32(counter, (seed & 0xFFFFFFFF, epoch & 0xFFFFFFFF)).reshape(n, 4 * blocks)
 
 

@@ -310,7 +310,7 @@ def _encoded(item: Item, options: Options) -> tuple[str, bytes]:
         return item.extension, data
     import simplejpeg
 
-    from resnet_dist.data.augment import resize  # needs torch, and only here
+    from resnet_dist.data.pixels import resize  # needs torch, and only here
 
     scale = options.resize_short / short
     small = resize(pixels, round(image.height * scale), round(image.width * scale))

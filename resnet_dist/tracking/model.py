@@ -25,7 +25,7 @@ REQUIREMENTS = ("torch", "numpy", "safetensors", "mlflow")  # named, or MLflow s
 
 def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[str, ...], step: int) -> str:
     """Log the model of a checkpoint folder as `model` of the run; returns its model URI."""
-    size, channels = recipe.data.image_size, recipe.data.channels
+    size, channels = recipe.data.evaluation_size, recipe.data.channels
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, channels))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),

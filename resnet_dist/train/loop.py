@@ -88,7 +88,15 @@ def train(
     predictor = compiled(state.predictor, recipe.train)
 
     with (
-        Loader(train_index, order, recipe.data, world, seed=recipe.seed) as loader,
+        Loader(
+            train_index,
+            order,
+            recipe.data,
+            world,
+            seed=recipe.seed,
+            sizes=plan.sizes,
+            total_steps=plan.total,
+        ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
     ):
         state.meter.restart_clock()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from resnet_dist.config import Recipe, RecipeError, steps_of
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import Order
+from resnet_dist.data.sizes import Sizes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe's lengths, in steps."""
+    """The recipe's lengths, in steps, and the image size at each of them."""
 
     total: int
     warmup: int
@@ -20,18 +21,25 @@ class Plan:
     checkpoint: int
     ema: int
     milestones: tuple[int, ...]
+    sizes: Sizes
 
 
 def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
     """The order of the training set, and every length of the recipe in steps. Raises RecipeError."""
     data, lengths = recipe.data, recipe.train
     order = Order(
-        train_index.counts, data.global_batch_size, data.lanes, data.window, recipe.seed, training=True
+        train_index.counts,
+        data.global_batch_size,
+        data.lanes,
+        data.window,
+        recipe.seed,
+        training=True,
+        repeats=data.repeats,
     )
     if order.steps_per_epoch == 0:
         raise RecipeError(
             f"data.global_batch_size={data.global_batch_size} is more than the {order.num_samples} samples of "
-            f"{train_index.location}; use a smaller one"
+            f"{train_index.location}, data.repeats={data.repeats} times each; use a smaller one"
         )
 
     def steps(length: str, total_steps: int = 0) -> int:
@@ -56,6 +64,7 @@ def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
         checkpoint=steps(lengths.checkpoint_every, total),
         ema=max(1, steps(lengths.ema_every, total)),
         milestones=milestones,
+        sizes=Sizes.of(data, lambda length: steps(length, total)),
     )
 
 

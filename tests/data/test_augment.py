@@ -8,7 +8,7 @@ import torch
 
 from resnet_dist.config import Data, Recipe, RecipeError
 from resnet_dist.data import augment
-from resnet_dist.data.augment import augmented, erased, flip_, randomness, recolored, shifted
+from resnet_dist.data.augment import augmented, randomness, recolored
 from resnet_dist.data.mix import Mixed, beta, mix
 from resnet_dist.data.policy import RAND_AUGMENT, TRIVIAL_AUGMENT, apply, jitter_color
 
