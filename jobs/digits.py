@@ -3,6 +3,7 @@
 Source    He et al. 2015 (arXiv 1512.03385), section 4.2, at 8x8 pixels and one channel; cosine instead of steps
 Command   resnet-dist train jobs/digits.py
 Expected  98.9 % top-1 on the 360 held-out digits
+Measured  98.89 %, on one rank and on two, on two CPU cores: 5 s of training
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train

@@ -1,0 +1,49 @@
+"""Residual networks on CIFAR-10 as in the paper: 20 to 110 layers of 16, 32 and 64 channels.
+
+Source    He et al. 2015 (arXiv 1512.03385), section 4.2 and table 6
+Command   resnet-dist train jobs/cifar10_resnet.py
+          resnet-dist train jobs/cifar10_resnet.py --set model.name=resnet56
+          resnet-dist train jobs/cifar10_resnet.py --set model.name=resnet110 --set schedule.warmup="400 steps"
+Expected  top-1 91.25 / 92.49 / 92.83 / 93.03 / 93.57 % for 20 / 32 / 44 / 56 / 110 layers, at the last step
+Measured  not yet at full length, which takes a GPU: tests/benchmarks/gpu_training.py does it. A shortened ResNet-20 on
+          a CPU equals a loop written without this package: tests/benchmarks/cifar_reference.py
+
+The first run downloads CIFAR-10. Where images lie in folders already (class = folder), prepare them instead:
+`resnet-dist prepare FOLDER output/data/cifar10`.
+"""
+
+from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="cifar10_resnet",
+        description=__doc__,
+        data=Data(
+            source="cifar10",
+            train="{output}/data/cifar10/train",
+            eval="{output}/data/cifar10/eval",
+            image_size=32,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            global_batch_size=128,
+            micro_batch_size=64,  # the paper's two GPUs: batch norm sees 64 images
+            lanes=8,
+            crop="pad-crop",
+            pad=4,
+            flip=True,
+            cache="ram",
+        ),
+        model=Model(name="resnet20", shortcut="zero-pad"),
+        optim=Optim(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms=True),
+        # 110 layers begin at 0.01: that is what a warm-up of 400 steps does here.
+        schedule=Schedule(
+            decay="step",
+            milestones=("32000 steps", "48000 steps"),
+            warmup_shape="constant",
+            warmup_start=0.1,
+        ),
+        train=Train(
+            length="64000 steps", log_every="200 steps", eval_every="5 epochs", checkpoint_every="5 epochs"
+        ),
+    )
