@@ -42,7 +42,5 @@ def recipe() -> Recipe:
         optim=Optim(lr=1.7, momentum=0.9, nesterov=False, weight_decay=1e-4),
         # Up over two epochs, then down to zero along a line.
         schedule=Schedule(decay="polynomial", power=1.0, warmup="2 epochs"),
-        train=Train(
-            length=f"{EPOCHS} epochs", label_smoothing=0.1, precision="bf16", log_every="100 steps"
-        ),
+        train=Train(length=f"{EPOCHS} epochs", label_smoothing=0.1, precision="bf16", log_every="100 steps"),
     )

@@ -1,0 +1,252 @@
+"""Training on a GPU: the figures that the jobs expect, in parts of under ten minutes. Needs neither Ray nor MLflow.
+
+    python tests/benchmarks/gpu_training.py cifar FOLDER --depth 20 [--seed 0]     again until it says it is finished
+    python tests/benchmarks/gpu_training.py fast FOLDER [--seeds 20]
+    python tests/benchmarks/gpu_training.py throughput [--shards FOLDER]
+    python tests/benchmarks/gpu_training.py report
+
+FOLDER is CIFAR-10 as prepared: `resnet-dist prepare cifar10 FOLDER`, or from an image folder in its place. Every part
+appends a line to --results, stops by itself after --minutes, and goes on from its checkpoint when it is called again.
+torch 2.11 or newer. Without CUDA it runs on the CPU, as a rehearsal, with the word "cpu" in every line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_dist.config import Recipe, load_recipe
+from resnet_dist.data.index import Index, Shard, read_index
+from resnet_dist.data.loader import Batch, Loader
+from resnet_dist.train.initial import initial_state
+from resnet_dist.train.loop import Outcome, train
+from resnet_dist.train.plan import plan_of
+from resnet_dist.train.step import TrainStep
+from resnet_dist.world import World
+
+JOBS = Path(__file__).parents[2] / "jobs"
+RECORD_IMAGES_PER_SECOND = 7_950  # ResNet-50 on an H200 in MLPerf, with data
+PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}  # percent, He et al. 2015, table 6
+GPU = torch.cuda.is_available()
+DEVICE = torch.cuda.get_device_name() if GPU else "cpu"
+
+
+class Printer:
+    """A Tracker that shows evaluations, and notes what is said."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        print(
+            f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True
+        )
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+
+def run(recipe: Recipe, folder: Path, minutes: float) -> Outcome:
+    """Train from the newest checkpoint in `folder`, for so long."""
+    deadline = time.monotonic() + 60 * minutes
+    return train(recipe, folder, World.single(gpu=GPU), Printer(), lambda: time.monotonic() > deadline)
+
+
+def cifar(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """cifar10_resnet at its full length, against the paper's error; None where it has to go on another time."""
+    depth, seed = arguments.depth, arguments.seed
+    overrides = [
+        *data_of(arguments.folder),
+        f"model.name=resnet{depth}",
+        f"seed={seed}",
+        "data.cache=device",
+        "data.micro_batch_size=128",
+        "train.precision=bf16",
+        f"train.compile={arguments.compile}",
+        "train.eval_every=20 epochs",
+        *arguments.overrides,
+    ]
+    if depth == 110:
+        overrides.append("schedule.warmup=400 steps")
+    recipe = load_recipe(JOBS / "cifar10_resnet.py", overrides)
+    outcome = run(recipe, arguments.work / f"cifar-{depth}-{seed}", arguments.minutes)
+    if not outcome.finished:
+        print(f"at step {outcome.step} of {outcome.total_steps}: call it again to go on")
+        return None
+    return {
+        "depth": depth,
+        "seed": seed,
+        "error_percent": 100 * (1 - outcome.metrics["eval/top1"]),
+        "paper_error_percent": PAPER_ERROR.get(depth),
+    }
+
+
+def fast(arguments: argparse.Namespace) -> dict[str, Any]:
+    """cifar10_fast over many seeds. The clock holds all steps; not reading the data, compiling, evaluation."""
+    recipe = load_recipe(
+        JOBS / "cifar10_fast.py",
+        [*data_of(arguments.folder), f"train.compile={arguments.compile}", *arguments.overrides],
+    )
+    index, deadline = read_index(recipe.data.train), time.monotonic() + 60 * arguments.minutes
+    seconds, accuracies = [], []
+    for seed in range(arguments.seeds + 1):  # the first warms up, and is not counted
+        if time.monotonic() > deadline:
+            break
+        started = time.perf_counter()
+        outcome = run(
+            recipe.model_copy(update={"seed": seed}),
+            arguments.work / f"fast-{time.time_ns()}",
+            arguments.minutes,
+        )
+        whole = time.perf_counter() - started
+        if seed == 0 or not outcome.finished:
+            continue
+        seconds.append(index.num_samples * 9.9 / outcome.metrics["perf/images_per_second"])
+        accuracies.append(outcome.metrics["eval/top1"])
+        print(
+            f"seed {seed}: {accuracies[-1]:.2%} in {seconds[-1]:.2f} s of steps, {whole:.1f} s in all",
+            flush=True,
+        )
+    return {
+        "n": len(accuracies),
+        "top1_mean": statistics.fmean(accuracies) if accuracies else None,
+        "top1_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "seconds_of_steps_median": statistics.median(seconds) if seconds else None,
+    }
+
+
+def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    """ResNet-50 at 224 pixels: images/s of our train step on made-up batches and from shards, eager and compiled."""
+    found: dict[str, Any] = {}
+    for mode in ("none", "default"):
+        for source in ("synthetic", *(["shards"] if arguments.shards else [])):
+            recipe = imagenet(arguments, mode)
+            speeds = measure(recipe, source, arguments)
+            name = f"{source}, {'eager' if mode == 'none' else 'compiled'}"
+            found[name] = {
+                "images_per_second": statistics.median(speeds),
+                "lowest": min(speeds),
+                "highest": max(speeds),
+                "n": len(speeds),
+                "share_of_7950": statistics.median(speeds) / RECORD_IMAGES_PER_SECOND,
+            }
+            print(name, found[name], flush=True)
+    return found
+
+
+def imagenet(arguments: argparse.Namespace, mode: str) -> Recipe:
+    size = arguments.batch_size
+    shards = str(arguments.shards or "none")
+    return load_recipe(
+        JOBS / "imagenet_rn50.py",
+        [
+            f"data.train={shards}",
+            f"data.eval={shards}",
+            f"data.global_batch_size={size}",
+            f"data.micro_batch_size={size}",
+            "data.lanes=8",
+            f"train.compile={mode}",
+            "data.prefetch_batches=4",
+            "data.prefetch_bytes=4294967296",
+            *arguments.overrides,
+        ],
+    )
+
+
+def measure(recipe: Recipe, source: str, arguments: argparse.Namespace) -> list[float]:
+    """Images per second of --rounds intervals of --steps steps, after one that compiles and chooses kernels."""
+    world = World.single(gpu=GPU)
+    index = made_up_index() if source == "synthetic" else read_index(recipe.data.train)
+    order, plan = plan_of(recipe, index)
+    state = initial_state(recipe, 1_000, world)
+    train_step = TrainStep(state, recipe, plan, world)
+    with ExitStack() as stack:
+        if source == "synthetic":
+            batch = synthetic_batch(recipe, world)
+            batch_at: Callable[[int], Batch] = lambda step: batch  # noqa: E731
+        else:
+            batch_at = stack.enter_context(Loader(index, order, recipe.data, world, seed=0)).batch_at
+        speeds: list[float] = []
+        for number in range(arguments.rounds + 1):
+            start = synchronized()
+            for _ in range(arguments.steps):
+                train_step(batch_at(state.step))
+                state.step += 1
+            if number:
+                speeds.append(arguments.steps * recipe.data.global_batch_size / (synchronized() - start))
+        return speeds
+
+
+def made_up_index() -> Index:
+    """Of as many samples as ImageNet: a plan has to have some."""
+    shards = tuple(Shard(f"{number}.tar", 0, "", 1_281) for number in range(1_000))
+    return Index("synthetic", shards, tuple(map(str, range(1_000))))
+
+
+def synthetic_batch(recipe: Recipe, world: World) -> Batch:
+    size, count = recipe.data.image_size, recipe.data.global_batch_size
+    images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8).to(world.device)
+    labels: Tensor = torch.randint(0, 1_000, (count,)).to(world.device)
+    return Batch(images, labels, torch.ones(count, device=world.device), np.arange(count), (), 0.0)
+
+
+def synchronized() -> float:
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def data_of(folder: Path) -> list[str]:
+    return [f"data.train={folder / 'train'}", f"data.eval={folder / 'eval'}", "data.source=none"]
+
+
+def report(results: Path) -> None:
+    for line in results.read_text().splitlines():
+        entry = json.loads(line)
+        print(
+            f"{entry['part']:<11} {entry['device']:<24} torch {entry['torch']:<8} {json.dumps(entry['result'])}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["cifar", "fast", "throughput", "report"])
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--shards", type=Path)
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--compile", default="default" if GPU else "none")
+    parser.add_argument("--work", type=Path, default=Path("output/gpu"))
+    parser.add_argument("--results", type=Path, default=Path("output/gpu/results.jsonl"))
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    if arguments.part == "report":
+        report(arguments.results)
+        return
+    if arguments.part in ("cifar", "fast") and arguments.folder is None:
+        parser.error(f"{arguments.part} needs FOLDER")
+    result = {"cifar": cifar, "fast": fast, "throughput": throughput}[arguments.part](arguments)
+    if result is not None:
+        arguments.results.parent.mkdir(parents=True, exist_ok=True)
+        line = {"part": arguments.part, "device": DEVICE, "torch": torch.__version__, "result": result}
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
