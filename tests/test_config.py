@@ -56,8 +56,29 @@ def test_overrides_are_typed_and_validated() -> None:
         ("data.channels=1", "one per channel"),
         ("data.std=[1,0,1]", "greater than zero"),
         ("train.length=10 lightyears", "'10 epochs'"),
-        ("train.precision=fp8", "'fp32' or 'bf16'"),
-        ("optim.momentum=0", "nesterov"),
+        ("train.precision=fp8", "'fp32', 'bf16' or 'fp16'"),
+        ("optim.momentum=0", "nesterov=True needs momentum greater than 0"),
+        (
+            "optim.betas=[0.9,0.99]",
+            "betas=(0.9, 0.99) is not read with optimizer='sgd', only with 'adamw' or 'lamb'",
+        ),
+        ("optim.eps=1e-6", "eps=1e-06 is not read with optimizer='sgd'"),
+        ("optim.trust_coefficient=0.01", "is not read with optimizer='sgd', only with 'lars'"),
+        ("optim.sgd_lr=0.1", "only with 'muon'"),
+        ("optim.sgd_momentum=0.5", "only with 'muon'"),
+        ("optim.optimizer=adam", "optim.optimizer='adam'"),
+        ("optim.clip_norm=0", "optim.clip_norm=0"),
+        ("schedule.milestones=['1 epochs']", "schedule.milestones"),
+        ('schedule.milestones=["1 epochs"]', "is not read with decay='cosine', only with 'step'"),
+        ("schedule.decay=step", 'needs milestones, such as ["50 percent", "75 percent"]'),
+        ("schedule.gamma=0.5", "gamma=0.5 is not read with decay='cosine'"),
+        ("schedule.power=2", "power=2.0 is not read with decay='cosine', only with 'polynomial'"),
+        ("schedule.warmup_shape=constant", "needs warmup_start greater than 0"),
+        ("schedule.warmup_start=2", "schedule.warmup_start=2"),
+        ("train.length=50 percent", "percent of itself; use epochs, steps or samples"),
+        ("train.bce_target_threshold=0.2", "is not read with loss='cross-entropy', only with 'bce'"),
+        ("train.ema_decay=1", "train.ema_decay=1"),
+        ("train.compile=fast", "'none', 'default', 'reduce-overhead' or 'max-autotune'"),
         ("name=../x", "name='../x'"),
     ],
 )
@@ -66,6 +87,36 @@ def test_a_mistake_is_one_sentence(override: str, words: str) -> None:
         make().with_overrides([override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_fields_that_another_choice_does_not_read() -> None:
+    """Off and the default are no settings: another optimizer can be asked for with one override."""
+    slow = make().with_overrides(["optim.nesterov=false", "optim.momentum=0", "schedule.floor=0.1"])
+    assert slow.with_overrides(["optim.optimizer=adamw"]).optim.momentum == 0
+    assert slow.with_overrides(["optim.optimizer=lars"]).optim.nesterov is False
+    for optimizer in ("adamw", "lamb"):
+        make().with_overrides([f"optim.optimizer={optimizer}", "optim.betas=[0.9,0.95]", "optim.eps=1e-5"])
+    with pytest.raises(RecipeError, match=r"momentum=0\.8 is not read with optimizer='adamw'"):
+        make().with_overrides(["optim.optimizer=adamw", "optim.momentum=0.8"])
+    with pytest.raises(RecipeError, match=r"nesterov=True needs sgd_momentum"):
+        make().with_overrides(["optim.optimizer=muon", "optim.sgd_momentum=0"])
+    with pytest.raises(RecipeError, match=r"floor=0\.1 is not read with decay='constant'"):
+        slow.with_overrides(["schedule.decay=constant"])
+    steps = ["schedule.decay=step", 'schedule.milestones=["50 %", "75 percent", "80 epochs"]']
+    assert make().with_overrides(steps).schedule.milestones == ("50 percent", "75 percent", "80 epochs")
+
+
+def test_the_word_none_and_no_value_are_told_apart() -> None:
+    overrides = ["train.compile=none", "data.crop=none", "model.shortcut=none", "optim.clip_norm=none"]
+    recipe = make().with_overrides(["optim.clip_norm=1", *overrides])
+    assert recipe.train.compile == recipe.data.crop == recipe.model.shortcut == "none"
+    assert recipe.optim.clip_norm is None
+
+
+def test_synchronised_norms_and_fixed_micro_batches_exclude_each_other() -> None:
+    synchronised = make().with_overrides(["train.sync_batch_norm=true"])
+    with pytest.raises(RecipeError, match=r"train\.sync_batch_norm=True .*data\.micro_batch_size=8"):
+        synchronised.with_overrides(["data.micro_batch_size=8"])
 
 
 def test_lengths() -> None:
@@ -80,6 +131,14 @@ def test_lengths() -> None:
         ("0 steps", 0),
     ]:
         assert steps_of(Train(length=text).length, **size) == steps
+
+
+def test_percent_are_of_the_run() -> None:
+    size = {"steps_per_epoch": 11, "global_batch_size": 128, "total_steps": 64000}
+    for text, steps in [("50 percent", 32000), ("75%", 48000), ("0 %", 0), ("0.0001 percent", 1)]:
+        schedule = make().with_overrides([f"schedule.warmup={text}"]).schedule
+        assert schedule.warmup.endswith(" percent")
+        assert steps_of(schedule.warmup, **size) == steps
 
 
 def test_world_sizes() -> None:

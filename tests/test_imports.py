@@ -65,7 +65,7 @@ def test_pure_modules_know_no_torch(name: str) -> None:
     assert not [word for word in imports(PACKAGE / f"{name}.py") if word.split(".")[0] == "torch"]
 
 
-@pytest.mark.parametrize("library", ["ray", "mlflow", "webdataset", "sklearn", "rich", "typer"])
+@pytest.mark.parametrize("library", ["ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"])
 def test_the_core_imports_no(library: str) -> None:
     core = [path for path in FILES if part(path) in ("config", "world", "model", "data", "train", "evaluate")]
     assert len(core) > 15
@@ -75,7 +75,7 @@ def test_the_core_imports_no(library: str) -> None:
 
 PROGRAM = """
 import sys
-for name in ("ray", "mlflow", "webdataset", "sklearn", "rich", "typer"):
+for name in ("ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"):
     sys.modules[name] = None  # importing it now raises ImportError
 from pathlib import Path
 from resnet_dist.config import Recipe

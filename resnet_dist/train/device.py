@@ -10,7 +10,8 @@ import torch
 from resnet_dist.config import RecipeError, Train
 from resnet_dist.world import World
 
-COMPILERS = ("c++", "g++", "clang++")
+# What torch.compile calls: a C++ compiler for its CPU code; on a GPU, a C compiler for what launches its kernels.
+COMPILERS = {"cpu": ("CXX", ("c++", "g++", "clang++")), "cuda": ("CC", ("cc", "gcc", "clang"))}
 
 
 def prepare_device(train: Train, world: World) -> None:
@@ -23,15 +24,20 @@ def prepare_device(train: Train, world: World) -> None:
             f"train.sync_batch_norm=True with {world.world_size} ranks needs GPUs, and this is {device}: "
             "torch.nn.SyncBatchNorm has no other; set it to false, or use one rank"
         )
-    if train.compile != "none":
-        compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-        if not any(map(shutil.which, compilers)):
-            raise RecipeError(
-                f"train.compile={train.compile!r} needs a C++ compiler, and there is no {' or '.join(compilers)}; "
-                "install one, or use train.compile='none'"
-            )
+    if train.compile != "none" and not has_compiler(device):
+        variable, names = COMPILERS[device]
+        raise RecipeError(
+            f"train.compile={train.compile!r} needs a compiler, and there is no {' or '.join(names)}, nor what "
+            f"{variable} names; install one, or use train.compile='none'"
+        )
     if device == "cuda":
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.tf32
         # Time the convolution kernels once for each shape: shapes of a run hardly change.
         torch.backends.cudnn.benchmark = True
+
+
+def has_compiler(device: str) -> bool:
+    """Whether torch.compile can make code for `device`, "cpu" or "cuda"."""
+    variable, names = COMPILERS[device]
+    return any(shutil.which(name) for name in (os.environ.get(variable), *names) if name)

@@ -1,9 +1,11 @@
 """Muon for convolution weights, SGD for all others, in one optimizer.
 
 Muon (https://kellerjordan.github.io/posts/muon): the update of a matrix is its momentum, with all singular
-values brought to about one. A convolution weight (O, I, h, w) is the matrix (O, I·h·w) of a linear layer that is
+values brought to about one. A convolution weight (O, I, h, w) is the matrix (O, h·w·I) of a linear layer that is
 applied to patches. torch.optim.Muon takes matrices alone, one by one; here those of one shape go through the
-iteration together, of which a small net has a few: it is launches, not arithmetic, that a small net waits for.
+iteration together, of which a net has a few: a small one waits for launches, not for arithmetic.
+
+Shapes: N weights of one shape, O and I output and input channels, h and w the kernel's height and width.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Group = dict[str, Any]
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `orthogonalize=True` hold tensors of two dimensions or more and get Muon; others SGD.
+    """Groups with `orthogonalize=True` hold convolution weights (O, I, h, w) and get Muon; others SGD.
 
     Decay is decoupled from the gradient in the first (weights shrink by lr · weight_decay), added to it in the
     others, as torch.optim.Muon and torch.optim.SGD have it. State: a `momentum_buffer` per parameter.
@@ -63,13 +65,15 @@ def _muon(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], grou
     for number, p in enumerate(params):
         by_shape[p.shape].append(number)
     torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    for shape, numbers in by_shape.items():
-        matrices = orthogonalize(torch.stack([updates[n].flatten(1) for n in numbers]))
-        rows, columns = matrices.shape[1:]
+    for numbers in by_shape.values():
+        # Columns as they lie in channels-last memory: their order makes no difference to the iteration.
+        stacked_NOhwI = torch.stack([updates[n].permute(0, 2, 3, 1) for n in numbers])
+        matrices = orthogonalize(stacked_NOhwI.flatten(2))
+        parts_NOIhw = matrices.reshape(stacked_NOhwI.shape).to(stacked_NOhwI.dtype).permute(0, 1, 4, 2, 3)
         # A tall matrix moves its outputs less than a wide one does: an update of the same size for both.
+        rows, columns = matrices.shape[1:]
         rate = lr * math.sqrt(max(1, rows / columns))
-        parts = [matrix.view(shape) for matrix in matrices.to(params[numbers[0]].dtype)]
-        torch._foreach_add_([params[n] for n in numbers], parts, alpha=-rate)
+        torch._foreach_add_([params[n] for n in numbers], list(parts_NOIhw), alpha=-rate)
 
 
 def _sgd(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Group) -> None:

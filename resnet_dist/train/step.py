@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -179,8 +179,7 @@ def compiled(module: nn.Module, train: Train) -> nn.Module:
     if train.compile == "none":
         return module
     # A size that moves would compile again, into slower code for all sizes.
-    fast: nn.Module = torch.compile(module, mode=train.compile, dynamic=False)
-    return fast
+    return cast(nn.Module, torch.compile(module, mode=train.compile, dynamic=False))
 
 
 def synchronised_if(network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:

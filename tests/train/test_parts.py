@@ -1,4 +1,4 @@
-"""Schedule and batch-norm statistics."""
+"""Batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -7,33 +7,24 @@ import torch
 from torch import nn
 
 from resnet_dist.train.batch_norm import RunningStatistics
-from resnet_dist.train.schedule import learning_rate
 from resnet_dist.world import World
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    rates = [
-        learning_rate(step, peak=0.4, total_steps=100, warmup_steps=10, decay="cosine") for step in range(100)
-    ]
-    assert rates[0] == pytest.approx(0.04)
-    assert rates[9] == rates[10] == max(rates) == 0.4
-    assert rates[55] == pytest.approx(0.2)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] < 0.001
-    assert learning_rate(99, peak=0.4, total_steps=100, warmup_steps=0, decay="constant") == 0.4
-
-
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_micro_batches_move_the_statistics_once(count: int) -> None:
+def test_micro_batches_move_the_statistics_once(count: int, compiled: bool) -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3, momentum=0.3)
     norm.running_mean, norm.running_var = torch.randn(3), torch.rand(3) + 0.5
     before = norm.running_mean.clone(), norm.running_var.clone()
     batches = [torch.randn(4, 3, 5, 5) * 2 + number for number in range(count)]
-    statistics = RunningStatistics(norm, World.single())
+    statistics = RunningStatistics(norm, World.single(), compiled=compiled)
+    momenta = set()
     for number, batch in enumerate(batches):
         statistics.begin_micro_batch(number, count)
+        momenta.add(norm.momentum)
         norm(batch)
+    assert len(momenta) == (1 if compiled else count)  # each would be compiled
     mean = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in batches]).mean(0)
     var = torch.stack([batch.var(dim=(0, 2, 3)) for batch in batches]).mean(0)
     torch.testing.assert_close(norm.running_mean, 0.7 * before[0] + 0.3 * mean)
