@@ -12,7 +12,7 @@ import runpy
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
@@ -83,8 +83,11 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
-    if key not in dict(fields(Recipe)):
+    known = dict(fields(Recipe))
+    if key not in known:
         raise RecipeError(f"--set {key}: not a field of the recipe{nearest(key, Recipe)}")
+    if value is None and "none" in get_args(known[key]):
+        value = "none"  # a word that the field has, such as model.shortcut=none
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree[parent]
