@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -189,29 +190,45 @@ def test_what_cannot_work_is_a_recipe_error(digits_recipe: Recipe) -> None:
             digits_recipe.with_overrides([override])
 
 
+LENGTHS = [
+    "train.length=14 steps",
+    "train.log_every=1 steps",
+    "train.eval_every=7 steps",
+]  # as run_ranks wants
+
+
 @pytest.fixture
 def fast_recipe(digits_recipe: Recipe) -> Recipe:
     return digits_recipe.with_overrides(
-        ["model.name=resnet9_fast", "data.image_size=12", "train.length=6 steps", "data.micro_batch_size=64"]
+        [*LENGTHS, "model.name=resnet9_fast", "data.image_size=12", "data.micro_batch_size=64"]
     )
 
 
 def test_the_whitened_layer_is_the_same_on_any_number_of_ranks(fast_recipe: Recipe, tmp_path: Path) -> None:
     model, notes = begun(fast_recipe)
-    again, _ = begun(fast_recipe.with_overrides(["data.cache=ram"]))
+    again, _ = begun(fast_recipe.with_overrides(["data.cache=ram", "data.crop=pad-crop"]))
+    drawn = initial_state(fast_recipe, 10, WORLD).model
     assert notes == []
     assert torch.equal(model.whitening.weight, again.whitening.weight)
-    assert not torch.equal(
-        model.whitening.weight, initial_state(fast_recipe, 10, WORLD).model.whitening.weight
-    )
-    loop.train(fast_recipe, tmp_path / "one", WORLD, Recorder())
-    assert torch.equal(final_tensors(tmp_path / "one")["model/whitening.weight"], model.whitening.weight)
+    assert not torch.equal(model.whitening.weight, drawn.whitening.weight)
+    one = run_ranks(1, fast_recipe, tmp_path / "1")
+    assert run_ranks(2, fast_recipe, tmp_path / "2") == pytest.approx(one, rel=1e-4)
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        assert torch.equal(final_tensors(folder)["model/whitening.weight"], model.whitening.weight)
+
+
+def test_two_ranks_begin_from_the_same_weights(
+    digits_recipe: Recipe, source: torch.nn.Module, tmp_path: Path
+) -> None:
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    recipe = digits_recipe.with_overrides([*LENGTHS, f"model.init_from={tmp_path}/weights.pth"])
+    one = run_ranks(1, recipe, tmp_path / "1")
+    assert run_ranks(2, recipe, tmp_path / "2") == pytest.approx(one, rel=1e-4)
 
 
 @pytest.fixture
 def dropping_recipe(digits_recipe: Recipe) -> Recipe:
-    overrides = ["model.stochastic_depth=0.5", "train.length=14 steps", "train.log_every=1 steps"]
-    return digits_recipe.with_overrides([*overrides, "train.eval_every=7 steps", "data.micro_batch_size=64"])
+    return digits_recipe.with_overrides([*LENGTHS, "model.stochastic_depth=0.5", "data.micro_batch_size=64"])
 
 
 def test_ranks_and_restarts_drop_the_same_blocks(dropping_recipe: Recipe, tmp_path: Path) -> None:
@@ -252,3 +269,15 @@ def test_the_options_of_a_model_travel_with_its_checkpoint(digits_recipe: Recipe
     assert model.stages[0][0].se.fc1.out_features == 1  # type: ignore[index, union-attr]
     trained = final_tensors(tmp_path)
     assert all(torch.equal(value, trained[f"model/{name}"]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_from_before_the_options_still_loads(digits_recipe: Recipe, tmp_path: Path) -> None:
+    loop.train(digits_recipe.with_overrides(["train.length=2 steps"]), tmp_path, WORLD, Recorder())
+    path = list_checkpoints(tmp_path / "checkpoints")[-1] / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    manifest["recipe"]["model"] = {"name": "resnet8", "shortcut": "projection"}
+    path.write_text(json.dumps(manifest))
+    assert load_model(tmp_path, WORLD.device).recipe.model == digits_recipe.model
+    assert loop.train(
+        digits_recipe.with_overrides(["train.length=2 steps"]), tmp_path, WORLD, Recorder()
+    ).finished
