@@ -36,6 +36,8 @@ def test_overrides_are_typed_and_validated() -> None:
     assert recipe.data.mean == (0, 0, 0)
     assert recipe.name == "123"
     assert recipe.with_overrides(["data.micro_batch_size=none"]).data.micro_batch_size is None
+    worded = recipe.with_overrides(["model.shortcut=none", "data.crop=none", "model.init_from=none"])
+    assert (worded.model.shortcut, worded.data.crop, worded.model.init_from) == ("none", "none", None)
     assert recipe.digest() != make().digest()
 
 

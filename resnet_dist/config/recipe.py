@@ -102,13 +102,15 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
-    kinds = dict(fields(Recipe))
-    if key not in kinds:
+    known = dict(fields(Recipe))
+    if key not in known:
         raise RecipeError(f"--set {key}: not a field of the recipe{nearest(key, Recipe)}")
+    if value is None and "none" in get_args(known[key]):
+        value = "none"  # a word that the field has, such as model.shortcut=none
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree[parent]
-    tree[leaf] = "none" if value is None and "none" in get_args(kinds[key]) else value
+    tree[leaf] = value
 
 
 def _parse_value(text: str) -> Any:

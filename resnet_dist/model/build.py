@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, get_args
 
 import torch
@@ -36,9 +35,7 @@ def build_model(
 def check_model(name: str, options: Options, image_size: int | None = None) -> None:
     """Raise ValueError, naming the fields as a recipe does, unless such a model can be built and trained."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"model.name={name!r}: use one of {', '.join(MODELS)}{hint}")
+        raise ValueError(f"model.name={name!r}: use one of {', '.join(MODELS)}")
     for field, value, known in (
         ("shortcut", options.shortcut, get_args(ShortcutKind)),
         ("stem", options.stem, get_args(StemKind)),

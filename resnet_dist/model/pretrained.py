@@ -48,7 +48,8 @@ class Match:
     missing: tuple[str, ...]  # of the model, without a counterpart
     unexpected: tuple[str, ...]  # of the weights, without a counterpart
     wrong_shape: tuple[str, ...]  # name, both shapes
-    body_share: float  # of the model's parameters, its head left out, how many fit
+    model_share: float  # of the model's numbers, its head left out: how many fit
+    weights_share: float  # of those of the weights
 
     def __str__(self) -> str:
         """One line: `122 of 122 tensors fit`, and the names of those that do not."""
@@ -70,7 +71,11 @@ def match(model: nn.Module, state: State) -> Match:
     theirs = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
     common = [name for name in own if name in theirs]
     fitting = tuple(name for name in common if own[name].shape == theirs[name].shape)
-    body = {name: p.numel() for name, p in model.named_parameters() if not name.startswith(HEAD)}
+
+    def fitting_share(state: State) -> float:
+        body = {name: value.numel() for name, value in state.items() if not name.startswith(HEAD)}
+        return sum(body.get(name, 0) for name in fitting) / max(1, sum(body.values()))
+
     return Match(
         fitting=fitting,
         missing=tuple(name for name in own if name not in theirs),
@@ -80,7 +85,8 @@ def match(model: nn.Module, state: State) -> Match:
             for name in common
             if name not in fitting
         ),
-        body_share=sum(body.get(name, 0) for name in fitting) / sum(body.values()),
+        model_share=fitting_share(own),
+        weights_share=fitting_share(theirs),
     )
 
 

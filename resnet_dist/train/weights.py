@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from resnet_dist.model import Match, from_torchvision, load_fitting, match
 from resnet_dist.train.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
 
 TORCHVISION = "torchvision:"
-LEAST_BODY_SHARE = 0.5  # of a model's parameters, its head left out: with less it is another network
+LEAST_SHARE = (
+    0.8  # of model and weights, heads left out, that must fit: room for a new stem or for added layers
+)
 NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights in a file
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
@@ -31,10 +34,10 @@ def load_weights(model: nn.Module, source: str, weights: Weights) -> Match:
 
 
 def check_match(source: str, found: Match) -> None:
-    if found.body_share < LEAST_BODY_SHARE:
+    if min(found.model_share, found.weights_share) < LEAST_SHARE:
         raise UserError(
-            f"model.init_from={source!r} is another network: {found.body_share:.0%} of the model's parameters "
-            f"are in it ({found})"
+            f"model.init_from={source!r} is another network: it has {found.model_share:.0%} of the model, and the "
+            f"model {found.weights_share:.0%} of it ({found})"
         )
 
 
@@ -114,7 +117,9 @@ def _read_safetensors(path: Path) -> Weights:
 def _read_pickle(path: Path) -> Weights:
     """A state dict, alone or inside what a training script saved. Runs no code that the file brings."""
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle protocol: what cannot be read, raises
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
             f"model.init_from={str(path)!r} cannot be read as tensors alone: {_line(error)}"

@@ -1,0 +1,66 @@
+"""The fast net: what is frozen, what whitening gives, and that it is residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from resnet_dist.model import FastResNet, build_model, count_parameters, whitening_filters
+
+
+def correlated_images(count: int = 64) -> torch.Tensor:
+    """Smooth images whose channels go together, as photographs do: (N, 3, 16, 16)."""
+    noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)
+    return smooth + smooth.mean(dim=1, keepdim=True) + 0.5
+
+
+def fast() -> FastResNet:
+    model = build_model("resnet9_fast", in_channels=3, num_classes=10, seed=0)
+    assert isinstance(model, FastResNet)
+    return model
+
+
+def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
+    images = correlated_images()
+    filters = whitening_filters([images])
+    assert filters.shape == (24, 3, 2, 2)
+    assert torch.equal(filters[12:], -filters[:12])
+    outputs = nn.functional.conv2d(images, filters[:12]).permute(1, 0, 2, 3).flatten(1).double()
+    covariance = outputs.cov()
+    variances = covariance.diagonal()
+    torch.testing.assert_close(covariance, torch.diag(variances), atol=1e-3, rtol=0)
+    assert 0.9 < variances.min() <= variances.max() <= 1.001  # the smallest is held down by eps
+
+
+def test_whitening_does_not_depend_on_how_images_are_batched() -> None:
+    images = correlated_images(200)
+    torch.testing.assert_close(whitening_filters(images.split(50)), whitening_filters([images]))
+
+
+def test_weights_of_whitening_and_scales_of_norms_do_not_train() -> None:
+    model = fast()
+    filters = whitening_filters([correlated_images()])
+    model.whiten(filters)
+    model(torch.randn(8, 3, 32, 32)).square().sum().backward()
+    assert torch.equal(model.whitening.weight, filters)
+    frozen = {name for name, p in model.named_parameters() if p.grad is None}
+    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert frozen == {"whitening.weight"} | norms
+    assert model.whitening.bias.grad is not None
+    assert count_parameters(model) == 2_008_280
+    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weighted) == 9
+
+
+def test_it_is_residual() -> None:
+    block = fast().stages[0].block.eval()
+    x = torch.randn(2, 64, 8, 8)
+    nn.init.zeros_(block.conv2.weight)
+    torch.testing.assert_close(block(x), x)
+
+
+def test_it_takes_images_of_any_size() -> None:
+    model = fast()
+    for size in (9, 24, 28, 32):
+        assert model(torch.randn(2, 3, size, size)).shape == (2, 10)

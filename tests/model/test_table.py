@@ -1,0 +1,136 @@
+"""Every name: its parameters against the papers and other implementations, and what does not go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_dist.model import MODELS, Options, build_model, check_model, count_parameters
+
+CIFAR_A = {  # arXiv 1512.03385, table 6: 0.27, 0.46, 0.66, 0.85, 1.7, 19.4 M
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet1202": 19_421_274,
+}
+IMAGENET = {  # as torchvision's pages of these models say
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+}
+MILLIONS = {  # as the papers round them
+    "wrn16_4": 2.7,  # arXiv 1605.07146, tables 3 and 4
+    "wrn16_8": 11.0,
+    "wrn22_8": 17.2,
+    "wrn28_10": 36.5,
+    "wrn40_1": 0.6,
+    "wrn40_2": 2.2,
+    "wrn40_4": 8.9,
+    "preresnet110": 1.7,  # the same, table 4
+    "preresnet164": 1.7,
+    "preresnet1001": 10.3,  # 10.2 there: its authors' own code has the 10.3
+    "resnext29_8x64d": 34.4,  # arXiv 1611.05431, table 7
+    "preresnet200": 64.7,
+}
+
+DEEP = ("110", "1202", "152", "164", "200", "1001")  # more of the same blocks, and slow to make
+QUICK = [name for name in MODELS if not name.endswith(DEEP)]
+
+
+def parameters(name: str, num_classes: int, **options: Any) -> int:
+    with torch.device("meta"):
+        return count_parameters(build_model(name, in_channels=3, num_classes=num_classes, **options))
+
+
+@pytest.mark.parametrize("name", CIFAR_A)
+def test_parameters_of_the_first_paper(name: str) -> None:
+    assert parameters(name, 10, shortcut="zero-pad") == CIFAR_A[name]
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_parameters_of_torchvision(name: str) -> None:
+    assert parameters(name, 1000) == IMAGENET[name]
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_parameters_as_papers_round_them(name: str) -> None:
+    num_classes = 1000 if name == "preresnet200" else 10
+    assert round(parameters(name, num_classes) / 1e6, 1) == MILLIONS[name]
+
+
+def test_parameters_of_options() -> None:
+    assert parameters("wrn28_10", 10) == 36_479_194
+    assert parameters("resnet18", 10, stem="cifar") == 11_173_962
+    deep = parameters("resnet50", 1000, stem="deep", shortcut="pool-projection")
+    assert deep == 25_576_264  # ResNet-50-D
+    # SE-ResNet-50: 2 C² / 16 weights and C + C / 16 biases for every block (arXiv 1709.01507, equation 5).
+    assert parameters("resnet50", 1000, se=True) == 28_088_024
+    assert parameters("resnet50", 1000, blurpool=True) == IMAGENET["resnet50"]
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "resnet9_fast"])
+def test_a_plain_net_has_the_parameters_of_option_a(name: str) -> None:
+    with torch.device("meta"):
+        residual, plain = (
+            build_model(name, in_channels=3, num_classes=10, shortcut=shortcut).state_dict()
+            for shortcut in ("zero-pad", "none")
+        )
+    assert {key: value.shape for key, value in residual.items()} == {
+        key: value.shape for key, value in plain.items()
+    }
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_name_gives_logits(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name, in_channels=3, num_classes=7)
+        assert model(torch.empty(2, 3, 33, 47)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "pool-projection", "zero-pad", "none"])
+@pytest.mark.parametrize("stem", ["auto", "cifar", "imagenet", "deep"])
+@pytest.mark.parametrize("name", ["resnet8", "resnext29_8x64d", "preresnet20"])
+def test_every_option_gives_logits_of_any_image_size(name: str, stem: str, shortcut: str) -> None:
+    options = {"stem": stem, "shortcut": shortcut, "se": True, "blurpool": True}
+    with torch.device("meta"):
+        model = build_model(name, in_channels=1, num_classes=7, **options)
+        for height, width in ((9, 17), (1, 1)):
+            assert model.eval()(torch.empty(2, 1, height, width)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet21", {}, "model.name='resnet21': use one of resnet10_tutorial, .*resnet20, "),
+        ("resnet8", {"shortcut": "projektion"}, "model.shortcut='projektion': use one of projection, "),
+        ("resnet8", {"stem": "7x7"}, "model.stem='7x7': use one of auto, cifar"),
+        ("resnet8", {"shortcut": "none", "zero_init": True}, "model.zero_init=true.*model.shortcut='none'"),
+        ("resnet8", {"shortcut": "none", "stochastic_depth": 0.1}, "model.stochastic_depth=0.1.*plain block"),
+        ("resnet9_fast", {"se": True}, "model.se=True: resnet9_fast is a fixed net; use False"),
+        ("resnet9_fast", {"shortcut": "none"}, "model.shortcut='none': .*; use 'projection'"),
+        ("resnet9_fast", {"stem": "cifar"}, "model.stem='cifar': .*; use 'auto'"),
+    ],
+)
+def test_what_cannot_work_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_model(name, Options(**options))
+    with pytest.raises(ValueError, match=message):
+        build_model(name, in_channels=3, num_classes=10, **options)
+
+
+def test_the_fast_net_needs_nine_pixels() -> None:
+    check_model("resnet9_fast", Options(), image_size=9)
+    with pytest.raises(ValueError, match="data.image_size=8 is too small for that; use 9 or more"):
+        check_model("resnet9_fast", Options(), image_size=8)
+    assert build_model("resnet9_fast", in_channels=1, num_classes=3)(torch.zeros(2, 1, 9, 9)).shape == (2, 3)
