@@ -21,6 +21,7 @@ from resnet_dist.data.mix import Mixed, mix
 from resnet_dist.train.batch_norm import RunningStatistics
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.plan import Plan
+from resnet_dist.train.progress import Progress
 from resnet_dist.train.schedule import learning_rate
 from resnet_dist.train.state import TrainState
 from resnet_dist.world import World
@@ -35,8 +36,11 @@ _KEEP_BUFFERS: dict[str, Any] = {
 class TrainStep:
     """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last."""
 
-    def __init__(self, state: TrainState, recipe: Recipe, plan: Plan, world: World) -> None:
+    def __init__(
+        self, state: TrainState, recipe: Recipe, plan: Plan, world: World, progress: Progress | None = None
+    ) -> None:
         self.state, self.recipe, self.plan, self.rank = state, recipe, plan, world.rank
+        self.progress = progress or Progress()
         self.network = distribute(state.model, world)
         self.statistics = RunningStatistics(state.model, world)
         self.autocast = torch.autocast(
@@ -53,19 +57,19 @@ class TrainStep:
             decay=schedule.decay,
         )
         set_learning_rate(state.optimizer, rate)
-        sums = self.accumulate_gradients(batch)
+        sums_M3 = self.accumulate_gradients(batch)
         self.statistics.average()
         state.optimizer.step()
         state.optimizer.zero_grad()
-        state.meter.add(sums, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
+        state.meter.add(sums_M3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss of the global batch, in `.grad`; returns sums of loss, hits and weights."""
+        """Gradients of the mean loss of the global batch, in `.grad`; returns (M, 3) sums of loss, hits and weights."""
         local_batch_size = len(batch.ids_B)
         micro_batch_size = self.recipe.data.micro_batch_size or local_batch_size
         count = local_batch_size // micro_batch_size
-        sums = torch.zeros(3, dtype=torch.float64, device=batch.weights_B.device)
+        sums = []
         for number in range(count):
             rows = slice(number * micro_batch_size, (number + 1) * micro_batch_size)
             mixed = mix(
@@ -77,16 +81,18 @@ class TrainStep:
             )
             labels, weights = batch.labels_B[rows], batch.weights_B[rows]
             self.statistics.begin_micro_batch(number, count)
+            self.progress.at("in the forward pass")
             with synchronised_if(self.network, last=number == count - 1):
                 with self.autocast:
                     logits = self.network(mixed.images_MCHW)
                 losses = self.weighted_losses(logits.float(), labels, weights, mixed.share)
+                self.progress.at("in the backward pass")
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
                 (losses.sum() / local_batch_size).backward()
             hits = (logits.detach().argmax(dim=1) == labels).float() * weights
-            sums += torch.stack([losses.detach(), hits, weights]).sum(dim=1, dtype=torch.float64)
-        return sums
+            sums.append(torch.stack([losses.detach(), hits, weights]).sum(dim=1, dtype=torch.float64))
+        return torch.stack(sums)
 
     def weighted_losses(self, logits: Tensor, labels: Tensor, weights: Tensor, share: float) -> Tensor:
         """Cross-entropy of every image; of a mixed one, that of both its labels in their shares."""
