@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -403,8 +402,6 @@ def _run() -> int:
         return int(app(standalone_mode=False) or 0)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
-    except click.ClickException as mistake:  # of another rank: rank 0 says the same
-        return mistake.exit_code
     except UserError as error:
         if speaks:
             err.print(f"error: {error}")
@@ -413,14 +410,22 @@ def _run() -> int:
         if speaks:
             err.print("interrupted before anything was saved")
         return 130
-    except RuntimeError as error:
-        words = {kind.__name__ for kind in type(error).__mro__}
-        if "AlreadySaid" not in words:
-            if not words & {"TrainingError", "RankFailed"}:
-                traceback.print_exc()
-            else:
-                err.print(f"error: {error}")
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print what ended a run; the exit code."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # importing them would import torch
+    if "AlreadySaid" in kinds:
         return 1
+    if kinds & {"TrainingError", "RankFailed"}:
+        err.print(f"error: {error}")
+        return 1
+    if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
+        return code  # a mistake in the flags, which rank 0 explains
+    traceback.print_exception(error)
+    return 1
 
 
 def _leave(code: int) -> NoReturn:

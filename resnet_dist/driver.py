@@ -23,12 +23,12 @@ from resnet_dist.data.prepare import prepare
 from resnet_dist.data.remote import is_local
 from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
-from resnet_dist.interrupts import StopRequest, interrupt, signals_call, signals_held
+from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
 from resnet_dist.model import MODELS
 from resnet_dist.runs import RunFolder, choose_run
 from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
-from resnet_dist.train.checkpoint import list_checkpoints
+from resnet_dist.train.checkpoint import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.plan import plan_of
 from resnet_dist.world import World
@@ -123,11 +123,12 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
         run = run.with_data([index.digest() for index in indexes])
         ranks = stack.enter_context(_ranks(request, reporter))
         stack.enter_context(run.lock())
-        outcome, status = None, "FAILED"
-        with signals_held():  # from here on, a run in MLflow must be closed
-            tracking = _open(request, run, reporter, open_tracking)
-            run = run.with_run_id(tracking.run_id)
+        tracking: Tracking | None = None
+        outcome, status, unsent = None, "FAILED", 0
         try:
+            with signals_held():  # a run that was begun in MLflow must be closed
+                tracking = _open(request, run, reporter, open_tracking)
+            run = run.with_run_id(tracking.run_id)
             run.write()
             tracking.start()
             reporter.say(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
@@ -137,10 +138,11 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
         except KeyboardInterrupt:
             status = "KILLED"
         finally:
-            status, unsent, newest = _close(tracking, run, status, outcome)
+            if tracking is not None:
+                status, unsent = _close(tracking, run, status)
     if outcome is None or status == "KILLED":
         raise Interrupted(run, outcome.step if outcome else None)
-    return Summary(run, outcome, newest, time.monotonic() - start, unsent)
+    return Summary(run, outcome, _newest(run), time.monotonic() - start, unsent)
 
 
 def check_request(request: Request) -> None:
@@ -182,21 +184,25 @@ def _open(request: Request, run: RunFolder, reporter: Reporter, open_tracking: O
         raise
 
 
-def _close(
-    tracking: Tracking, run: RunFolder, status: str, outcome: Outcome | None
-) -> tuple[str, int, Path | None]:
-    """Send what is left, log the model of a run that finished, and close the run: (status, unsent, checkpoint)."""
-    unsent, newest = 0, next(reversed(list_checkpoints(run.checkpoints)), None)
+def _close(tracking: Tracking, run: RunFolder, status: str) -> tuple[str, int]:
+    """Send what is left, log the model of a run that finished, close the run: its status, metrics not sent."""
+    unsent = 0
     try:
         killed = status == "KILLED"
         unsent = tracking.finish(LAST_UPLOAD_INTERRUPTED_SECONDS if killed else LAST_UPLOAD_SECONDS)
-        if status == "FINISHED" and newest is not None and outcome is not None:
-            tracking.log_model(newest, outcome.step)
+        newest = _newest(run)
+        if status == "FINISHED" and newest is not None:
+            tracking.log_model(newest, step_of(newest))
     except KeyboardInterrupt:
-        status = "KILLED"  # all is trained; continuing the run does the rest
-    with signals_held():
+        if status == "FINISHED":
+            status = "KILLED"  # all is trained; continuing the run does the rest
+    with signals_call(interrupt_second):
         tracking.close(status)
-    return status, unsent, newest
+    return status, unsent
+
+
+def _newest(run: RunFolder) -> Path | None:
+    return next(reversed(list_checkpoints(run.checkpoints)), None)
 
 
 def resolve_paths(recipe: Recipe, output: Path) -> Recipe:

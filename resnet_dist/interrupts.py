@@ -47,6 +47,11 @@ def interrupt(count: int) -> None:
     raise KeyboardInterrupt
 
 
+def interrupt_second(count: int) -> None:
+    if count > 1:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Inside, a first signal waits for the end and is KeyboardInterrupt there; a second is so at once."""

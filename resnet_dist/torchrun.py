@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from dataclasses import asdict
 from datetime import timedelta
 from types import TracebackType
@@ -81,6 +82,7 @@ class Ranks:
         while not self._store.check(["word"]):
             pause.wait(POLL_SECONDS)
         word: dict[str, Any] = json.loads(self._store.get("word"))
+        self._store.add("heard", 1)
         if word["attempt"] is None:
             return int(word["code"])
         outcome = self.run(Attempt(**word["attempt"]), gpu=word["gpu"])
@@ -115,8 +117,17 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        self.tell(None, code=code)
+        if not self._told:
+            code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+            self.tell(None, code=code)
+            self._wait_until_heard()
+
+    def _wait_until_heard(self) -> None:
+        """Leave last, so that all ranks leave with the same code: torchrun ends the rest when one has left."""
+        deadline = time.monotonic() + FIRST_WORD_SECONDS
+        pause = threading.Event()
+        while self._store.add("heard", 0) < self.world_size - 1 and time.monotonic() < deadline:
+            pause.wait(POLL_SECONDS)
 
     def _explain(self, error: Exception) -> Exception:
         """The error to show: one that nobody has shown before, and a loss of peers only if it is all there is."""

@@ -85,7 +85,7 @@ class World:
         if self.world_size == 1:
             return tensor[None].clone()
         stacked = tensor.new_empty(self.world_size, *tensor.shape)
-        dist.all_gather_into_tensor(stacked, tensor)
+        dist.all_gather(list(stacked), tensor)
         return stacked
 
     def broadcast(self, value: Value) -> Value:

@@ -41,6 +41,10 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -> None:
     """Write all files aside, flush them, and rename: `folder` is whole or not there.
 

@@ -58,6 +58,13 @@ class Guard:
     order: Order
     world_size: int
 
+    def check_length(self, state: TrainState, total_steps: int) -> None:
+        if state.step > total_steps:
+            raise TrainingError(
+                f"train.length={self.recipe.train.length!r} ends at step {total_steps}, but the run is at step "
+                f"{state.step} already; give a longer one"
+            )
+
     def check_losses(self, state: TrainState) -> None:
         """After `Meter.gather` or `Meter.flush`: every loss since the last one was finite."""
         if state.meter.not_finite is not None:

@@ -88,6 +88,7 @@ def train(
     ):
         if checkpoints.restore(state):
             tracker.note(f"resumed at step {state.step} of {plan.total}")
+        guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         state.meter.restart_clock()
         while not state.finished(plan.total):
