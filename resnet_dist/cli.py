@@ -8,15 +8,20 @@ from __future__ import annotations
 import logging
 import math
 import os
-import subprocess
+import shlex
 import sys
+import threading
+import traceback
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
 from resnet_dist.config import Data, UserError, load_recipe
+from resnet_dist.interrupts import interrupt, signals_call
+from resnet_dist.launcher import is_main_process, started_by_torchrun
 from resnet_dist.terminal import bars, make_reporter
 
 app = typer.Typer(
@@ -29,7 +34,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
-Workers = Annotated[int, typer.Option(min=1, help="DDP ranks.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="DDP ranks; default: 2.")]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where there are any.")]
 DEFAULT_OUTPUT = Path("output")
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
@@ -39,6 +44,7 @@ Split = Literal["train", "eval"]
 Crop = Literal["none", "pad-crop", "random-resized-crop"]
 Cache = Literal["none", "ram", "device"]
 Against = Literal["raw"]
+COMMAND_VARIABLE = "RESNET_DIST_COMMAND"  # of a submitted job: as the person typed it
 FEW_SAMPLES = 4096  # which one process writes before others have started
 MOST_LINES = 50  # of a report that are shown
 
@@ -178,7 +184,7 @@ def _report(lines: list[str], what: str) -> None:
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
     overrides: Overrides = None,
-    workers: Workers = 2,
+    workers: Workers = None,
     gpu: Gpu = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")] = None,
@@ -187,17 +193,23 @@ def train(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train a recipe to its end, or from where its run stopped."""
-    value = load_recipe(recipe, overrides or ())
-    from resnet_dist.driver import Interrupted, Request, run_training  # torch takes seconds to import
+    ranks = _torchrun_ranks()
+    if ranks is not None and ranks.rank > 0:
+        raise typer.Exit(ranks.follow())
+    with ranks or nullcontext():
+        value = load_recipe(recipe, overrides or ())
+        from resnet_dist.driver import Interrupted, Request, run_training  # torch takes seconds to import
 
-    request = Request(value, str(recipe), output.absolute(), workers, gpu, local, address, name, resume)
-    with make_reporter(out) as reporter:
-        try:
-            summary = run_training(request, reporter, _open_mlflow)
-        except Interrupted as interrupted:
-            where = f" at step {interrupted.step}" if interrupted.step is not None else ""
-            err.print(f"interrupted{where}; this continues it:\n  {_resume_line(interrupted.run.name)}")
-            raise typer.Exit(130) from None
+        request = Request(
+            value, str(recipe), output.absolute(), workers, gpu, local, address, name, resume, ranks
+        )
+        with make_reporter(out) as reporter:
+            try:
+                summary = run_training(request, reporter, _open_tracking)
+            except Interrupted as interrupted:
+                where = f" at step {interrupted.step}" if interrupted.step is not None else ""
+                err.print(f"interrupted{where}; this continues it:\n  {_resume_line(interrupted.run.name)}")
+                raise typer.Exit(130) from None
     metrics = summary.outcome.metrics
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
@@ -216,7 +228,7 @@ def submit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
     overrides: Overrides = None,
-    workers: Workers = 2,
+    workers: Workers = None,
     gpu: Gpu = None,
     name: Annotated[str | None, typer.Option(help="Of the run; one that exists is continued.")] = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
@@ -229,7 +241,9 @@ def submit(
     value = load_recipe(recipe, overrides or ())
     from resnet_dist.submit import Submission, submit_job
 
-    submission = Submission(value, recipe, address, workers, gpu, name, resume, output.absolute(), detach)
+    submission = Submission(
+        value, recipe, address, workers or 2, gpu, name, resume, output.absolute(), detach, _command_line()
+    )
     raise typer.Exit(submit_job(submission, lambda text: out.print(text, end="")))
 
 
@@ -305,14 +319,29 @@ def ui(
     raise typer.Exit(serve_store(output, port, out.print))
 
 
-def _open_mlflow(request, run, on_entry):  # type: ignore[no-untyped-def]
-    from resnet_dist.tracking.driver import MlflowTracking
+def _torchrun_ranks():  # type: ignore[no-untyped-def]
+    """The ranks that torchrun has started; None where this process is on its own."""
+    if not started_by_torchrun():
+        return None
+    from resnet_dist.torchrun import Ranks
 
+    return Ranks()
+
+
+def _open_tracking(request, run, on_entry):  # type: ignore[no-untyped-def]
+    try:
+        from resnet_dist.tracking.driver import MlflowTracking
+    except ImportError:
+        from resnet_dist.tracking.plain import PlainTracking
+
+        out.print(f"MLflow is not installed: metrics go to {_short(run.spool)} alone")
+        return PlainTracking(run.spool, on_entry)
     return MlflowTracking(
         request.output,
         request.recipe,
         name=run.name,
         run_id=run.run_id,
+        key=run.key,
         source=request.source,
         spool=run.spool,
         tags={"resnet_dist.folder": str(run.path), "resnet_dist.attempt": str(run.attempt)},
@@ -337,12 +366,19 @@ def _model_folder(model: str, output: Path) -> Path:
 def _resume_line(name: str) -> str:
     """The command as it was typed, with the name of its run."""
     words, skip = [], False
-    for word in sys.argv[1:]:
+    for word in shlex.split(os.environ.get(COMMAND_VARIABLE) or _command_line()):
         if skip or word in ("--name", "--resume") or word.startswith("--name="):
             skip = word == "--name"
             continue
         words.append(word)
-    return subprocess.list2cmdline(["resnet-dist", *words, "--name", name])
+    return shlex.join([*words, "--name", name])
+
+
+def _command_line() -> str:
+    if not started_by_torchrun():
+        return shlex.join(["resnet-dist", *sys.argv[1:]])
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    return shlex.join(["torchrun", "--nproc-per-node", ranks, "-m", "resnet_dist", *sys.argv[1:]])
 
 
 def _short(path: Path | None) -> Path | None:
@@ -353,16 +389,49 @@ def main() -> None:
     """The entry point: a person's mistake is one sentence, a traceback is for our own bugs."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
+    with signals_call(interrupt):  # a job that is stopped gets SIGTERM: the same as Ctrl-C
+        _leave(_run())
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
+    speaks = is_main_process()
     try:
-        app()
+        if speaks:
+            app()
+        return int(app(standalone_mode=False) or 0)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
     except UserError as error:
-        err.print(f"error: {error}")
-        sys.exit(2)
+        if speaks:
+            err.print(f"error: {error}")
+        return 2
     except KeyboardInterrupt:
-        err.print("interrupted before anything was saved")
-        sys.exit(130)
-    except RuntimeError as error:
-        if type(error).__name__ not in ("TrainingError", "RankFailed"):
-            raise
+        if speaks:
+            err.print("interrupted before anything was saved")
+        return 130
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print what ended a run; the exit code."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # importing them would import torch
+    if "AlreadySaid" in kinds:
+        return 1
+    if kinds & {"TrainingError", "RankFailed"}:
         err.print(f"error: {error}")
-        sys.exit(1)
+        return 1
+    if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
+        return code  # a mistake in the flags, which rank 0 explains
+    traceback.print_exception(error)
+    return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; at once where a training thread may hang in a collective for ever."""
+    if any(thread.name == "train" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

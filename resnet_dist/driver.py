@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -17,27 +16,30 @@ from typing import Protocol
 
 import torch
 
-from resnet_dist.attempt import Attempt, run_attempt, signals_call
+from resnet_dist.attempt import Attempt, run_attempt
 from resnet_dist.config import Recipe, RecipeError, UserError, check_world_size
-from resnet_dist.data.index import INDEX_NAME, check_shards, read_index
+from resnet_dist.data.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.prepare import prepare
 from resnet_dist.data.remote import is_local
 from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
+from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
 from resnet_dist.model import Options, check_model
 from resnet_dist.runs import RunFolder, choose_run
+from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
-from resnet_dist.train.checkpoint import list_checkpoints
+from resnet_dist.train.checkpoint import list_checkpoints, step_of
 from resnet_dist.train.initial import check_init_from
 from resnet_dist.train.loop import Outcome
-from resnet_dist.train.plan import Plan, plan_of
+from resnet_dist.train.plan import plan_of
 from resnet_dist.train.weights import TORCHVISION
 from resnet_dist.world import World
 
 log = logging.getLogger(__name__)
 
-STOP_GRACE_SECONDS = 25.0  # for the step under way and its checkpoint; Ray Jobs and Kubernetes allow 30
+DEFAULT_WORKERS = 2
 LAST_UPLOAD_SECONDS = 30.0
+LAST_UPLOAD_INTERRUPTED_SECONDS = 3.0  # what is not sent is in the spool
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,19 @@ class Request:
     recipe: Recipe
     source: str  # the recipe file
     output: Path
-    workers: int = 2
+    workers: int | None = None  # under Ray; 2
     gpu: bool | None = None  # None: where there are any
     local: bool = False
     address: str | None = None
     name: str | None = None
     resume: bool = False
+    torchrun: TorchrunRanks | None = None  # whose rank 0 this process is
+
+    @property
+    def world_size(self) -> int:
+        if self.torchrun is not None:
+            return int(self.torchrun.world_size)
+        return 1 if self.local else self.workers or DEFAULT_WORKERS
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,10 @@ class Reporter(Protocol):
 
 
 class Tracking(Protocol):
-    """The driver's side of an experiment tracker; None in its place where none is installed."""
+    """The driver's side of an experiment tracker: MLflow, or the spool alone where it is not installed."""
 
     @property
-    def run_id(self) -> str: ...
+    def run_id(self) -> str | None: ...
 
     def start(self) -> None: ...
 
@@ -103,37 +112,101 @@ OpenTracking = Callable[[Request, RunFolder, Callable[[Entry], None]], Tracking]
 def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracking) -> Summary:
     """Train `request.recipe` to its end.
 
-    Raises UserError before anything is started; Interrupted after SIGINT or SIGTERM; TrainingError or
-    RankFailed where the training failed. The MLflow run is closed on every way out.
+    Raises UserError before anything is started; Interrupted after SIGINT or SIGTERM (KeyboardInterrupt before
+    there is a run); TrainingError or RankFailed where the training failed. The MLflow run is closed on every
+    way out.
     """
     start = time.monotonic()
     request = replace(request, recipe=resolve_paths(request.recipe, request.output))
-    world_size = 1 if request.local else request.workers
-    check_recipe(request.recipe, world_size)
-    run = choose_run(request.output, request.recipe, request.name, resume=request.resume)
-    plan = check_data(request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints))
-
-    with ExitStack() as stack:
+    check_request(request)
+    with signals_call(interrupt), ExitStack() as stack:
+        run = choose_run(request.output, request.recipe, _name(request), resume=request.resume)
+        indexes, total_steps = check_data(
+            request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints)
+        )
+        run = run.with_data([index.digest() for index in indexes])
         ranks = stack.enter_context(_ranks(request, reporter))
-        tracking = open_tracking(request, run, reporter.entry)
-        run = run.with_run_id(tracking.run_id)
-        status = "FAILED"
+        stack.enter_context(run.lock())
+        tracking: Tracking | None = None
+        outcome, status, unsent = None, "FAILED", 0
         try:
+            with signals_held():  # a run that was begun in MLflow must be closed
+                tracking = _open(request, run, reporter, open_tracking)
+            run = run.with_run_id(tracking.run_id)
             run.write()
             tracking.start()
-            reporter.say(f"run {run.name}: {plan.total} steps, {world_size} rank(s)")
-            reporter.begin(plan.total)
+            reporter.say(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
+            reporter.begin(total_steps)
             outcome = ranks(run)
             status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
+        except KeyboardInterrupt:
+            status = "KILLED"
         finally:
-            unsent = tracking.finish(LAST_UPLOAD_SECONDS)
-            newest = next(reversed(list_checkpoints(run.checkpoints)), None)
-            if status == "FINISHED" and newest is not None and outcome is not None:
-                tracking.log_model(newest, outcome.step)
-            tracking.close(status)
-    if outcome is None or not outcome.finished:
+            if tracking is not None:
+                status, unsent = _close(tracking, run, status)
+    if outcome is None or status == "KILLED":
         raise Interrupted(run, outcome.step if outcome else None)
-    return Summary(run, outcome, newest, time.monotonic() - start, unsent)
+    return Summary(run, outcome, _newest(run), time.monotonic() - start, unsent)
+
+
+def check_request(request: Request) -> None:
+    """What needs no data to be refused. Raises UserError."""
+    check_recipe(request.recipe, request.world_size)
+    if request.torchrun is not None:
+        for flag, given in (
+            ("--local", request.local),
+            ("--workers", request.workers is not None),
+            ("--address", request.address is not None),
+        ):
+            if given:
+                raise UserError(
+                    f"{flag}: torchrun has started the ranks already ({request.world_size} of them; its own "
+                    f"--nproc-per-node and --nnodes say how many); leave it out"
+                )
+    elif request.local and (request.workers or 1) > 1:
+        raise UserError(
+            f"--workers {request.workers}: --local trains as one rank in this process; leave one of them out"
+        )
+
+
+def _name(request: Request) -> str | None:
+    if request.name is None and request.torchrun is not None:
+        return request.torchrun.lasting_name()
+    return request.name
+
+
+def _open(request: Request, run: RunFolder, reporter: Reporter, open_tracking: OpenTracking) -> Tracking:
+    """The tracker of a run whose folder is there first: a driver that dies between the two leaves no orphan."""
+    run.write()
+    if request.torchrun is not None:
+        request.torchrun.remember_name(run.name)
+    try:
+        return open_tracking(request, run, reporter.entry)
+    except UserError:
+        if run.attempt == 1:
+            run.remove()
+        raise
+
+
+def _close(tracking: Tracking, run: RunFolder, status: str) -> tuple[str, int]:
+    """Send what is left, log the model of a run that finished, close the run: its status, metrics not sent."""
+    unsent = 0
+    try:
+        killed = status == "KILLED"
+        unsent = tracking.finish(LAST_UPLOAD_INTERRUPTED_SECONDS if killed else LAST_UPLOAD_SECONDS)
+        newest = _newest(run)
+        if status == "FINISHED" and newest is not None:
+            tracking.log_model(newest, step_of(newest))
+    except KeyboardInterrupt:
+        if status == "FINISHED":
+            status = "KILLED"  # all is trained; continuing the run does the rest
+    with signals_call(interrupt_second):
+        tracking.close(status)
+    return status, unsent
+
+
+def _newest(run: RunFolder) -> Path | None:
+    return next(reversed(list_checkpoints(run.checkpoints)), None)
 
 
 def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
@@ -169,8 +242,11 @@ def check_recipe(recipe: Recipe, world_size: int) -> None:
     check_world_size(recipe.data, world_size)
 
 
-def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> Plan:
-    """Prepare what is missing and can be made, compare shards and indexes, and resolve lengths to steps."""
+def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
+    """The indexes of both sets, and the steps of the run.
+
+    Prepares what is missing and can be made; raises UserError where shards and indexes do not agree.
+    """
     prepare_missing(recipe, reporter)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     if train_index.classes != eval_index.classes:
@@ -181,7 +257,7 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> Plan:
             check_command(shard.url, allowed=recipe.data.allow_commands)
     if is_new:
         check_init_from(recipe, len(train_index.classes))
-    return plan_of(recipe, train_index)[1]
+    return (train_index, eval_index), plan_of(recipe, train_index)[1].total
 
 
 def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
@@ -207,6 +283,8 @@ Ranks = Callable[[RunFolder], Outcome | None]
 
 def _ranks(request: Request, reporter: Reporter) -> AbstractContextManager[Ranks]:
     """How to run the ranks, once what they need has been found."""
+    if request.torchrun is not None:
+        return nullcontext(_torchrun_ranks(request, request.torchrun))
     if request.local:
         return nullcontext(_local_ranks(request))
     return _RayRanks(request, reporter)
@@ -218,18 +296,21 @@ def _local_ranks(request: Request) -> Ranks:
         raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
 
     def run(folder: RunFolder) -> Outcome | None:
-        attempt = _attempt(request, folder, threads=len(os.sched_getaffinity(0)))
+        attempt, stop = _attempt(request, folder, threads=len(os.sched_getaffinity(0))), StopRequest()
+        with signals_call(stop.ask):
+            return run_attempt(attempt, World.single(gpu=gpu), stop.asked, stop.over)
 
-        def ask(count: int) -> None:
-            folder.stop_file.touch()  # the loop finishes its step and writes a checkpoint
-            if count > 1:
-                raise KeyboardInterrupt
+    return run
 
-        try:
-            with signals_call(ask):
-                return run_attempt(attempt, World.single(gpu=gpu))
-        except KeyboardInterrupt:
-            return None
+
+def _torchrun_ranks(request: Request, ranks: TorchrunRanks) -> Ranks:
+    gpu = ranks.check(gpu=request.gpu)
+
+    def run(folder: RunFolder) -> Outcome | None:
+        threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+        attempt = _attempt(request, folder, threads=threads)
+        ranks.tell(attempt, gpu=gpu)
+        return ranks.run(attempt, gpu=gpu)
 
     return run
 
@@ -246,47 +327,43 @@ class _RayRanks:
             from resnet_dist import launch
         except ImportError as error:
             raise UserError(f"Ray is not installed ({error}); --local trains in this process") from None
-        request = self._request
+        request, workers = self._request, self._request.world_size
         if not (request.address or os.environ.get("RAY_ADDRESS")):
             self._reporter.say("starting Ray on this machine")
-            if request.gpu and torch.cuda.device_count() < request.workers:
+            if request.gpu and torch.cuda.device_count() < workers:
                 raise UserError(
-                    f"--gpu --workers {request.workers}: this machine has {torch.cuda.device_count()} CUDA "
+                    f"--gpu --workers {workers}: this machine has {torch.cuda.device_count()} CUDA "
                     "device(s); use fewer workers, --cpu, or --address of a cluster"
                 )
-        self._stack.enter_context(launch.cluster(request.address, workers=request.workers))
+        self._stack.enter_context(launch.cluster(request.address, workers=workers))
         with self._stack:  # an error below ends the cluster too
             nodes = launch.nodes()
             gpu = sum(node.gpus for node in nodes) > 0 if request.gpu is None else request.gpu
-            threads = launch.cpus_per_rank(nodes, request.workers, gpu=gpu)
+            threads = launch.cpus_per_rank(nodes, workers, gpu=gpu)
             self._stack = self._stack.pop_all()
 
         def run(folder: RunFolder) -> Outcome | None:
-            abort = threading.Event()
-            with signals_call(lambda count: _ask_ranks(folder, count, abort)):
+            stop, size_before = StopRequest(), folder.spool_size()
+
+            def ask(count: int) -> None:
+                stop.ask(count)
+                folder.stop_file.touch()  # the ranks see it wherever they are
+                if folder.spool_size() == size_before:
+                    stop.give_up()  # they have not begun: nothing could be saved
+
+            with signals_call(ask):
                 return launch.train_on_ray(
                     _attempt(request, folder, threads=threads),
                     folder.path,
-                    workers=request.workers,
+                    workers=workers,
                     gpu=gpu,
-                    abort=abort,
+                    give_up=stop.over,
                 )
 
         return run
 
     def __exit__(self, *details: object) -> None:
         self._stack.close()
-
-
-def _ask_ranks(folder: RunFolder, count: int, abort: threading.Event) -> None:
-    """First signal: ask for a checkpoint, and abort after the grace time. Second: abort now."""
-    if count > 1 or not folder.spool.exists():
-        abort.set()  # nothing has begun that could be saved
-        return
-    folder.stop_file.touch()
-    timer = threading.Timer(STOP_GRACE_SECONDS, abort.set)
-    timer.daemon = True
-    timer.start()
 
 
 def _attempt(request: Request, folder: RunFolder, *, threads: int) -> Attempt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,10 +25,13 @@ def evaluation_loader(index: Index, data: Data, world: World) -> Loader:
     return Loader(index, evaluation_order(index, data), data, world, seed=0)
 
 
-def evaluate(model: nn.Module, loader: Loader, world: World) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: Loader, world: World, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """eval/loss, eval/top1, eval/top5 (with more than five classes) and eval/samples over the loader's index.
 
     Sums are reduced over the ranks and divided once; padding and bad samples have weight 0.
+    What `before_batch` raises ends the evaluation; it must do so on all ranks at the same batch.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     was_training = model.training
@@ -34,6 +39,7 @@ def evaluate(model: nn.Module, loader: Loader, world: World) -> dict[str, float]
     try:
         with torch.inference_mode():
             for step in range(loader.order.steps_per_epoch):
+                before_batch()
                 batch = loader.batch_at(step)
                 logits = logits_of(model, normalize(batch.images_BSSC, loader.data), loader.data)
                 sums += batch_sums(logits.float(), batch.labels_B, batch.weights_B)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ import ray.train.torch
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from resnet_dist.attempt import Attempt, run_attempt
+from resnet_dist.attempt import Attempt, RankFailed, collective_timeout_seconds, is_echo, run_attempt
 from resnet_dist.config import UserError
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.meter import TrainingError
@@ -36,10 +36,6 @@ from resnet_dist.world import World
 
 OBJECT_STORE_BYTES = 128 * 2**20  # batches never pass through it
 JOIN_SECONDS = 0.2
-
-
-class RankFailed(RuntimeError):
-    """A rank ended with an error: which rank, and its own words."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +50,20 @@ def cluster(address: str | None, *, workers: int) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # As many CPUs as ranks at least: a dry run of eight ranks on two cores is slow, not forbidden.
-            ray.init(
-                num_cpus=max(len(os.sched_getaffinity(0)), workers),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                **quiet,
-            )
-    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-        where = f"at {address}" if address else "here"
-        raise UserError(f"no Ray cluster {where}: {str(error).splitlines()[0]}") from None
-    try:
+        try:
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                # As many CPUs as ranks at least: a dry run of eight ranks on two cores is slow, not forbidden.
+                ray.init(
+                    num_cpus=max(len(os.sched_getaffinity(0)), workers),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **quiet,
+                )
+        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+            where = f"at {address}" if address else "here"
+            raise UserError(f"no Ray cluster {where}: {str(error).splitlines()[0]}") from None
         yield
     finally:
         ray.shutdown()
@@ -105,9 +101,9 @@ def _ranks_on(node: Node, cpus: int, *, gpu: bool) -> int:
 
 
 def train_on_ray(
-    attempt: Attempt, folder: Path, *, workers: int, gpu: bool, abort: threading.Event
+    attempt: Attempt, folder: Path, *, workers: int, gpu: bool, give_up: Callable[[], bool]
 ) -> Outcome | None:
-    """Run `workers` ranks to the end; None where `abort` was set first.
+    """Run `workers` ranks to the end; None where `give_up()` came true first.
 
     Raises RankFailed or TrainingError with the failed rank's words.
     """
@@ -118,13 +114,15 @@ def train_on_ray(
             num_workers=workers, use_gpu=gpu, resources_per_worker=_resources(attempt.threads, gpu=gpu)
         ),
         run_config=ray.train.RunConfig(name="ray", storage_path=str(folder)),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=int(collective_timeout_seconds(attempt.recipe))
+        ),
     )
     box: list[Any] = []
     # In a thread of its own: in the main thread, fit() would take over SIGINT and leave no time to checkpoint.
     thread = threading.Thread(target=_fit, args=(trainer, box), name="ray-train", daemon=True)
     thread.start()
-    while thread.is_alive() and not abort.is_set():
+    while thread.is_alive() and not give_up():
         thread.join(JOIN_SECONDS)
     if not box:
         return None
@@ -150,13 +148,15 @@ def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     world = World.from_process_group(local_rank=context.get_local_rank(), device=device)
     assert (device.type == "cuda") == gpu
-    return asdict(run_attempt(Attempt(**config), world))
+    outcome = run_attempt(Attempt(**config), world)
+    assert outcome is not None  # the driver gives up, not a rank
+    return asdict(outcome)
 
 
 def _explain(error: BaseException) -> Exception:
     """The cause in one error: the rank that failed first, not those that lost their peer because of it."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        failures = sorted(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
+        failures = sorted(error.worker_failures.items(), key=lambda item: (is_echo(item[1]), item[0]))
         rank, failure = failures[0]
         cause = _unwrap(failure)
         if isinstance(cause, (TrainingError, UserError)):
@@ -174,11 +174,3 @@ def _unwrap(error: BaseException) -> BaseException:
         if isinstance(inner, BaseException):
             return _unwrap(inner)
     return error
-
-
-def _is_echo(error: BaseException) -> bool:
-    """Whether a rank only says that another one went away."""
-    text = str(error)
-    return any(
-        word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
-    )

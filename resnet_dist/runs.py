@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
 from resnet_dist.config import Recipe, UserError
+from resnet_dist.config.part import explain
 from resnet_dist.data.tar import write_text_atomically
 
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
 STOP_FILE = "stop"
+LOCK_FILE = "lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
-# What a continued run may change, because no sample, gradient or curve depends on it.
+# What a continued run may change, because no sample, gradient or curve depends on it. Every other field, and
+# every one that is added to the recipe later, matters: it is for this list to say that one does not. Where a
+# set lies may change, what it holds may not: digests of the indexes are compared too.
 MAY_CHANGE = frozenset(
     {
         "description",
@@ -40,6 +51,9 @@ MAY_CHANGE = frozenset(
         "train.eval_every",
         "train.checkpoint_every",
         "train.keep_checkpoints",
+        "train.checkpoint_minutes",
+        "train.best_metric",  # a change begins a new search for the best
+        "train.stall_timeout_seconds",
     }
 )
 
@@ -51,6 +65,8 @@ class RunFolder:
     run_id: str | None  # of MLflow, once it exists there
     attempt: int
     recipe: dict[str, object]
+    key: str = ""  # of this run alone: a driver that died finds by it what it had made in MLflow
+    data: tuple[str, ...] = ()  # digests of the indexes that it was started on
 
     @property
     def spool(self) -> Path:
@@ -64,8 +80,46 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def with_run_id(self, run_id: str) -> RunFolder:
-        return replace(self, run_id=run_id)
+    def spool_size(self) -> int:
+        """Bytes; it grows when ranks begin."""
+        return self.spool.stat().st_size if self.spool.exists() else 0
+
+    def with_run_id(self, run_id: str | None) -> RunFolder:
+        return replace(self, run_id=run_id or self.run_id)
+
+    def with_data(self, digests: Sequence[str]) -> RunFolder:
+        """Raises UserError where the run was started on other data."""
+        if self.data and tuple(self.data) != tuple(digests):
+            raise UserError(
+                f"run {self.name} was started on other data than data.train={self.recipe_field('data.train')} and "
+                f"data.eval={self.recipe_field('data.eval')} hold now; give a new --name, or the same shards"
+            )
+        return replace(self, data=tuple(digests))
+
+    def recipe_field(self, key: str) -> object:
+        return Recipe.model_validate(self.recipe).flat()[key]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One attempt at a time. The kernel lets go of the lock of a driver that dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"run {self.name} is being trained by another process; wait for its end, or give another --name"
+            ) from None
+        except NotImplementedError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove(self) -> None:
+        """Forget a run that did not come to be."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self) -> None:
         """Create or update the folder; ranks compare this file to see whether they share the storage."""
@@ -94,7 +148,7 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
     if folder is None:
         if resume:
             raise UserError(f"--resume: no run named {name} in {runs}")
-        return RunFolder(runs / name, name, None, 1, recipe.model_dump(mode="json"))
+        return RunFolder(runs / name, name, None, 1, recipe.model_dump(mode="json"), key=uuid.uuid4().hex)
     _refuse_changes(folder, recipe)
     return replace(folder, attempt=folder.attempt + 1, recipe=recipe.model_dump(mode="json"))
 
@@ -124,14 +178,30 @@ def _unused(runs: Path, name: str) -> str:
 
 
 def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
-    before = Recipe.model_validate(folder.recipe).flat()
+    try:
+        before = Recipe.model_validate(folder.recipe)
+    except ValidationError as error:
+        raise UserError(
+            f"run {folder.name} was started by another version of resnet_dist ({explain(error, Recipe)}); "
+            "give a new --name"
+        ) from None
+    was, now = before.flat(), recipe.flat()
     changed = [
-        f"{key} was {before.get(key)}, is {value}"
-        for key, value in recipe.flat().items()
-        if key not in MAY_CHANGE and before.get(key) != value
+        f"{key} was {was.get(key)}, is {value}"
+        for key, value in now.items()
+        if was.get(key) != value and not may_change(key, before, recipe)
     ]
     if changed:
         raise UserError(
             f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
             "give a new --name, or the same recipe"
         )
+
+
+def may_change(key: str, before: Recipe, after: Recipe) -> bool:
+    """Whether a continued run may have another value of one field."""
+    if key == "train.length":
+        # The steps that were taken must be those that the new length would have taken: only so where the
+        # learning rate does not depend on what is left.
+        return before.schedule.decay == after.schedule.decay == "constant"
+    return key in MAY_CHANGE

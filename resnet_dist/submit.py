@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import signal
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported
 
@@ -19,9 +17,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from resnet_dist.config import Recipe, UserError
 from resnet_dist.driver import check_recipe
+from resnet_dist.interrupts import signals_call
 from resnet_dist.tracking.run import GIT_COMMIT_VARIABLE, URI_VARIABLE, git_commit
 
 RECIPE_FILE = "recipe.json"
+COMMAND_VARIABLE = "RESNET_DIST_COMMAND"
 POLL_SECONDS = 1.0
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
@@ -39,6 +39,7 @@ class Submission:
     resume: bool
     output: Path
     detach: bool
+    command: str  # as the person typed it, for the line that continues the run
 
 
 def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
@@ -78,6 +79,7 @@ def entrypoint(submission: Submission) -> list[str]:
 def job_environment(submission: Submission) -> dict[str, str]:
     # Ray's own stop is SIGTERM and three seconds: too few for a checkpoint.
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "28"}
+    environment[COMMAND_VARIABLE] = submission.command
     commit = git_commit(submission.source.parent)
     if commit:
         environment[GIT_COMMIT_VARIABLE] = commit
@@ -98,19 +100,15 @@ def _connect(address: str) -> JobSubmissionClient:
 
 
 def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
-    """Print what the log gains until the job has ended. Ctrl-C stops the job, and waits for its last words."""
-    stopping = False
+    """Print what the log gains until the job has ended. A signal stops the job; its last words are waited for."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        if stopping:
+    def stop(count: int) -> None:
+        if count > 1:
             raise KeyboardInterrupt
-        stopping = True
         client.stop_job(job)
 
-    before = signal.signal(signal.SIGINT, stop)
     printed = 0
-    try:
+    with signals_call(stop):
         while True:
             status = client.get_job_status(job)  # before the log: what it says once ended is all there is
             text = client.get_job_logs(job)
@@ -119,8 +117,6 @@ def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None])
             if status.is_terminal():
                 return exit_code(client, job, status)
             time.sleep(POLL_SECONDS)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def exit_code(client: JobSubmissionClient, job: str, status: JobStatus) -> int:

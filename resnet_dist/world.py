@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 Value = TypeVar("Value")
 
@@ -35,14 +36,39 @@ class World:
         return cls(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
     @classmethod
-    def from_environment(cls, *, gpu: bool, timeout_seconds: float = 1800) -> World:
-        """Join the process group that torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR …) describes."""
-        local_rank = int(os.environ["LOCAL_RANK"])
+    def join(
+        cls,
+        store: Any,
+        *,
+        rank: int,
+        local_rank: int,
+        world_size: int,
+        gpu: bool,
+        timeout_seconds: float = 1800,
+    ) -> World:
+        """Set up the process group of ranks that meet in `store`, as this one of them."""
         device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
         if gpu:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_seconds))
-        return cls.from_process_group(local_rank=local_rank, device=device)
+        timeout = timedelta(seconds=timeout_seconds)
+        dist.init_process_group(
+            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
+        return cls(rank, local_rank, world_size, device)
+
+    @classmethod
+    def from_environment(cls, *, gpu: bool, timeout_seconds: float = 1800) -> World:
+        """Join the process group that torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR …) describes."""
+        store, rank, world_size = next(rendezvous("env://"))
+        local_rank = int(os.environ["LOCAL_RANK"])
+        return cls.join(
+            store,
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            gpu=gpu,
+            timeout_seconds=timeout_seconds,
+        )
 
     @property
     def is_main(self) -> bool:
@@ -61,6 +87,14 @@ class World:
             return lambda: None
         wait: Callable[[], object] = dist.all_reduce(tensor, async_op=True).wait
         return wait
+
+    def stack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's `tensor`, in rank order: (world_size, *shape)."""
+        if self.world_size == 1:
+            return tensor[None].clone()
+        stacked = tensor.new_empty(self.world_size, *tensor.shape)
+        dist.all_gather(list(stacked), tensor)
+        return stacked
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's `value`, on every rank."""

@@ -131,7 +131,15 @@ class Train(Part):
     log_every: Length = "50 steps"
     eval_every: Length = "1 epochs"
     checkpoint_every: Length = "1 epochs"
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Also after so many minutes without one, by rank 0's clock."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest so many; the best one is kept beside them."""
+    best_metric: Literal["eval/top1", "eval/top5", "eval/loss"] | None = None
+    """What says which checkpoint is the best: the highest accuracy, or the lowest loss."""
+    stall_timeout_seconds: float = Field(default=600.0, gt=0)
+    """After so long without any progress the run ends and names the ranks that are behind. The first time
+    through every phase (compiling, filling caches) may take three times as long."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -47,6 +47,14 @@ class Index:
     def num_samples(self) -> int:
         return sum(self.counts)
 
+    def place(self, sample_id: int) -> str:
+        """The shard and the position in it of a sample, for messages: `train-000003.tar[17]`."""
+        for shard in self.shards:
+            if sample_id < shard.num_samples:
+                return f"{shard.name}[{sample_id}]"
+            sample_id -= shard.num_samples
+        raise IndexError(sample_id)
+
     def digest(self) -> str:
         """SHA-256 over the shards' names and checksums: equal on every rank that sees the same data."""
         text = "".join(f"{s.name} {s.num_samples} {s.num_bytes} {s.checksum}\n" for s in self.shards)

@@ -28,12 +28,13 @@ class MlflowTracking:
         *,
         name: str,
         run_id: str | None,
+        key: str,
         source: str,
         spool: Path,
         tags: dict[str, str],
         on_entry: Callable[[Entry], None],
     ) -> None:
-        self._run = MlflowRun.open(output, recipe, name, run_id, source)
+        self._run = MlflowRun.open(output, recipe, name, run_id, source, key)
         self._run.set_tags(tags)
         self._recipe = recipe
         self._uploader = Uploader(spool, self._run, on_entry)

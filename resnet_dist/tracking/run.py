@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 # Before mlflow is imported: it reads these once. A server that is down shall fail in seconds, not in minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -23,6 +24,7 @@ from resnet_dist.config import Recipe, UserError
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+KEY_TAG = "resnet_dist.key"
 GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"  # set where a job runs without the repository around it
 
 
@@ -41,8 +43,10 @@ class MlflowRun:
     run_id: str
 
     @classmethod
-    def open(cls, output: Path, recipe: Recipe, name: str, run_id: str | None, source: str) -> Self:
+    def open(cls, output: Path, recipe: Recipe, name: str, run_id: str | None, source: str, key: str) -> Self:
         """Create the run `name`, or continue the one with `run_id`, with parameters and tags.
+
+        `key` finds the run of a driver that died before it could note down the id.
 
         Raises UserError where the server cannot be reached.
         """
@@ -50,8 +54,10 @@ class MlflowRun:
         try:
             client = mlflow.MlflowClient(uri)
             experiment_id = _experiment(client, recipe.experiment or recipe.name, output, uri)
+            run_id = run_id or _run_with_key(client, experiment_id, key)
             if run_id is None:
-                run_id = client.create_run(experiment_id, run_name=name).info.run_id
+                created = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
+                run_id = created.info.run_id
             else:
                 client.update_run(run_id, status="RUNNING")
             run = cls(client, uri, experiment_id, run_id)
@@ -97,6 +103,11 @@ class MlflowRun:
             path = Path(folder) / "recipe.json"
             path.write_text(recipe.to_json())
             self.client.log_artifact(self.run_id, str(path))
+
+
+def _run_with_key(client: mlflow.MlflowClient, experiment_id: str, key: str) -> str | None:
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: metrics of a step, or a note to the person."""
+    """One line: metrics of a step, a note to the person, or neither where an attempt begins."""
 
     time_ms: int
     step: int | None = None
@@ -35,6 +36,8 @@ class Spool:
         end_torn_line(path)
         self._file = path.open("a", buffering=1)  # a line is written when it is complete
         self._failed = False
+        self._lock = threading.Lock()  # the thread that writes checkpoints has notes too
+        self._append({})  # the driver sees that rank 0 has begun
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self._append({"step": step, "metrics": metrics})
@@ -55,8 +58,9 @@ class Spool:
 
     def _append(self, value: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps({"time_ms": time.time_ns() // 1_000_000, **value}) + "\n")
-        except OSError as error:
+            with self._lock:
+                self._file.write(json.dumps({"time_ms": time.time_ns() // 1_000_000, **value}) + "\n")
+        except (OSError, ValueError) as error:  # ValueError: closed, and a thread still had a word
             if not self._failed:  # once: a full disk would fill the log too
                 log.warning("metrics are not recorded from here on: %s", error)
             self._failed = True

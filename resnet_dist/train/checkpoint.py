@@ -1,7 +1,7 @@
-"""Checkpoints: write aside, flush, rename; verify on read; the newest good one wins.
+"""The folder of a checkpoint: written aside, flushed, renamed; verified on read; the newest good one wins.
 
-A checkpoint is a folder `step-00000120/` of safetensors files and a `checkpoint.json` that holds their
-SHA-256, the scalars and the recipe. It holds no pickles, and its model.safetensors is the model's state dict.
+`step-00000120/` holds safetensors files and a `checkpoint.json` with their SHA-256, the scalars and the
+recipe. It holds no pickles, and its model.safetensors is the model's state dict.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-import threading
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,106 +20,55 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from resnet_dist.config import Recipe
-from resnet_dist.train.state import TrainState
-from resnet_dist.world import World
-
 MANIFEST = "checkpoint.json"
+Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint folder whose files are not what its manifest says."""
 
 
-class Checkpoints:
-    """The checkpoints of one run. Rank 0 writes, from a thread; the loop does not wait for the disk."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder held when it was verified."""
 
-    def __init__(self, folder: Path, recipe: Recipe, classes: tuple[str, ...], world: World) -> None:
-        self._folder, self._recipe, self._classes, self._world = folder, recipe, classes, world
-        self._writer: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def save(self, state: TrainState) -> None:
-        """Begin to write `state`; all ranks call it. Raises what the write before it raised."""
-        state.meter.gather(self._world)
-        self.wait()
-        if not self._world.is_main:
-            return
-        tensors = {
-            file: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in group.items()}
-            for file, group in state.tensors().items()
-        }
-        scalars = dict(state.scalars())
-        self._writer = threading.Thread(target=self._write, args=(tensors, scalars), name="checkpoint")
-        self._writer.start()
-
-    def wait(self) -> None:
-        """Until what was saved is on disk. Raises OSError where it could not be written."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def restore_newest(self, state: TrainState, report: Callable[[str], None]) -> bool:
-        """Load the newest good checkpoint on every rank; False where there is none.
-
-        Damaged ones are passed over and reported. Rank 0 chooses, so that all ranks load the same.
-        """
-        chosen = self._newest_good(report) if self._world.is_main else None
-        chosen = self._world.broadcast(chosen)
-        if chosen is None:
-            return False
-        tensors, manifest = read_checkpoint(self._folder / chosen)
-        state.load(tensors, manifest["scalars"], is_main=self._world.is_main)
-        return True
-
-    def _newest_good(self, report: Callable[[str], None]) -> str | None:
-        for folder in reversed(list_checkpoints(self._folder)):
-            try:
-                read_checkpoint(folder)
-                return folder.name
-            except DamagedCheckpoint as problem:
-                report(f"passed over a damaged checkpoint: {problem}")
-        return None
-
-    def _write(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, Any]) -> None:
-        try:
-            manifest = {
-                "scalars": scalars,
-                "recipe": self._recipe.model_dump(mode="json"),
-                "classes": list(self._classes),
-            }
-            write_checkpoint(self._folder / f"step-{scalars['step']:08d}", tensors, manifest)
-            for old in list_checkpoints(self._folder)[: -self._recipe.train.keep_checkpoints]:
-                shutil.rmtree(old, ignore_errors=True)
-        except BaseException as error:  # raised in the loop's thread, by wait()
-            self._error = error
+    folder: Path
+    tensors: Tensors
+    manifest: dict[str, Any]
 
 
-def write_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], manifest: dict[str, Any]) -> None:
-    """Write all files aside, flush them, and rename: `folder` is whole or not there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that died while writing
-    partial.mkdir(parents=True)
-    checksums = {}
-    for name, group in tensors.items():
-        path = partial / f"{name}.safetensors"
-        save_file(group, path)
-        checksums[path.name] = _sha256(path)
-    (partial / MANIFEST).write_text(json.dumps({"sha256": checksums, **manifest}, indent=1) + "\n")
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
-    if folder.exists():  # a damaged one of the same step, or the same bytes from before a restart
-        shutil.rmtree(folder)
-    partial.rename(folder)
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -> None:
+    """Write all files aside, flush them, and rename: `folder` is whole or not there.
+
+    Raises OSError, leaving nothing behind, where it cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        checksums = {}
+        for name, group in tensors.items():
+            path = partial / f"{name}.safetensors"
+            _save(group, path)
+            checksums[path.name] = _sha256(path)
+        (partial / MANIFEST).write_text(json.dumps({"sha256": checksums, **manifest}, indent=1) + "\n")
+        for path in [*partial.iterdir(), partial]:
+            _flush(path)
+        _replace(folder, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     _flush(folder.parent)
 
 
-def read_checkpoint(
-    folder: Path, only: tuple[str, ...] | None = None
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[Tensors, dict[str, Any]]:
     """(tensors by file and name, manifest), verified. Raises DamagedCheckpoint.
 
     `only` reads some of the files: a model is packaged without the optimizer.
@@ -143,6 +93,60 @@ def read_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoint folders, oldest first."""
     return sorted(folder.glob("step-*"))
+
+
+def newest_good(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is what its manifest says; damaged ones are reported and passed over."""
+    for candidate in reversed(list_checkpoints(folder)):
+        try:
+            return Checkpoint(candidate, *read_checkpoint(candidate))
+        except DamagedCheckpoint as problem:
+            report(f"passed over a damaged checkpoint: {problem}")
+    return None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the best value of `train.best_metric`, by what the newest one says of it."""
+    for candidate in reversed(list_checkpoints(folder)):
+        try:
+            best = json.loads((candidate / MANIFEST).read_bytes())["scalars"]["best"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: its elder knows too
+        path = None if best is None else folder_of(folder, best["step"])
+        return path if path is not None and path.exists() else None
+    return None
+
+
+def prune(folder: Path, *, keep: int, also: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the one of step `also`."""
+    kept = set(list_checkpoints(folder)[-keep:])
+    if also is not None:
+        kept.add(folder_of(folder, also))
+    for old in list_checkpoints(folder):
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What writers that were killed left half-written."""
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """Rename `partial` to `folder`, where a damaged one or the same bytes from before a restart may lie."""
+    replaced = folder.with_name(f"{partial.name.removesuffix('.partial')}.old.partial")
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _save(group: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(group, path)
+    except SafetensorError as error:  # how it says that the disk is full
+        raise OSError(str(error)) from None
 
 
 def _sha256(path: Path) -> str:

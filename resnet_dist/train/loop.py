@@ -6,24 +6,25 @@ Ray and no MLflow: metrics go to a Tracker, and what happens to them is not its 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
+from torch import nn
 
 from resnet_dist.config import Recipe, check_world_size
-from resnet_dist.data.index import Index, read_index
+from resnet_dist.data.index import read_index
 from resnet_dist.data.loader import Loader
 from resnet_dist.data.order import Order
 from resnet_dist.evaluate import evaluate, evaluation_loader
-from resnet_dist.train.checkpoint import Checkpoints
+from resnet_dist.train.checkpointer import Checkpointer
+from resnet_dist.train.control import Control, Stopped
 from resnet_dist.train.device import prepare_device
+from resnet_dist.train.guards import Guard, check_agreement
 from resnet_dist.train.initial import begin_from, initial_state
-from resnet_dist.train.meter import TrainingError
-from resnet_dist.train.plan import Plan, due, plan_of
+from resnet_dist.train.plan import due, plan_of
+from resnet_dist.train.progress import Progress
 from resnet_dist.train.state import TrainState
 from resnet_dist.train.step import TrainStep, compiled
 from resnet_dist.world import World
@@ -32,7 +33,7 @@ MOST_LISTED = 20  # bad samples named at one log line
 
 
 class Tracker(Protocol):
-    """Where rank 0 reports to. Never raises into training, never makes it wait."""
+    """Where rank 0 reports to, from any thread. Never raises into training, never makes it wait."""
 
     def log(self, metrics: dict[str, float], step: int) -> None: ...
 
@@ -56,10 +57,7 @@ class Outcome:
     step: int
     total_steps: int
     metrics: dict[str, float]
-
-    @property
-    def finished(self) -> bool:
-        return self.step == self.total_steps
+    finished: bool
 
 
 def train(
@@ -68,25 +66,20 @@ def train(
     world: World,
     tracker: Tracker,
     stop_requested: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
 ) -> Outcome:
-    """Train to the end of `recipe`, from the newest good checkpoint in `folder`, or until asked to stop.
+    """Train to the end of `recipe`, from the newest good checkpoint in `folder`, or until any rank is asked to stop.
 
     Raises TrainingError where training cannot go on, with the last checkpoint kept.
     """
+    progress = progress or Progress()
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world)
-    check_agreement(recipe, (train_index, eval_index), folder, world)
+    check_agreement(recipe, (train_index, eval_index), folder, world, report=tracker.note)
     order, plan = plan_of(recipe, train_index)
+    guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    checkpoints = Checkpoints(folder / "checkpoints", recipe, train_index.classes, world)
-    if checkpoints.restore_newest(state, report=tracker.note):
-        tracker.note(f"resumed at step {state.step} of {plan.total}")
-    else:
-        begin_from(state, recipe, train_index, world, tracker.note)
-    train_step = TrainStep(state, recipe, plan, world)
-    predictor = compiled(state.predictor, recipe.train)
-
     with (
         Loader(
             train_index,
@@ -98,36 +91,68 @@ def train(
             total_steps=plan.total,
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
+        Checkpointer(folder / "checkpoints", recipe, train_index.classes, world, tracker.note) as checkpoints,
+        Control(world, stop_requested=stop_requested, save_requested=checkpoints.due_by_time) as control,
     ):
+        if checkpoints.restore(state):
+            tracker.note(f"resumed at step {state.step} of {plan.total}")
+        else:
+            begin_from(state, recipe, train_index, world, tracker.note)
+        guard.check_length(state, plan.total)
+        train_step = TrainStep(state, recipe, plan, world, progress)
+        predictor = compiled(state.predictor, recipe.train)
         state.meter.restart_clock()
-        while state.step < plan.total:
-            batch = loader.batch_at(state.step)
-            train_step(batch)
-            state.step += 1
-            if due(state.step, plan.log, plan.total):
-                tracker.log(training_metrics(state, order, world), state.step)
-                check_health(state, recipe, list_bad_samples(state, tracker, world))
-            if due(state.step, plan.eval, plan.total):
-                state.metrics |= evaluate(predictor, eval_loader, world)
-                tracker.log(only("eval/", state.metrics), state.step)
+        while not state.finished(plan.total):
+            if not state.evaluation_pending:
+                progress.at("waiting for data", state.step)
+                train_step(loader.batch_at(state.step))
+                state.step += 1
+                state.evaluation_pending = due(state.step, plan.eval, plan.total)
+                if due(state.step, plan.log, plan.total):
+                    progress.at("gathering the metrics", state.step)
+                    tracker.log(training_metrics(state, order, world), state.step)
+                    guard.check_samples(state, list_bad_samples(state, tracker, world))
+                    guard.check_losses(state)
+            if state.evaluation_pending:
+                if metrics := evaluate_unless_stopped(predictor, eval_loader, control, progress, world):
+                    tracker.log(metrics, state.step)
+                    guard.check_evaluation(metrics, state.step)
+                    state.evaluated(metrics, recipe.train.best_metric)
                 state.meter.restart_clock()
-            stop = any_rank(stop_requested(), state.step, plan, world)
-            if stop or due(state.step, plan.checkpoint, plan.total):
+            control.agree()
+            if (
+                control.stop
+                or control.save
+                or state.is_best()
+                or due(state.step, plan.checkpoint, plan.total)
+            ):
+                progress.at("saving", state.step)
+                state.meter.gather(world)
+                guard.check_losses(state)  # nothing is saved that comes after a loss that was not finite
                 checkpoints.save(state)
-            if stop:
+                control.saved()
+            if control.stop:
                 break
+        progress.at("writing the last checkpoint", state.step)
         checkpoints.wait()
-    return Outcome(state.step, plan.total, state.metrics)
+    return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
 
 
-def any_rank(flag: bool, step: int, plan: Plan, world: World) -> bool:
-    """Whether any rank raised its flag, known to all at the same step."""
-    if world.world_size == 1:
-        return flag
-    # Reading a tensor makes a GPU finish its queue: only where a log line has done so already.
-    if world.device.type == "cuda" and not due(step, plan.log, plan.total):
-        return False
-    return bool(world.sum(torch.tensor(float(flag), device=world.device)).item())
+def evaluate_unless_stopped(
+    predictor: nn.Module, loader: Loader, control: Control, progress: Progress, world: World
+) -> dict[str, float] | None:
+    """Metrics of the evaluation set; None where a stop was asked for meanwhile."""
+
+    def before_batch() -> None:
+        progress.at("evaluating")
+        control.agree()
+        if control.stop:
+            raise Stopped
+
+    try:
+        return evaluate(predictor, loader, world, before_batch)
+    except Stopped:
+        return None
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:
@@ -152,38 +177,6 @@ def list_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[
     if len(texts) > MOST_LISTED:
         tracker.note(f"and {len(texts) - MOST_LISTED} more bad samples")
     return texts
-
-
-def check_health(state: TrainState, recipe: Recipe, bad: list[str]) -> None:
-    """All ranks hold the same sums, so all stop together. Raises TrainingError."""
-    fraction = state.bad_samples / (state.step * recipe.data.global_batch_size)
-    if fraction > recipe.data.max_bad_fraction:
-        raise TrainingError(
-            f"{state.bad_samples} samples ({fraction:.2%}) could not be decoded by step {state.step}, more "
-            f"than data.max_bad_fraction={recipe.data.max_bad_fraction} allows"
-            + (f"; the first is {bad[0]}" if bad else "")
-        )
-    loss = state.metrics["train/loss"]
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the training loss is {loss} at step {state.step}: lower optim.lr={recipe.optim.lr} or give a "
-            f"longer schedule.warmup={recipe.schedule.warmup!r}; the last checkpoint is kept"
-        )
-
-
-def check_agreement(recipe: Recipe, indexes: tuple[Index, Index], folder: Path, world: World) -> None:
-    """Ranks that see another recipe, data set or run folder would train nonsense: compare before the start."""
-    run_file = folder / "run.json"
-    mine = {
-        "recipe": recipe.digest(),
-        "training index": indexes[0].digest(),
-        "evaluation index": indexes[1].digest(),
-        f"storage ({folder} is not shared)": run_file.read_text() if run_file.exists() else "absent",
-    }
-    for rank, theirs in enumerate(world.gather(mine)):
-        different = [name for name in mine if mine[name] != theirs.get(name)]
-        if different:
-            raise TrainingError(f"ranks {world.rank} and {rank} differ in their {', '.join(different)}")
 
 
 def only(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,19 @@ from torch.amp.grad_scaler import GradScaler
 from resnet_dist.config import Train
 from resnet_dist.train.ema import Ema
 from resnet_dist.train.meter import Meter
+from resnet_dist.world import World
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value so far of the metric that `train.best_metric` names, and the step that had it."""
+
+    metric: str
+    value: float
+    step: int
+
+    def is_beaten_by(self, value: float) -> bool:
+        return value < self.value if self.metric.endswith("loss") else value > self.value
 
 
 @dataclass
@@ -25,6 +38,8 @@ class TrainState:
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     step: int = 0
     bad_samples: int = 0  # of all ranks, up to the last log line
+    evaluation_pending: bool = False  # of this step: a stop may come before it or in its middle
+    best: Best | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # the newest of every name
 
     def __post_init__(self) -> None:
@@ -35,6 +50,23 @@ class TrainState:
     def predictor(self) -> nn.Module:
         """The model to evaluate and to export: the average, where there is one."""
         return self.model if self.ema is None else self.ema.model
+
+    def finished(self, total_steps: int) -> bool:
+        return self.step >= total_steps and not self.evaluation_pending
+
+    def evaluated(self, metrics: dict[str, float], best_metric: str | None) -> None:
+        """Take in what the evaluation of this step gave."""
+        self.metrics |= metrics
+        self.evaluation_pending = False
+        if best_metric is None:
+            return
+        value = metrics[best_metric]
+        if self.best is None or self.best.metric != best_metric or self.best.is_beaten_by(value):
+            self.best = Best(best_metric, value, self.step)
+
+    def is_best(self) -> bool:
+        """Whether this very step is the best so far."""
+        return self.best is not None and self.best.step == self.step
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """By file of a checkpoint, then by name.
@@ -48,7 +80,7 @@ class TrainState:
             "model": dict(self.predictor.state_dict()),
             **raw,
             "optimizer": {name: value for name, value in moments.items() if isinstance(value, Tensor)},
-            "meter": {"sums": self.meter.sums},
+            "meter": {"sums": self.meter.table()},
         }
 
     def scalars(self) -> dict[str, Any]:
@@ -56,12 +88,14 @@ class TrainState:
         return {
             "step": self.step,
             "bad_samples": self.bad_samples,
-            "metrics": self.metrics,
+            "evaluation_pending": self.evaluation_pending,
+            "best": asdict(self.best) if self.best else None,
+            "metrics": dict(self.metrics),
             "optimizer": {name: value for name, value in moments.items() if not isinstance(value, Tensor)},
             "scaler": self.scaler.state_dict(),
         }
 
-    def load(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, Any], *, is_main: bool) -> None:
+    def load(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, Any], world: World) -> None:
         """Take over what `tensors()` and `scalars()` gave. Raises RuntimeError where the shapes differ."""
         self.model.load_state_dict(tensors.get("raw", tensors["model"]))
         if self.ema is not None:  # switched on with this attempt, it begins at the weights of the checkpoint
@@ -69,9 +103,10 @@ class TrainState:
         self._load_optimizer_state({**tensors["optimizer"], **scalars.get("optimizer", {})})
         if scalars.get("scaler"):
             self.scaler.load_state_dict(scalars["scaler"])
-        if is_main:  # sums of all ranks lie in the checkpoint once
-            self.meter.sums.copy_(tensors["meter"]["sums"])
+        self.meter.load(tensors["meter"]["sums"], world)
         self.step, self.bad_samples = scalars["step"], scalars["bad_samples"]
+        self.evaluation_pending = scalars["evaluation_pending"]
+        self.best = Best(**scalars["best"]) if scalars["best"] else None
         self.metrics = dict(scalars["metrics"])
 
     def _optimizer_state(self) -> dict[str, Any]:

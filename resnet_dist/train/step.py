@@ -23,6 +23,7 @@ from resnet_dist.train.drops import block_scales
 from resnet_dist.train.loss import sample_losses
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.plan import Plan
+from resnet_dist.train.progress import Progress
 from resnet_dist.train.schedule import learning_rate
 from resnet_dist.train.state import TrainState
 from resnet_dist.world import World
@@ -42,8 +43,11 @@ class TrainStep:
     Nothing in it waits for a GPU: losses stay tensors.
     """
 
-    def __init__(self, state: TrainState, recipe: Recipe, plan: Plan, world: World) -> None:
+    def __init__(
+        self, state: TrainState, recipe: Recipe, plan: Plan, world: World, progress: Progress | None = None
+    ) -> None:
         self.state, self.recipe, self.plan, self.rank = state, recipe, plan, world.rank
+        self.progress = progress or Progress()
         self.distributed = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
         self.network = compiled(self.distributed, recipe.train)
         self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
@@ -52,8 +56,6 @@ class TrainStep:
         if self.keeps_gradients:
             for parameter in state.model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        if state.ema is not None and state.step == 0:
-            state.ema.restart()  # what the run begins with may have been loaded since it was made
 
     def __call__(self, batch: Batch) -> None:
         state, schedule = self.state, self.recipe.schedule
@@ -66,20 +68,20 @@ class TrainStep:
             milestones=self.plan.milestones,
         )
         set_learning_rate(state.optimizer, rate)
-        sums = self.accumulate_gradients(batch)
+        sums_M3 = self.accumulate_gradients(batch)
         self.statistics.finish_average()
         self.update_weights()
         if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
             state.ema.update((state.step + 1) // self.plan.ema)
-        state.meter.add(sums, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
+        state.meter.add(sums_M3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss of the global batch, in `.grad`; returns sums of loss, hits and weights."""
+        """Gradients of the mean loss of the global batch, in `.grad`; returns (M, 3) sums of loss, hits and weights."""
         local_batch_size = len(batch.ids_B)
         micro_batch_size = self.recipe.data.micro_batch_size or local_batch_size
         count = local_batch_size // micro_batch_size
-        sums = torch.zeros(3, dtype=torch.float64, device=batch.weights_B.device)
+        sums_M3 = torch.zeros(count, 3, dtype=torch.float64, device=batch.weights_B.device)
         for number in range(count):
             rows = slice(number * micro_batch_size, (number + 1) * micro_batch_size)
             mixed = mix(
@@ -100,17 +102,19 @@ class TrainStep:
             )
             last = number == count - 1
             self.statistics.begin_micro_batch(number, count)
+            self.progress.at("in the forward pass")
             with synchronised_if(self.distributed, last=last):
-                loss, sums_here = self.network(
+                loss, sums_3 = self.network(
                     mixed.images_MCHW, labels, weights, self.scalar(mixed.share), *scales
                 )
                 if last:
                     self.statistics.begin_average()
+                self.progress.at("in the backward pass")
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
                 self.state.scaler.scale(loss / local_batch_size).backward()
-            sums += sums_here
-        return sums
+            sums_M3[number] = sums_3  # a CUDA graph's next replay overwrites what it returned
+        return sums_M3
 
     def scalar(self, share: float) -> Tensor | None:
         """`share` as compiled code takes it: a number would be a constant of it. None in a recipe without mixing."""

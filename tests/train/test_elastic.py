@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import functools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from resnet_dist import evaluate
 from resnet_dist.config import Recipe
-from resnet_dist.train import loop
+from resnet_dist.data.augment import normalize
+from resnet_dist.train import loop, step
 from resnet_dist.world import World
+
+from .ranks import Log, run_ranks
 
 STEPS = 14  # an epoch has eleven
 
 
-class Losses:
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.values += [value for name, value in metrics.items() if name in ("train/loss", "eval/loss")]
-
-    def note(self, text: str) -> None:
-        pass
+def train_rank(world: World, recipe_json: str, folder: str) -> tuple[list[float], int]:
+    log = Log()
+    outcome = loop.train(Recipe.from_json(recipe_json), Path(folder), world, log)
+    return log.losses, outcome.step
 
 
-def run_rank(rank: int, world_size: int, port: int, recipe_json: str, folder: str, queue: Any) -> None:
-    torch.set_num_threads(1)
-    world = World.single()
-    if world_size > 1:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), **address)
-        world = World.from_environment(gpu=False, timeout_seconds=120)
-    losses = Losses()
-    outcome = loop.train(Recipe.from_json(recipe_json), Path(folder), world, losses)
-    queue.put((rank, losses.values, outcome.step))
+def train_rank_in_double(world: World, recipe_json: str, folder: str) -> tuple[list[float], int]:
+    """Everything that a recipe does in float32, in float64."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    for module in (step, evaluate):
+        module.normalize = functools.partial(normalize, dtype=torch.float64)  # type: ignore[attr-defined]
+    return train_rank(world, recipe_json, folder)
 
 
-def run_ranks(world_size: int, recipe: Recipe, folder: Path) -> list[float]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=run_rank, args=(rank, world_size, port, recipe.to_json(), str(folder), queue))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    results = sorted(queue.get(timeout=200) for _ in ranks)
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
-    assert all(result == (rank, *results[0][1:]) for rank, result in enumerate(results))
-    assert results[0][2] == STEPS
-    values: list[float] = results[0][1]
-    return values
+def curve(world_size: int, recipe: Recipe, folder: Path, *, double: bool = False) -> list[float]:
+    """Every training and evaluation loss of a run, the same on all ranks."""
+    function = train_rank_in_double if double else train_rank
+    results = run_ranks(world_size, function, recipe.to_json(), str(folder))
+    assert all(result == results[0] for result in results), results
+    losses, steps = results[0]
+    assert steps == loop.plan_of(recipe, loop.read_index(recipe.data.train))[1].total
+    return list(losses)
 
 
 @pytest.fixture
@@ -69,21 +50,53 @@ def recipe(digits_recipe: Recipe) -> Recipe:
     return digits_recipe.with_overrides([*lengths, "data.micro_batch_size=32", "data.crop=pad-crop"])
 
 
-def test_ranks_draw_the_same_curve(recipe: Recipe, tmp_path: Path) -> None:
-    one = run_ranks(1, recipe, tmp_path / "one")
-    assert len(one) == STEPS + 2
+@pytest.mark.timeout(600)
+def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path: Path) -> None:
+    """The whole run: what is left is the order of summation, 1e-16 a step and growing."""
+    whole = recipe.with_overrides(["train.length=4 epochs", "train.eval_every=1 epochs"])
+    one = curve(1, whole, tmp_path / "one", double=True)
+    assert len(one) == 4 * 11 + 4
     for world_size in (2, 4):
-        assert run_ranks(world_size, recipe, tmp_path / str(world_size)) == pytest.approx(one, rel=1e-4)
+        other = curve(world_size, whole, tmp_path / str(world_size), double=True)
+        assert other == pytest.approx(one, rel=1e-8)
+
+
+@pytest.mark.timeout(600)
+def test_ranks_draw_the_same_curve(recipe: Recipe, tmp_path: Path) -> None:
+    fifty = recipe.with_overrides(["train.length=50 steps", "train.eval_every=25 steps"])
+    one = curve(1, fifty, tmp_path / "one")
+    assert len(one) == 52
+    for world_size in (2, 4):
+        assert curve(world_size, fifty, tmp_path / str(world_size)) == pytest.approx(one, rel=1e-3)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(recipe: Recipe, tmp_path: Path) -> None:
-    whole = run_ranks(1, recipe, tmp_path / "whole")
-    recorder, calls = Losses(), iter(range(100))
+    whole = curve(1, recipe, tmp_path / "whole")
+    log, calls = Log(), iter(range(100))
     torch.set_num_threads(1)
-    stopped = loop.train(recipe, tmp_path / "moved", World.single(), recorder, lambda: next(calls) == 5)
+    stopped = loop.train(recipe, tmp_path / "moved", World.single(), log, lambda: next(calls) == 5)
     assert stopped.step == 6
-    rest = run_ranks(2, recipe, tmp_path / "moved")
-    assert recorder.values + rest == pytest.approx(whole, rel=1e-4)
+    rest = curve(2, recipe, tmp_path / "moved")
+    assert log.losses + rest == pytest.approx(whole, rel=1e-4)
+
+
+def stop_rank(world: World, recipe_json: str, folder: str) -> int:
+    calls = iter(range(100))
+    recipe = Recipe.from_json(recipe_json)
+    return loop.train(recipe, Path(folder), world, Log(), lambda: next(calls) == 5).step
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_run_moves_within_a_log_interval(recipe: Recipe, tmp_path: Path, world_size: int) -> None:
+    """The sums of two ranks since the last log line lie in the checkpoint; others go on with them."""
+    recipe = recipe.with_overrides(["train.log_every=10 steps"])
+    whole = curve(2, recipe, tmp_path / "whole")
+    assert len(whole) == 4  # training at 10 and 14, evaluation at 7 and 14
+    assert run_ranks(2, stop_rank, recipe.to_json(), str(tmp_path / "moved")) == [7, 7]
+    rest = curve(world_size, recipe, tmp_path / "moved")
+    # The stop came before the evaluation of step 7 was over, or right after it.
+    assert rest == pytest.approx(whole[-len(rest) :], rel=0 if world_size == 2 else 1e-4)
+    assert len(rest) in (3, 4)
 
 
 def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
@@ -96,10 +109,10 @@ def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Rec
         "data.erase=0.25",
     ]
     augmented = recipe.with_overrides(everything)
-    one = run_ranks(1, augmented, tmp_path / "one")
-    assert one != pytest.approx(run_ranks(1, recipe, tmp_path / "plain"), rel=1e-2)
+    one = curve(1, augmented, tmp_path / "one")
+    assert one != pytest.approx(curve(1, recipe, tmp_path / "plain"), rel=1e-2)
     cached = augmented.with_overrides(["data.cache=ram"])
-    assert run_ranks(1, cached, tmp_path / "cached") == one
-    two = run_ranks(2, augmented, tmp_path / "two")
-    assert run_ranks(2, cached, tmp_path / "both") == two
+    assert curve(1, cached, tmp_path / "cached") == one
+    two = curve(2, augmented, tmp_path / "two")
+    assert curve(2, cached, tmp_path / "both") == two
     assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step

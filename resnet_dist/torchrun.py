@@ -1,0 +1,143 @@
+"""torchrun: ranks that somebody else has started. Rank 0 is the driver too; the others wait for its word.
+
+    torchrun --nproc-per-node 2 -m resnet_dist train RECIPE.py
+
+The word goes through the store that torchrun's ranks meet in, before a process group exists: a mistake is said
+once and ends all ranks, and preparing data may take as long as it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from resnet_dist.attempt import Attempt, RankFailed, collective_timeout_seconds, is_echo, run_attempt
+from resnet_dist.config import UserError
+from resnet_dist.interrupts import StopRequest, signals_call
+from resnet_dist.train.loop import Outcome
+from resnet_dist.world import World
+
+POLL_SECONDS = 0.1
+FIRST_WORD_SECONDS = 5.0  # that ranks which lost a peer leave to the one that failed
+
+
+class AlreadySaid(RankFailed):
+    """Another rank failed first, and has said why."""
+
+
+class Ranks:
+    """The ranks that torchrun started. Rank 0 uses it as a context: however it leaves, the others are told."""
+
+    def __init__(self) -> None:
+        store, self.rank, self.world_size = next(rendezvous("env://"))
+        self.local_rank = int(os.environ["LOCAL_RANK"])
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        self._store = dist.PrefixStore("resnet_dist", store)  # type: ignore[attr-defined]
+        self._group_store = dist.PrefixStore("ranks", store)  # type: ignore[attr-defined]
+        # Under the prefix of an attempt lies a store that outlives it.
+        lasting = store.underlying_store if isinstance(store, dist.PrefixStore) else store  # type: ignore[attr-defined]
+        self._lasting = dist.PrefixStore("resnet_dist/lasting", lasting)  # type: ignore[attr-defined]
+        self._told = False
+
+    def check(self, *, gpu: bool | None) -> bool:
+        """Whether to use GPUs. Raises UserError where this machine has fewer than ranks."""
+        have = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if gpu is None:
+            gpu = have > 0
+        if gpu and have < self.local_world_size:
+            raise UserError(
+                f"torchrun started {self.local_world_size} ranks on this machine, which has {have} CUDA device(s) "
+                "that torch can use; use as many with --nproc-per-node, or --cpu"
+            )
+        return gpu
+
+    def lasting_name(self) -> str | None:
+        """The run that an earlier attempt of this torchrun began: --max-restarts starts the same command."""
+        return self._lasting.get("run").decode() if self._lasting.check(["run"]) else None
+
+    def remember_name(self, name: str) -> None:
+        self._lasting.set("run", name)
+
+    def tell(self, attempt: Attempt | None, *, gpu: bool = False, code: int = 0) -> None:
+        """Rank 0's word: what to train, or with which exit code to leave."""
+        if not self._told:
+            self._told = True
+            self._store.set(
+                "word", json.dumps({"attempt": attempt and asdict(attempt), "gpu": gpu, "code": code})
+            )
+
+    def follow(self) -> int:
+        """What every other rank does: wait for the word, train, return the exit code."""
+        pause = threading.Event()
+        while not self._store.check(["word"]):
+            pause.wait(POLL_SECONDS)
+        word: dict[str, Any] = json.loads(self._store.get("word"))
+        self._store.add("heard", 1)
+        if word["attempt"] is None:
+            return int(word["code"])
+        outcome = self.run(Attempt(**word["attempt"]), gpu=word["gpu"])
+        return 0 if outcome is not None and outcome.finished else 130
+
+    def run(self, attempt: Attempt, *, gpu: bool) -> Outcome | None:
+        """Join the process group and train as this rank; None where it was interrupted before it could save.
+
+        Raises what ended this rank; AlreadySaid where it ended because another one had.
+        """
+        stop = StopRequest()
+        with signals_call(stop.ask):
+            try:
+                world = World.join(
+                    self._group_store,
+                    rank=self.rank,
+                    local_rank=self.local_rank,
+                    world_size=self.world_size,
+                    gpu=gpu,
+                    timeout_seconds=collective_timeout_seconds(attempt.recipe),
+                )
+                outcome = run_attempt(attempt, world, stop.asked, stop.over)
+            except Exception as error:
+                raise self._explain(error) from error
+        if outcome is not None:
+            dist.destroy_process_group()
+        return outcome
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._told:
+            code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+            self.tell(None, code=code)
+            self._wait_until_heard()
+
+    def _wait_until_heard(self) -> None:
+        """Leave last, so that all ranks leave with the same code: torchrun ends the rest when one has left."""
+        deadline = time.monotonic() + FIRST_WORD_SECONDS
+        pause = threading.Event()
+        while self._store.add("heard", 0) < self.world_size - 1 and time.monotonic() < deadline:
+            pause.wait(POLL_SECONDS)
+
+    def _explain(self, error: Exception) -> Exception:
+        """The error to show: one that nobody has shown before, and a loss of peers only if it is all there is."""
+        try:
+            if is_echo(error):
+                self._store.wait(["failed"], timedelta(seconds=FIRST_WORD_SECONDS))
+        except RuntimeError:
+            error = RankFailed(f"rank {self.rank} lost another one, which was killed or cut off")
+        try:
+            first = self._store.add("failed", 1) == 1
+        except RuntimeError:  # the store has gone with its process
+            first = True
+        return error if first else AlreadySaid(str(error))

@@ -1,0 +1,74 @@
+"""Functions run as ranks of a process group, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from resnet_dist.world import World
+
+TIMEOUT_SECONDS = 250
+
+
+class Log:
+    """A Tracker that remembers in order."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.metrics: dict[tuple[str, int], float] = {}
+        self.notes: list[str] = []
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics |= {
+            (name, step): value for name, value in metrics.items() if not name.startswith("perf/")
+        }
+        self.losses += [value for name, value in metrics.items() if name in ("train/loss", "eval/loss")]
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function(world, *arguments)` returned on each of `world_size` ranks; an error as its text."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_run, args=(rank, world_size, port, queue, function, arguments), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        results = dict(queue.get(timeout=TIMEOUT_SECONDS) for _ in processes)
+    finally:
+        for process in processes:
+            process.kill()  # a rank may stand still on purpose
+            process.join()
+    return [results[rank] for rank in range(world_size)]
+
+
+def _run(
+    rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    world = World.single()
+    try:
+        if world_size > 1:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+            world = World.from_environment(gpu=False, timeout_seconds=120)
+        queue.put((rank, function(world, *arguments)))
+    except Exception as error:
+        traceback.print_exc()
+        queue.put((rank, f"{type(error).__name__}: {error}"))
+    queue.close()
+    queue.join_thread()
