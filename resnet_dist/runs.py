@@ -6,18 +6,17 @@ output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from resnet_dist.config import Recipe, UserError
+from resnet_dist.config.part import NAME
 from resnet_dist.data.tar import write_text_atomically
 
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
 STOP_FILE = "stop"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 # What a continued run may change, because no sample, gradient or curve depends on it.
 MAY_CHANGE = frozenset(
@@ -40,6 +39,7 @@ MAY_CHANGE = frozenset(
         "train.eval_every",
         "train.checkpoint_every",
         "train.keep_checkpoints",
+        "train.log_gradient_norms",
     }
 )
 

@@ -5,6 +5,7 @@ from resnet_dist.config.lengths import Length, steps_of
 from resnet_dist.config.model import Model
 from resnet_dist.config.part import RecipeError, UserError
 from resnet_dist.config.recipe import Recipe, load_recipe
+from resnet_dist.config.study import Result, Study, Trial, load_study
 from resnet_dist.config.train import Optim, Schedule, Train
 
 __all__ = [
@@ -14,10 +15,14 @@ __all__ = [
     "Optim",
     "Recipe",
     "RecipeError",
+    "Result",
     "Schedule",
+    "Study",
     "Train",
+    "Trial",
     "UserError",
     "check_world_size",
     "load_recipe",
+    "load_study",
     "steps_of",
 ]

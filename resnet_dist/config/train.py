@@ -42,3 +42,5 @@ class Train(Part):
     eval_every: Length = "1 epochs"
     checkpoint_every: Length = "1 epochs"
     keep_checkpoints: int = Field(default=2, ge=1)
+    log_gradient_norms: bool = False
+    """Whether log steps also measure the gradient of every convolution: gradient_norms.json of the run."""

@@ -21,6 +21,7 @@ from resnet_dist.data.order import Order
 from resnet_dist.evaluate import evaluate, evaluation_loader
 from resnet_dist.model import build_model
 from resnet_dist.train.checkpoint import Checkpoints
+from resnet_dist.train.gradients import GRADIENT_NORMS
 from resnet_dist.train.meter import Meter, TrainingError
 from resnet_dist.train.optim import build_optimizer
 from resnet_dist.train.plan import Plan, due, plan_of
@@ -36,6 +37,8 @@ class Tracker(Protocol):
 
     def log(self, metrics: dict[str, float], step: int) -> None: ...
 
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None: ...
+
     def note(self, text: str) -> None: ...
 
 
@@ -43,6 +46,9 @@ class NullTracker:
     """The Tracker of every other rank."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        pass
+
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -94,6 +100,8 @@ def train(
             state.step += 1
             if due(state.step, plan.log, plan.total):
                 tracker.log(training_metrics(state, order, world), state.step)
+                if train_step.gradient_norms is not None:
+                    tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), state.step)
                 check_health(state, recipe, list_bad_samples(state, tracker, world))
             if due(state.step, plan.eval, plan.total):
                 state.metrics |= evaluate(state.model, eval_loader, world)

@@ -19,8 +19,9 @@ from resnet_dist.data.augment import normalize
 from resnet_dist.data.loader import Batch
 from resnet_dist.data.mix import Mixed, mix
 from resnet_dist.train.batch_norm import RunningStatistics
+from resnet_dist.train.gradients import GradientNorms
 from resnet_dist.train.optim import set_learning_rate
-from resnet_dist.train.plan import Plan
+from resnet_dist.train.plan import Plan, due
 from resnet_dist.train.schedule import learning_rate
 from resnet_dist.train.state import TrainState
 from resnet_dist.world import World
@@ -39,6 +40,7 @@ class TrainStep:
         self.state, self.recipe, self.plan, self.rank = state, recipe, plan, world.rank
         self.network = distribute(state.model, world)
         self.statistics = RunningStatistics(state.model, world)
+        self.gradient_norms = GradientNorms(state.model) if recipe.train.log_gradient_norms else None
         self.autocast = torch.autocast(
             world.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"
         )
@@ -55,6 +57,8 @@ class TrainStep:
         set_learning_rate(state.optimizer, rate)
         sums = self.accumulate_gradients(batch)
         self.statistics.average()
+        if self.gradient_norms is not None and due(state.step + 1, self.plan.log, self.plan.total):
+            self.gradient_norms.measure()
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.meter.add(sums, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
