@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.typing import ColorType
 
 FAMILY_COLORS = ("Oranges", "Blues", "Greens", "Purples")
@@ -21,6 +22,7 @@ LINE_STYLES = ("--", "-", "-.", ":")
 LIGHTEST, DARKEST = 0.5, 0.95  # of a colour map: lighter than this a line is lost on white
 INCHES = (13.0, 5.2)
 DOTS_PER_INCH = 130
+FEW_DECADES = 10**2.5  # up to here an axis has labels at 1, 2 and 5
 TITLE_WIDTH = 110  # letters
 
 
@@ -93,6 +95,7 @@ def _draw_moments(
             if curve.gradient_norms
         )
     )
+    axes[1].sharey(axes[0])  # one scale: the eye compares them
     for panel, step, when in zip(axes, (min(common), max(common)), ("early", "late"), strict=True):
         for key, repeats in groups.items():
             norms_RL = np.array([curve.gradient_norms[step] for curve in repeats if curve.gradient_norms])
@@ -101,7 +104,6 @@ def _draw_moments(
         _finish(
             panel, f"Gradient by layer, {when}: step {step}", "Convolution, from input to output", "L2 norm"
         )
-    axes[1].sharey(axes[0])
 
 
 def _line(axes: Axes, x: Iterable[int], values_RX: np.ndarray, style: Style) -> None:
@@ -117,6 +119,10 @@ def _finish(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_yscale("log")
+    low, high = axes.dataLim.intervaly
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.02)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
