@@ -33,6 +33,8 @@ def study(
     if setting not in settings:
         raise ValueError(f"setting={setting!r}: use one of {', '.join(settings)}")
     depths = depths or ((20, 56) if setting == "digits" else (20, 56, 110))
+    if len(depths) < 2:
+        raise ValueError(f"depths={list(depths)}: give two depths or more to compare")
     trials = [
         Trial(
             name=f"{net}-{depth}-seed-{seed}",

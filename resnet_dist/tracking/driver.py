@@ -51,9 +51,10 @@ class MlflowTracking:
         self._uploader.start()
 
     def finish(self, timeout_seconds: float) -> int:
+        unsent = self._uploader.finish(timeout_seconds)
         if self._recipe.train.log_gradient_norms:
             self._log_gradient_norms()
-        return self._uploader.finish(timeout_seconds)
+        return unsent
 
     def _log_gradient_norms(self) -> None:
         norms = read_layers(self._spool, GRADIENT_NORMS)

@@ -52,16 +52,21 @@ def draw_study(curves: Sequence[Curve], *, title: str) -> Figure:
     Curves of one family and shade are repeats: the line is their mean, the band spans all of them.
     """
     groups = _groups(curves)
-    measured = [repeats for repeats in groups.values() if all(curve.gradient_norms for curve in repeats)]
+    moments = _measured_steps(curves)
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
-    widths = (1.5, 1, 1) if measured else (1,)
+    widths = (1.5, 1, 1) if moments else (1,)
     axes: list[Axes] = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
     styles = _styles(groups)
     for key, repeats in groups.items():
         draw_losses(axes[0], repeats, styles[key])
     _finish(axes[0], "Training loss", "Optimizer steps", "Cross-entropy, nats")
-    if measured:
-        _draw_moments(axes[1:], groups, styles)
+    if moments:
+        axes[2].sharey(axes[1])  # one scale: the eye compares them
+        for panel, step, when in zip(axes[1:], (moments[0], moments[-1]), ("early", "late"), strict=True):
+            for key, repeats in groups.items():
+                draw_gradient_norms(panel, repeats, step, styles[key])
+            name = f"Gradient by layer, {when}: step {step}"
+            _finish(panel, name, "Convolution, from input to output", "L2 norm")
     figure.suptitle("\n".join(textwrap.wrap(title, TITLE_WIDTH)), fontsize="large", fontweight="bold")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
@@ -78,32 +83,15 @@ def draw_losses(axes: Axes, repeats: Sequence[Curve], style: Style) -> None:
     _line(axes, steps, losses_RS, style)
 
 
-def draw_gradient_norms(axes: Axes, norms_RL: np.ndarray, style: Style) -> None:
-    """One line with its band, over the layers from input to output. (R repeats, L layers)."""
+def draw_gradient_norms(axes: Axes, repeats: Sequence[Curve], step: int, style: Style) -> None:
+    """One line with its band, over the layers from input to output."""
+    norms_RL = np.array([curve.gradient_norms[step] for curve in repeats])  # R repeats, L layers
     _line(axes, range(1, norms_RL.shape[1] + 1), norms_RL, style)
 
 
-def _draw_moments(
-    axes: Sequence[Axes], groups: dict[tuple[str, str], list[Curve]], styles: dict[tuple[str, str], Style]
-) -> None:
-    """The first and the last step at which every run has measured its gradients."""
-    common = set.intersection(
-        *(
-            set(curve.gradient_norms)
-            for repeats in groups.values()
-            for curve in repeats
-            if curve.gradient_norms
-        )
-    )
-    axes[1].sharey(axes[0])  # one scale: the eye compares them
-    for panel, step, when in zip(axes, (min(common), max(common)), ("early", "late"), strict=True):
-        for key, repeats in groups.items():
-            norms_RL = np.array([curve.gradient_norms[step] for curve in repeats if curve.gradient_norms])
-            if norms_RL.size:
-                draw_gradient_norms(panel, norms_RL, styles[key])
-        _finish(
-            panel, f"Gradient by layer, {when}: step {step}", "Convolution, from input to output", "L2 norm"
-        )
+def _measured_steps(curves: Sequence[Curve]) -> list[int]:
+    """The steps at which every run has measured its gradients, in order."""
+    return sorted(set.intersection(*(set(curve.gradient_norms) for curve in curves)))
 
 
 def _line(axes: Axes, x: Iterable[int], values_RX: np.ndarray, style: Style) -> None:

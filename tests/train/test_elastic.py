@@ -25,6 +25,9 @@ class Losses:
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.values += [value for name, value in metrics.items() if name in ("train/loss", "eval/loss")]
 
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
+        self.values += values.values()
+
     def note(self, text: str) -> None:
         pass
 
@@ -103,3 +106,10 @@ def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Rec
     two = run_ranks(2, augmented, tmp_path / "two")
     assert run_ranks(2, cached, tmp_path / "both") == two
     assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step
+
+
+def test_gradient_norms_are_the_same_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    measured = recipe.with_overrides(["train.log_gradient_norms=true"])
+    one = run_ranks(1, measured, tmp_path / "one")
+    assert len(one) == STEPS * (1 + 9) + 2  # resnet8 has seven convolutions, and two in its projections
+    assert run_ranks(2, measured, tmp_path / "two") == pytest.approx(one, rel=1e-3)
