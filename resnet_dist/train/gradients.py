@@ -22,10 +22,13 @@ class GradientNorms:
         self._layers, self._weights = tuple(weights), tuple(weights.values())
         self._norms: Tensor | None = None
 
-    def measure(self) -> None:
-        """Remember the norms of what lies in `.grad` now. A convolution without a gradient has norm 0."""
+    def measure(self, loss_scale: float = 1.0) -> None:
+        """Remember the norms of what lies in `.grad` now, of a loss that was multiplied by `loss_scale`.
+
+        A convolution without a gradient has norm 0.
+        """
         norms = torch._foreach_norm([_gradient(weight) for weight in self._weights])
-        self._norms = torch.stack(norms)
+        self._norms = torch.stack(norms) / loss_scale
 
     def read(self) -> dict[str, float]:
         """The norms of the newest `measure`, by the name of the layer; waits for the device."""

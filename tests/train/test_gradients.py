@@ -76,3 +76,5 @@ def test_a_layer_without_a_gradient_has_norm_zero() -> None:
     norms = GradientNorms(model)
     norms.measure()
     assert norms.read() == {"0": 0.0, "1": 6.0}
+    norms.measure(loss_scale=4.0)
+    assert norms.read() == {"0": 0.0, "1": 1.5}
