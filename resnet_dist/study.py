@@ -128,6 +128,9 @@ def run_study(
             if finished:
                 summary = report(request, finished)
                 tracking.log_files(summary.figure, summary.table)
+        except BaseException:
+            status = "FAILED"
+            raise
         finally:
             tracking.close(status, summary.conclusion if summary else "")
     assert summary is not None  # a study has at least one trial
@@ -170,10 +173,10 @@ def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
     """Write figure and table of the first trials, whose runs these are."""
     study = request.study
     trials = study.trials[: len(runs)]
-    entries = [Follower(run.spool).read() for run in runs]
+    logged = [read_metrics(run) for run in runs]
     results = tuple(
-        Result(trial.tags, summarise(metrics_by_step(of_run), study.last_steps))
-        for trial, of_run in zip(trials, entries, strict=True)
+        Result(trial.tags, summarise(of_run, study.last_steps))
+        for trial, of_run in zip(trials, logged, strict=True)
     )
     complete = len(runs) == len(study.trials)
     conclusion = (
@@ -183,12 +186,23 @@ def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
     )
     curves = [
         curve_of(study, trial, of_run, read_layers(run.spool, GRADIENT_NORMS))
-        for trial, of_run, run in zip(trials, entries, runs, strict=True)
+        for trial, of_run, run in zip(trials, logged, runs, strict=True)
     ]
     figure, table = request.folder / FIGURE_FILE, request.folder / TABLE_FILE
     draw_study(curves, title=conclusion).savefig(figure)
     write_table(table, runs, results)
     return StudySummary(results, conclusion, figure, table)
+
+
+def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:
+    """What a run has logged, by step. Raises UserError where that is gone."""
+    metrics = metrics_by_step(Follower(run.spool).read())
+    if not any("train/loss" in of_step for of_step in metrics.values()):
+        raise UserError(
+            f"{run.spool}: holds no training loss, so the run cannot be compared; remove {run.path}, or give "
+            "the study a new --name"
+        )
+    return metrics
 
 
 def metrics_by_step(entries: Sequence[Entry]) -> dict[int, dict[str, float]]:
@@ -212,14 +226,13 @@ def summarise(metrics: Mapping[int, Mapping[str, float]], last_steps: int) -> di
 
 
 def curve_of(
-    study: Study, trial: Trial, entries: Sequence[Entry], norms: dict[int, dict[str, float]]
+    study: Study,
+    trial: Trial,
+    metrics: Mapping[int, Mapping[str, float]],
+    norms: Mapping[int, Mapping[str, float]],
 ) -> Curve:
     """What the figure shows of one run."""
-    losses = {
-        step: values["train/loss"]
-        for step, values in metrics_by_step(entries).items()
-        if "train/loss" in values
-    }
+    losses = {step: values["train/loss"] for step, values in metrics.items() if "train/loss" in values}
     return Curve(
         family=trial.tags[study.family],
         shade=trial.tags[study.shade],

@@ -287,3 +287,14 @@ def test_a_failed_run_ends_the_study_as_failed(request_of: StudyRequest) -> None
     statuses = {found.info.run_name: found.info.status for found in client.search_runs(["1"])}
     assert statuses == {"tiny": "FAILED", "tiny-seed-0": "FINISHED", "tiny-seed-1": "FAILED"}
     assert (request_of.folder / "figure.png").exists()
+
+
+def test_a_finished_run_without_its_metrics_is_named(request_of: StudyRequest) -> None:
+    one = replace(request_of, study=replace(request_of.study, trials=request_of.study.trials[:1]))
+    run(one)
+    spool = request_of.output / "runs/tiny-seed-0/spool.jsonl"
+    spool.unlink()
+    with pytest.raises(UserError, match=r"spool\.jsonl: holds no training loss"):
+        run(one)
+    client = mlflow.MlflowClient(f"sqlite:///{request_of.output}/mlflow.db")
+    assert {found.info.run_name: found.info.status for found in client.search_runs(["1"])}["tiny"] == "FAILED"
