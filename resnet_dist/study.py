@@ -158,7 +158,9 @@ def _train(
     asked = request.of_trial(trial)
     assert asked.name is not None
     known = read_run(asked.output / "runs" / asked.name)
-    if known is not None and known.run_id is not None and tracking.is_finished(known.run_id):
+    # A recipe that changed in what a run may change, such as a longer length, gives it something to do again.
+    same = known is not None and known.recipe == asked.recipe.model_dump(mode="json")
+    if known is not None and same and known.run_id is not None and tracking.is_finished(known.run_id):
         reporter.say(f"run {known.name}: finished before")
         return known
     return run_training(asked, reporter, open_member({**trial.tags, **tracking.member_tags()})).run
