@@ -19,7 +19,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from resnet_dist.config import Data, UserError, load_recipe
+from resnet_dist.config import Data, UserError, load_recipe, load_study
 from resnet_dist.interrupts import interrupt, signals_call
 from resnet_dist.launcher import is_main_process, started_by_torchrun
 from resnet_dist.terminal import bars, make_reporter
@@ -205,7 +205,7 @@ def train(
         )
         with make_reporter(out) as reporter:
             try:
-                summary = run_training(request, reporter, _open_tracking)
+                summary = run_training(request, reporter, _open_tracking({}))
             except Interrupted as interrupted:
                 where = f" at step {interrupted.step}" if interrupted.step is not None else ""
                 err.print(f"interrupted{where}; this continues it:\n  {_resume_line(interrupted.run.name)}")
@@ -221,6 +221,51 @@ def train(
         err.print(
             f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}"
         )
+
+
+@app.command()
+def study(
+    job: Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines study().")],
+    arguments: Annotated[
+        list[str] | None, typer.Option("--with", metavar="NAME=VALUE", help="An argument of study().")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field of every recipe.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="DDP ranks of each run, on Ray; default: one, in this process.")
+    ] = None,
+    gpu: Gpu = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study; one that exists is continued.")] = None,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Train the runs of a study one after another, draw what they say; the same command continues one."""
+    value = load_study(job, arguments or (), overrides or ())
+    from resnet_dist.study import StudyInterrupted, StudyRequest, run_study  # torch takes seconds to import
+
+    request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
+    with make_reporter(out, training_lines=False) as reporter:
+        try:
+            summary = run_study(request, reporter, _open_mlflow_study, _open_tracking)
+        except StudyInterrupted as interrupted:
+            err.print(
+                f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
+                f"  {shlex.join(['resnet-dist', *sys.argv[1:]])}"
+            )
+            raise typer.Exit(130) from None
+    for trial, result in zip(value.trials, summary.results, strict=True):
+        metrics = result.metrics
+        out.print(
+            f"{trial.name:<24} training loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.2%}  "
+            f"eval top-1 {metrics['eval/top1']:.2%}"
+        )
+    out.print(
+        f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
+        f"figure     {_short(summary.figure)}\n"
+        f"table      {_short(summary.table)}\n"
+        f"browse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+    )
 
 
 @app.command()
@@ -328,24 +373,46 @@ def _torchrun_ranks():  # type: ignore[no-untyped-def]
     return Ranks()
 
 
-def _open_tracking(request, run, on_entry):  # type: ignore[no-untyped-def]
-    try:
-        from resnet_dist.tracking.driver import MlflowTracking
-    except ImportError:
-        from resnet_dist.tracking.plain import PlainTracking
+def _open_tracking(more_tags):  # type: ignore[no-untyped-def]
+    """How to open the tracker of a run, which gets these tags too."""
 
-        out.print(f"MLflow is not installed: metrics go to {_short(run.spool)} alone")
-        return PlainTracking(run.spool, on_entry)
-    return MlflowTracking(
+    def open_tracking(request, run, on_entry):  # type: ignore[no-untyped-def]
+        try:
+            from resnet_dist.tracking.driver import MlflowTracking
+        except ImportError:
+            from resnet_dist.tracking.plain import PlainTracking
+
+            out.print(f"MLflow is not installed: metrics go to {_short(run.spool)} alone")
+            return PlainTracking(run.spool, on_entry)
+        return MlflowTracking(
+            request.output,
+            request.recipe,
+            name=run.name,
+            run_id=run.run_id,
+            key=run.key,
+            source=request.source,
+            spool=run.spool,
+            tags={
+                "resnet_dist.folder": str(run.path),
+                "resnet_dist.attempt": str(run.attempt),
+                **more_tags,
+            },
+            on_entry=on_entry,
+        )
+
+    return open_tracking
+
+
+def _open_mlflow_study(request):  # type: ignore[no-untyped-def]
+    from resnet_dist.tracking.study import MlflowStudy
+
+    return MlflowStudy(
         request.output,
-        request.recipe,
-        name=run.name,
-        run_id=run.run_id,
-        key=run.key,
+        request.folder,
+        experiment=request.study.experiment,
+        name=request.full_name,
         source=request.source,
-        spool=run.spool,
-        tags={"resnet_dist.folder": str(run.path), "resnet_dist.attempt": str(run.attempt)},
-        on_entry=on_entry,
+        description=request.study.description,
     )
 
 

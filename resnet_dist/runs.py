@@ -6,7 +6,6 @@ output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,13 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from resnet_dist.config import Recipe, UserError
-from resnet_dist.config.part import explain
+from resnet_dist.config.part import NAME, explain
 from resnet_dist.data.tar import write_text_atomically
 
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
 STOP_FILE = "stop"
 LOCK_FILE = "lock"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 # What a continued run may change, because no sample, gradient or curve depends on it. Every other field, and
 # every one that is added to the recipe later, matters: it is for this list to say that one does not. Where a
@@ -54,6 +52,7 @@ MAY_CHANGE = frozenset(
         "train.checkpoint_minutes",
         "train.best_metric",  # a change begins a new search for the best
         "train.stall_timeout_seconds",
+        "train.log_gradient_norms",
     }
 )
 

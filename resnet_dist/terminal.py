@@ -12,10 +12,11 @@ from resnet_dist.tracking.spool import Entry
 
 
 class PlainReporter:
-    """A line for every entry of the spool."""
+    """A line for every entry of the spool; without `training`, for evaluations and notes alone."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, training: bool = True) -> None:
         self._console = console
+        self._training = training
         self._total = 0
 
     def say(self, text: str) -> None:
@@ -27,7 +28,7 @@ class PlainReporter:
     def entry(self, entry: Entry) -> None:
         if entry.note:
             self.say(entry.note)
-        elif entry.step is not None:
+        elif entry.metrics and (self._training or "train/loss" not in entry.metrics):
             self.say(f"step {entry.step}/{self._total}  {describe(entry.metrics)}")
 
 
@@ -41,7 +42,7 @@ class BarReporter(PlainReporter):
 
     def begin(self, total_steps: int) -> None:
         super().begin(total_steps)
-        self._bar.update(self._task, total=total_steps, visible=True, text="starting the ranks")
+        self._bar.update(self._task, total=total_steps, completed=0, visible=True, text="starting the ranks")
 
     def entry(self, entry: Entry) -> None:
         if "train/loss" in entry.metrics:
@@ -51,9 +52,9 @@ class BarReporter(PlainReporter):
 
 
 @contextmanager
-def make_reporter(console: Console) -> Iterator[PlainReporter]:
+def make_reporter(console: Console, *, training_lines: bool = True) -> Iterator[PlainReporter]:
     if not console.is_terminal:
-        yield PlainReporter(console)
+        yield PlainReporter(console, training=training_lines)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:

@@ -271,3 +271,70 @@ def test_bench_prints_its_figures(folder: Path) -> None:
     code, out, err = run("bench", "loader", "output/data/digits/train", *words, cwd=folder)
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ["loader", "raw", "memory"]
+
+
+STUDY = str(ROOT / "jobs/plain_vs_residual.py")
+
+
+def test_study_trains_all_its_runs_and_says_what_it_found(folder: Path) -> None:
+    words = ["study", STUDY, "--with", "depths=[8,14]", "--with", "seeds=1", "--name", "small"]
+    short = ["--set", "train.length=6 steps", "--set", "schedule.warmup=0 steps"]
+    code, out, err = run(*words, *short, cwd=folder)
+    assert code == 0, err
+    lines = out.splitlines()
+    trained = [line for line in lines if line.startswith("run small-")]
+    names = [f"{net}-{depth}-seed-0" for depth in (8, 14) for net in ("plain", "residual")]
+    assert trained == [f"run small-{name}: 6 steps, 1 rank(s)" for name in names]
+    assert [line.split()[0] for line in lines if "eval top-1" in line and "training loss" in line] == names
+    assert "step 5/6" not in out  # twelve runs of hundreds of lines would hide what was found
+    assert "training loss" in lines[-4]
+    assert "with 14 plain layers" in lines[-4]
+    assert lines[-3] == "figure     output/studies/small/figure.png"
+    assert (folder / "output/studies/small/figure.png").stat().st_size > 10_000
+    code, out, _ = run(*words, *short, cwd=folder)
+    assert code == 0
+    assert out.count("finished before") == 4
+    code, out, err = run(*words, cwd=folder)
+    assert (code, out) == (2, "")
+    assert "run small-plain-8-seed-0 was started with another recipe" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([DIGITS], "defines no function study() -> Study"),
+        ([STUDY, "--with", "sets=2"], "sets is no argument of study()"),
+        ([STUDY, "--set", "optim.lrr=2"], "did you mean optim.lr?"),
+        ([STUDY, "--workers", "3"], "trial plain-20-seed-0: --workers 3: the recipe has 2 micro-batches"),
+    ],
+)
+def test_mistakes_about_studies(folder: Path, words: list[str], message: str) -> None:
+    before = files(folder)
+    code, out, err = run("study", *words, cwd=folder)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+def test_an_interrupted_study_says_how_it_goes_on(folder: Path) -> None:
+    words = ["study", STUDY, "--with", "depths=[8,14]", "--set", "train.length=6000 steps"]
+    process = start(*words, cwd=folder)
+    assert process.stdout is not None
+    while "run plain_vs_residual-digits-plain-8-seed-0" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    spool = folder / "output/runs/plain_vs_residual-digits-plain-8-seed-0/spool.jsonl"
+    while not spool.exists() or not spool.read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "interrupted after 0 of 12 runs; this continues it:" in err
+    assert err.splitlines()[-1].strip().startswith("resnet-dist study")
+    statuses = {
+        found.info.run_name: found.info.status
+        for found in mlflow.MlflowClient(f"sqlite:///{folder}/output/mlflow.db").search_runs(["1"])
+    }
+    assert set(statuses.values()) == {"KILLED"}
+    assert len(statuses) == 2

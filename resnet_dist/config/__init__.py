@@ -5,6 +5,7 @@ from resnet_dist.config.lengths import Length, steps_of
 from resnet_dist.config.model import Model
 from resnet_dist.config.part import RecipeError, UserError
 from resnet_dist.config.recipe import Recipe, load_recipe
+from resnet_dist.config.study import Result, Study, Trial, load_study
 from resnet_dist.config.train import Optim, Schedule, Train, scaled_lr
 
 __all__ = [
@@ -14,11 +15,15 @@ __all__ = [
     "Optim",
     "Recipe",
     "RecipeError",
+    "Result",
     "Schedule",
+    "Study",
     "Train",
+    "Trial",
     "UserError",
     "check_world_size",
     "load_recipe",
+    "load_study",
     "scaled_lr",
     "steps_of",
 ]

@@ -10,8 +10,10 @@ import hashlib
 import json
 import runpy
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -71,7 +73,7 @@ class Recipe(Part):
             key, equals, value = override.partition("=")
             if not equals or not key:
                 raise RecipeError(f"--set {override}: must be KEY=VALUE, such as optim.lr=0.2")
-            _set_field(tree, key.strip(), _parse_value(value))
+            _set_field(tree, key.strip(), parse_value(value))
         try:
             return Recipe.model_validate(tree)
         except ValidationError as error:
@@ -113,7 +115,7 @@ def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     if text.strip().lower() in ("none", "null"):
         return None
     try:
@@ -123,11 +125,26 @@ def _parse_value(text: str) -> Any:
 
 
 def _run_recipe(path: Path) -> Recipe:
+    value = call_in_file(path, "recipe", "Recipe")
+    if not isinstance(value, Recipe):
+        raise RecipeError(f"{path}: recipe() returned {type(value).__name__}, must return a Recipe")
+    return value
+
+
+def call_in_file(
+    path: Path, name: str, returns: str, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """What function `name` of a Python file returns. Raises RecipeError with the line where it raises."""
     try:
-        make = runpy.run_path(str(path), run_name="recipe").get("recipe")
+        make = runpy.run_path(str(path), run_name="recipe").get(name)
         if not callable(make):
-            raise RecipeError(f"{path}: defines no function recipe() -> Recipe")
-        value = make()
+            raise RecipeError(f"{path}: defines no function {name}() -> {returns}")
+        accepted = list(signature(make).parameters)
+        for argument in arguments:
+            if argument not in accepted:
+                takes = f"takes {', '.join(accepted)}" if accepted else "takes no arguments"
+                raise RecipeError(f"{argument} is no argument of {name}() in {path}, which {takes}")
+        return make(**arguments)
     except RecipeError:
         raise
     except ValidationError as error:
@@ -138,9 +155,6 @@ def _run_recipe(path: Path) -> Recipe:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
         raise RecipeError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
-    if not isinstance(value, Recipe):
-        raise RecipeError(f"{path}: recipe() returned {type(value).__name__}, must return a Recipe")
-    return value
 
 
 def _part_named(title: str) -> type[Part]:

@@ -140,6 +140,8 @@ class Train(Part):
     stall_timeout_seconds: float = Field(default=600.0, gt=0)
     """After so long without any progress the run ends and names the ranks that are behind. The first time
     through every phase (compiling, filling caches) may take three times as long."""
+    log_gradient_norms: bool = False
+    """Whether log steps also measure the gradient of every convolution: gradient_norms.json of the run."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -12,8 +12,9 @@ from resnet_dist.config import Recipe
 from resnet_dist.data.index import read_index
 from resnet_dist.tracking.model import log_model
 from resnet_dist.tracking.run import MlflowRun, Status
-from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.spool import Entry, read_layers
 from resnet_dist.tracking.upload import Uploader
+from resnet_dist.train.gradients import GRADIENT_NORMS
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class MlflowTracking:
     ) -> None:
         self._run = MlflowRun.open(output, recipe, name, run_id, source, key)
         self._run.set_tags(tags)
-        self._recipe = recipe
+        self._recipe, self._spool = recipe, spool
         self._uploader = Uploader(spool, self._run, on_entry)
 
     @property
@@ -51,7 +52,19 @@ class MlflowTracking:
         self._uploader.start()
 
     def finish(self, timeout_seconds: float) -> int:
-        return self._uploader.finish(timeout_seconds)
+        unsent = self._uploader.finish(timeout_seconds)
+        if self._recipe.train.log_gradient_norms:
+            self._log_gradient_norms()
+        return unsent
+
+    def _log_gradient_norms(self) -> None:
+        norms = read_layers(self._spool, GRADIENT_NORMS)
+        try:
+            self._run.client.log_dict(self._run.run_id, norms, f"{GRADIENT_NORMS}.json")
+        except (MlflowException, OSError) as error:
+            log.warning(
+                "the gradient norms were not logged to MLflow (%s); they are in %s", error, self._spool
+            )
 
     def log_model(self, checkpoint: Path, step: int) -> None:
         try:

@@ -6,6 +6,8 @@ import getpass
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -25,6 +27,7 @@ from resnet_dist.config import Recipe, UserError
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 KEY_TAG = "resnet_dist.key"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's page folds runs under the one that this names
 GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"  # set where a job runs without the repository around it
 
 
@@ -50,21 +53,38 @@ class MlflowRun:
 
         Raises UserError where the server cannot be reached.
         """
-        uri = tracking_uri(output)
-        try:
-            client = mlflow.MlflowClient(uri)
-            experiment_id = _experiment(client, recipe.experiment or recipe.name, output, uri)
-            run_id = run_id or _run_with_key(client, experiment_id, key)
-            if run_id is None:
-                created = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
-                run_id = created.info.run_id
-            else:
-                client.update_run(run_id, status="RUNNING")
-            run = cls(client, uri, experiment_id, run_id)
+        with _explained(tracking_uri(output)):
+            run = cls._begin(output, recipe.experiment or recipe.name, name, run_id, key)
             run._describe(recipe, source)
             return run
-        except MlflowException as error:
-            raise UserError(f"MLflow at {uri} cannot be used: {error}") from None
+
+    @classmethod
+    def open_parent(
+        cls, output: Path, experiment: str, name: str, run_id: str | None, source: str, description: str
+    ) -> Self:
+        """Create or continue a run that trains nothing: others become its children by PARENT_TAG.
+
+        Raises UserError where the server cannot be reached.
+        """
+        with _explained(tracking_uri(output)):
+            run = cls._begin(output, experiment, name, run_id)
+            run.set_tags(_origin_tags(source, description))
+            return run
+
+    @classmethod
+    def _begin(
+        cls, output: Path, experiment: str, name: str, run_id: str | None, key: str | None = None
+    ) -> Self:
+        uri = tracking_uri(output)
+        client = mlflow.MlflowClient(uri)
+        experiment_id = _experiment(client, experiment, output, uri)
+        run_id = run_id or (_run_with_key(client, experiment_id, key) if key else None)
+        if run_id is None:
+            tags = {KEY_TAG: key} if key else {}
+            run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        else:
+            client.update_run(run_id, status="RUNNING")
+        return cls(client, uri, experiment_id, run_id)
 
     def newest_steps(self) -> dict[str, int]:
         """The newest step of every metric that the store has."""
@@ -89,16 +109,9 @@ class MlflowRun:
         ).data.params  # a parameter cannot change: first attempt's stay
         flat = {key: value for key, value in recipe.flat().items() if key != "description"}
         params = [Param(key, value) for key, value in flat.items() if key not in known]
-        tags = {
-            "mlflow.user": getpass.getuser(),
-            "mlflow.source.name": source,
-            "mlflow.source.type": "LOCAL",
-            "mlflow.note.content": recipe.description.strip(),
-            **_git_tags(Path(source).parent),
-        }
         for low in range(0, len(params), 100):  # MLflow's limit for one request
             self.client.log_batch(self.run_id, params=params[low : low + 100])
-        self.set_tags(tags)
+        self.set_tags(_origin_tags(source, recipe.description))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "recipe.json"
             path.write_text(recipe.to_json())
@@ -121,6 +134,25 @@ def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) 
     # A server decides itself where artifacts go; the embedded store would put them in the working folder.
     local = (output.absolute() / "artifacts" / name).as_uri() if uri.startswith("sqlite:") else None
     return str(client.create_experiment(name, artifact_location=local))
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"MLflow at {uri} cannot be used: {error}") from None
+
+
+def _origin_tags(source: str, description: str) -> dict[str, str]:
+    """What MLflow's page shows of a run that was made without its fluent functions."""
+    return {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": source,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.note.content": description.strip(),
+        **_git_tags(Path(source).parent),
+    }
 
 
 def _git_tags(folder: Path) -> dict[str, str]:

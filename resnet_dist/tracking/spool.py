@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: metrics of a step, a note to the person, or neither where an attempt begins."""
+    """One line: metrics of a step, a quantity of a step by layer, a note to the person, or nothing: an attempt begins."""
 
     time_ms: int
     step: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By quantity, then by layer. Not for charts: hundreds of layers would be hundreds of them."""
     note: str | None = None
 
 
@@ -41,6 +43,9 @@ class Spool:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self._append({"step": step, "metrics": metrics})
+
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
+        self._append({"step": step, "layers": {name: values}})
 
     def note(self, text: str) -> None:
         self._append({"note": text})
@@ -96,6 +101,15 @@ class Follower:
     def skip(self) -> None:
         """Leave out what is there already."""
         self.read()
+
+
+def read_layers(spool: Path, name: str) -> dict[int, dict[str, float]]:
+    """Quantity `name` by step and layer. Steps that a restart ran again are there once, as they were last."""
+    return {
+        entry.step: entry.layers[name]
+        for entry in Follower(spool).read()
+        if entry.step is not None and name in entry.layers
+    }
 
 
 def _parse(line: bytes) -> Entry | None:

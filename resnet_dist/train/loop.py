@@ -21,6 +21,7 @@ from resnet_dist.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.checkpointer import Checkpointer
 from resnet_dist.train.control import Control, Stopped
 from resnet_dist.train.device import prepare_device
+from resnet_dist.train.gradients import GRADIENT_NORMS
 from resnet_dist.train.guards import Guard, check_agreement
 from resnet_dist.train.initial import begin_from, initial_state
 from resnet_dist.train.plan import due, plan_of
@@ -37,6 +38,8 @@ class Tracker(Protocol):
 
     def log(self, metrics: dict[str, float], step: int) -> None: ...
 
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None: ...
+
     def note(self, text: str) -> None: ...
 
 
@@ -44,6 +47,9 @@ class NullTracker:
     """The Tracker of every other rank."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        pass
+
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -111,6 +117,8 @@ def train(
                 if due(state.step, plan.log, plan.total):
                     progress.at("gathering the metrics", state.step)
                     tracker.log(training_metrics(state, order, world), state.step)
+                    if train_step.gradient_norms is not None:
+                        tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), state.step)
                     guard.check_samples(state, list_bad_samples(state, tracker, world))
                     guard.check_losses(state)
             if state.evaluation_pending:

@@ -20,9 +20,10 @@ from resnet_dist.data.loader import Batch
 from resnet_dist.data.mix import mix
 from resnet_dist.train.batch_norm import RunningStatistics
 from resnet_dist.train.drops import block_scales
+from resnet_dist.train.gradients import GradientNorms
 from resnet_dist.train.loss import sample_losses
 from resnet_dist.train.optim import set_learning_rate
-from resnet_dist.train.plan import Plan
+from resnet_dist.train.plan import Plan, due
 from resnet_dist.train.progress import Progress
 from resnet_dist.train.schedule import learning_rate
 from resnet_dist.train.state import TrainState
@@ -51,6 +52,7 @@ class TrainStep:
         self.distributed = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
         self.network = compiled(self.distributed, recipe.train)
         self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
+        self.gradient_norms = GradientNorms(state.model) if recipe.train.log_gradient_norms else None
         # A CUDA graph leaves gradients in memory that its next replay overwrites: add them up in memory of our own.
         self.keeps_gradients = recipe.train.compile in ("reduce-overhead", "max-autotune")
         if self.keeps_gradients:
@@ -70,6 +72,8 @@ class TrainStep:
         set_learning_rate(state.optimizer, rate)
         sums_M3 = self.accumulate_gradients(batch)
         self.statistics.finish_average()
+        if self.gradient_norms is not None and due(state.step + 1, self.plan.log, self.plan.total):
+            self.gradient_norms.measure(state.scaler.get_scale())
         self.update_weights()
         if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
             state.ema.update((state.step + 1) // self.plan.ema)

@@ -49,6 +49,9 @@ class Printer:
             f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True
         )
 
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
+        pass
+
     def note(self, text: str) -> None:
         print(text, flush=True)
 

@@ -30,6 +30,9 @@ class Log:
         }
         self.losses += [value for name, value in metrics.items() if name in ("train/loss", "eval/loss")]
 
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
+        self.losses += values.values()
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 

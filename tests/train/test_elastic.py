@@ -116,3 +116,11 @@ def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Rec
     two = curve(2, augmented, tmp_path / "two")
     assert curve(2, cached, tmp_path / "both") == two
     assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step
+
+
+def test_gradient_norms_are_the_same_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    measured = recipe.with_overrides(["train.log_gradient_norms=true"])
+    one = curve(1, measured, tmp_path / "one")
+    assert len(one) == STEPS * (1 + 9) + 2  # resnet8 has seven convolutions, and two in its projections
+    two = curve(2, measured, tmp_path / "two")
+    assert two[:70] == pytest.approx(one[:70], rel=1e-4)  # seven steps, before rounding turns a ReLU over

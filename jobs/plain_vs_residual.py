@@ -1,0 +1,149 @@
+"""Why skip connections exist: plain and residual nets of the same layers, data and seeds.
+
+Deeper plain nets train worse, not because they overfit but because they cannot be optimised: the error on what
+they are trained on is higher. With skip connections, which here have no parameters (option A), so that both nets
+have the same number of them, that goes away.
+
+Source    He et al. 2015 (arXiv 1512.03385), section 4.2 and figure 6
+Command   resnet-dist study jobs/plain_vs_residual.py
+          resnet-dist study jobs/plain_vs_residual.py --with setting=cifar10 --gpu
+          resnet-dist train jobs/plain_vs_residual.py --set model.shortcut=none       one of the nets
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal
+
+from resnet_dist import Data, Model, Optim, Recipe, Result, Schedule, Study, Train, Trial
+
+SHORTCUTS = {"plain": "none", "residual": "zero-pad"}
+LAST_STEPS = {"digits": 50, "cifar10": 2_000}
+WELL_BELOW = 2  # times: what the deep residual net must be under the deep plain one
+
+
+def recipe() -> Recipe:
+    return digits(Model(name="resnet56", shortcut="zero-pad"), seed=0)
+
+
+def study(
+    setting: Literal["digits", "cifar10"] = "digits", depths: Sequence[int] | None = None, seeds: int = 3
+) -> Study:
+    """All nets with one seed, then all with the next: interrupted, the study has whole comparisons."""
+    settings = {"digits": digits, "cifar10": cifar10}
+    if setting not in settings:
+        raise ValueError(f"setting={setting!r}: use one of {', '.join(settings)}")
+    depths = depths or ((20, 56) if setting == "digits" else (20, 56, 110))
+    if len(depths) < 2:
+        raise ValueError(f"depths={list(depths)}: give two depths or more to compare")
+    trials = [
+        Trial(
+            name=f"{net}-{depth}-seed-{seed}",
+            recipe=settings[setting](Model(name=f"resnet{depth}", shortcut=shortcut), seed),
+            tags={"net": net, "depth": str(depth), "shortcut": shortcut, "seed": str(seed)},
+        )
+        for seed in range(seeds)
+        for depth in depths
+        for net, shortcut in SHORTCUTS.items()
+    ]
+    return Study(
+        name=f"plain_vs_residual-{setting}",
+        trials=tuple(trials),
+        family="net",
+        shade="depth",
+        last_steps=LAST_STEPS[setting],
+        conclude=conclude,
+        description=__doc__,
+    )
+
+
+def digits(model: Model, seed: int) -> Recipe:
+    """The optimizer of the paper, and 150 steps at one learning rate, 13 epochs of 1,437 digits."""
+    return Recipe(
+        name="plain_vs_residual",
+        description=__doc__,
+        seed=seed,
+        data=Data(
+            source="digits",
+            train="{output}/data/digits/train",
+            eval="{output}/data/digits/eval",
+            image_size=8,
+            channels=1,
+            mean=(0.31,),
+            std=(0.37,),
+            global_batch_size=128,
+            micro_batch_size=64,
+            lanes=8,
+            cache="ram",
+        ),
+        model=model,
+        optim=Optim(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4),
+        schedule=Schedule(decay="constant", warmup="20 steps"),
+        train=Train(
+            length="150 steps",
+            log_every="5 steps",
+            eval_every="0 steps",
+            checkpoint_every="0 steps",
+            keep_checkpoints=1,
+            log_gradient_norms=True,
+        ),
+    )
+
+
+def cifar10(model: Model, seed: int) -> Recipe:
+    """Section 4.2 of the paper."""
+    return Recipe(
+        name="plain_vs_residual",
+        description=__doc__,
+        seed=seed,
+        data=Data(
+            source="cifar10",
+            train="{output}/data/cifar10/train",
+            eval="{output}/data/cifar10/eval",
+            image_size=32,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            global_batch_size=128,
+            micro_batch_size=64,  # what batch norm saw on each of the paper's two GPUs
+            lanes=8,
+            crop="pad-crop",
+            pad=4,
+            flip=True,
+            cache="ram",
+        ),
+        model=model,
+        optim=Optim(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4),
+        schedule=Schedule(decay="cosine", warmup="400 steps" if model.name == "resnet110" else "0 steps"),
+        train=Train(
+            length="64000 steps",
+            log_every="200 steps",
+            eval_every="10 epochs",
+            checkpoint_every="5 epochs",
+            log_gradient_norms=True,
+        ),
+    )
+
+
+def conclude(results: Sequence[Result]) -> str:
+    """The claim where it holds with every seed, with the means; else with how many it does."""
+    losses: dict[tuple[str, int], dict[str, float]] = {}  # by net and depth, then by seed
+    for result in results:
+        by_seed = losses.setdefault((result.tags["net"], int(result.tags["depth"])), {})
+        by_seed[result.tags["seed"]] = result.metrics["train/loss"]
+    shallow, deep = min(depth for _, depth in losses), max(depth for _, depth in losses)
+    plain_shallow, plain_deep = losses["plain", shallow], losses["plain", deep]
+    residual_deep = losses["residual", deep]
+    holds = [
+        plain_deep[seed] > plain_shallow[seed] and residual_deep[seed] < plain_deep[seed] / WELL_BELOW
+        for seed in plain_deep
+    ]
+    means = (
+        f"training loss {fmean(plain_deep.values()):.2g} with {deep} plain layers, "
+        f"{fmean(plain_shallow.values()):.2g} with {shallow}, {fmean(residual_deep.values()):.2g} with {deep} residual"
+    )
+    if all(holds):
+        return (
+            f"Depth hurts plain nets, skip connections undo it: {means} ({len(holds)} of {len(holds)} seeds)"
+        )
+    return (
+        f"Depth hurts plain nets and skip connections undo it in {sum(holds)} of {len(holds)} seeds: {means}"
+    )

@@ -1,0 +1,104 @@
+"""A study: several runs that answer one question, and how their answer is told.
+
+A job file may define `study() -> Study` beside `recipe() -> Recipe`. `resnet-dist train` trains the one
+recipe, `resnet-dist study` all of the study's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from resnet_dist.config.part import NAME, RecipeError
+from resnet_dist.config.recipe import Recipe, call_in_file, parse_value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study."""
+
+    name: str
+    """Follows the study's name in that of the run."""
+    recipe: Recipe
+    tags: Mapping[str, str]
+    """What sets this run apart. MLflow shows them, and the figure goes by them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a finished trial did: every metric of its run, those of training as means over the last steps."""
+
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs on the same data, and how they are drawn. Trials that differ in neither `family` nor `shade` are
+    repeats of one another: a curve is the mean of repeats, its band reaches from the lowest to the highest.
+    """
+
+    name: str
+    trials: tuple[Trial, ...]
+    family: str
+    """The tag that chooses the colour of a curve."""
+    shade: str
+    """The tag that chooses how dark it is: its values, in order, from light to dark."""
+    last_steps: int
+    """Results are means over this many of the last steps: a rule that is fixed before anything is trained."""
+    conclude: Callable[[Sequence[Result]], str]
+    """What the results say, in a sentence: the title of the figure. It must be true of any results."""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError."""
+        names = [trial.name for trial in self.trials]
+        for name in [self.name, *names]:
+            if not NAME.fullmatch(name):
+                raise RecipeError(f"study: the name {name!r} must be letters, digits, '.', '_' and '-'")
+        if not names:
+            raise RecipeError(f"study {self.name}: has no trials")
+        if len(set(names)) < len(names):
+            raise RecipeError(f"study {self.name}: several trials are called {_first_repeated(names)!r}")
+        for trial in self.trials:
+            for tag in (self.family, self.shade):
+                if tag not in trial.tags:
+                    raise RecipeError(f"study {self.name}: trial {trial.name!r} has no tag {tag!r}")
+        if self.last_steps < 1:
+            raise RecipeError(f"study {self.name}: last_steps={self.last_steps} must be at least 1")
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment of all its runs."""
+        return self.trials[0].recipe.experiment or self.name
+
+    def with_overrides(self, overrides: Sequence[str]) -> Study:
+        """This study with `KEY=VALUE` applied to every recipe. Raises RecipeError."""
+        trials = (replace(trial, recipe=trial.recipe.with_overrides(overrides)) for trial in self.trials)
+        return replace(self, trials=tuple(trials))
+
+
+def load_study(path: Path | str, arguments: Iterable[str] = (), overrides: Sequence[str] = ()) -> Study:
+    """Call `study()` of a Python file with `NAME=VALUE` arguments; `KEY=VALUE` overrides go to every recipe.
+
+    Raises RecipeError where the file is missing, raises, or returns something else than a Study.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such job file; a study is a .py file that defines study()")
+    study = call_in_file(path, "study", "Study", dict(_argument(text) for text in arguments))
+    if not isinstance(study, Study):
+        raise RecipeError(f"{path}: study() returned {type(study).__name__}, must return a Study")
+    return study.with_overrides(overrides)
+
+
+def _argument(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise RecipeError(f"--with {text}: must be NAME=VALUE, such as seeds=1")
+    return name.strip(), parse_value(value)
+
+
+def _first_repeated(names: Sequence[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
