@@ -274,7 +274,7 @@ def bench_loader(
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Images per second of the loader alone: random crops and flips, uint8 batches."""
-    from resnet_dist.bench import bench_loader as measure
+    from resnet_dist.bench.loader import bench_loader as measure
 
     data = Data(
         train=shards,
