@@ -33,7 +33,7 @@ class Meter:
 
     def add(self, sums: Tensor, *, samples: int, bad: Sequence[str], wait_seconds: float) -> None:
         """`sums`: loss, correct and seen of one step, as a tensor of three."""
-        self.sums[:BAD] += sums
+        self.sums[:BAD].add_(sums)
         if bad:
             self.sums[BAD] += len(bad)
             self.bad += bad
