@@ -23,10 +23,14 @@ class RunningStatistics:
         self._norms = [
             (m, m.momentum) for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum is not None
         ]
+        self._set_for: tuple[int, int] | None = None  # the forward pass that the momentums suit
         self._buffers = [b for m, _ in self._norms for b in (m.running_mean, m.running_var) if b is not None]
 
     def begin_micro_batch(self, number: int, count: int) -> None:
         """Before forward pass `number` (from zero) of `count` in a step on this rank."""
+        if (number, count) == self._set_for:  # as always where a step is one pass: setting them takes time
+            return
+        self._set_for = (number, count)
         for norm, momentum in self._norms:
             # So chosen that after `count` passes each statistic weighs momentum / count, and what was there
             # before weighs 1 - momentum: with one pass, it is the plain momentum.
