@@ -6,6 +6,7 @@ Ray Train, torchrun and a single process differ only in who makes the World; the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -53,6 +54,18 @@ class World:
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
+
+    def begin_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """`sum`, beside whatever comes next: what is returned waits for it and gives the total."""
+        total = tensor.clone()
+        work = dist.all_reduce(total, async_op=True) if self.world_size > 1 else None
+
+        def finish() -> torch.Tensor:
+            if work is not None:
+                work.wait()
+            return total
+
+        return finish
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's `value`, on every rank."""

@@ -8,8 +8,10 @@ statistics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_dist.world import World
@@ -24,6 +26,7 @@ class RunningStatistics:
             (m, m.momentum) for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum is not None
         ]
         self._set_for: tuple[int, int] | None = None  # the forward pass that the momentums suit
+        self._sum: Callable[[], Tensor] | None = None  # over the ranks, under way
         self._buffers = [b for m, _ in self._norms for b in (m.running_mean, m.running_var) if b is not None]
 
     def begin_micro_batch(self, number: int, count: int) -> None:
@@ -37,13 +40,19 @@ class RunningStatistics:
             share = momentum / count
             norm.momentum = share / (1 - share * (count - 1 - number))
 
-    def average(self) -> None:
-        """After the last forward pass of a step: the mean over ranks, so that all hold the same state.
+    def begin_average(self) -> None:
+        """After the last forward pass of a step: begin the mean over ranks, so that all will hold the same state.
 
-        As much traffic as DDP's own broadcast of buffers, which this replaces.
+        It is on its way during the backward pass, which does not read the statistics. As much traffic as DDP's
+        own broadcast of buffers, which this replaces, and for which a forward pass would wait.
         """
-        if self._world.world_size == 1 or not self._buffers:
+        if self._world.world_size > 1 and self._buffers:
+            self._sum = self._world.begin_sum(torch.cat(self._buffers))
+
+    def finish_average(self) -> None:
+        """After the backward pass."""
+        if self._sum is None:
             return
-        flat = self._world.sum(torch.cat(self._buffers)).div_(self._world.world_size)
+        flat, self._sum = self._sum().div_(self._world.world_size), None
         parts = flat.split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(self._buffers, list(parts))

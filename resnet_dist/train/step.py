@@ -54,7 +54,7 @@ class TrainStep:
         )
         set_learning_rate(state.optimizer, rate)
         sums = self.accumulate_gradients(batch)
-        self.statistics.average()
+        self.statistics.finish_average()
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.meter.add(sums, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
@@ -77,9 +77,12 @@ class TrainStep:
             )
             labels, weights = batch.labels_B[rows], batch.weights_B[rows]
             self.statistics.begin_micro_batch(number, count)
-            with synchronised_if(self.network, last=number == count - 1):
+            last = number == count - 1
+            with synchronised_if(self.network, last=last):
                 with self.autocast:
                     logits = self.network(mixed.images_MCHW)
+                if last:
+                    self.statistics.begin_average()
                 losses = self.weighted_losses(logits.float(), labels, weights, mixed.share)
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
