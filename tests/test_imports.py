@@ -17,7 +17,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "serve.py"
 # From the top down; a module imports from lower lines, or from its own.
 LAYERS = [
     {"cli"},
-    {"submit", "terminal", "bench"},
+    {"bench"},
+    {"submit", "terminal"},
     {"driver"},
     {"launch"},
     {"attempt"},

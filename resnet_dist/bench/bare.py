@@ -28,8 +28,12 @@ class BareLoop:
         model = model.to(device).to(memory_format=torch.channels_last)
         weights = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": weights, "weight_decay": recipe.optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.SGD(
-            [{"params": weights, "weight_decay": recipe.optim.weight_decay}, {"params": others}],
+            groups,
             lr=recipe.optim.lr,
             momentum=recipe.optim.momentum,
             nesterov=recipe.optim.nesterov,
@@ -41,10 +45,15 @@ class BareLoop:
             self.model = DistributedDataParallel(
                 model, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True
             )
+        mode = getattr(recipe.train, "compile", "none")
+        self.forward = self._loss if mode == "none" else torch.compile(self._loss, mode=mode, dynamic=False)
         self.device = device
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
         self.mean = torch.tensor(recipe.data.mean, device=device).mul(255)[:, None, None]
         self.scale = torch.tensor(recipe.data.std, device=device).mul(255).reciprocal()[:, None, None]
+
+    def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(pixels), labels)
 
     def run(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """One step for each batch, of uint8 images (B, S, S, C) and labels (B): seconds, and the mean loss."""
@@ -53,7 +62,7 @@ class BareLoop:
         for images, labels in batches:
             pixels = images.permute(0, 3, 1, 2).float().sub_(self.mean).mul_(self.scale)
             with self.autocast:
-                loss = F.cross_entropy(self.model(pixels), labels)
+                loss = self.forward(pixels, labels)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

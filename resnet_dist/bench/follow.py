@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -30,8 +31,16 @@ def followed(recipe: Recipe, folder: Path, spool: Path, total_steps: int) -> Ite
         return
     os.environ.pop(URI_VARIABLE, None)  # this process is the bench's own: it has no business on a server
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
-    words = {"name": "bench", "run_id": None, "source": "bench step", "tags": {}}
-    tracking = MlflowTracking(folder, recipe, spool=spool, on_entry=bar.entry, **words)
+    tracking = MlflowTracking(
+        folder,
+        recipe,
+        name="bench",
+        run_id=None,
+        source="bench step",
+        spool=spool,
+        tags={},
+        on_entry=bar.entry,
+    )
     tracking.start()
     with bar:
         yield bar.paused
@@ -45,8 +54,9 @@ class _Bar:
     def __init__(self, total_steps: int) -> None:
         from rich.console import Console
 
-        self._console = Console(file=Path(os.devnull).open("w"), force_terminal=True)
-        self._total_steps = total_steps
+        nowhere = io.StringIO()  # emptied in pauses
+        self._console = Console(file=nowhere, force_terminal=True)
+        self._nowhere, self._total_steps = nowhere, total_steps
         self._stack = ExitStack()
 
     def __enter__(self) -> None:
@@ -64,5 +74,6 @@ class _Bar:
     @contextmanager
     def paused(self) -> Iterator[None]:
         self.__exit__()
+        self._nowhere.truncate(0)
         yield
         self.__enter__()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from resnet_dist.world import World
 
@@ -23,7 +24,7 @@ def run_ranks(main: RankMain, world_size: int, *arguments: Any, gpu: bool) -> li
     """
     results = mp.get_context("spawn").SimpleQueue()
     shared = (main, world_size, _free_port(), gpu, results, arguments)
-    context = mp.spawn(_start, args=shared, nprocs=world_size, join=False)
+    context = spawn(_start, args=shared, nprocs=world_size, join=False)
     while not context.join():
         pass
     by_rank = dict(results.get() for _ in range(world_size))

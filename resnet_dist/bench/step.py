@@ -8,12 +8,14 @@ round of the bare loop (bare.py), and lets ours go on: both meet the same heat a
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from resnet_dist.bench.bare import BareLoop
@@ -24,6 +26,7 @@ from resnet_dist.config import Data, Model, Optim, Recipe, Schedule, Train, User
 from resnet_dist.config.data import divisors
 from resnet_dist.data.index import read_index
 from resnet_dist.data.loader import Loader
+from resnet_dist.model import MODELS
 from resnet_dist.runs import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import NullTracker, Tracker, train
@@ -58,55 +61,63 @@ class StepSpeed:
         return abs(self.our_loss / self.bare_loss - 1) < 1e-3
 
 
-def step_recipe(
-    folder: Path, *, model: str, image_size: int, global_batch_size: int, ranks: int, gpu: bool, precision: str
-) -> Recipe:
-    """A recipe on the noise in `folder`. Raises UserError where the ranks cannot share a batch."""
+def bench_step(
+    *,
+    model: str,
+    image_size: int,
+    global_batch_size: int,
+    ranks: int,
+    steps: int,
+    rounds: int,
+    gpu: bool,
+    overrides: Iterable[str] = (),
+) -> StepSpeed:
+    """`rounds` rounds of `steps` steps of each loop, after one of each that is not counted.
+
+    Raises UserError where the ranks cannot share a batch, or have no GPU each.
+    """
     if global_batch_size % ranks:
         raise UserError(
-            f"--ranks {ranks} cannot share --global-batch-size {global_batch_size}; use one of {divisors(global_batch_size)}"
+            f"--ranks {ranks} cannot share --global-batch-size {global_batch_size} evenly; use one of "
+            f"{divisors(global_batch_size)}"
         )
-    data = Data(
-        train=str(folder / "train"),
-        eval=str(folder / "eval"),
-        image_size=image_size,
-        global_batch_size=global_batch_size,
-        lanes=ranks,
-        cache="device" if gpu else "ram",
-    )
+    if gpu and torch.cuda.device_count() < ranks:
+        raise UserError(
+            f"--ranks {ranks}: torch sees {torch.cuda.device_count()} CUDA device(s) here; use --cpu"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        data = Data(
+            train=f"{folder}/train",
+            eval=f"{folder}/eval",
+            image_size=image_size,
+            global_batch_size=global_batch_size,
+            lanes=ranks,
+            cache="device" if gpu else "ram",
+        )
+        recipe = make_recipe(data, model, steps=steps, rounds=rounds).with_overrides(overrides)
+        if recipe.model.name not in MODELS:
+            raise UserError(f"--model {recipe.model.name}: use one of {', '.join(MODELS)}")
+        count = EPOCH_STEPS * global_batch_size
+        write_noise(Path(folder), image_size, train=count, evaluation=global_batch_size)
+        speed: StepSpeed = run_ranks(_rank_main, ranks, recipe, Path(folder) / "run", steps, gpu=gpu)[0]
+    return speed
+
+
+def make_recipe(data: Data, model: str, *, steps: int, rounds: int) -> Recipe:
+    """Both loops' settings. Ours logs several times a round, and writes a checkpoint in each."""
     return Recipe(
         name="bench-step",
         data=data,
         model=Model(name=model),
         optim=Optim(lr=LR),
         schedule=Schedule(decay="constant"),
-        train=Train.model_validate({"length": "1 steps", "precision": precision}),
+        train=Train(
+            length=f"{(1 + rounds) * steps} steps",
+            log_every=f"{max(d for d in divisors(steps) if d <= MOST_STEPS_PER_LOG)} steps",
+            checkpoint_every=f"{steps} steps",
+            eval_every="0 steps",  # once, after the last round
+        ),
     )
-
-
-def bench_step(recipe: Recipe, *, ranks: int, steps: int, rounds: int, gpu: bool) -> StepSpeed:
-    """`rounds` rounds of `steps` steps of each loop, after one of each that is not counted.
-
-    `recipe` is one of `step_recipe`; its noise is written to where it expects it.
-    """
-    every = max(d for d in divisors(steps) if d <= MOST_STEPS_PER_LOG)
-    lengths = {
-        "length": f"{(1 + rounds) * steps} steps",
-        "log_every": f"{every} steps",
-        "checkpoint_every": f"{steps} steps",
-        "eval_every": "0 steps",  # once, after the last round
-    }
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=lengths)})
-    data = recipe.data
-    folder = Path(data.train).parent
-    write_noise(
-        folder,
-        data.image_size,
-        train=EPOCH_STEPS * data.global_batch_size,
-        evaluation=data.global_batch_size,
-    )
-    speed: StepSpeed = run_ranks(_rank_main, ranks, recipe, folder / "run", steps, gpu=gpu)[0]
-    return speed
 
 
 def _rank_main(world: World, recipe: Recipe, folder: Path, steps: int) -> StepSpeed:
