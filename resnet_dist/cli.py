@@ -340,6 +340,34 @@ def bench_step(
         raise typer.Exit(1)
 
 
+@bench.command("launch")
+def bench_launch(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")] = Path("jobs/digits.py"),
+    workers: Workers = 2,
+    local: Annotated[bool, typer.Option("--local", help="Without Ray, against plain PyTorch.")] = False,
+    gpu: Gpu = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Starts of each.")] = 5,
+) -> None:
+    """Seconds from the command to the first step of `train`, against a minimal Ray Train program."""
+    import torch  # takes seconds
+
+    from resnet_dist.bench.launch import bench_launch as measure
+    from resnet_dist.bench.machine import describe_machine
+
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    out.print(f"machine  {describe_machine(gpu=gpu)}")
+    speed = measure(recipe, workers=workers, local=local, gpu=gpu, rounds=rounds)
+    where = "in one process" if local else f"{workers} rank(s) under Ray"
+    out.print(f"setting  {recipe}, {where}, medians of {rounds} starts of each (lowest to highest)")
+    for name, seconds in (("train", speed.ours), ("minimal", speed.minimal)):
+        out.print(
+            f"{name:<8} {statistics.median(seconds):.2f} s to the first step ({min(seconds):.2f} to {max(seconds):.2f})"
+        )
+    out.print(f"ratio    {speed.ratio:.3f} ({min(speed.ratios):.3f} to {max(speed.ratios):.3f})")
+    for part, length in speed.parts.items():
+        out.print(f"         {length:6.2f} s  {part}")
+
+
 @app.command()
 def ui(
     output: Output = DEFAULT_OUTPUT,

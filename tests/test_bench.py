@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from resnet_dist.bench.launch import STEP, StartFailed, bench_launch, reach
 from resnet_dist.bench.step import bench_step
 from resnet_dist.config import UserError
 
@@ -39,3 +43,19 @@ def test_other_work_is_told_from_the_loss() -> None:
 def test_what_cannot_be_measured_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         bench_step(**(TINY | fields))  # type: ignore[arg-type]
+
+
+def test_launch_times_both_programs() -> None:
+    recipe = Path(__file__).parent.parent / "jobs/digits.py"
+    speed = bench_launch(recipe, workers=1, local=True, gpu=False, rounds=1)
+    assert len(speed.ours) == len(speed.minimal) == 1
+    assert speed.minimal[0] > 0
+    assert list(speed.parts) == ["imports, checks, MLflow", "ranks", STEP]
+    assert min(speed.parts.values()) >= 0
+    assert sum(speed.parts.values()) == pytest.approx(speed.ours[0])
+
+
+def test_a_program_that_ends_early_is_told_with_its_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
+    with pytest.raises(StartFailed, match=r"ended before its first step:\nno such thing"):
+        reach(command, {STEP: (tmp_path / "never").exists}, tmp_path / "log")
