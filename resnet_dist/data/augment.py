@@ -224,7 +224,7 @@ def normalize(images_NHWC: torch.Tensor, data: Data, dtype: torch.dtype = torch.
     Bytes travel to the device, a quarter of what floats would; the result is channels-last in memory.
     """
     mean, scale = _normalization(data.mean, data.std, images_NHWC.device, dtype)
-    return images_NHWC.permute(0, 3, 1, 2).to(dtype).sub(mean).mul(scale)
+    return images_NHWC.permute(0, 3, 1, 2).to(dtype, copy=True).sub_(mean).mul_(scale)
 
 
 @lru_cache(maxsize=8)  # a new tensor each step would copy to the device, and wait for it

@@ -55,8 +55,8 @@ class Meter:
         """`sums_M3`: loss, correct and seen of every micro-batch of one step."""
         # A loss that is not finite stays so in the running sum: micro-batches after it are not counted.
         running_M = self.sums[LOSS] + sums_M3[:, LOSS].cumsum(dim=0)
-        self.sums[FINITE] += running_M.isfinite().sum()
-        self.sums[:BAD] += sums_M3.sum(dim=0)
+        self.sums[FINITE].add_(running_M.isfinite().sum())  # += would copy the slice back
+        self.sums[:BAD].add_(sums_M3.sum(dim=0))
         if bad:
             self.sums[BAD] += len(bad)
             self.bad += bad

@@ -1,0 +1,71 @@
+"""The loop that one writes by hand: what `bench step` holds ours against. It uses nothing of train/.
+
+No schedule, no metrics but the loss, no checkpoints, no tracker, no averaged batch norm, no bad samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_dist.config import Recipe
+from resnet_dist.model import build_model
+
+
+class BareLoop:
+    """PyTorch, and DDP where a process group has been set up; the settings are those of `recipe`."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+        model = build_model(
+            recipe.model.name, in_channels=recipe.data.channels, num_classes=num_classes, seed=recipe.seed
+        )
+        model = model.to(device).to(memory_format=torch.channels_last)
+        weights = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": weights, "weight_decay": recipe.optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=recipe.optim.lr,
+            momentum=recipe.optim.momentum,
+            nesterov=recipe.optim.nesterov,
+            fused=True,
+        )
+        self.model: nn.Module = model
+        if dist.is_initialized():
+            on_gpu = device.type == "cuda"
+            self.model = DistributedDataParallel(
+                model, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True
+            )
+        mode = getattr(recipe.train, "compile", "none")
+        self.forward = self._loss if mode == "none" else torch.compile(self._loss, mode=mode, dynamic=False)
+        self.device = device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
+        self.mean = torch.tensor(recipe.data.mean, device=device).mul(255)[:, None, None]
+        self.scale = torch.tensor(recipe.data.std, device=device).mul(255).reciprocal()[:, None, None]
+
+    def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(pixels), labels)
+
+    def run(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """One step for each batch, of uint8 images (B, S, S, C) and labels (B): seconds, and the mean loss."""
+        total = torch.zeros((), device=self.device)
+        start = time.perf_counter()
+        for images, labels in batches:
+            pixels = images.permute(0, 3, 1, 2).float().sub_(self.mean).mul_(self.scale)
+            with self.autocast:
+                loss = self.forward(pixels, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        mean_loss = total.item() / len(batches)  # waits for the device
+        return time.perf_counter() - start, mean_loss

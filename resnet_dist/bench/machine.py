@@ -1,0 +1,25 @@
+"""What a figure was measured on: a number without its machine says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe_machine(*, gpu: bool) -> str:
+    """Processor, CPUs that this process may use, GPU, and the version of torch."""
+    parts = [f"{_cpu_name()} ({len(os.sched_getaffinity(0))} CPUs)"]
+    if gpu:
+        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    return ", ".join([*parts, f"torch {torch.__version__}"])
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or not x86
+        return platform.processor() or platform.machine()

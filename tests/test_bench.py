@@ -1,0 +1,61 @@
+"""The benches at sizes that take seconds: what they compare is equal work, and both sides are measured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.bench.launch import STEP, StartFailed, bench_launch, reach
+from resnet_dist.bench.step import bench_step
+from resnet_dist.config import UserError
+
+TINY = {"model": "resnet8", "image_size": 8, "global_batch_size": 16, "steps": 4, "rounds": 2, "gpu": False}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_both_loops_do_the_same_work(ranks: int) -> None:
+    speed = bench_step(**TINY, ranks=ranks)
+    assert speed.our_loss == pytest.approx(speed.bare_loss, rel=1e-5)
+    assert speed.same_work
+    assert len(speed.ours) == len(speed.bare) == len(speed.ratios) == TINY["rounds"]
+    assert min(speed.ours + speed.bare) > 0
+
+
+def test_other_work_is_told_from_the_loss() -> None:
+    """Label smoothing is unknown to the bare loop."""
+    speed = bench_step(**TINY, ranks=1, overrides=["train.label_smoothing=0.2"])
+    assert not speed.same_work
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"ranks": 3},
+            r"--ranks 3 cannot share --global-batch-size 16 evenly; use one of \[1, 2, 4, 8, 16\]",
+        ),
+        ({"ranks": 1, "model": "resnet9"}, "--model resnet9: use one of"),
+        ({"ranks": 1, "overrides": ["train.precision=fp8"]}, "train.precision='fp8'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bench_step(**(TINY | fields))  # type: ignore[arg-type]
+
+
+def test_launch_times_both_programs() -> None:
+    recipe = Path(__file__).parent.parent / "jobs/digits.py"
+    speed = bench_launch(recipe, workers=1, local=True, gpu=False, rounds=1)
+    assert len(speed.ours) == len(speed.minimal) == 1
+    assert speed.minimal[0] > 0
+    assert list(speed.parts) == ["imports, checks, MLflow", "ranks", STEP]
+    assert min(speed.parts.values()) >= 0
+    assert sum(speed.parts.values()) == pytest.approx(speed.ours[0])
+
+
+def test_a_program_that_ends_early_is_told_with_its_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
+    with pytest.raises(StartFailed, match=r"ended before its first step:\nno such thing"):
+        reach(command, {STEP: (tmp_path / "never").exists}, tmp_path / "log")
