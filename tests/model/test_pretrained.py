@@ -42,7 +42,7 @@ def test_logits_agree_with_torchvision(name: str) -> None:
     with torch.inference_mode():
         expected, logits = theirs(images), ours(images)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    assert expected.std(dim=0).max() > 0.01  # they depend on the image
+    assert expected.std(dim=0).max() > 1e-3  # they depend on the image
     back = to_torchvision(ours.state_dict())
     assert back.keys() == theirs.state_dict().keys()
     assert all(torch.equal(back[key], value) for key, value in theirs.state_dict().items())
