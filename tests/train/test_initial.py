@@ -217,21 +217,22 @@ def test_the_whitened_layer_is_the_same_on_any_number_of_ranks(fast_recipe: Reci
         assert torch.equal(final_tensors(folder)["model/whitening.weight"], model.whitening.weight)
 
 
-def test_two_ranks_begin_from_the_same_weights(
-    digits_recipe: Recipe, source: torch.nn.Module, tmp_path: Path
-) -> None:
-    torch.save(source.state_dict(), tmp_path / "weights.pth")
-    recipe = digits_recipe.with_overrides([*LENGTHS, f"model.init_from={tmp_path}/weights.pth"])
-    one = run_ranks(1, recipe, tmp_path / "1")
-    assert run_ranks(2, recipe, tmp_path / "2") == pytest.approx(one, rel=1e-4)
-
-
 @pytest.fixture
-def dropping_recipe(digits_recipe: Recipe) -> Recipe:
-    return digits_recipe.with_overrides([*LENGTHS, "model.stochastic_depth=0.5", "data.micro_batch_size=64"])
+def dropping_recipe(digits_recipe: Recipe, source: torch.nn.Module, tmp_path: Path) -> Recipe:
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    return digits_recipe.with_overrides(
+        [
+            *LENGTHS,
+            "model.stochastic_depth=0.5",
+            f"model.init_from={tmp_path}/weights.pth",
+            "data.micro_batch_size=64",
+        ]
+    )
 
 
-def test_ranks_and_restarts_drop_the_same_blocks(dropping_recipe: Recipe, tmp_path: Path) -> None:
+def test_ranks_and_restarts_begin_from_the_same_weights_and_drop_the_same_blocks(
+    dropping_recipe: Recipe, tmp_path: Path
+) -> None:
     one = run_ranks(1, dropping_recipe, tmp_path / "one")
     assert run_ranks(2, dropping_recipe, tmp_path / "two") == pytest.approx(one, rel=1e-4)
     undropped = dropping_recipe.with_overrides(["model.stochastic_depth=0"])
