@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from resnet_dist.config import Recipe, UserError
 from resnet_dist.data.remote import StorageError
+from resnet_dist.launcher import TRAINING_THREAD
 from resnet_dist.runs import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.guards import out_of_memory
@@ -21,7 +23,7 @@ from resnet_dist.train.progress import FIRST_TIME, Progress
 from resnet_dist.train.watchdog import Watchdog
 from resnet_dist.world import World
 
-TRAINING_THREAD = "train"
+Result = TypeVar("Result")
 LOOK_SECONDS = 0.2  # between two looks at the training thread, and at the stop file
 
 
@@ -54,23 +56,45 @@ def run_attempt(
     and would hear neither a signal nor the watchdog. Left alone (Stalled, or None) the thread may hang for ever.
     """
     recipe, progress = attempt.recipe, Progress()
-    box: list[Outcome | BaseException] = []
-    thread = threading.Thread(
-        target=_train_rank,
-        args=(attempt, recipe, world, stop_requested, progress, box),
-        name=TRAINING_THREAD,
-        daemon=True,
-    )
-    thread.start()
+    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
     try:
-        while thread.is_alive():
-            thread.join(LOOK_SECONDS)
-            watchdog.look()
-            if give_up():
-                return None
+        return _wait(thread, box, give_up, watchdog.look)
     finally:
         watchdog.close()
+
+
+def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
+    """What `function` returns or raises; None where `give_up()` came true first, and it is left alone."""
+    return _wait(*_start(function), give_up, lambda: None)
+
+
+def _start(function: Callable[[], Result]) -> tuple[threading.Thread, list[Result | BaseException]]:
+    box: list[Result | BaseException] = []
+
+    def run() -> None:
+        try:
+            box.append(function())
+        except BaseException as error:  # raised again by the thread that waits
+            box.append(error)
+
+    thread = threading.Thread(target=run, name=TRAINING_THREAD, daemon=True)
+    thread.start()
+    return thread, box
+
+
+def _wait(
+    thread: threading.Thread,
+    box: list[Result | BaseException],
+    give_up: Callable[[], bool],
+    look: Callable[[], None],
+) -> Result | None:
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+        if thread.is_alive():
+            look()
+            if give_up():
+                return None
     if isinstance(box[0], BaseException):
         raise box[0]
     return box[0]
@@ -79,11 +103,6 @@ def run_attempt(
 def collective_timeout_seconds(recipe: Recipe) -> float:
     """How long a collective may take: longer than the watchdog, which names the rank that is behind."""
     return 2 * FIRST_TIME * recipe.train.stall_timeout_seconds
-
-
-def left_alone() -> bool:
-    """Whether a training thread still runs: the process must then be left without waiting for it."""
-    return any(thread.name == TRAINING_THREAD for thread in threading.enumerate())
 
 
 def is_echo(error: BaseException) -> bool:
@@ -95,31 +114,24 @@ def is_echo(error: BaseException) -> bool:
 
 
 def _train_rank(
-    attempt: Attempt,
-    recipe: Recipe,
-    world: World,
-    stop_requested: Callable[[], bool],
-    progress: Progress,
-    box: list[Outcome | BaseException],
-) -> None:
+    attempt: Attempt, recipe: Recipe, world: World, stop_requested: Callable[[], bool], progress: Progress
+) -> Outcome:
     try:
         torch.set_num_threads(attempt.threads)
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # of this thread
         folder = Path(attempt.folder)
-        if world.is_main:
-            asked = _StopFile(folder / STOP_FILE)
-            with Spool(folder / SPOOL_FILE) as tracker:
-                outcome = train(
-                    recipe, folder, world, tracker, lambda: stop_requested() or asked.exists(), progress
-                )
-        else:
-            outcome = train(recipe, folder, world, NullTracker(), stop_requested, progress)
-        box.append(outcome)
+        if not world.is_main:
+            return train(recipe, folder, world, NullTracker(), stop_requested, progress)
+        asked = _StopFile(folder / STOP_FILE)
+        with Spool(folder / SPOOL_FILE) as tracker:
+            return train(recipe, folder, world, tracker, lambda: stop_requested() or asked.exists(), progress)
     except (StorageError, UserError) as error:  # such as shards that were exchanged meanwhile
-        box.append(TrainingError(str(error)))
-    except BaseException as error:  # raised again by the thread that looks after this one
-        box.append(out_of_memory(error, recipe, world) or error)
+        raise TrainingError(str(error)) from None
+    except BaseException as error:
+        if (told := out_of_memory(error, recipe, world)) is not None:
+            raise told from None
+        raise
 
 
 class _StopFile:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from resnet_dist.config import Data, UserError, load_recipe, load_study
 from resnet_dist.interrupts import interrupt, signals_call
-from resnet_dist.launcher import is_main_process, started_by_torchrun
+from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
 from resnet_dist.terminal import bars, make_reporter
 
 app = typer.Typer(
@@ -571,7 +571,7 @@ def _explain(error: Exception) -> int:
 
 def _leave(code: int) -> NoReturn:
     """End the process; at once where a training thread may hang in a collective for ever."""
-    if any(thread.name == "train" for thread in threading.enumerate()):
+    if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

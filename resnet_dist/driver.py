@@ -25,7 +25,7 @@ from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
 from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
 from resnet_dist.model import Options, check_model
-from resnet_dist.runs import RunFolder, choose_run
+from resnet_dist.runs import RunFolder, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train.checkpoint import list_checkpoints, step_of
@@ -120,7 +120,7 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
     request = replace(request, recipe=resolve_paths(request.recipe, request.output))
     check_request(request)
     with signals_call(interrupt), ExitStack() as stack:
-        run = choose_run(request.output, request.recipe, _name(request), resume=request.resume)
+        run = _choose_run(request)
         indexes, total_steps = check_data(
             request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints)
         )
@@ -169,17 +169,17 @@ def check_request(request: Request) -> None:
         )
 
 
-def _name(request: Request) -> str | None:
-    if request.name is None and request.torchrun is not None:
-        return request.torchrun.lasting_name()
-    return request.name
+def _choose_run(request: Request) -> RunFolder:
+    ranks, name = request.torchrun, request.name
+    if name is None and ranks is not None and ranks.restarted:  # --max-restarts starts the same command again
+        name = run_of_launch(request.output, request.recipe, ranks.launch)
+    run = choose_run(request.output, request.recipe, name, resume=request.resume)
+    return replace(run, launch=ranks.launch if ranks is not None else "")
 
 
 def _open(request: Request, run: RunFolder, reporter: Reporter, open_tracking: OpenTracking) -> Tracking:
     """The tracker of a run whose folder is there first: a driver that dies between the two leaves no orphan."""
     run.write()
-    if request.torchrun is not None:
-        request.torchrun.remember_name(run.name)
     try:
         return open_tracking(request, run, reporter.entry)
     except UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+TRAINING_THREAD = "train"  # may hang for ever in a collective: the process is then left without it
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

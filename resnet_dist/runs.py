@@ -66,6 +66,7 @@ class RunFolder:
     recipe: dict[str, object]
     key: str = ""  # of this run alone: a driver that died finds by it what it had made in MLflow
     data: tuple[str, ...] = ()  # digests of the indexes that it was started on
+    launch: str = ""  # torchrun's name for its own run: an attempt that it restarts is told by it
 
     @property
     def spool(self) -> Path:
@@ -162,13 +163,22 @@ def read_run(path: Path) -> RunFolder | None:
         raise UserError(f"{path / RUN_FILE}: not a run ({error})") from None
 
 
+def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:
+    """The newest run of this recipe that the same torchrun has started."""
+    return next((run.name for run in _newest_first(output / "runs", recipe) if run.launch == launch), None)
+
+
 def _newest(runs: Path, recipe: Recipe) -> str:
-    files = sorted(runs.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for file in files:
+    for run in _newest_first(runs, recipe):
+        return run.name
+    raise UserError(f"--resume: no run of {recipe.name!r} in {runs}")
+
+
+def _newest_first(runs: Path, recipe: Recipe) -> Iterator[RunFolder]:
+    for file in sorted(runs.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         folder = read_run(file.parent)
         if folder is not None and folder.recipe.get("name") == recipe.name:
-            return folder.name
-    raise UserError(f"--resume: no run of {recipe.name!r} in {runs}")
+            yield folder
 
 
 def _unused(runs: Path, name: str) -> str:

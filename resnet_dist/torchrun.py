@@ -21,7 +21,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from resnet_dist.attempt import Attempt, RankFailed, collective_timeout_seconds, is_echo, run_attempt
+from resnet_dist.attempt import (
+    Attempt,
+    RankFailed,
+    collective_timeout_seconds,
+    is_echo,
+    run_attempt,
+    run_in_thread,
+)
 from resnet_dist.config import UserError
 from resnet_dist.interrupts import StopRequest, signals_call
 from resnet_dist.train.loop import Outcome
@@ -42,11 +49,12 @@ class Ranks:
         store, self.rank, self.world_size = next(rendezvous("env://"))
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
-        self._store = dist.PrefixStore("resnet_dist", store)  # type: ignore[attr-defined]
-        self._group_store = dist.PrefixStore("ranks", store)  # type: ignore[attr-defined]
-        # Under the prefix of an attempt lies a store that outlives it.
-        lasting = store.underlying_store if isinstance(store, dist.PrefixStore) else store  # type: ignore[attr-defined]
-        self._lasting = dist.PrefixStore("resnet_dist/lasting", lasting)  # type: ignore[attr-defined]
+        self.launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.restarted = restarts != "0"
+        # The store outlives an attempt with --max-restarts, by release: words of the last one must not be heard.
+        self._store = dist.PrefixStore(f"resnet_dist/{restarts}/words", store)  # type: ignore[attr-defined]
+        self._group_store = dist.PrefixStore(f"resnet_dist/{restarts}/ranks", store)  # type: ignore[attr-defined]
         self._told = False
 
     def check(self, *, gpu: bool | None) -> bool:
@@ -60,13 +68,6 @@ class Ranks:
                 "that torch can use; use as many with --nproc-per-node, or --cpu"
             )
         return gpu
-
-    def lasting_name(self) -> str | None:
-        """The run that an earlier attempt of this torchrun began: --max-restarts starts the same command."""
-        return self._lasting.get("run").decode() if self._lasting.check(["run"]) else None
-
-    def remember_name(self, name: str) -> None:
-        self._lasting.set("run", name)
 
     def tell(self, attempt: Attempt | None, *, gpu: bool = False, code: int = 0) -> None:
         """Rank 0's word: what to train, or with which exit code to leave."""
@@ -96,14 +97,9 @@ class Ranks:
         stop = StopRequest()
         with signals_call(stop.ask):
             try:
-                world = World.join(
-                    self._group_store,
-                    rank=self.rank,
-                    local_rank=self.local_rank,
-                    world_size=self.world_size,
-                    gpu=gpu,
-                    timeout_seconds=collective_timeout_seconds(attempt.recipe),
-                )
+                world = run_in_thread(lambda: self._join(attempt, gpu=gpu), stop.asked)
+                if world is None:
+                    return None
                 outcome = run_attempt(attempt, world, stop.asked, stop.over)
             except Exception as error:
                 raise self._explain(error) from error
@@ -121,6 +117,16 @@ class Ranks:
             code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
             self.tell(None, code=code)
             self._wait_until_heard()
+
+    def _join(self, attempt: Attempt, *, gpu: bool) -> World:
+        return World.join(
+            self._group_store,
+            rank=self.rank,
+            local_rank=self.local_rank,
+            world_size=self.world_size,
+            gpu=gpu,
+            timeout_seconds=collective_timeout_seconds(attempt.recipe),
+        )
 
     def _wait_until_heard(self) -> None:
         """Leave last, so that all ranks leave with the same code: torchrun ends the rest when one has left."""
