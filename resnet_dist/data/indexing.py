@@ -23,6 +23,7 @@ from resnet_dist.data.index import (
     IndexMismatch,
     Shard,
     idx_path,
+    index_location,
     read_index,
     shards_of,
     write_index,
@@ -82,13 +83,18 @@ def expand_braces(pattern: str) -> list[str]:
     import braceexpand
 
     # The library makes lists of whole ranges: look at their ends before it does.
-    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
-    if math.prod(abs(int(high) - int(low)) + 1 for low, high in ranges) > MOST_URLS:
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", pattern)
+    if math.prod(_count(*(int(word or 1) for word in numbers)) for numbers in ranges) > MOST_URLS:
         raise UserError(f"{pattern!r} stands for more than {MOST_URLS:,} shards")
     try:
         return list(braceexpand.braceexpand(pattern))
     except ValueError as error:  # UnbalancedBracesError
         raise UserError(f"{pattern!r}: {error}") from None
+
+
+def _count(first: int, last: int, step: int) -> int:
+    """Numbers in `{first..last..step}`; a step of 0 is one of 1 there."""
+    return abs(last - first) // max(1, abs(step)) + 1
 
 
 def _absolute(url: str) -> str:
@@ -100,9 +106,10 @@ def _from_index(location: str, split: str | None) -> list[Shard]:
     base = posixpath.dirname(_absolute(location))
     try:
         value = json.loads(read_bytes(location))
-        if "splits" not in value:
-            return list(shards_of(value, base))
-        return list(_timm_shards(value["splits"], base, location, split))
+        if "splits" in value:
+            shards = list(_timm_shards(value["splits"], base, location, split))
+        else:
+            shards = list(shards_of(value, base))
     except FileNotFoundError:
         raise UserError(f"{location}: no such index") from None
     except StorageError as error:
@@ -113,6 +120,19 @@ def _from_index(location: str, split: str | None) -> list[Shard]:
         raise UserError(
             f"{location}: neither a wids index nor timm's ({type(error).__name__}: {error})"
         ) from None
+    if not is_local(location):
+        _refuse_paths(shards, location)
+    return shards
+
+
+def _refuse_paths(shards: Sequence[Shard], location: str) -> None:
+    """An `.idx` is written beside a shard that lies here: where, is not for somebody elsewhere to say."""
+    for shard in shards:
+        if is_local(shard.url):
+            raise UserError(
+                f"{location}: names {shard.url}, a path on this machine; an index that lies elsewhere must name its "
+                "shards by URL, or relative to itself"
+            )
 
 
 def _timm_shards(splits: dict[str, Any], base: str, location: str, split: str | None) -> Iterator[Shard]:
@@ -171,7 +191,8 @@ def build_index(
         classes = [str(label) for label in range(largest + 1)]
     if largest >= len(classes):
         raise UserError(f"--classes: {len(classes)} names, but a label is {largest}")
-    index = write_index(out, [result.shard for result in found], classes)
+    now = [result.shard for result in found]
+    index = write_index(out, now, classes, prepared=_known_preparation(out, now))
     return index, [problem for result in found for problem in result.problems]
 
 
@@ -182,6 +203,19 @@ def _known_classes(out: Path, largest: int) -> list[str] | None:
     except IndexMismatch:
         return None
     return names if len(names) > largest else None
+
+
+def _known_preparation(out: Path, shards: Sequence[Shard]) -> dict[str, object] | None:
+    """What `prepare` noted in the index that is written anew, while these are the shards that it wrote."""
+    try:
+        noted = json.loads(Path(index_location(out)).read_text()).get("prepared")
+        before = read_index(out).shards
+    except (OSError, ValueError, AttributeError):  # no index, or none of ours
+        return None
+    same = [replace(shard, url=shard.name) for shard in before] == [
+        replace(shard, url=shard.name) for shard in shards
+    ]
+    return noted if same and isinstance(noted, dict) else None
 
 
 def read_shard(shard: Shard, storage: Storage) -> Found:
