@@ -33,7 +33,7 @@ class Purpose(IntEnum):
     ERASE = 9
     MIX = 10
     RETRY = 11
-    FLIP = 12
+    FLIP = 13
 
 
 def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> Words:

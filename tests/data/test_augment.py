@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config import Data, Recipe, RecipeError
+from resnet_dist.config import Data, Recipe, RecipeError, check_world_size
 from resnet_dist.data.augment import augmented, randomness, recolored
 from resnet_dist.data.mix import Mixed, beta, mix
 from resnet_dist.data.pixels import erased, flip_, pixels_at, windows
@@ -202,6 +202,16 @@ def test_what_cannot_go_together_is_refused(
     overrides = [f"data.{name}={value}" for name, value in changes.items()]
     with pytest.raises(RecipeError, match=words):
         digits_recipe.with_overrides(["data.micro_batch_size=none", *overrides])
+
+
+def test_a_rank_with_one_image_has_nothing_to_mix_it_with() -> None:
+    fields = data(mixup=0.2, lanes=8)
+    check_world_size(fields, 4)
+    check_world_size(data(lanes=8), 8)
+    with pytest.raises(
+        RecipeError, match="--workers 8: data.mixup=0.2 and data.cutmix=0.0 .* which has one of"
+    ):
+        check_world_size(fields, 8)
 
 
 def test_nothing_asked_for_is_nothing_done() -> None:

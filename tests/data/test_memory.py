@@ -9,8 +9,9 @@ import pytest
 from resnet_dist.config import UserError
 from resnet_dist.data import cache, loader
 from resnet_dist.data.index import Index
-from resnet_dist.data.indexing import build_index, expand
+from resnet_dist.data.indexing import build_index
 from resnet_dist.data.memory import available_memory
+from resnet_dist.data.naming import expand
 from resnet_dist.data.storage import Limits
 
 from .conftest import data_of, loaders, write_shards

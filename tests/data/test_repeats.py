@@ -15,8 +15,9 @@ from resnet_dist.config import Data, Recipe, RecipeError
 from resnet_dist.data.augment import randomness, to_size, to_sizes
 from resnet_dist.data.decode import open_image
 from resnet_dist.data.index import Index
-from resnet_dist.data.indexing import build_index, expand
+from resnet_dist.data.indexing import build_index
 from resnet_dist.data.loader import Batch, Loader
+from resnet_dist.data.naming import expand
 from resnet_dist.data.order import Order
 from resnet_dist.data.shards import ShardReader
 from resnet_dist.data.storage import Limits

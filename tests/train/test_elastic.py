@@ -103,3 +103,19 @@ def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Rec
     two = run_ranks(2, augmented, tmp_path / "two")
     assert run_ranks(2, cached, tmp_path / "both") == two
     assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step
+
+
+def test_moving_sizes_and_repeats_draw_the_same_curve_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    features = [
+        'data.train_sizes=[["0 epochs", 6], ["0.5 epochs", 7], ["1 epochs", 8]]',
+        "data.repeats=2",
+        "data.mixup=0.2",
+        "data.flip=alternate",
+        "data.eval_flip=true",
+        "data.eval_size=9",
+    ]
+    changed = recipe.with_overrides(features)
+    one = run_ranks(1, changed, tmp_path / "one")
+    assert one != pytest.approx(run_ranks(1, recipe, tmp_path / "plain"), rel=1e-2)
+    two = run_ranks(2, changed, tmp_path / "two")
+    assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step
