@@ -38,11 +38,11 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors["model"].items()}
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", [[], ["data.cache=ram"]])
 def test_stopped_anywhere_and_resumed_equals_uninterrupted_bitwise(
-    digits_recipe: Recipe, tmp_path: Path, cache: str
+    digits_recipe: Recipe, tmp_path: Path, cache: list[str]
 ) -> None:
-    recipe = digits_recipe.with_overrides([*EVERYTHING, f"data.cache={cache}", "train.length=14 steps"])
+    recipe = digits_recipe.with_overrides([*EVERYTHING, *cache, "train.length=14 steps"])
     whole = loop.train(recipe, tmp_path / "whole", WORLD, Silent())
     for stop_after in (5, 1, 3):  # before, at and after a change of size; at an epoch's end
         calls = iter(range(100))
