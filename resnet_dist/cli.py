@@ -125,14 +125,8 @@ def index(
 ) -> None:
     """Make an index for WebDataset shards that something else wrote; --verify checks an indexed set."""
     from resnet_dist.data.index import index_location
-    from resnet_dist.data.indexing import (
-        build_index,
-        class_names,
-        compressed,
-        default_location,
-        expand,
-        verify_index,
-    )
+    from resnet_dist.data.indexing import build_index, compressed, verify_index
+    from resnet_dist.data.naming import class_names, default_location, expand
     from resnet_dist.data.remote import exists
     from resnet_dist.data.storage import Limits
 

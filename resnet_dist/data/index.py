@@ -140,7 +140,8 @@ def _shard(base: str, entry: dict[str, Any]) -> Shard:
     if count < 0 or num_bytes < 0:
         raise ValueError(f"{entry['url']}: nsamples={count} and filesize={num_bytes} cannot be negative")
     checksums = ((name, entry.get(key)) for name, key in (("sha256", "sha256"), ("md5", "md5sum")))
-    known = next((f"{name}:{digest}" for name, digest in checksums if digest), "")
+    # Some tools write the digits in capitals.
+    known = next((f"{name}:{str(digest).strip().lower()}" for name, digest in checksums if digest), "")
     return Shard(join(base, str(entry["url"])), num_bytes, known, count)
 
 

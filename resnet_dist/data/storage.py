@@ -31,6 +31,7 @@ from resnet_dist.data.remote import (
     run_command,
     size_of,
 )
+from resnet_dist.data.room import Room
 from resnet_dist.data.unpack import unpack
 
 FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
@@ -72,6 +73,7 @@ class Storage:
 
     def __init__(self, limits: Limits, *, fresh: bool = False) -> None:
         self._limits = limits
+        self._room = Room(limits.folder, limits.max_bytes)
         self._token = uuid.uuid4().hex if fresh else ""
         self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._lock = threading.Lock()
@@ -155,27 +157,34 @@ class Storage:
         check_command(shard.url, allowed=self._limits.allow_commands)
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._only_process(path, shard):
-            if not path.exists():  # another process may have fetched it meanwhile
-                raw = path.with_suffix(".raw")
-                if is_local(shard.url):
-                    raw = local_path(shard.url)
-                else:
-                    self._make_room(shard.num_bytes, keep=path)
-                    self._download(shard, raw)
-                if compression_of(shard.url):
-                    problem = difference(raw, shard) if is_local(shard.url) else None
-                    if problem:
-                        raise StorageError(
-                            f"{shard.url}: {problem}; index the shards again if they were changed"
-                        )
-                    if not is_local(shard.url):
-                        path.with_suffix(".sum").write_text(f"{raw.stat().st_size} {checksum(raw)}")
-                    self._decompress(shard, raw, path)
-                else:
-                    raw.replace(path)
-                    if not shard.num_bytes:  # known only now
-                        self._make_room(0, keep=path)
+            if path.exists():  # another process has fetched it meanwhile
+                return path
+            if is_local(shard.url):
+                problem = difference(local_path(shard.url), shard)
+                if problem:
+                    raise StorageError(f"{shard.url}: {problem}; index the shards again if they were changed")
+                self._decompress(shard, local_path(shard.url), path)
+                return path
+            with self._room.reserved(
+                path,
+                shard.num_bytes,
+                url=shard.url,
+                timeout_seconds=self._limits.timeout_seconds,
+                closed=self._closed,
+            ):
+                self._fetch_remote(shard, path)
         return path
+
+    def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
+        raw = path.with_suffix(".raw")
+        self._download(shard, raw)
+        if compression_of(shard.url):
+            path.with_suffix(".sum").write_text(f"{raw.stat().st_size} {checksum(raw)}")
+            self._decompress(shard, raw, path)
+            return
+        raw.replace(path)
+        if not shard.num_bytes:  # known only now
+            self._room.evict(keep=path)
 
     @contextlib.contextmanager
     def _only_process(self, path: Path, shard: StoredFile) -> Iterator[None]:
@@ -231,30 +240,8 @@ class Storage:
         finally:
             if raw.suffix == ".raw":
                 raw.unlink()
-        self._make_room(0, keep=path)
+        self._room.evict(keep=path)
         partial.replace(path)
-
-    def _make_room(self, num_bytes: int, keep: Path) -> None:
-        """Evict what was not used for longest until `num_bytes` more are within the limit."""
-        limit, folder = self._limits.max_bytes, self._limits.folder
-        if num_bytes > limit:
-            raise StorageError(
-                f"a shard of {num_bytes:,} bytes is larger than data.shard_cache_bytes={limit:,}"
-            )
-        with FileLock(folder / ".evicting.lock"):
-            files = []
-            for file in [*folder.glob("??/*.tar"), *folder.glob("??/*partial"), *folder.glob("??/*.raw")]:
-                with contextlib.suppress(FileNotFoundError):
-                    status = file.stat()
-                    files.append((status.st_mtime, status.st_size, file))
-            total = sum(size for _, size, _ in files) + num_bytes
-            for _, size, file in sorted(files):
-                if total <= limit:
-                    return
-                if file.suffix == ".tar" and file != keep:
-                    file.unlink(missing_ok=True)
-                    file.with_suffix(".idx").unlink(missing_ok=True)
-                    total -= size
 
 
 def lies_here(shard: StoredFile) -> bool:

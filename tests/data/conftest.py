@@ -13,8 +13,9 @@ from PIL import Image
 
 from resnet_dist.config import Data
 from resnet_dist.data.index import Index, Shard
-from resnet_dist.data.indexing import build_index, expand
+from resnet_dist.data.indexing import build_index
 from resnet_dist.data.loader import Loader
+from resnet_dist.data.naming import expand
 from resnet_dist.data.order import Order
 from resnet_dist.data.storage import Limits
 from resnet_dist.world import World

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config import Data, Recipe, RecipeError
-from resnet_dist.data import augment
+from resnet_dist.config import Data, Recipe, RecipeError, check_world_size
 from resnet_dist.data.augment import augmented, randomness, recolored
 from resnet_dist.data.mix import Mixed, beta, mix
+from resnet_dist.data.pixels import erased, flip_, pixels_at, windows
 from resnet_dist.data.policy import RAND_AUGMENT, TRIVIAL_AUGMENT, apply, jitter_color
 
 SIZE = 12
@@ -35,20 +35,30 @@ def test_shifting_is_padding_and_cropping(channels: int) -> None:
     source = images(5, channels)
     moves = np.array([(d, r) for d in range(-4, 5) for r in range(-4, 5)])
     for rows in (np.zeros(81, np.int64), np.full(81, 4), np.arange(81) % 5):
-        found = shifted(source, rows, moves[:, 0], moves[:, 1])
+        found = windows(source, rows, moves[:, 0], moves[:, 1], SIZE)
         for image, row, (down, right) in zip(found.numpy(), rows, moves, strict=True):
             assert np.array_equal(image, padded_crop(source[row].numpy(), down, right))
+
+
+@pytest.mark.parametrize("size", [1, 5, SIZE - 1])
+def test_a_smaller_window_is_padding_and_cropping(size: int) -> None:
+    source = images(5)
+    moves = np.array([(d, r) for d in range(-3, SIZE - size + 4) for r in range(-3, SIZE - size + 4)])
+    rows = np.arange(len(moves)) % 5
+    found = windows(source, rows, moves[:, 0], moves[:, 1], size)
+    for image, row, (down, right) in zip(found.numpy(), rows, moves, strict=True):
+        assert np.array_equal(image, padded_crop(source[row].numpy(), down, right)[:size, :size])
 
 
 def test_a_gpus_way_of_shifting_gives_the_same() -> None:
     """The indexing that is done there, done here."""
     source, rows = images(5), np.array([0, 4, 2, 2])
     down, right = np.array([-3, 0, 2, 1]), np.array([2, -1, 0, -4])
-    expected = shifted(source, rows, down, right)
+    expected = windows(source, rows, down, right, SIZE)
 
     size = SIZE
     down_BS, right_BS = down[:, None] + np.arange(size), right[:, None] + np.arange(size)
-    found = augment.pixels_at(source, rows, torch.from_numpy(down_BS), torch.from_numpy(right_BS))
+    found = pixels_at(source, rows, torch.from_numpy(down_BS), torch.from_numpy(right_BS))
     inside = ((down_BS >= 0) & (down_BS < size))[:, :, None] & ((right_BS >= 0) & (right_BS < size))[
         :, None, :
     ]
@@ -194,8 +204,18 @@ def test_what_cannot_go_together_is_refused(
         digits_recipe.with_overrides(["data.micro_batch_size=none", *overrides])
 
 
+def test_a_rank_with_one_image_has_nothing_to_mix_it_with() -> None:
+    fields = data(mixup=0.2, lanes=8)
+    check_world_size(fields, 4)
+    check_world_size(data(lanes=8), 8)
+    with pytest.raises(
+        RecipeError, match="--workers 8: data.mixup=0.2 and data.cutmix=0.0 .* which has one of"
+    ):
+        check_world_size(fields, 8)
+
+
 def test_nothing_asked_for_is_nothing_done() -> None:
     source, rows = images(5), np.array([3, 0, 4])
     random = randomness(rows, data(), seed=0, epoch=0)
-    assert torch.equal(augmented(source, rows, data(), random), source[[3, 0, 4]])
-    assert torch.equal(augmented(source, rows, data(), None), source[[3, 0, 4]])
+    assert torch.equal(augmented(source, rows, data(), random, SIZE), source[[3, 0, 4]])
+    assert torch.equal(augmented(source, rows, data(), None, SIZE), source[[3, 0, 4]])

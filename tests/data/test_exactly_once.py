@@ -13,7 +13,8 @@ import torch
 from resnet_dist.config import Data, UserError
 from resnet_dist.data import cache
 from resnet_dist.data.index import Index
-from resnet_dist.data.indexing import build_index, expand
+from resnet_dist.data.indexing import build_index
+from resnet_dist.data.naming import expand
 from resnet_dist.data.order import PADDING
 from resnet_dist.data.storage import Limits
 

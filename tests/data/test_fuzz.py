@@ -21,7 +21,8 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 from resnet_dist.config import UserError
 from resnet_dist.data.decode import decode_image
 from resnet_dist.data.index import IndexMismatch, read_index
-from resnet_dist.data.indexing import build_index, expand
+from resnet_dist.data.indexing import build_index
+from resnet_dist.data.naming import expand
 from resnet_dist.data.shards import BadSample, ShardReader, parse_label
 from resnet_dist.data.storage import Limits
 from resnet_dist.data.tar import TarError, find_image, find_label, group_samples, read_idx

@@ -15,11 +15,13 @@ import webdataset
 
 from resnet_dist.config import UserError
 from resnet_dist.data.index import Index, IndexMismatch, read_index
-from resnet_dist.data.indexing import build_index, class_names, expand, expand_braces
+from resnet_dist.data.indexing import build_index, verify_index
+from resnet_dist.data.naming import class_names, expand, expand_braces
 from resnet_dist.data.shards import BadSample, ShardReader
 from resnet_dist.data.storage import Limits
 
 from .conftest import CLASSES, encoded, picture, write_shards
+from .servers import file_server
 
 
 def samples(index: Index, limits: Limits) -> list[tuple[bytes, int]]:
@@ -106,6 +108,8 @@ def test_names_of_shards(tmp_path: Path) -> None:
         ([f"{a}::"], "empty name"),
         ([a, a], "named twice"),
         (["a-{0..9999999999}.tar"], "more than 1,000,000"),
+        (["a-{0..3000000..2}.tar"], "more than 1,000,000"),
+        (["a-{0..1999}-{0..1999..2}.tar"], "more than 1,000,000"),
         ([str(tmp_path / "none.json")], "no such index"),
     ):
         with pytest.raises(UserError, match=words):
@@ -113,6 +117,43 @@ def test_names_of_shards(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no shards in this folder"):
         expand([str(tmp_path / "empty")])
+
+
+def test_a_range_with_a_step_counts_what_it_names() -> None:
+    assert expand_braces("a-{0..9..2}.tar") == [f"a-{n}.tar" for n in (0, 2, 4, 6, 8)]
+    assert len(expand_braces("a-{9000000..0..-100}.tar")) == 90_001
+    assert len(expand_braces("a-{0000000..9999999..1000}-{0..9}.tar")) == 100_000
+
+
+def test_checksums_in_capitals(tmp_path: Path, limits: Limits) -> None:
+    index, _ = build_index(expand(write_shards(tmp_path, (4, 5))), tmp_path, limits)
+    value = json.loads((tmp_path / "index.json").read_text())
+    for entry in value["shardlist"]:
+        entry["sha256"] = f" {entry['sha256'].upper()}"
+    (tmp_path / "index.json").write_text(json.dumps(value))
+    assert read_index(tmp_path) == index
+    assert verify_index(str(tmp_path), limits) == []
+
+
+@pytest.mark.parametrize("style", ["wids", "timm"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_an_index_from_elsewhere_names_no_file_here(
+    tmp_path: Path, limits: Limits, style: str, scheme: str
+) -> None:
+    [name] = write_shards(tmp_path / "mine", (4,))
+    wids = {"shardlist": [{"url": scheme + name, "nsamples": 4}]}
+    timm = {"splits": {"train": {"filenames": [scheme + name], "shard_lengths": [4]}}}
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "theirs.json").write_text(json.dumps(wids if style == "wids" else timm))
+    with (
+        file_server(served) as server,
+        pytest.raises(UserError, match=r"theirs\.json: names .*part-00000\.tar, a path"),
+    ):
+        expand([f"{server.url}/theirs.json"])
+    assert not list((tmp_path / "mine").glob("*.idx"))
+    here = expand([str(served / "theirs.json")])  # a person's own index may
+    assert build_index(here, tmp_path / "out", limits)[0].counts == (4,)
 
 
 def test_classes(tmp_path: Path, limits: Limits) -> None:

@@ -126,6 +126,30 @@ def test_batches_in_flight_stay_within_their_bytes(
         assert len(loader._ahead) == expected
 
 
+def test_nothing_is_decoded_beyond_the_end(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, asked = read_index(data.train), []
+    original = Order.ids_at
+
+    def ids_at(self: Order, step: int, lanes: range) -> np.ndarray:
+        asked.append(step)
+        return original(self, step, lanes)
+
+    monkeypatch.setattr(Order, "ids_at", ids_at)
+    order = Order(index.counts, 128, 8, 64, 3, training=True)
+    ahead = data.model_copy(update={"prefetch_batches": 3})
+    with Loader(index, order, ahead, world(0, 1), seed=3, total_steps=14) as loader:
+        for step in range(8, 14):
+            loader.batch_at(step)
+    assert asked == list(range(8, 14))
+    asked.clear()
+    order = evaluation_order(index, data)
+    with Loader(index, order, ahead, world(0, 1), seed=0) as loader:
+        for _ in range(2):
+            for step in range(order.steps_per_epoch):
+                loader.batch_at(step)
+    assert asked == 2 * list(range(order.steps_per_epoch))
+
+
 def test_close_ends_the_threads(data: Data) -> None:
     global_batches(data, [0], 2)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

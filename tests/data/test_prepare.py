@@ -18,12 +18,14 @@ from PIL import Image
 from resnet_dist.config import UserError
 from resnet_dist.data import prepare as preparing
 from resnet_dist.data.index import read_index
+from resnet_dist.data.indexing import build_index
+from resnet_dist.data.naming import expand
 from resnet_dist.data.prepare import Options, prepare
 from resnet_dist.data.shards import ShardReader
 from resnet_dist.data.sources import Item, Source, open_source
 from resnet_dist.data.storage import Limits
 
-from .conftest import encoded, picture
+from .conftest import encoded, picture, write_tar
 from .test_shards import checksums
 
 NO_CACHE = Limits(Path("/nowhere"), 1, 1.0)
@@ -168,6 +170,23 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder: Path, tmp_path
     with pytest.raises(UserError, match="holds tars that `prepare` did not write"):
         prepare(source, tmp_path / "tars")
     assert [p.name for p in (tmp_path / "tars/train").iterdir()] == ["mine.tar"]
+
+
+def test_indexing_what_was_prepared_keeps_what_it_was_prepared_with(
+    folder: Path, tmp_path: Path, limits: Limits
+) -> None:
+    source, out = open_source(str(folder), whole_split="train"), tmp_path / "out"
+    prepare(source, out, Options(shards=2))
+    index, _ = build_index(expand([str(out / "train")]), out / "train", limits, classes=["a", "b", "c"])
+    assert index.classes == ("a", "b", "c")
+    assert prepare(source, out, Options(shards=2))["train"] == index
+    with pytest.raises(UserError, match="prepared with shards=2"):
+        prepare(source, out, Options(shards=1))
+    first = sorted((out / "train").glob("*.tar"))[0]
+    write_tar(first, range(3))  # by somebody else
+    build_index(expand([str(out / "train")]), out / "train", limits)
+    with pytest.raises(UserError, match="was not written by `prepare`"):
+        prepare(source, out, Options(shards=2))
 
 
 def test_splits(folder: Path, tmp_path: Path) -> None:

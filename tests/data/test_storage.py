@@ -22,7 +22,8 @@ import zstandard
 from resnet_dist.config import Data, UserError
 from resnet_dist.data import remote
 from resnet_dist.data.index import Index, IndexMismatch, Shard, read_index
-from resnet_dist.data.indexing import build_index, expand, verify_index
+from resnet_dist.data.indexing import build_index, verify_index
+from resnet_dist.data.naming import expand
 from resnet_dist.data.remote import StorageError, read_bytes
 from resnet_dist.data.shards import ShardReader
 from resnet_dist.data.storage import Limits, Storage, StoredFile, checksum

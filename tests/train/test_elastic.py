@@ -124,3 +124,19 @@ def test_gradient_norms_are_the_same_on_two_ranks(recipe: Recipe, tmp_path: Path
     assert len(one) == STEPS * (1 + 9) + 2  # resnet8 has seven convolutions, and two in its projections
     two = curve(2, measured, tmp_path / "two")
     assert two[:70] == pytest.approx(one[:70], rel=1e-4)  # seven steps, before rounding turns a ReLU over
+
+
+def test_moving_sizes_and_repeats_draw_the_same_curve_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    features = [
+        'data.train_sizes=[["0 epochs", 6], ["0.5 epochs", 7], ["1 epochs", 8]]',
+        "data.repeats=2",
+        "data.mixup=0.2",
+        "data.flip=alternate",
+        "data.eval_flip=true",
+        "data.eval_size=9",
+    ]
+    changed = recipe.with_overrides(features)
+    one = curve(1, changed, tmp_path / "one")
+    assert one != pytest.approx(curve(1, recipe, tmp_path / "plain"), rel=1e-2)
+    two = curve(2, changed, tmp_path / "two")
+    assert two[:8] == pytest.approx(one[:8], rel=1e-4)  # rounding, 1e-9 at first, grows with every step

@@ -1,0 +1,163 @@
+"""The byte limit of the shard cache holds while shards are on their way, and no dead process takes a part of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from resnet_dist.data import room as room_module
+from resnet_dist.data import storage
+from resnet_dist.data.index import read_index
+from resnet_dist.data.indexing import build_index
+from resnet_dist.data.naming import expand
+from resnet_dist.data.remote import StorageError
+from resnet_dist.data.room import Room
+from resnet_dist.data.storage import Limits, Storage
+
+from .conftest import write_shards
+from .servers import file_server
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    (tmp_path / "ab").mkdir()
+    return Room(tmp_path, 100)
+
+
+def tar(room: Room, name: str) -> Path:
+    return room.folder / "ab" / f"{name}.tar"
+
+
+def lock(path: Path) -> FileLock:
+    return FileLock(path.with_suffix(".lock"))
+
+
+def reserved(room: Room, path: Path, num_bytes: int, *, seconds: float = 60, closed: bool = False) -> None:
+    event = threading.Event()
+    if closed:
+        event.set()
+    with room.reserved(path, num_bytes, url=path.name, timeout_seconds=seconds, closed=event):
+        assert path.with_suffix(".coming").read_text() == str(num_bytes)
+    assert not path.with_suffix(".coming").exists()
+
+
+def test_a_file_on_its_way_takes_its_room(room: Room) -> None:
+    first, second = tar(room, "first"), tar(room, "second")
+    with lock(first), lock(second):
+        assert room._reserve(first, 60)
+        assert not room._reserve(second, 60)
+        assert room._reserve(second, 40)
+        assert not room._reserve(second, 41)
+    with lock(second):  # the first one's process has died
+        assert room._reserve(second, 60)
+    assert not first.with_suffix(".coming").exists()
+
+
+def test_what_has_come_is_not_counted_twice(room: Room) -> None:
+    first, second = tar(room, "first"), tar(room, "second")
+    with lock(first), lock(second):
+        assert room._reserve(first, 60)
+        first.with_suffix(".raw.partial").write_bytes(bytes(50))
+        assert room._reserve(second, 40)
+        second.with_suffix(".raw.partial").write_bytes(bytes(40))
+        assert room._reserve(second, 40)  # goes on where it stopped
+
+
+def test_shards_give_way_and_what_dead_processes_left_too(room: Room) -> None:
+    old, left, new = tar(room, "old"), tar(room, "left"), tar(room, "new")
+    old.write_bytes(bytes(40))
+    old.with_suffix(".idx").write_bytes(b"x")
+    left.with_suffix(".raw.partial").write_bytes(bytes(50))
+    with lock(new):
+        with lock(left):
+            assert room._reserve(new, 50)
+            assert not old.exists()
+            assert not old.with_suffix(".idx").exists()
+            assert left.with_suffix(".raw.partial").exists()
+        assert room._reserve(new, 90)
+    assert not left.with_suffix(".raw.partial").exists()
+
+
+class Waited(threading.Event):
+    """Tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.begun.set()
+        return super().wait(timeout)
+
+
+def test_waiting_ends_when_room_is_given_back(room: Room) -> None:
+    first, second, closed = tar(room, "first"), tar(room, "second"), Waited()
+    done = threading.Event()
+
+    def fetch() -> None:
+        with lock(second), room.reserved(second, 60, url="", timeout_seconds=60, closed=closed):
+            done.set()
+
+    with lock(first):
+        assert room._reserve(first, 60)
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        assert closed.begun.wait(30)
+        assert not done.is_set()
+    thread.join(timeout=30)
+    assert done.is_set()
+
+
+def test_waiting_ends_with_an_error(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "POLL_SECONDS", 0.01)
+    first, second = tar(room, "first"), tar(room, "second")
+    with lock(first):
+        assert room._reserve(first, 60)
+        with pytest.raises(StorageError, match="second.tar: given up"):
+            reserved(room, second, 60, closed=True)
+        with pytest.raises(StorageError, match="shard_cache_bytes=100 are taken by other shards"):
+            reserved(room, second, 60, seconds=0.05)
+    with pytest.raises(
+        StorageError, match="second.tar: its 101 bytes are larger than data.shard_cache_bytes=100"
+    ):
+        reserved(room, second, 101)
+
+
+def test_shards_fetched_side_by_side_stay_within_the_limit(
+    tmp_path: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "served"
+    build_index(expand(write_shards(folder, (40, 41, 42, 43, 44, 45, 46, 47))), folder, limits)
+    sizes = sorted(path.stat().st_size for path in folder.glob("*.tar"))
+    most = sizes[-1] + sizes[-2]
+    count, guard, totals = 0, threading.Lock(), []
+    fetch: Callable[..., None] = storage.fetch_file
+
+    def watched(url: str, partial: Path, *, num_bytes: int, **options: object) -> None:
+        """What lies there, and what is on its way in any thread."""
+        nonlocal count
+        with guard:
+            count += num_bytes
+            totals.append(count + sum(path.stat().st_size for path in limits.folder.rglob("*.tar")))
+        fetch(url, partial, num_bytes=num_bytes, **options)
+        with guard:
+            count -= num_bytes
+
+    monkeypatch.setattr(storage, "fetch_file", watched)
+    with file_server(folder) as server:
+        shards = read_index(server.url).shards
+        cache = Storage(replace(limits, max_bytes=most))
+        cache.want(shards)
+        for shard in shards:
+            fd, _ = cache.open(shard)
+            os.close(fd)
+        cache.close()
+    assert len(totals) >= 8
+    assert max(totals) <= most
+    assert not list(limits.folder.rglob("*.coming"))
