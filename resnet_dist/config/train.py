@@ -126,6 +126,9 @@ class Train(Part):
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     """torch.compile's mode, for forward pass and loss together and for evaluation. reduce-overhead replays CUDA
     graphs, which suits small nets."""
+    gradient_sums: Literal["fp32", "fp64"] = "fp32"
+    """fp64 adds up the gradients of micro-batches and ranks so exactly that, with data.micro_batch_size set, every
+    number of ranks draws the same curve. fp32: the order of a sum shows, after some twenty steps to the naked eye."""
     sync_batch_norm: bool = False
     """Normalize over the images of all ranks, not over each rank's own. Needs CUDA where there are several."""
     log_every: Length = "50 steps"

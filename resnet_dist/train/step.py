@@ -20,6 +20,7 @@ from resnet_dist.data.loader import Batch
 from resnet_dist.data.mix import mix
 from resnet_dist.train.batch_norm import RunningStatistics
 from resnet_dist.train.drops import block_scales
+from resnet_dist.train.exact import ExactGradients
 from resnet_dist.train.gradients import GradientNorms
 from resnet_dist.train.loss import sample_losses
 from resnet_dist.train.optim import set_learning_rate
@@ -47,9 +48,12 @@ class TrainStep:
     def __init__(
         self, state: TrainState, recipe: Recipe, plan: Plan, world: World, progress: Progress | None = None
     ) -> None:
-        self.state, self.recipe, self.plan, self.rank = state, recipe, plan, world.rank
+        self.state, self.recipe, self.plan = state, recipe, plan
+        self.rank, self.world_size = world.rank, world.world_size
         self.progress = progress or Progress()
         self.distributed = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
+        exact = recipe.train.gradient_sums == "fp64"
+        self.exact = ExactGradients(state.model, world) if exact else None
         self.network = compiled(self.distributed, recipe.train)
         self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
         self.gradient_norms = GradientNorms(state.model) if recipe.train.log_gradient_norms else None
@@ -116,8 +120,14 @@ class TrainStep:
                 self.progress.at("in the backward pass")
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
-                self.state.scaler.scale(loss / local_batch_size).backward()
+                self.state.scaler.scale(
+                    loss / (local_batch_size if self.exact is None else len(labels))
+                ).backward()
+            if self.exact is not None:
+                self.exact.add()
             sums_M3[number] = sums_3  # a CUDA graph's next replay overwrites what it returned
+        if self.exact is not None:
+            self.exact.finish(count * self.world_size)
         return sums_M3
 
     def scalar(self, share: float) -> Tensor | None:
@@ -166,11 +176,13 @@ class LossModel(nn.Module):
 
 
 def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
-    """DDP around the network, or the network itself where there is one rank."""
+    """DDP around the network, or the network itself where there is nothing for it to add up."""
     if world.world_size == 1:
         return network
     if train.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: parameters and their names stay
+    if train.gradient_sums == "fp64":
+        return network  # ExactGradients adds up in its place
     return DistributedDataParallel(
         network,
         device_ids=[world.device] if world.device.type == "cuda" else None,

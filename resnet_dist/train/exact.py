@@ -1,0 +1,55 @@
+"""Gradients added up so exactly that the order does not show: the same curve on any number of ranks.
+
+Adding float32 numbers in another order rounds them otherwise, in the eighth digit. Training doubles such a
+difference every few steps, and after twenty two numbers of ranks draw two curves. In float64 the sum of the
+float32 gradients of all micro-batches has 29 bits to spare, and rounds to the same float32 in any order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.world import World
+
+
+class ExactGradients:
+    """Adds up the gradients of micro-batches, over this rank's and over the ranks, in float64.
+
+    It takes the place of DDP's all-reduce, at twice the traffic and after the backward pass, not beside it. The
+    ranks have equal weights to begin with: one seed drew them, or one file held them.
+    """
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self._world = world
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        sizes = [p.numel() for p in self._parameters]
+        self._sum = torch.zeros(sum(sizes), dtype=torch.float64, device=world.device)
+        self._parts = [
+            part.view_as(p) for part, p in zip(self._sum.split(sizes), self._parameters, strict=True)
+        ]
+
+    def add(self) -> None:
+        """After the backward pass of a micro-batch: take what lies in `.grad`, and leave zeros there."""
+        torch._foreach_add_(self._parts, self._gradients())
+        torch._foreach_zero_(self._gradients())
+
+    def finish(self, micro_batches: int) -> None:
+        """After the last one: put the mean over `micro_batches`, those of all ranks, into `.grad`."""
+        mean = self._world.sum(self._sum).div_(micro_batches)
+        means = [
+            part.view_as(p)
+            for part, p in zip(
+                mean.split([p.numel() for p in self._parameters]), self._parameters, strict=True
+            )
+        ]
+        torch._foreach_copy_(self._gradients(), means)
+        self._sum.zero_()
+
+    def _gradients(self) -> list[Tensor]:
+        gradients = []
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        return gradients
