@@ -86,7 +86,7 @@ class Room:
         for _, size, file in self._evictable(keep) if excess > 0 else ():
             if excess <= 0:
                 return
-            if _drop(file):
+            if _remove(file):
                 excess -= size
 
     def _coming(self, own: Path) -> dict[Path, int]:
@@ -123,7 +123,7 @@ def _is_written(file: Path) -> bool:
         return not nobody
 
 
-def _drop(file: Path) -> bool:
+def _remove(file: Path) -> bool:
     """Remove a shard, or what is left of one that nobody fetches any more."""
     if file.suffix == ".tar":
         file.unlink(missing_ok=True)
