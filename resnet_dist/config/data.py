@@ -23,11 +23,12 @@ class Data(Part):
     """What `train` prepares by itself where the shards are missing, as `resnet-dist prepare` names it."""
 
     image_size: int = Field(ge=1)
-    """Height and width, in pixels, of what the model sees; with `train_sizes`, the largest of them at most."""
+    """Height and width, in pixels, of what the model sees; no `train_sizes` may be larger."""
     train_sizes: tuple[tuple[Length, PixelSize], ...] = ()
     """Progressive resizing: (Length, size) points, such as (("0 epochs", 160), ("13 epochs", 192)). The size is the
-    first one before the first point, and the last one after the last. None: image_size throughout.
-    random-resized-crop then crops to the size; pad-crop sees a smaller window of the image; none shrinks it."""
+    first one before the first point, and the last one after the last. Empty: image_size throughout.
+    random-resized-crop crops to the size of the step; pad-crop takes a window of that size from the image of
+    image_size; none shrinks that image."""
     train_size_curve: Literal["steps", "linear"] = "steps"
     """Between two points: the earlier one's size, or linear, rounded to a multiple of `train_size_multiple`."""
     train_size_multiple: int = Field(default=32, ge=1)

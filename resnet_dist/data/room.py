@@ -58,29 +58,36 @@ class Room:
     def evict(self, keep: Path) -> None:
         """Bring what is there, and on its way, back within the limit; `keep` stays, and has all its bytes."""
         with self._alone():
-            self._evict(keep, sum(self._coming(keep).values()))
+            self._drop(self._excess(sum(self._coming(keep).values())), keep)
 
     def _reserve(self, path: Path, num_bytes: int) -> bool:
         """Whether there is room now, or nothing that could make more of it."""
         with self._alone():
             coming = self._coming(path)
-            missing = num_bytes - _written(path)
-            over = self._evict(path, missing + sum(coming.values()))
-            if over > 0 and coming:
-                return False
+            excess = self._excess(num_bytes - _written(path) + sum(coming.values()))
+            if coming and excess > sum(size for _, size, _ in self._evictable(path)):
+                return False  # and nothing is dropped in vain
+            self._drop(excess, path)
             _mark(path).write_text(str(num_bytes))
             return True
 
-    def _evict(self, keep: Path, wanted: int) -> int:
-        """Drop what was used longest ago until `wanted` more fit; returns by how many bytes they do not."""
-        files = sorted(self._files())
-        over = sum(size for _, size, _ in files) + wanted - self.max_bytes
-        for _, size, file in files:
-            if over <= 0:
-                break
-            if file != keep and _drop(file):
-                over -= size
-        return over
+    def _excess(self, wanted: int) -> int:
+        return sum(size for _, size, _ in self._files()) + wanted - self.max_bytes
+
+    def _evictable(self, keep: Path) -> list[tuple[float, int, Path]]:
+        """Shards beside `keep`, and what is left of those that nobody fetches any more: what was used longest ago first."""
+        return sorted(
+            (used, size, file)
+            for used, size, file in self._files()
+            if file != keep and (file.suffix == ".tar" or not _is_written(file))
+        )
+
+    def _drop(self, excess: int, keep: Path) -> None:
+        for _, size, file in self._evictable(keep) if excess > 0 else ():
+            if excess <= 0:
+                return
+            if _remove(file):
+                excess -= size
 
     def _coming(self, own: Path) -> dict[Path, int]:
         """Bytes that files on their way beside `own` still lack; forgets those that nobody fetches any more."""
@@ -111,7 +118,12 @@ class Room:
         return FileLock(self.folder / ".evicting.lock")
 
 
-def _drop(file: Path) -> bool:
+def _is_written(file: Path) -> bool:
+    with _if_nobody_writes(file) as nobody:
+        return not nobody
+
+
+def _remove(file: Path) -> bool:
     """Remove a shard, or what is left of one that nobody fetches any more."""
     if file.suffix == ".tar":
         file.unlink(missing_ok=True)

@@ -114,6 +114,17 @@ def test_waiting_ends_when_room_is_given_back(room: Room) -> None:
     assert done.is_set()
 
 
+def test_nothing_is_dropped_in_vain(room: Room) -> None:
+    kept, first, second = tar(room, "kept"), tar(room, "first"), tar(room, "second")
+    kept.write_bytes(bytes(30))
+    with lock(first), lock(second):
+        assert room._reserve(first, 60)
+        assert not room._reserve(second, 50)
+        assert kept.exists()
+        assert room._reserve(second, 40)
+        assert not kept.exists()
+
+
 def test_waiting_ends_with_an_error(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room_module, "POLL_SECONDS", 0.01)
     first, second = tar(room, "first"), tar(room, "second")
