@@ -17,6 +17,8 @@ Measured  digits, seeds 0 to 2, one thread of an AMD EPYC (November 2026, torch 
             plain-20     0.064  0.062  0.081        residual-20  0.0017  0.0023  0.0012
             plain-56     1.502  1.580  1.512        residual-56  0.0186  0.0052  0.0032
           the gradient of plain-56 at step 5 differs 24, 17 and 24-fold between layers, of residual-56 8, 9 and 8-fold
+          The length and the warm-up were chosen on these seeds: with 200 steps the rule held for each of them too,
+          without a warm-up for seed 0 after 330 steps, but not yet after 60.
           cifar10: not measured yet
 """
 
@@ -87,6 +89,7 @@ def digits(model: Model, seed: int) -> Recipe:
         ),
         model=model,
         optim=Optim(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4),
+        # Without it residual-56 first climbs to a loss of 6; the paper warms up its 110 layers for that reason.
         schedule=Schedule(decay="constant", warmup="20 steps"),
         train=Train(
             length="150 steps",
@@ -100,7 +103,7 @@ def digits(model: Model, seed: int) -> Recipe:
 
 
 def cifar10(model: Model, seed: int) -> Recipe:
-    """Section 4.2 of the paper."""
+    """Section 4.2 of the paper, with a cosine for its two steps."""
     return Recipe(
         name="plain_vs_residual",
         description=__doc__,
