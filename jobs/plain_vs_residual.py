@@ -1,13 +1,25 @@
 """Why skip connections exist: plain and residual nets of the same layers, data and seeds.
 
-Deeper plain nets train worse, not because they overfit but because they cannot be optimised: the error on what
-they are trained on is higher. With skip connections, which here have no parameters (option A), so that both nets
-have the same number of them, that goes away.
+Deeper plain nets train worse, not because they overfit but because they cannot be optimised: their loss is higher
+on the very samples that they are trained on. Skip connections undo it. Here they have no parameters (option A), so
+a plain and a residual net of one depth have the same weights, count for count and value for value at the start.
 
 Source    He et al. 2015 (arXiv 1512.03385), section 4.2 and figure 6
-Command   resnet-dist study jobs/plain_vs_residual.py
-          resnet-dist study jobs/plain_vs_residual.py --with setting=cifar10 --gpu
-          resnet-dist train jobs/plain_vs_residual.py --set model.shortcut=none       one of the nets
+Command   resnet-dist study jobs/plain_vs_residual.py                                on two CPU cores, minutes
+          resnet-dist study jobs/plain_vs_residual.py --with setting=cifar10 --gpu   the paper's, 20, 56 and 110 layers
+          resnet-dist train jobs/plain_vs_residual.py --set model.shortcut=none      one of the nets
+Rule      a net's result is its mean training loss over the last steps (LAST_STEPS); with every seed, that of the
+          deepest plain net is above that of the shallowest, and that of the deepest residual net under half of it
+Expected  digits: training loss 1.5 with 56 plain layers, 0.07 with 20, under 0.02 with 56 residual; in the first steps
+          the gradient of some layers of plain-56 is 20 times that of others, 8 times in residual-56
+          cifar10: test errors of the paper's residual nets, 8.75, 6.97 and 6.43 %; plain-56 above plain-20
+Measured  digits, seeds 0 to 2, one thread of an AMD EPYC (November 2026, torch 2.15), 5.3 minutes of CPU time:
+            plain-20     0.064  0.062  0.081        residual-20  0.0017  0.0023  0.0012
+            plain-56     1.502  1.580  1.512        residual-56  0.0186  0.0052  0.0032
+          the gradient of plain-56 at step 5 differs 24, 17 and 24-fold between layers, of residual-56 8, 9 and 8-fold
+          The length and the warm-up were chosen on these seeds: with 200 steps the rule held for each of them too,
+          without a warm-up for seed 0 after 330 steps, but not yet after 60.
+          cifar10: not measured yet
 """
 
 from collections.abc import Sequence
@@ -77,6 +89,7 @@ def digits(model: Model, seed: int) -> Recipe:
         ),
         model=model,
         optim=Optim(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4),
+        # Without it residual-56 first climbs to a loss of 6; the paper warms up its 110 layers for that reason.
         schedule=Schedule(decay="constant", warmup="20 steps"),
         train=Train(
             length="150 steps",
@@ -90,7 +103,7 @@ def digits(model: Model, seed: int) -> Recipe:
 
 
 def cifar10(model: Model, seed: int) -> Recipe:
-    """Section 4.2 of the paper."""
+    """Section 4.2 of the paper, with a cosine for its two steps."""
     return Recipe(
         name="plain_vs_residual",
         description=__doc__,

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
-from resnet_dist.config import Result, Study, Trial, UserError
+from resnet_dist.config import Recipe, Result, Study, Trial, UserError
 from resnet_dist.driver import (
     Interrupted,
     OpenTracking,
@@ -158,12 +158,16 @@ def _train(
     asked = request.of_trial(trial)
     assert asked.name is not None
     known = read_run(asked.output / "runs" / asked.name)
-    # A recipe that changed in what a run may change, such as a longer length, gives it something to do again.
-    same = known is not None and known.recipe == asked.recipe.model_dump(mode="json")
-    if known is not None and same and known.run_id is not None and tracking.is_finished(known.run_id):
+    if known is not None and _is_finished(known, asked.recipe, tracking):
         reporter.say(f"run {known.name}: finished before")
         return known
     return run_training(asked, reporter, open_member({**trial.tags, **tracking.member_tags()})).run
+
+
+def _is_finished(run: RunFolder, recipe: Recipe, tracking: StudyTracking) -> bool:
+    """Whether `recipe`, which `choose_run` has let through, leaves the run nothing to do."""
+    same_length = Recipe.model_validate(run.recipe).train.length == recipe.train.length
+    return same_length and run.run_id is not None and tracking.is_finished(run.run_id)
 
 
 def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:

@@ -6,6 +6,7 @@ print by the style of their lines.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ LIGHTEST, DARKEST = 0.5, 0.95  # of a colour map: lighter than this a line is lo
 INCHES = (13.0, 5.2)
 DOTS_PER_INCH = 130
 FEW_DECADES = 10**2.5  # up to here an axis has labels at 1, 2 and 5
-TITLE_WIDTH = 110  # letters
+TITLE_WIDTH, LONGEST_WORD = 100, 10  # letters
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,12 @@ def draw_study(curves: Sequence[Curve], *, title: str) -> Figure:
         draw_losses(axes[0], repeats, styles[key])
     _finish(axes[0], "Training loss", "Optimizer steps", "Cross-entropy, nats")
     if moments:
-        axes[2].sharey(axes[1])  # one scale: the eye compares them
         for panel, step, when in zip(axes[1:], (moments[0], moments[-1]), ("early", "late"), strict=True):
             for key, repeats in groups.items():
                 draw_gradient_norms(panel, repeats, step, styles[key])
             name = f"Gradient by layer, {when}: step {step}"
             _finish(panel, name, "Convolution, from input to output", "L2 norm")
-    figure.suptitle("\n".join(textwrap.wrap(title, TITLE_WIDTH)), fontsize="large", fontweight="bold")
+    figure.suptitle(_balanced(title), fontsize="large", fontweight="bold")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title=_note(groups)
@@ -148,6 +148,12 @@ def _order(shade: str) -> tuple[float, str]:
         return float(shade), ""
     except ValueError:
         return float("inf"), shade
+
+
+def _balanced(title: str) -> str:
+    """Broken into lines of about the same length."""
+    lines = math.ceil(len(title) / TITLE_WIDTH)
+    return "\n".join(textwrap.wrap(title, len(title) // lines + LONGEST_WORD))
 
 
 def _note(groups: dict[tuple[str, str], list[Curve]]) -> str | None:
