@@ -16,17 +16,19 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 
 # From the top down; a module imports from lower lines, or from its own.
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"bench", "study"},
     {"submit", "terminal"},
     {"driver"},
-    {"launch"},
+    {"launch", "torchrun"},
     {"attempt"},
     {"runs", "tracking", "export"},
     {"train"},
     {"evaluate"},
     {"data", "model"},
     {"config", "world"},
+    {"interrupts", "launcher"},  # know nothing of the package
 ]
 LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}
 
