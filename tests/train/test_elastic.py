@@ -47,7 +47,9 @@ def curve(world_size: int, recipe: Recipe, folder: Path, *, double: bool = False
 @pytest.fixture
 def recipe(digits_recipe: Recipe) -> Recipe:
     lengths = [f"train.length={STEPS} steps", "train.log_every=1 steps", "train.eval_every=7 steps"]
-    return digits_recipe.with_overrides([*lengths, "data.micro_batch_size=32", "data.crop=pad-crop"])
+    return digits_recipe.with_overrides(
+        [*lengths, "data.micro_batch_size=32", "data.crop=pad-crop", "data.pad=1"]
+    )
 
 
 @pytest.mark.timeout(600)
@@ -56,6 +58,7 @@ def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path:
     whole = recipe.with_overrides(["train.length=4 epochs", "train.eval_every=1 epochs"])
     one = curve(1, whole, tmp_path / "one", double=True)
     assert len(one) == 4 * 11 + 4
+    assert one[-2] < 0.5 * one[0]
     for world_size in (2, 4):
         other = curve(world_size, whole, tmp_path / str(world_size), double=True)
         assert other == pytest.approx(one, rel=1e-8)
@@ -63,9 +66,14 @@ def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path:
 
 @pytest.mark.timeout(600)
 def test_ranks_draw_the_same_curve(recipe: Recipe, tmp_path: Path) -> None:
-    fifty = recipe.with_overrides(["train.length=50 steps", "train.eval_every=25 steps"])
+    """In float32 rounding carries activations over the kink of a ReLU, and each such jump of a gradient grows with
+    the learning rate: one rank with weights moved by 1e-7 is as far off. So the rate is small here.
+    """
+    lengths = ["train.length=50 steps", "train.eval_every=25 steps"]
+    fifty = recipe.with_overrides([*lengths, "optim.lr=0.003"])
     one = curve(1, fifty, tmp_path / "one")
     assert len(one) == 52
+    assert one[-2] < 0.95 * one[0]  # and yet it learns
     for world_size in (2, 4):
         assert curve(world_size, fifty, tmp_path / str(world_size)) == pytest.approx(one, rel=1e-3)
 
