@@ -45,6 +45,7 @@ Split = Literal["train", "eval"]
 Crop = Literal["none", "pad-crop", "random-resized-crop"]
 Cache = Literal["none", "ram", "device"]
 Against = Literal["raw"]
+NOTHING_SAVED = "interrupted before training began; the same command begins it"
 COMMAND_VARIABLE = "RESNET_DIST_COMMAND"  # of a submitted job: as the person typed it
 FEW_SAMPLES = 4096  # which one process writes before others have started
 MOST_LINES = 50  # of a report that are shown
@@ -188,23 +189,27 @@ def train(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train a recipe to its end, or from where its run stopped."""
-    ranks = _torchrun_ranks()
-    if ranks is not None and ranks.rank > 0:
-        raise typer.Exit(ranks.follow())
-    with ranks or nullcontext():
-        value = load_recipe(recipe, overrides or ())
+    value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
+    # Nothing has begun, and an exception in the middle of numpy's or torch's import leaves wreckage.
+    with signals_call(_leave_interrupted):
         from resnet_dist.driver import Interrupted, Request, run_training  # torch takes seconds to import
 
-        request = Request(
-            value, str(recipe), output.absolute(), workers, gpu, local, address, name, resume, ranks
-        )
-        with make_reporter(out) as reporter:
-            try:
-                summary = run_training(request, reporter, _open_tracking({}))
-            except Interrupted as interrupted:
-                where = f" at step {interrupted.step}" if interrupted.step is not None else ""
-                err.print(f"interrupted{where}; this continues it:\n  {_resume_line(interrupted.run.name)}")
-                raise typer.Exit(130) from None
+        ranks = _torchrun_ranks()
+    if ranks is not None and ranks.rank > 0:
+        raise typer.Exit(ranks.follow())
+    try:
+        with ranks or nullcontext(), make_reporter(out) as reporter:
+            value = value or load_recipe(recipe, overrides or ())  # a mistake in it is for all ranks
+            place = output.absolute()
+            request = Request(value, str(recipe), place, workers, gpu, local, address, name, resume, ranks)
+            summary = run_training(request, reporter, _open_tracking({}))
+    except Interrupted as interrupted:
+        where = f" at step {interrupted.step}" if interrupted.step is not None else ""
+        err.print(f"interrupted{where}; this continues it:\n  {_resume_line(interrupted.run.name)}")
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        err.print(NOTHING_SAVED)
+        raise typer.Exit(130) from None
     metrics = summary.outcome.metrics
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
@@ -430,6 +435,13 @@ def ui(
     from resnet_dist.tracking.ui import serve_store
 
     raise typer.Exit(serve_store(output, port, out.print))
+
+
+def _leave_interrupted(count: int = 1) -> NoReturn:
+    if is_main_process():
+        err.print(NOTHING_SAVED)
+    sys.stdout.flush()
+    os._exit(130)
 
 
 def _torchrun_ranks():  # type: ignore[no-untyped-def]

@@ -324,7 +324,8 @@ class _RayRanks:
 
     def __enter__(self) -> Ranks:
         try:
-            from resnet_dist import launch
+            with signals_held():  # an exception in the middle of Ray's import leaves wreckage
+                from resnet_dist import launch
         except ImportError as error:
             raise UserError(f"Ray is not installed ({error}); --local trains in this process") from None
         request, workers = self._request, self._request.world_size

@@ -145,6 +145,22 @@ print(model.predict(np.zeros((3, 8, 8, 1), np.uint8)).shape)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_data_are_prepared(tmp_path: Path, number: signal.Signals) -> None:
+    process = start("train", DIGITS, "--local", cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("preparing digits")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (
+        130,
+        "interrupted before training began; the same command begins it\n",
+    )
+    assert not (tmp_path / "output/runs").exists()
+    code, out, err = run("train", DIGITS, "--local", *SHORT, cwd=tmp_path)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
     folder: Path, number: signal.Signals
 ) -> None:

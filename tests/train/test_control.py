@@ -46,7 +46,7 @@ def stop_in_evaluation(world: World, recipe_json: str, folder: str) -> tuple[int
     recipe, log = Recipe.from_json(recipe_json), Log()
     calls = iter(range(1000))
     first = loop.train(
-        recipe, Path(folder), world, log, lambda: next(calls) == 4 and world.rank == world.world_size - 1
+        recipe, Path(folder), world, log, lambda: next(calls) == 3 and world.rank == world.world_size - 1
     )
     assert not [name for name, _ in log.metrics if name.startswith("eval/")]
     second = loop.train(recipe, Path(folder), world, log)

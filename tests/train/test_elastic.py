@@ -47,7 +47,9 @@ def curve(world_size: int, recipe: Recipe, folder: Path, *, double: bool = False
 @pytest.fixture
 def recipe(digits_recipe: Recipe) -> Recipe:
     lengths = [f"train.length={STEPS} steps", "train.log_every=1 steps", "train.eval_every=7 steps"]
-    return digits_recipe.with_overrides([*lengths, "data.micro_batch_size=32", "data.crop=pad-crop"])
+    return digits_recipe.with_overrides(
+        [*lengths, "data.micro_batch_size=32", "data.crop=pad-crop", "data.pad=1"]
+    )
 
 
 @pytest.mark.timeout(600)
@@ -56,6 +58,7 @@ def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path:
     whole = recipe.with_overrides(["train.length=4 epochs", "train.eval_every=1 epochs"])
     one = curve(1, whole, tmp_path / "one", double=True)
     assert len(one) == 4 * 11 + 4
+    assert one[-2] < 0.5 * one[0]
     for world_size in (2, 4):
         other = curve(world_size, whole, tmp_path / str(world_size), double=True)
         assert other == pytest.approx(one, rel=1e-8)
@@ -65,21 +68,32 @@ def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path:
 def test_ranks_draw_the_same_curve_bitwise_where_gradients_are_summed_exactly(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """In float32, at full rate, without a crop that would hide the digits: 50 steps of the net of the first run."""
-    fifty = recipe.with_overrides(
-        ["model.name=resnet20", "train.length=50 steps", "train.eval_every=0 steps", "data.crop=none"]
-    )
+    """In float32, at the full rate of the digits job."""
+    fifty = recipe.with_overrides(["train.length=50 steps", "train.eval_every=0 steps", "data.crop=none"])
     exact = fifty.with_overrides(["train.gradient_sums=fp64"])
     *one, evaluation = curve(1, exact, tmp_path / "one")
     assert len(one) == 50
     for world_size in (2, 4):
         *other, its_evaluation = curve(world_size, exact, tmp_path / str(world_size))
         assert other == one
-        assert its_evaluation == pytest.approx(
-            evaluation, rel=1e-3
-        )  # running statistics are means over ranks
+        # Running statistics are means over ranks, and rounded as such.
+        assert its_evaluation == pytest.approx(evaluation, rel=1e-3)
     plain = curve(1, fifty, tmp_path / "plain")
     assert plain[:3] == pytest.approx(one[:3], rel=1e-4)  # the same gradients, but for rounding
+
+
+@pytest.mark.timeout(600)
+def test_ranks_draw_the_same_curve(recipe: Recipe, tmp_path: Path) -> None:
+    """In float32 rounding carries activations over the kink of a ReLU, and each such jump of a gradient grows with
+    the learning rate: one rank with weights moved by 1e-7 is as far off. So the rate is small here.
+    """
+    lengths = ["train.length=50 steps", "train.eval_every=25 steps"]
+    fifty = recipe.with_overrides([*lengths, "optim.lr=0.003"])
+    one = curve(1, fifty, tmp_path / "one")
+    assert len(one) == 52
+    assert one[-2] < 0.95 * one[0]  # and yet it learns
+    for world_size in (2, 4):
+        assert curve(world_size, fifty, tmp_path / str(world_size)) == pytest.approx(one, rel=1e-3)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(recipe: Recipe, tmp_path: Path) -> None:
