@@ -156,7 +156,7 @@ def test_interrupted_while_data_are_prepared(tmp_path: Path, number: signal.Sign
         "interrupted before training began; the same command begins it\n",
     )
     assert not (tmp_path / "output/runs").exists()
-    code, out, err = run("train", DIGITS, "--local", *SHORT, cwd=tmp_path)
+    code, _, err = run("train", DIGITS, "--local", *SHORT, cwd=tmp_path)
     assert code == 0, err
 
 
