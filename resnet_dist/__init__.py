@@ -34,4 +34,4 @@ __all__ = [
     "Trial",
     "scaled_lr",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0"

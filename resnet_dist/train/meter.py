@@ -78,6 +78,7 @@ class Meter:
 
     def load(self, table_RK: Tensor, world: World) -> None:
         """Go on from a checkpoint's sums: as many ranks as then take up their own, others share them out."""
+        table_RK = table_RK.reshape(-1, FINITE)  # 0.2.0 wrote the sums over all ranks, as a vector
         if len(table_RK) == world.world_size:
             own_K = table_RK[world.rank]
         else:  # summed up once; only the order of a sum shows, in its last bits

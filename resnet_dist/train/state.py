@@ -105,8 +105,8 @@ class TrainState:
             self.scaler.load_state_dict(scalars["scaler"])
         self.meter.load(tensors["meter"]["sums"], world)
         self.step, self.bad_samples = scalars["step"], scalars["bad_samples"]
-        self.evaluation_pending = scalars["evaluation_pending"]
-        self.best = Best(**scalars["best"]) if scalars["best"] else None
+        self.evaluation_pending = scalars.get("evaluation_pending", False)  # as of 0.3.0, and so is the best
+        self.best = Best(**scalars["best"]) if scalars.get("best") else None
         self.metrics = dict(scalars["metrics"])
 
     def _optimizer_state(self) -> dict[str, Any]:
