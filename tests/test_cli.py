@@ -150,7 +150,7 @@ def test_interrupted_while_data_are_prepared(tmp_path: Path, number: signal.Sign
     assert process.stdout is not None
     assert process.stdout.readline().startswith("preparing digits")
     process.send_signal(number)
-    out, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (
         130,
         "interrupted before training began; the same command begins it\n",
