@@ -34,7 +34,7 @@ def recipe() -> Recipe:
             cutmix=1.0,
         ),
         model=Model(name="resnet50", zero_init=True),
-        optim=Optim(optimizer="lamb", lr=8e-3, weight_decay=0.02),
+        optim=Optim(optimizer="lamb", lr=8e-3, weight_decay=0.02, clip_norm=1.0),
         schedule=Schedule(decay="cosine", warmup="5 epochs"),
         train=Train(length="100 epochs", loss="bce", precision="bf16", log_every="100 steps"),
     )
