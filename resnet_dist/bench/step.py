@@ -44,6 +44,9 @@ class StepSpeed:
 
     ours: tuple[float, ...]
     bare: tuple[float, ...]
+    cpu_ratios: tuple[
+        float, ...
+    ]  # processor time of the bare loop over ours: a busy machine disturbs it less
     our_loss: float  # mean over the first round's steps
     bare_loss: float
 
@@ -55,6 +58,10 @@ class StepSpeed:
     @property
     def ratio(self) -> float:
         return statistics.median(self.ratios)
+
+    @property
+    def cpu_ratio(self) -> float:
+        return statistics.median(self.cpu_ratios)
 
     @property
     def same_work(self) -> bool:
@@ -156,9 +163,10 @@ class Turns:
     ) -> None:
         self._inner, self._world, self._steps, self._bare, self._pause = inner, world, steps, bare, pause
         self._seconds: list[tuple[float, float]] = []  # of a round: ours, and the bare loop's
+        self._cpu_seconds: list[tuple[float, float]] = []  # of this rank, all threads
         self._losses: list[float] = []  # ours, of the first round's log lines
         self._bare_losses: list[float] = []
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         if "train/loss" in metrics:
@@ -176,21 +184,28 @@ class Turns:
 
     def _take_turns(self) -> None:
         ours = time.perf_counter() - self._start  # a log line has waited for the device
+        our_cpu = time.process_time() - self._cpu_start
         with self._pause():
             self._world.barrier()
+            cpu_start = time.process_time()
             bare, loss = self._bare()
+            bare_cpu = time.process_time() - cpu_start
         self._bare_losses.append(loss)
         self._seconds.append((ours, bare))
+        self._cpu_seconds.append((our_cpu, bare_cpu))
         self._world.barrier()
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def result(self, images: int) -> StepSpeed:
         """`images` of a round, over all ranks. A collective."""
         ours, bare = zip(*self._seconds[1:], strict=True)  # the first round warms up
         bare_loss = statistics.mean(self._world.gather(self._bare_losses[0]))
+        # round, (ours, bare), summed over the ranks
+        cpu_seconds = torch.tensor(self._world.gather(self._cpu_seconds[1:])).sum(dim=0)
         return StepSpeed(
             tuple(images / seconds for seconds in ours),
             tuple(images / seconds for seconds in bare),
+            tuple((cpu_seconds[:, 1] / cpu_seconds[:, 0]).tolist()),
             statistics.mean(self._losses),
             bare_loss,
         )
