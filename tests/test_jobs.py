@@ -79,6 +79,7 @@ def small(recipe: Recipe) -> list[str]:
         "data.image_size=64",
         "model.init_from=none",
         "train.precision=fp32",  # bf16 is emulated on most CPUs
+        "optim.lr=0.01",  # the rates suit larger batches
         "train.length=2 steps",
         "train.log_every=1 steps",
         "train.eval_every=0 steps",
