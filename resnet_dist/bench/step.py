@@ -34,7 +34,6 @@ from resnet_dist.train.plan import plan_of
 from resnet_dist.world import World
 
 EPOCH_STEPS = 16  # of the synthetic set, which is held in memory
-MOST_STEPS_PER_LOG = 10  # recipes log more rarely: what logging costs shows all the more
 LR = 0.01  # small enough for the same batches to give both loops the same losses for some steps
 
 
@@ -111,7 +110,7 @@ def bench_step(
 
 
 def make_recipe(data: Data, model: str, *, steps: int, rounds: int) -> Recipe:
-    """Both loops' settings. Ours logs several times a round, and writes a checkpoint in each."""
+    """Both loops' settings. Ours logs and writes a checkpoint in every round: more often than most recipes."""
     return Recipe(
         name="bench-step",
         data=data,
@@ -120,7 +119,7 @@ def make_recipe(data: Data, model: str, *, steps: int, rounds: int) -> Recipe:
         schedule=Schedule(decay="constant"),
         train=Train(
             length=f"{(1 + rounds) * steps} steps",
-            log_every=f"{max(d for d in divisors(steps) if d <= MOST_STEPS_PER_LOG)} steps",
+            log_every=f"{steps} steps",
             checkpoint_every=f"{steps} steps",
             eval_every="0 steps",  # once, after the last round
         ),
@@ -137,7 +136,7 @@ def _rank_main(world: World, recipe: Recipe, folder: Path, steps: int) -> StepSp
         if world.is_main:
             tracker = stack.enter_context(Spool(folder / SPOOL_FILE))
             pause = stack.enter_context(followed(recipe, folder, folder / SPOOL_FILE, total_steps))
-        turns = Turns(tracker, world, steps, lambda: bare.run(batches), pause)
+        turns = Turns(tracker, world, lambda: bare.run(batches), pause)
         train(recipe, folder, world, turns, stop_requested=(folder / STOP_FILE).exists)
     images = steps * recipe.data.global_batch_size
     return turns.result(images)
@@ -159,21 +158,17 @@ class Turns:
     """
 
     def __init__(
-        self, inner: Tracker, world: World, steps: int, bare: Callable[[], tuple[float, float]], pause: Pause
+        self, inner: Tracker, world: World, bare: Callable[[], tuple[float, float]], pause: Pause
     ) -> None:
-        self._inner, self._world, self._steps, self._bare, self._pause = inner, world, steps, bare, pause
+        self._inner, self._world, self._bare, self._pause = inner, world, bare, pause
         self._seconds: list[tuple[float, float]] = []  # of a round: ours, and the bare loop's
         self._cpu_seconds: list[tuple[float, float]] = []  # of this rank, all threads
-        self._losses: list[float] = []  # ours, of the first round's log lines
-        self._bare_losses: list[float] = []
+        self._losses: list[tuple[float, float]] = []  # means over a round
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        if "train/loss" in metrics:
-            if step <= self._steps:
-                self._losses.append(metrics["train/loss"])
-            if step % self._steps == 0:
-                self._take_turns()
+        if "train/loss" in metrics:  # a round is what lies between two log lines
+            self._take_turns(metrics["train/loss"])
         self._inner.log(metrics, step)
 
     def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
@@ -182,15 +177,15 @@ class Turns:
     def note(self, text: str) -> None:
         self._inner.note(text)
 
-    def _take_turns(self) -> None:
+    def _take_turns(self, our_loss: float) -> None:
         ours = time.perf_counter() - self._start  # a log line has waited for the device
         our_cpu = time.process_time() - self._cpu_start
         with self._pause():
             self._world.barrier()
             cpu_start = time.process_time()
-            bare, loss = self._bare()
+            bare, bare_loss = self._bare()
             bare_cpu = time.process_time() - cpu_start
-        self._bare_losses.append(loss)
+        self._losses.append((our_loss, bare_loss))
         self._seconds.append((ours, bare))
         self._cpu_seconds.append((our_cpu, bare_cpu))
         self._world.barrier()
@@ -199,13 +194,14 @@ class Turns:
     def result(self, images: int) -> StepSpeed:
         """`images` of a round, over all ranks. A collective."""
         ours, bare = zip(*self._seconds[1:], strict=True)  # the first round warms up
-        bare_loss = statistics.mean(self._world.gather(self._bare_losses[0]))
+        our_loss, bare_loss = self._losses[0]  # of the same batches, from the same weights
+        bare_loss = statistics.mean(self._world.gather(bare_loss))  # a rank knows its own only
         # round, (ours, bare), summed over the ranks
         cpu_seconds = torch.tensor(self._world.gather(self._cpu_seconds[1:])).sum(dim=0)
         return StepSpeed(
             tuple(images / seconds for seconds in ours),
             tuple(images / seconds for seconds in bare),
             tuple((cpu_seconds[:, 1] / cpu_seconds[:, 0]).tolist()),
-            statistics.mean(self._losses),
+            our_loss,
             bare_loss,
         )
