@@ -92,7 +92,6 @@ def test_without_ray_and_mlflow_the_spool_holds_the_metrics(folder: Path) -> Non
     ("words", "message"),
     [
         (["--workers", "2"], "--workers: torchrun has started the ranks already (2 of them"),
-        (["--local"], "--local: torchrun has started the ranks already"),
         (["--address", "auto"], "--address: torchrun has started the ranks already"),
         (["--set", "optim.lrr=1"], "--set optim.lrr: not a field of the recipe; did you mean optim.lr?"),
         (["--gpu"], "torchrun started 2 ranks on this machine, which has 0 CUDA device(s)"),

@@ -12,7 +12,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.export import load_model
 from resnet_dist.train.device import has_compiler
 from tests.train.runs import final_tensors, run
-from tests.train.test_elastic import run_ranks
+from tests.train.test_elastic import curve
 
 pytestmark = [
     pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler on this machine"),
@@ -68,6 +68,6 @@ def test_compiled_goes_on_where_eager_stopped(recipe: Recipe, tmp_path: Path) ->
 def test_compiled_code_and_ranks_compose(digits_recipe: Recipe, tmp_path: Path) -> None:
     lengths = ["train.length=14 steps", "train.log_every=1 steps", "train.eval_every=7 steps"]
     recipe = digits_recipe.with_overrides([*lengths, "data.micro_batch_size=32"])
-    one = run_ranks(1, recipe, tmp_path / "one")
-    two = run_ranks(2, recipe.with_overrides(["train.compile=default"]), tmp_path / "two")
+    one = curve(1, recipe, tmp_path / "one")
+    two = curve(2, recipe.with_overrides(["train.compile=default"]), tmp_path / "two")
     assert two[:8] == pytest.approx(one[:8], rel=1e-3)

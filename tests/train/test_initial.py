@@ -23,7 +23,7 @@ from resnet_dist.train.drops import block_scales
 from resnet_dist.train.initial import begin_from, build, check_init_from, initial_state
 from resnet_dist.world import World
 
-from .test_elastic import run_ranks
+from .test_elastic import curve
 from .test_loop import Recorder, assert_same, final_tensors
 
 WORLD = World.single()
@@ -194,7 +194,7 @@ LENGTHS = [
     "train.length=14 steps",
     "train.log_every=1 steps",
     "train.eval_every=7 steps",
-]  # as run_ranks wants
+]  # steps
 
 
 @pytest.fixture
@@ -211,8 +211,8 @@ def test_the_whitened_layer_is_the_same_on_any_number_of_ranks(fast_recipe: Reci
     assert notes == []
     assert torch.equal(model.whitening.weight, again.whitening.weight)
     assert not torch.equal(model.whitening.weight, drawn.whitening.weight)
-    one = run_ranks(1, fast_recipe, tmp_path / "1")
-    assert run_ranks(2, fast_recipe, tmp_path / "2") == pytest.approx(one, rel=1e-4)
+    one = curve(1, fast_recipe, tmp_path / "1")
+    assert curve(2, fast_recipe, tmp_path / "2") == pytest.approx(one, rel=1e-4)
     for folder in (tmp_path / "1", tmp_path / "2"):
         assert torch.equal(final_tensors(folder)["model/whitening.weight"], model.whitening.weight)
 
@@ -233,10 +233,10 @@ def dropping_recipe(digits_recipe: Recipe, source: torch.nn.Module, tmp_path: Pa
 def test_ranks_and_restarts_begin_from_the_same_weights_and_drop_the_same_blocks(
     dropping_recipe: Recipe, tmp_path: Path
 ) -> None:
-    one = run_ranks(1, dropping_recipe, tmp_path / "one")
-    assert run_ranks(2, dropping_recipe, tmp_path / "two") == pytest.approx(one, rel=1e-4)
+    one = curve(1, dropping_recipe, tmp_path / "one")
+    assert curve(2, dropping_recipe, tmp_path / "two") == pytest.approx(one, rel=1e-4)
     undropped = dropping_recipe.with_overrides(["model.stochastic_depth=0"])
-    assert run_ranks(1, undropped, tmp_path / "none") != pytest.approx(one, rel=1e-2)
+    assert curve(1, undropped, tmp_path / "none") != pytest.approx(one, rel=1e-2)
     calls = iter(range(100))
     loop.train(dropping_recipe, tmp_path / "stopped", WORLD, Recorder(), lambda: next(calls) == 5)
     torch.manual_seed(123)  # what the process has drawn does not matter
