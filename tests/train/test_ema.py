@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from resnet_dist.config import Recipe
@@ -98,12 +99,16 @@ def test_an_average_can_be_begun_and_ended_on_the_way(digits_recipe: Recipe, tmp
         assert torch.equal(moved[f"{file}/fc.weight"], whole["model/fc.weight"])
 
 
-def test_it_begins_at_weights_that_were_loaded_before_the_first_step(digits_recipe: Recipe) -> None:
-    recipe = digits_recipe.with_overrides(["train.ema_decay=0.8"])
+def test_it_begins_at_weights_that_were_loaded_before_the_first_step(
+    digits_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = digits_recipe.with_overrides(
+        ["train.ema_decay=0.8", f"model.init_from={tmp_path / 'w.safetensors'}"]
+    )
     state = loop.initial_state(recipe, 10, WORLD)
     assert state.ema is not None
-    with torch.no_grad():
-        state.model.get_parameter("fc.weight").fill_(3.0)  # as fine-tuning does
-    plan = loop.plan_of(recipe, loop.read_index(recipe.data.train))[1]
-    loop.TrainStep(state, recipe, plan, WORLD)
+    threes = {name: torch.full_like(t, 3).contiguous() for name, t in state.model.state_dict().items()}
+    save_file(threes, tmp_path / "w.safetensors")
+    loop.begin_from(state, recipe, loop.read_index(recipe.data.train), WORLD, lambda text: None)
+    assert (state.model.get_parameter("fc.weight") == 3).all()
     assert (state.ema.model.get_parameter("fc.weight") == 3).all()

@@ -31,9 +31,9 @@ WORLD = World.single()
 
 def begun(recipe: Recipe, num_classes: int = 10) -> tuple[torch.nn.Module, list[str]]:
     notes: list[str] = []
-    model = initial_state(recipe, num_classes, WORLD).model
-    begin_from(model, recipe, read_index(recipe.data.train), WORLD, notes.append)
-    return model, notes
+    state = initial_state(recipe, num_classes, WORLD)
+    begin_from(state, recipe, read_index(recipe.data.train), WORLD, notes.append)
+    return state.model, notes
 
 
 @pytest.fixture
