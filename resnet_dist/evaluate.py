@@ -37,10 +37,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for step in range(loader.order.steps_per_epoch):
-                before_batch()
-                batch = loader.batch_at(step)
+        for step in range(loader.order.steps_per_epoch):
+            before_batch()
+            batch = loader.batch_at(step)  # outside: its threads write to memory that would be inference-only
+            with torch.inference_mode():
                 logits = logits_of(model, normalize(batch.images_BSSC, loader.data), loader.data)
                 sums += batch_sums(logits.float(), batch.labels_B, batch.weights_B)
     finally:

@@ -159,7 +159,7 @@ def test_too_many_bad_samples_stop_the_run(
     def refuse(data: bytes, channels: int) -> None:
         raise ValueError("not a readable image")
 
-    monkeypatch.setattr("resnet_dist.data.loader.open_image", refuse)
+    monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse)
     with pytest.raises(TrainingError, match=r"640 samples \(100\.00%\).*max_bad_fraction=0\.001"):
         loop.train(digits_recipe.with_overrides(["optim.lr=1e-3"]), tmp_path, WORLD, Recorder())
 
@@ -174,7 +174,7 @@ def test_bad_samples_are_named_and_counted(
             raise ValueError("not a readable image")
         return open_image(data, channels)
 
-    monkeypatch.setattr("resnet_dist.data.loader.open_image", refuse_some)
+    monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse_some)
     recorder = Recorder()
     overrides = ["data.max_bad_fraction=0.1", "train.length=10 steps", "data.loader_workers=1"]
     loop.train(digits_recipe.with_overrides(overrides), tmp_path, WORLD, recorder)

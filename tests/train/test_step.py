@@ -58,7 +58,7 @@ def test_fp16_goes_on_with_its_scale(digits_recipe: Recipe) -> None:
         state.step += 1
     state.scaler.update(2.0**7)
     other, other_step, _ = begin(recipe)
-    other.load(state.tensors(), state.scalars(), is_main=True)
+    other.load(state.tensors(), state.scalars(), WORLD)
     step(batch)
     other_step(batch)
     assert other.scaler.state_dict() == state.scaler.state_dict()
