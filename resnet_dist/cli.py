@@ -392,9 +392,6 @@ def bench_step(
             f"{name:<8} {statistics.median(images):,.1f} images/s ({min(images):,.1f} to {max(images):,.1f})"
         )
     out.print(f"ratio    {speed.ratio:.4f} ({min(speed.ratios):.4f} to {max(speed.ratios):.4f})")
-    out.print(
-        f"cpu      {speed.cpu_ratio:.4f} ({min(speed.cpu_ratios):.4f} to {max(speed.cpu_ratios):.4f}) by processor time"
-    )
     out.print(f"loss     {speed.our_loss:.6f}, bare {speed.bare_loss:.6f}, over the same first {steps} steps")
     if not speed.same_work:
         err.print("error: the loops do not do the same work: their losses differ")

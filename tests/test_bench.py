@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from resnet_dist.bench.launch import STEP, StartFailed, bench_launch, reach
-from resnet_dist.bench.step import bench_step
+from resnet_dist.bench.step import Pace, bench_step
 from resnet_dist.config import UserError
 
 TINY = {"model": "resnet8", "image_size": 8, "global_batch_size": 16, "steps": 4, "rounds": 2, "gpu": False}
@@ -20,7 +21,20 @@ def test_both_loops_do_the_same_work(ranks: int) -> None:
     assert speed.our_loss == pytest.approx(speed.bare_loss, rel=1e-5)
     assert speed.same_work
     assert len(speed.ours) == len(speed.bare) == len(speed.ratios) == TINY["rounds"]
-    assert min(speed.ours + speed.bare + speed.cpu_ratios) > 0
+    assert min(speed.ours + speed.bare) > 0
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_both_loops_take_as_many_steps_in_every_round(steps: int, gpu: bool) -> None:
+    pace, rounds = Pace.of(steps, gpu=gpu), 3
+    ends = [step for step in range(1, pace.total(rounds)) if pace.ends_turn(step)]
+    taken: dict[int, int] = {}
+    for begin, end in pairwise([0, *ends]):
+        taken[pace.round_of(end)] = taken.get(pace.round_of(end), 0) + end - begin
+    assert taken == {0: steps + pace.first, 1: steps, 2: steps, 3: steps}
+    logged = range(steps, pace.total(rounds) - 1, steps)
+    assert all(min(end for end in ends if end > step) - step == (pace.first or steps) for step in logged)
 
 
 def test_other_work_is_told_from_the_loss() -> None:

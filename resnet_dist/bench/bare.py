@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.config import Recipe
 from resnet_dist.model import build_model
 
+Labelled = tuple[Tensor, Tensor]  # uint8 images (B, S, S, C), labels (B)
+
 
 class BareLoop:
     """PyTorch, and DDP where a process group has been set up; the settings are those of `recipe`."""
@@ -45,9 +47,8 @@ class BareLoop:
             self.model = DistributedDataParallel(
                 model, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True
             )
-        mode = getattr(recipe.train, "compile", "none")
+        mode = recipe.train.compile
         self.forward = self._loss if mode == "none" else torch.compile(self._loss, mode=mode, dynamic=False)
-        self.device = device
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
         self.mean = torch.tensor(recipe.data.mean, device=device).mul(255)[:, None, None]
         self.scale = torch.tensor(recipe.data.std, device=device).mul(255).reciprocal()[:, None, None]
@@ -55,9 +56,9 @@ class BareLoop:
     def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.model(pixels), labels)
 
-    def run(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """One step for each batch, of uint8 images (B, S, S, C) and labels (B): seconds, and the mean loss."""
-        total = torch.zeros((), device=self.device)
+    def run(self, batches: Sequence[Labelled]) -> tuple[float, list[float]]:
+        """One step for each batch: seconds, and the losses."""
+        losses = []
         start = time.perf_counter()
         for images, labels in batches:
             pixels = images.permute(0, 3, 1, 2).float().sub_(self.mean).mul_(self.scale)
@@ -66,6 +67,6 @@ class BareLoop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            total += loss.detach()
-        mean_loss = total.item() / len(batches)  # waits for the device
-        return time.perf_counter() - start, mean_loss
+            losses.append(loss.detach().clone())  # a CUDA graph's next replay overwrites what it returned
+        values = torch.stack(losses).tolist()  # waits for the device
+        return time.perf_counter() - start, values

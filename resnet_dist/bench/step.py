@@ -1,25 +1,26 @@
 """`resnet-dist bench step`: our whole training loop against a bare one, in turn, in the same processes.
 
 Ours is `train.loop.train` as it is, from its first step to its last, with its loader, log lines that reach
-MLflow, a progress bar and checkpoints. Where a round ends with a log line, the Tracker stops the clock, runs a
-round of the bare loop (bare.py), and lets ours go on: both meet the same heat and the same neighbours.
+MLflow, a progress bar and checkpoints. It tells a Progress where it is; between two steps that stops the clock,
+runs the bare loop (bare.py) for as many steps, and lets ours go on: both meet the same heat and the same
+neighbours. What idles beside them, the bar and the upload's polling, is 0.4 % of a core and runs beside both.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from resnet_dist.bench.bare import BareLoop
-from resnet_dist.bench.follow import Pause, followed
+from resnet_dist.bench.bare import BareLoop, Labelled
+from resnet_dist.bench.follow import followed
 from resnet_dist.bench.ranks import run_ranks
 from resnet_dist.bench.synthetic import CLASSES, write_noise
 from resnet_dist.config import Data, Model, Optim, Recipe, Schedule, Train, UserError
@@ -28,9 +29,10 @@ from resnet_dist.data.index import read_index
 from resnet_dist.data.loader import Loader
 from resnet_dist.model import MODELS
 from resnet_dist.runs import SPOOL_FILE, STOP_FILE
-from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.spool import Follower, Spool
 from resnet_dist.train.loop import NullTracker, Tracker, train
 from resnet_dist.train.plan import plan_of
+from resnet_dist.train.progress import NEXT_BATCH, Progress
 from resnet_dist.world import World
 
 EPOCH_STEPS = 16  # of the synthetic set, which is held in memory
@@ -43,9 +45,6 @@ class StepSpeed:
 
     ours: tuple[float, ...]
     bare: tuple[float, ...]
-    cpu_ratios: tuple[
-        float, ...
-    ]  # processor time of the bare loop over ours: a busy machine disturbs it less
     our_loss: float  # mean over the first round's steps
     bare_loss: float
 
@@ -57,10 +56,6 @@ class StepSpeed:
     @property
     def ratio(self) -> float:
         return statistics.median(self.ratios)
-
-    @property
-    def cpu_ratio(self) -> float:
-        return statistics.median(self.cpu_ratios)
 
     @property
     def same_work(self) -> bool:
@@ -78,7 +73,7 @@ def bench_step(
     gpu: bool,
     overrides: Iterable[str] = (),
 ) -> StepSpeed:
-    """`rounds` rounds of `steps` steps of each loop, after one of each that is not counted.
+    """`rounds` rounds of `steps` steps of each loop, after one that is not counted.
 
     Raises UserError where the ranks cannot share a batch, or have no GPU each.
     """
@@ -100,16 +95,52 @@ def bench_step(
             lanes=ranks,
             cache="device" if gpu else "ram",
         )
-        recipe = make_recipe(data, model, steps=steps, rounds=rounds).with_overrides(overrides)
+        pace = Pace.of(steps, gpu=gpu)
+        recipe = make_recipe(data, model, pace, rounds).with_overrides(overrides)
         if recipe.model.name not in MODELS:
             raise UserError(f"--model {recipe.model.name}: use one of {', '.join(MODELS)}")
         count = EPOCH_STEPS * global_batch_size
         write_noise(Path(folder), image_size, train=count, evaluation=global_batch_size)
-        speed: StepSpeed = run_ranks(_rank_main, ranks, recipe, Path(folder) / "run", steps, gpu=gpu)[0]
+        speed: StepSpeed = run_ranks(_rank_main, ranks, recipe, Path(folder) / "run", pace, gpu=gpu)[0]
     return speed
 
 
-def make_recipe(data: Data, model: str, *, steps: int, rounds: int) -> Recipe:
+@dataclass(frozen=True)
+class Pace:
+    """When the loops take turns. A round is `steps` steps of each.
+
+    Machines that others use, or that clock up and down, drift by more in seconds than what is to be measured: on
+    CPUs a turn is one step. On a GPU it is a round: a turn ends by waiting for the device, as no step does. The
+    first turn of a round is longer, so that the log line and the checkpoint before it are uploaded and written
+    while our clock runs.
+    """
+
+    steps: int
+    turn_steps: int
+
+    @classmethod
+    def of(cls, steps: int, *, gpu: bool) -> Pace:
+        return cls(steps, steps if gpu else 1)
+
+    @property
+    def first(self) -> int:
+        """Steps after a log line until a turn ends."""
+        return min(5, self.steps - 1)
+
+    def ends_turn(self, step: int) -> bool:
+        place = step % self.steps
+        return place >= self.first and (place - self.first) % self.turn_steps == 0
+
+    def round_of(self, step: int) -> int:
+        """Of the turn that ends after `step` steps. Rounds end `first` steps after a log line, too; 0 warms up."""
+        return max(0, -(-(step - self.first) // self.steps) - 1)
+
+    def total(self, rounds: int) -> int:
+        """Steps until the last turn has ended, and one that tells of it."""
+        return (1 + rounds) * self.steps + self.first + 1
+
+
+def make_recipe(data: Data, model: str, pace: Pace, rounds: int) -> Recipe:
     """Both loops' settings. Ours logs and writes a checkpoint in every round: more often than most recipes."""
     return Recipe(
         name="bench-step",
@@ -118,31 +149,42 @@ def make_recipe(data: Data, model: str, *, steps: int, rounds: int) -> Recipe:
         optim=Optim(lr=LR),
         schedule=Schedule(decay="constant"),
         train=Train(
-            length=f"{(1 + rounds) * steps} steps",
-            log_every=f"{steps} steps",
-            checkpoint_every=f"{steps} steps",
-            eval_every="0 steps",  # once, after the last round
+            length=f"{pace.total(rounds)} steps",
+            log_every=f"{pace.steps} steps",
+            checkpoint_every=f"{pace.steps} steps",
+            eval_every="0 steps",  # once, at the end
         ),
     )
 
 
-def _rank_main(world: World, recipe: Recipe, folder: Path, steps: int) -> StepSpeed:
-    batches = first_batches(recipe, world, steps)
-    bare = BareLoop(recipe, CLASSES, world.device)
+def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace) -> StepSpeed:
+    spool = folder / SPOOL_FILE
+    turns = Turns(
+        world, BareLoop(recipe, CLASSES, world.device), first_batches(recipe, world, pace.steps), pace
+    )
     with ExitStack() as stack:
         tracker: Tracker = NullTracker()
-        pause: Pause = nullcontext
-        total_steps = plan_of(recipe, read_index(recipe.data.train))[1].total
         if world.is_main:
-            tracker = stack.enter_context(Spool(folder / SPOOL_FILE))
-            pause = stack.enter_context(followed(recipe, folder, folder / SPOOL_FILE, total_steps))
-        turns = Turns(tracker, world, lambda: bare.run(batches), pause)
-        train(recipe, folder, world, turns, stop_requested=(folder / STOP_FILE).exists)
-    images = steps * recipe.data.global_batch_size
-    return turns.result(images)
+            tracker = stack.enter_context(Spool(spool))
+            stack.enter_context(followed(recipe, folder, spool))
+        train(recipe, folder, world, tracker, (folder / STOP_FILE).exists, turns)
+    ours, bare = zip(*turns.rounds(), strict=True)
+    images = pace.steps * recipe.data.global_batch_size
+    losses = world.gather(turns.losses[: pace.steps])  # a rank knows those of its own samples
+    return StepSpeed(
+        tuple(images / seconds for seconds in ours),
+        tuple(images / seconds for seconds in bare),
+        _loss_at(spool, pace.steps) if world.is_main else math.nan,
+        statistics.mean(loss for of_rank in losses for loss in of_rank),
+    )
 
 
-def first_batches(recipe: Recipe, world: World, steps: int) -> list[tuple[Tensor, Tensor]]:
+def _loss_at(spool: Path, step: int) -> float:
+    """What the log line of `step` says: the mean since the one before."""
+    return next(e.metrics["train/loss"] for e in Follower(spool).read() if e.step == step)
+
+
+def first_batches(recipe: Recipe, world: World, steps: int) -> list[Labelled]:
     """What the loop meets at its first steps: uint8 images and labels, on the rank's device."""
     index = read_index(recipe.data.train)
     order, _ = plan_of(recipe, index)
@@ -151,57 +193,58 @@ def first_batches(recipe: Recipe, world: World, steps: int) -> list[tuple[Tensor
     return [(batch.images_BSSC, batch.labels_B) for batch in batches]
 
 
-class Turns:
-    """A Tracker that hands the machine to the bare loop where a round of ours ends.
+@dataclass(frozen=True)
+class Turn:
+    """Some steps of ours, and as many of the bare loop."""
 
-    The log line, the checkpoint and the upload that are due there come after the bare round: ours pays for them.
-    """
+    end: int  # steps done, of each
+    our_seconds: float
+    bare_seconds: float
 
-    def __init__(
-        self, inner: Tracker, world: World, bare: Callable[[], tuple[float, float]], pause: Pause
-    ) -> None:
-        self._inner, self._world, self._bare, self._pause = inner, world, bare, pause
-        self._seconds: list[tuple[float, float]] = []  # of a round: ours, and the bare loop's
-        self._cpu_seconds: list[tuple[float, float]] = []  # of this rank, all threads
-        self._losses: list[tuple[float, float]] = []  # means over a round
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if "train/loss" in metrics:  # a round is what lies between two log lines
-            self._take_turns(metrics["train/loss"])
-        self._inner.log(metrics, step)
+class Turns(Progress):
+    """Told by our loop where it is, it stops the clock there and hands the machine to the bare loop for a while."""
 
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
-        self._inner.log_layers(name, values, step)
+    def __init__(self, world: World, bare: BareLoop, batches: Sequence[Labelled], pace: Pace) -> None:
+        super().__init__()
+        self._world, self._bare, self._batches, self._pace = world, bare, batches, pace
+        self.turns: list[Turn] = []
+        self.losses: list[float] = []  # the bare loop's, step by step
+        self._start = 0.0
 
-    def note(self, text: str) -> None:
-        self._inner.note(text)
+    def at(self, phase: str, step: int | None = None) -> None:
+        super().at(phase, step)
+        if phase != NEXT_BATCH:
+            return
+        if step == 0:
+            self._start_clock()
+        elif self._pace.ends_turn(self.step):
+            self._take_turn()
 
-    def _take_turns(self, our_loss: float) -> None:
-        ours = time.perf_counter() - self._start  # a log line has waited for the device
-        our_cpu = time.process_time() - self._cpu_start
-        with self._pause():
-            self._world.barrier()
-            cpu_start = time.process_time()
-            bare, bare_loss = self._bare()
-            bare_cpu = time.process_time() - cpu_start
-        self._losses.append((our_loss, bare_loss))
-        self._seconds.append((ours, bare))
-        self._cpu_seconds.append((our_cpu, bare_cpu))
+    def _take_turn(self) -> None:
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize()
+        ours = time.perf_counter() - self._start
+        done = self.turns[-1].end if self.turns else 0
         self._world.barrier()
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
-
-    def result(self, images: int) -> StepSpeed:
-        """`images` of a round, over all ranks. A collective."""
-        ours, bare = zip(*self._seconds[1:], strict=True)  # the first round warms up
-        our_loss, bare_loss = self._losses[0]  # of the same batches, from the same weights
-        bare_loss = statistics.mean(self._world.gather(bare_loss))  # a rank knows its own only
-        # round, (ours, bare), summed over the ranks
-        cpu_seconds = torch.tensor(self._world.gather(self._cpu_seconds[1:])).sum(dim=0)
-        return StepSpeed(
-            tuple(images / seconds for seconds in ours),
-            tuple(images / seconds for seconds in bare),
-            tuple((cpu_seconds[:, 1] / cpu_seconds[:, 0]).tolist()),
-            our_loss,
-            bare_loss,
+        seconds, losses = self._bare.run(
+            [self._batches[number % len(self._batches)] for number in range(done, self.step)]
         )
+        self.losses += losses
+        self.turns.append(Turn(self.step, ours, seconds))
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        self._world.barrier()
+        self._start = time.perf_counter()
+
+    def rounds(self) -> list[tuple[float, float]]:
+        """Seconds of ours and of the bare loop in each round, the first left out: it warms up."""
+        by_round: dict[int, list[Turn]] = {}
+        for turn in self.turns:
+            by_round.setdefault(self._pace.round_of(turn.end), []).append(turn)
+        return [
+            (sum(turn.our_seconds for turn in turns), sum(turn.bare_seconds for turn in turns))
+            for number, turns in by_round.items()
+            if number >= 1
+        ]

@@ -25,7 +25,7 @@ from resnet_dist.train.gradients import GRADIENT_NORMS
 from resnet_dist.train.guards import Guard, check_agreement
 from resnet_dist.train.initial import begin_from, initial_state
 from resnet_dist.train.plan import due, plan_of
-from resnet_dist.train.progress import Progress
+from resnet_dist.train.progress import NEXT_BATCH, Progress
 from resnet_dist.train.state import TrainState
 from resnet_dist.train.step import TrainStep, compiled
 from resnet_dist.world import World
@@ -110,7 +110,7 @@ def train(
         state.meter.restart_clock()
         while not state.finished(plan.total):
             if not state.evaluation_pending:
-                progress.at("waiting for data", state.step)
+                progress.at(NEXT_BATCH, state.step)
                 train_step(loader.batch_at(state.step))
                 state.step += 1
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
