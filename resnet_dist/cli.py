@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from resnet_dist.config import Data, UserError, load_recipe, load_study
+from resnet_dist.cpus import cpu_count
 from resnet_dist.interrupts import interrupt, signals_call
 from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
 from resnet_dist.terminal import bars, make_reporter
@@ -88,7 +89,7 @@ def prepare(
     options = Options(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
     opened = open_source(source, seed=seed, whole_split=split)
     samples = sum(len(items) for items in opened.splits.values())
-    workers = workers or (1 if samples < FEW_SAMPLES else len(os.sched_getaffinity(0)))
+    workers = workers or (1 if samples < FEW_SAMPLES else cpu_count())
     chosen = [split] if split else list(opened.splits)
     with bars(out, chosen, "images") as tell:
         indexes = prepare_source(opened, folder, options, splits=chosen, workers=workers, progress=tell)
@@ -132,7 +133,7 @@ def index(
     from resnet_dist.data.storage import Limits
 
     limits = Limits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cpu_count()
     target = to
     if not (verify and len(shards) == 1 and to is None and exists(index_location(shards[0]))):
         found = expand(shards, split)
@@ -345,7 +346,7 @@ def bench_loader(
         flip=True,
         cache=cache,
     )
-    workers = loader_workers or len(os.sched_getaffinity(0))
+    workers = loader_workers or cpu_count()
     speed = measure(data, workers=workers, against_raw=against == "raw", rounds=rounds)
     out.print(f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {workers} threads")
     if speed.raw is not None and speed.share_of_raw is not None:

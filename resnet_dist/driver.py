@@ -18,6 +18,7 @@ import torch
 
 from resnet_dist.attempt import Attempt, run_attempt
 from resnet_dist.config import Recipe, RecipeError, UserError, check_world_size
+from resnet_dist.cpus import cpu_count
 from resnet_dist.data.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.prepare import prepare
 from resnet_dist.data.remote import is_local
@@ -296,7 +297,7 @@ def _local_ranks(request: Request) -> Ranks:
         raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
 
     def run(folder: RunFolder) -> Outcome | None:
-        attempt, stop = _attempt(request, folder, threads=len(os.sched_getaffinity(0))), StopRequest()
+        attempt, stop = _attempt(request, folder, threads=cpu_count()), StopRequest()
         with signals_call(stop.ask):
             return run_attempt(attempt, World.single(gpu=gpu), stop.asked, stop.over)
 
@@ -307,7 +308,7 @@ def _torchrun_ranks(request: Request, ranks: TorchrunRanks) -> Ranks:
     gpu = ranks.check(gpu=request.gpu)
 
     def run(folder: RunFolder) -> Outcome | None:
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+        threads = max(1, cpu_count() // ranks.local_world_size)
         attempt = _attempt(request, folder, threads=threads)
         ranks.tell(attempt, gpu=gpu)
         return ranks.run(attempt, gpu=gpu)

@@ -30,6 +30,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from resnet_dist.attempt import Attempt, RankFailed, collective_timeout_seconds, is_echo, run_attempt
 from resnet_dist.config import UserError
+from resnet_dist.cpus import cpu_count
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.meter import TrainingError
 from resnet_dist.world import World
@@ -56,7 +57,7 @@ def cluster(address: str | None, *, workers: int) -> Iterator[None]:
             else:
                 # As many CPUs as ranks at least: a dry run of eight ranks on two cores is slow, not forbidden.
                 ray.init(
-                    num_cpus=max(len(os.sched_getaffinity(0)), workers),
+                    num_cpus=max(cpu_count(), workers),
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
                     **quiet,

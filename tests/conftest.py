@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,18 @@ ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of xdist's workers keeps to cores of its own, and so does what its tests start.
+
+    Otherwise every worker's programs take all the cores for theirs, and threads wait for one another by spinning.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        number, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+        os.sched_setaffinity(0, cores[number::count] or cores)
 
 
 @pytest.fixture(scope="session")

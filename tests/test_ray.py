@@ -114,10 +114,6 @@ def test_ctrl_c_checkpoints_and_a_failing_rank_speaks_once(tmp_path: Path, digit
     assert only_run(tmp_path).info.status == "FAILED"
 
 
-@pytest.mark.skipif(
-    "RESNET_DIST_RAY_TESTS" not in os.environ,
-    reason="not yet seen to pass with 0.3.0: set RESNET_DIST_RAY_TESTS=1 to run it",
-)
 def test_ranks_that_do_not_fit_are_refused() -> None:
     two = [Node(cpus=8, gpus=1)] * 2
     assert cpus_per_rank(two, 2, gpu=True) == 8

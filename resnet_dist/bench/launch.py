@@ -19,6 +19,7 @@ from pathlib import Path
 
 from resnet_dist.bench import minimal
 from resnet_dist.config import load_recipe
+from resnet_dist.cpus import cpu_count
 from resnet_dist.data.index import read_index
 from resnet_dist.driver import resolve_paths
 from resnet_dist.runs import RUN_FILE, SPOOL_FILE
@@ -74,7 +75,7 @@ def bench_launch(recipe_file: Path, *, workers: int, local: bool, gpu: bool, rou
                 *(f"--channels={recipe.data.channels}", f"--ranks={ranks}"),
                 f"--classes={len(read_index(resolved.data.train).classes)}",
                 f"--batch-size={recipe.data.global_batch_size // max(1, ranks)}",
-                f"--cpus={max(len(os.sched_getaffinity(0)), ranks)}",
+                f"--cpus={max(cpu_count(), ranks)}",
                 *(["--gpu"] if gpu else []),
             ]
             other.append(_start_minimal(program, output / f"minimal-{number}")[STEP])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import torch
 
+from resnet_dist.cpus import cpu_count
+
 
 def describe_machine(*, gpu: bool) -> str:
     """Processor, CPUs that this process may use, GPU, and the version of torch."""
-    parts = [f"{_cpu_name()} ({len(os.sched_getaffinity(0))} CPUs)"]
+    parts = [f"{_cpu_name()} ({cpu_count()} CPUs)"]
     if gpu:
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     return ", ".join([*parts, f"torch {torch.__version__}"])

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import spawn
 
+from resnet_dist.cpus import cpu_count
 from resnet_dist.world import World
 
 RankMain = Callable[..., Any]  # (world, *arguments) → something that can be pickled; a function of a module
@@ -34,7 +35,7 @@ def run_ranks(main: RankMain, world_size: int, *arguments: Any, gpu: bool) -> li
 def _start(
     rank: int, main: RankMain, world_size: int, port: int, gpu: bool, results: Any, arguments: tuple[Any, ...]
 ) -> None:
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
+    torch.set_num_threads(max(1, cpu_count() // world_size))
     world = World.single(gpu=gpu)
     if world_size > 1:
         os.environ.update(

@@ -42,7 +42,8 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # which imports torch once, and not once a rank
+    context.set_forkserver_preload(["resnet_dist.train.loop", "torch._dynamo"])  # an optimizer imports it
     queue = context.Queue()
     processes = [
         context.Process(target=_run, args=(rank, world_size, port, queue, function, arguments), daemon=True)
