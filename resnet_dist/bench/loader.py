@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,6 @@ class LoaderSpeed:
     """Medians over the rounds, in images per second."""
 
     rounds: int
-    images: int  # of one loader round
     loader: float
     raw: float | None  # decode only, as many threads, results thrown away
     peak_bytes: int  # of the process, all rounds
@@ -51,7 +51,6 @@ def bench_loader(data: Data, *, workers: int, against_raw: bool, rounds: int = 5
         step = _run_for(loader, 0, 0.2)[0]  # threads started, files opened
         encoded = _encoded(ShardReader(index, Limits.of(data)), index.num_samples) if against_raw else []
         speeds: dict[str, list[float]] = {"loader": [], "raw": []}
-        images = 0
         for _ in range(rounds):
             start = time.perf_counter()
             step, images = _run_for(loader, step, MIN_SECONDS)
@@ -59,17 +58,21 @@ def bench_loader(data: Data, *, workers: int, against_raw: bool, rounds: int = 5
             if encoded:
                 speeds["raw"].append(_raw_speed(encoded, data.channels, workers))
     raw = statistics.median(speeds["raw"]) if encoded else None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return LoaderSpeed(rounds, images, statistics.median(speeds["loader"]), raw, peak)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return LoaderSpeed(rounds, statistics.median(speeds["loader"]), raw, peak)
 
 
 def _run_for(loader: Loader, step: int, seconds: float) -> tuple[int, int]:
-    """Whole batches for at least `seconds`: the next step, and how many images they had."""
+    """Whole batches for at least `seconds`: the next step, and how many images they had.
+
+    It begins and ends with nothing decoded ahead: all that is counted was decoded here, and nothing else was.
+    """
     start, images = time.perf_counter(), 0
     while images == 0 or time.perf_counter() - start < seconds:
         images += len(loader.batch_at(step).ids_B)
         step += 1
-    return step, images
+    return step, images + loader.drain()
 
 
 def _encoded(reader: ShardReader, num_samples: int) -> list[bytes]:

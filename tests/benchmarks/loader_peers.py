@@ -138,13 +138,19 @@ class Ours:
         )
         index = read_index(shards)
         order = Order(index.counts, BATCH, data.lanes, data.window, 0, training=True)
-        self.loader, self.step = Loader(index, order, data, World.single(), seed=0), 0
+        self.begin = lambda total_steps: Loader(
+            index, order, data, World.single(), seed=0, total_steps=total_steps
+        )
+        self.step, self.steps_per_epoch = 0, order.steps_per_epoch
 
     def __iter__(self) -> Any:
-        for _ in range(self.loader.order.steps_per_epoch):
-            batch = self.loader.batch_at(self.step)
-            self.step += 1
-            yield batch.images_BSSC, batch.labels_B
+        """An epoch: begun with nothing decoded ahead, and with nothing decoded beyond its end."""
+        end = self.step + self.steps_per_epoch
+        with self.begin(end) as loader:
+            for step in range(self.step, end):
+                batch = loader.batch_at(step)
+                yield batch.images_BSSC, batch.labels_B
+        self.step = end
 
 
 def raw_decode(images: list[bytes]) -> float:
