@@ -106,11 +106,16 @@ def collective_timeout_seconds(recipe: Recipe) -> float:
 
 
 def is_echo(error: BaseException) -> bool:
-    """Whether a rank only says that another one went away."""
+    """Whether a rank may only say that another one went away: collectives that broke off tell no more."""
+    if isinstance(error, (TrainingError, UserError)):
+        return False
     text = str(error)
-    return any(
-        word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
-    )
+    return lost_peer(error) or any(word in text for word in ("gloo", "NCCL"))
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether the error says so in plain words."""
+    return any(word in str(error) for word in ("Connection closed by peer", "Connection reset by peer"))
 
 
 def _train_rank(

@@ -6,10 +6,11 @@ Everything that can be refused is refused before Ray starts or a file is written
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +30,7 @@ from resnet_dist.model import Options, check_model
 from resnet_dist.runs import RunFolder, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
-from resnet_dist.train.checkpoint import list_checkpoints, step_of
+from resnet_dist.train.checkpoint import list_checkpoints
 from resnet_dist.train.initial import check_init_from
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.plan import plan_of
@@ -39,8 +40,10 @@ from resnet_dist.world import World
 log = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = 2
-LAST_UPLOAD_SECONDS = 30.0
-LAST_UPLOAD_INTERRUPTED_SECONDS = 3.0  # what is not sent is in the spool
+LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
+# Beside the ranks' grace time little is left: what is not sent is in the spool, and a continued run sends it.
+LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
+LONG_START_SECONDS = 60.0  # after which ranks that do not begin are worth a word
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Summary:
 class Interrupted(Exception):
     """A person or the cluster stopped the run; `run` resumes from its newest checkpoint."""
 
+    exit_code = 130
+
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__(f"run {run.name} was interrupted")
         self.run, self.step = run, step
@@ -102,9 +107,9 @@ class Tracking(Protocol):
 
     def finish(self, timeout_seconds: float) -> int: ...
 
-    def log_model(self, checkpoint: Path, step: int) -> None: ...
+    def log_results(self, checkpoint: Path | None) -> None: ...
 
-    def close(self, status: str) -> None: ...
+    def close(self, status: str, timeout_seconds: float) -> None: ...
 
 
 OpenTracking = Callable[[Request, RunFolder, Callable[[Entry], None]], Tracking]
@@ -125,9 +130,9 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
         indexes, total_steps = check_data(
             request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints)
         )
+        run = stack.enter_context(_locked(request, run))  # until its ranks are gone
         run = run.with_data([index.digest() for index in indexes])
         ranks = stack.enter_context(_ranks(request, reporter))
-        stack.enter_context(run.lock())
         tracking: Tracking | None = None
         outcome, status, unsent = None, "FAILED", 0
         try:
@@ -164,9 +169,14 @@ def check_request(request: Request) -> None:
                     f"{flag}: torchrun has started the ranks already ({request.world_size} of them; its own "
                     f"--nproc-per-node and --nnodes say how many); leave it out"
                 )
-    elif request.local and (request.workers or 1) > 1:
+        return
+    if request.local and (request.workers or 1) > 1:
         raise UserError(
             f"--workers {request.workers}: --local trains as one rank in this process; leave one of them out"
+        )
+    if request.local and request.address is not None:
+        raise UserError(
+            f"--address {request.address}: --local trains in this process, without a cluster; leave one of them out"
         )
 
 
@@ -176,6 +186,25 @@ def _choose_run(request: Request) -> RunFolder:
         name = run_of_launch(request.output, request.recipe, ranks.launch)
     run = choose_run(request.output, request.recipe, name, resume=request.resume)
     return replace(run, launch=ranks.launch if ranks is not None else "")
+
+
+@contextmanager
+def _locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
+    """`run` as it is under its lock: since it was chosen, another process may have begun or ended an attempt."""
+    named_by_us = run.attempt == 1 and run.name != request.name
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(run.lock())
+            except UserError:
+                if not named_by_us:
+                    raise
+            else:
+                again = _choose_run(replace(request, name=run.name, resume=False))
+                if again.attempt == run.attempt or not named_by_us:
+                    yield again
+                    return
+        run = _choose_run(request)  # another that began in the same second has the name
 
 
 def _open(request: Request, run: RunFolder, reporter: Reporter, open_tracking: OpenTracking) -> Tracking:
@@ -193,16 +222,20 @@ def _close(tracking: Tracking, run: RunFolder, status: str) -> tuple[str, int]:
     """Send what is left, log the model of a run that finished, close the run: its status, metrics not sent."""
     unsent = 0
     try:
-        killed = status == "KILLED"
-        unsent = tracking.finish(LAST_UPLOAD_INTERRUPTED_SECONDS if killed else LAST_UPLOAD_SECONDS)
-        newest = _newest(run)
-        if status == "FINISHED" and newest is not None:
-            tracking.log_model(newest, step_of(newest))
+        if status == "KILLED":
+            unsent = tracking.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
+        else:
+            unsent = tracking.finish(LAST_UPLOAD_SECONDS)
+            tracking.log_results(_newest(run) if status == "FINISHED" else None)
     except KeyboardInterrupt:
         if status == "FINISHED":
             status = "KILLED"  # all is trained; continuing the run does the rest
-    with signals_call(interrupt_second):
-        tracking.close(status)
+    finally:
+        try:
+            with signals_call(interrupt_second):
+                tracking.close(status, CLOSE_INTERRUPTED_SECONDS if status == "KILLED" else CLOSE_SECONDS)
+        except KeyboardInterrupt:
+            status = "KILLED"
     return status, unsent
 
 
@@ -337,6 +370,8 @@ class _RayRanks:
                     f"--gpu --workers {workers}: this machine has {torch.cuda.device_count()} CUDA "
                     "device(s); use fewer workers, --cpu, or --address of a cluster"
                 )
+            if request.workers is None and request.gpu is None and torch.cuda.device_count() == 1:
+                workers = 1  # nobody asked for two
         self._stack.enter_context(launch.cluster(request.address, workers=workers))
         with self._stack:  # an error below ends the cluster too
             nodes = launch.nodes()
@@ -346,12 +381,28 @@ class _RayRanks:
 
         def run(folder: RunFolder) -> Outcome | None:
             stop, size_before = StopRequest(), folder.spool_size()
+            late = time.monotonic() + LONG_START_SECONDS
+
+            def have_begun() -> bool:
+                return folder.spool_size() > size_before
 
             def ask(count: int) -> None:
                 stop.ask(count)
                 folder.stop_file.touch()  # the ranks see it wherever they are
-                if folder.spool_size() == size_before:
-                    stop.give_up()  # they have not begun: nothing could be saved
+                if not have_begun():
+                    stop.give_up()  # nothing could be saved
+
+            def give_up() -> bool:
+                nonlocal late
+                if time.monotonic() > late:
+                    late = math.inf  # once
+                    if not have_begun():
+                        need = f"{threads} CPU(s){' and a GPU' if gpu else ''}"
+                        self._reporter.say(
+                            f"no rank has begun after {LONG_START_SECONDS:g} s: {workers} wait for {need} each; "
+                            f"{launch.free_resources()} are free in the cluster"
+                        )
+                return stop.over()
 
             with signals_call(ask):
                 return launch.train_on_ray(
@@ -359,13 +410,15 @@ class _RayRanks:
                     folder.path,
                     workers=workers,
                     gpu=gpu,
-                    give_up=stop.over,
+                    give_up=give_up,
                 )
 
         return run
 
     def __exit__(self, *details: object) -> None:
-        self._stack.close()
+        # A second Ctrl-C cuts the wait for Ray's end short, and what is known of the run stays what it is.
+        with suppress(KeyboardInterrupt), signals_call(interrupt_second):
+            self._stack.close()
 
 
 def _attempt(request: Request, folder: RunFolder, *, threads: int) -> Attempt:

@@ -57,6 +57,7 @@ def cluster(address: str | None, *, workers: int) -> Iterator[None]:
             else:
                 # As many CPUs as ranks at least: a dry run of eight ranks on two cores is slow, not forbidden.
                 ray.init(
+                    "local",  # or it would join whatever cluster it finds running on this machine
                     num_cpus=max(cpu_count(), workers),
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
@@ -77,6 +78,12 @@ def nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def free_resources() -> str:
+    """What nobody in the connected cluster uses, in words."""
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
 
 
 def cpus_per_rank(nodes: Sequence[Node], workers: int, *, gpu: bool) -> int:

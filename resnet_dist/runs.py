@@ -9,7 +9,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -116,10 +116,14 @@ class RunFolder:
             yield
         finally:
             lock.release()
+            if not (self.path / RUN_FILE).exists():  # nothing came of it
+                self.remove()
 
     def remove(self) -> None:
         """Forget a run that did not come to be."""
         shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # unless there are others
+            self.path.parent.rmdir()
 
     def write(self) -> None:
         """Create or update the folder; ranks compare this file to see whether they share the storage."""

@@ -25,7 +25,7 @@ from resnet_dist.driver import (
     resolve_paths,
     run_training,
 )
-from resnet_dist.interrupts import interrupt, signals_call
+from resnet_dist.interrupts import interrupt, signals_call, signals_held
 from resnet_dist.runs import RunFolder, choose_run, read_run
 from resnet_dist.tracking.figures import Curve, draw_study
 from resnet_dist.tracking.spool import Entry, Follower, read_layers
@@ -111,10 +111,12 @@ def run_study(
     `run_training` raises where a run fails. What is finished by then is drawn on every way out.
     """
     refuse_mistakes(request)
-    tracking = open_study(request)
     finished: list[RunFolder] = []
+    tracking: StudyTracking | None = None
     status, summary = "FAILED", None
     try:
+        with signals_held():  # a run that was begun in MLflow must be closed
+            tracking = open_study(request)
         with signals_call(interrupt):
             for number, trial in enumerate(request.study.trials, start=1):
                 reporter.say(f"trial {number} of {len(request.study.trials)}: {trial.name}")
@@ -124,15 +126,19 @@ def run_study(
         status = "KILLED"
         raise StudyInterrupted(len(finished)) from None
     finally:
-        try:
-            if finished:
-                summary = report(request, finished)
-                tracking.log_files(summary.figure, summary.table)
-        except BaseException:
-            status = "FAILED"
-            raise
-        finally:
-            tracking.close(status, summary.conclusion if summary else "")
+        if tracking is not None:
+            try:
+                if finished:
+                    summary = report(request, finished)
+                    tracking.log_files(summary.figure, summary.table)
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise StudyInterrupted(len(finished)) from None
+            except BaseException:
+                status = "FAILED"
+                raise
+            finally:
+                tracking.close(status, summary.conclusion if summary else "")
     assert summary is not None  # a study has at least one trial
     return summary
 

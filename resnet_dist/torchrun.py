@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import threading
 import time
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from resnet_dist.attempt import (
     RankFailed,
     collective_timeout_seconds,
     is_echo,
+    lost_peer,
     run_attempt,
     run_in_thread,
 )
@@ -49,7 +51,7 @@ class Ranks:
         store, self.rank, self.world_size = next(rendezvous("env://"))
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
-        self.launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
+        self.launch = _launch_name()
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.restarted = restarts != "0"
         # The store outlives an attempt with --max-restarts, by release: words of the last one must not be heard.
@@ -114,8 +116,8 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._told:
-            code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-            self.tell(None, code=code)
+            interrupted = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+            self.tell(None, code=2 if isinstance(error, UserError) else interrupted)
             self._wait_until_heard()
 
     def _join(self, attempt: Attempt, *, gpu: bool) -> World:
@@ -140,10 +142,23 @@ class Ranks:
         try:
             if is_echo(error):
                 self._store.wait(["failed"], timedelta(seconds=FIRST_WORD_SECONDS))
-        except RuntimeError:
-            error = RankFailed(f"rank {self.rank} lost another one, which was killed or cut off")
+        except RuntimeError:  # nobody has
+            if lost_peer(error):
+                words = str(error).splitlines()[0]
+                error = RankFailed(
+                    f"rank {self.rank} lost another one, which was killed or cut off ({words})"
+                )
         try:
             first = self._store.add("failed", 1) == 1
         except RuntimeError:  # the store has gone with its process
             first = True
         return error if first else AlreadySaid(str(error))
+
+
+def _launch_name() -> str:
+    """torchrun's name for its run, which its restarts share."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if name != "none":
+        return name
+    # What torchrun calls every run that it was not told a name for. Its process started all ranks of this node.
+    return f"{platform.node()}-{os.getppid()}"

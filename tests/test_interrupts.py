@@ -97,11 +97,14 @@ class Tracking:
         self._call("finish")
         return 0
 
-    def log_model(self, checkpoint: Path, step: int) -> None:
-        self._call(f"log_model {step}")
+    def log_results(self, checkpoint: Path | None) -> None:
+        self._call(f"log_results {checkpoint and checkpoint.name}")
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, timeout_seconds: float) -> None:
         self._call(f"close {status}")
+
+
+RESULTS = "log_results step-00000003"
 
 
 def train(recipe: Recipe, folder: Path, open_tracking: Callable[..., Any]) -> driver.Summary:
@@ -115,8 +118,8 @@ def train(recipe: Recipe, folder: Path, open_tracking: Callable[..., Any]) -> dr
         ("open", ["open", "finish", "close KILLED"]),
         ("start", ["open", "start", "finish", "close KILLED"]),
         ("finish", ["open", "start", "finish", "close KILLED"]),
-        ("log_model", ["open", "start", "finish", "log_model 3", "close KILLED"]),
-        ("close", ["open", "start", "finish", "log_model 3", "close FINISHED"]),
+        ("log_results", ["open", "start", "finish", RESULTS, "close KILLED"]),
+        ("close", ["open", "start", "finish", RESULTS, "close FINISHED"]),
     ],
 )
 def test_a_signal_to_the_driver_closes_the_run(

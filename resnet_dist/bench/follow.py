@@ -25,7 +25,7 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
 
         from resnet_dist.terminal import make_reporter
         from resnet_dist.tracking.driver import MlflowTracking
-        from resnet_dist.tracking.run import URI_VARIABLE
+        from resnet_dist.tracking.run import CLOSE_SECONDS, URI_VARIABLE
     except ImportError:
         yield
         return
@@ -47,4 +47,4 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
         tracking.start()
         yield
         tracking.finish(timeout_seconds=30.0)
-        tracking.close("FINISHED")
+        tracking.close("FINISHED", CLOSE_SECONDS)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
-
-from mlflow.exceptions import MlflowException
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.index import read_index
 from resnet_dist.tracking.model import log_model
-from resnet_dist.tracking.run import MlflowRun, Status
+from resnet_dist.tracking.run import MlflowRun, Status, told
 from resnet_dist.tracking.spool import Entry, read_layers
 from resnet_dist.tracking.upload import Uploader
+from resnet_dist.train.checkpoint import step_of
 from resnet_dist.train.gradients import GRADIENT_NORMS
-
-log = logging.getLogger(__name__)
 
 
 class MlflowTracking:
@@ -44,36 +40,22 @@ class MlflowTracking:
     def run_id(self) -> str:
         return self._run.run_id
 
-    @property
-    def experiment_id(self) -> str:
-        return self._run.experiment_id
-
     def start(self) -> None:
         self._uploader.start()
 
     def finish(self, timeout_seconds: float) -> int:
-        unsent = self._uploader.finish(timeout_seconds)
+        return self._uploader.finish(timeout_seconds)
+
+    def log_results(self, checkpoint: Path | None) -> None:
         if self._recipe.train.log_gradient_norms:
-            self._log_gradient_norms()
-        return unsent
+            with told(f"the gradient norms were not logged to MLflow; they are in {self._spool}"):
+                norms = read_layers(self._spool, GRADIENT_NORMS)
+                self._run.client.log_dict(self._run.run_id, norms, f"{GRADIENT_NORMS}.json")
+        if checkpoint is not None:
+            with told(f"the model was not logged to MLflow; it is in {checkpoint}"):
+                classes = read_index(self._recipe.data.train).classes
+                log_model(self._run, checkpoint, self._recipe, classes, step_of(checkpoint))
 
-    def _log_gradient_norms(self) -> None:
-        norms = read_layers(self._spool, GRADIENT_NORMS)
-        try:
-            self._run.client.log_dict(self._run.run_id, norms, f"{GRADIENT_NORMS}.json")
-        except (MlflowException, OSError) as error:
-            log.warning(
-                "the gradient norms were not logged to MLflow (%s); they are in %s", error, self._spool
-            )
-
-    def log_model(self, checkpoint: Path, step: int) -> None:
-        try:
-            log_model(self._run, checkpoint, self._recipe, read_index(self._recipe.data.train).classes, step)
-        except (MlflowException, OSError) as error:
-            log.warning("the model was not logged to MLflow (%s); it is in %s", error, checkpoint)
-
-    def close(self, status: Status) -> None:
-        try:
-            self._run.close(status)
-        except MlflowException as error:
-            log.warning("the MLflow run could not be closed as %s: %s", status, error)
+    def close(self, status: Status, timeout_seconds: float) -> None:
+        with told(f"the MLflow run could not be closed as {status}"):
+            self._run.close(status, timeout_seconds)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from resnet_dist.tracking.spool import Entry, Follower
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 
@@ -18,6 +21,7 @@ class PlainTracking:
         self._on_entry = on_entry
         self._follower = Follower(spool)
         self._follower.skip()  # earlier attempts were shown when they ran
+        self._failed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
@@ -30,10 +34,10 @@ class PlainTracking:
             self._thread.join(timeout_seconds)
         return 0
 
-    def log_model(self, checkpoint: Path, step: int) -> None:
+    def log_results(self, checkpoint: Path | None) -> None:
         pass  # it stays where it is
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, timeout_seconds: float) -> None:
         pass
 
     def _run(self) -> None:
@@ -42,5 +46,10 @@ class PlainTracking:
         self._show()
 
     def _show(self) -> None:
-        for entry in self._follower.read():
-            self._on_entry(entry)
+        try:
+            for entry in self._follower.read():
+                self._on_entry(entry)
+        except Exception as error:  # such as a terminal that has gone; the spool has them
+            if not self._failed:
+                log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
+            self._failed = True

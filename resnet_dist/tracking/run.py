@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +26,12 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.config import Recipe, UserError
 
+log = logging.getLogger(__name__)
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 KEY_TAG = "resnet_dist.key"
+CLOSE_SECONDS = 30.0
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page folds runs under the one that this names
 GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"  # set where a job runs without the repository around it
 
@@ -55,33 +60,39 @@ class MlflowRun:
         """
         with _explained(tracking_uri(output)):
             run = cls._begin(output, recipe.experiment or recipe.name, name, run_id, key)
-            run._describe(recipe, source)
+            with run._closed_where_it_fails():
+                run._describe(recipe, source)
             return run
 
     @classmethod
     def open_parent(
-        cls, output: Path, experiment: str, name: str, run_id: str | None, source: str, description: str
+        cls,
+        output: Path,
+        experiment: str,
+        name: str,
+        run_id: str | None,
+        source: str,
+        key: str,
+        description: str,
     ) -> Self:
         """Create or continue a run that trains nothing: others become its children by PARENT_TAG.
 
         Raises UserError where the server cannot be reached.
         """
         with _explained(tracking_uri(output)):
-            run = cls._begin(output, experiment, name, run_id)
-            run.set_tags(_origin_tags(source, description))
+            run = cls._begin(output, experiment, name, run_id, key)
+            with run._closed_where_it_fails():
+                run.set_tags(_origin_tags(source, description))
             return run
 
     @classmethod
-    def _begin(
-        cls, output: Path, experiment: str, name: str, run_id: str | None, key: str | None = None
-    ) -> Self:
+    def _begin(cls, output: Path, experiment: str, name: str, run_id: str | None, key: str) -> Self:
         uri = tracking_uri(output)
         client = mlflow.MlflowClient(uri)
         experiment_id = _experiment(client, experiment, output, uri)
-        run_id = run_id or (_run_with_key(client, experiment_id, key) if key else None)
+        run_id = run_id or _run_with_key(client, experiment_id, key)
         if run_id is None:
-            tags = {KEY_TAG: key} if key else {}
-            run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+            run_id = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key}).info.run_id
         else:
             client.update_run(run_id, status="RUNNING")
         return cls(client, uri, experiment_id, run_id)
@@ -100,8 +111,33 @@ class MlflowRun:
     def set_tags(self, tags: dict[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def close(self, status: Status) -> None:
-        self.client.set_terminated(self.run_id, status)
+    def close(self, status: Status, timeout_seconds: float) -> None:
+        """Raises TimeoutError where the server has not answered by then; it may have closed the run."""
+        box: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                self.client.set_terminated(self.run_id, status)
+            except BaseException as error:  # raised again below
+                box.append(error)
+
+        # A server that takes a request and never answers would hold this process beyond its grace time.
+        thread = threading.Thread(target=call, name="close", daemon=True)
+        thread.start()
+        thread.join(timeout_seconds)
+        if box:
+            raise box[0]
+        if thread.is_alive():
+            raise TimeoutError(f"no answer within {timeout_seconds:g} s")
+
+    @contextmanager
+    def _closed_where_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with told("the MLflow run could not be closed as FAILED"):
+                self.close("FAILED", CLOSE_SECONDS)
+            raise
 
     def _describe(self, recipe: Recipe, source: str) -> None:
         known = self.client.get_run(
@@ -138,21 +174,42 @@ def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
+    """Any error there is the store's: its client, a database and an object store raise what they like."""
     try:
         yield
+    except UserError:
+        raise
     except MlflowException as error:
         raise UserError(f"MLflow at {uri} cannot be used: {error}") from None
+    except Exception as error:
+        raise UserError(f"MLflow at {uri} cannot be used: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What fails inside costs a warning that begins with `what`: a training that went well stays one."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s (%s: %s)", what, type(error).__name__, error)
 
 
 def _origin_tags(source: str, description: str) -> dict[str, str]:
     """What MLflow's page shows of a run that was made without its fluent functions."""
     return {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "mlflow.source.name": source,
         "mlflow.source.type": "LOCAL",
         "mlflow.note.content": description.strip(),
         **_git_tags(Path(source).parent),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"uid {os.getuid()}"
 
 
 def _git_tags(folder: Path) -> dict[str, str]:
@@ -169,9 +226,7 @@ def git_commit(folder: Path) -> str | None:
         return None
 
 
-def page_of(address: str, experiment_id: str, run_id: str | None = None) -> str:
-    """The address of an experiment's runs, or of one run, on an MLflow server."""
-    if run_id is not None:
-        return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
+def page_of(address: str, experiment_id: str) -> str:
+    """The address of an experiment's runs on an MLflow server."""
     # Without the parameter the page opens in its GenAI mode, which has no charts of training.
     return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"

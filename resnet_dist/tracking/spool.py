@@ -6,6 +6,7 @@ their original times, and what the server has already is skipped (see upload.py)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -51,7 +52,8 @@ class Spool:
         self._append({"note": text})
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # told by the line that could not be written
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
+import uuid
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
 from resnet_dist.data.tar import write_text_atomically
-from resnet_dist.tracking.run import PARENT_TAG, MlflowRun, Status
-
-log = logging.getLogger(__name__)
+from resnet_dist.tracking.run import CLOSE_SECONDS, PARENT_TAG, MlflowRun, Status, told
 
 STUDY_FILE = "study.json"
 
@@ -24,11 +22,15 @@ class MlflowStudy:
     ) -> None:
         """Create the parent run, or continue the one that `folder` knows. Raises UserError."""
         file = folder / STUDY_FILE
-        run_id = json.loads(file.read_text())["run_id"] if file.exists() else None
-        self._run = MlflowRun.open_parent(output, experiment, name, run_id, source, description)
-        self._run.set_tags({"study": name})
+        known = json.loads(file.read_text()) if file.exists() else {}
+        key = known.get("key") or uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(file, json.dumps({"run_id": self._run.run_id}) + "\n")
+        # First: a process that dies between the two finds its run by the key.
+        write_text_atomically(file, json.dumps({"run_id": known.get("run_id"), "key": key}) + "\n")
+        run_id = known.get("run_id")
+        self._run = MlflowRun.open_parent(output, experiment, name, run_id, source, key, description)
+        write_text_atomically(file, json.dumps({"run_id": self._run.run_id, "key": key}) + "\n")
+        self._run.set_tags({"study": name})
         self._name, self._folder = name, folder
 
     def member_tags(self) -> dict[str, str]:
@@ -44,15 +46,12 @@ class MlflowStudy:
         return status == "FINISHED"
 
     def log_files(self, *files: Path) -> None:
-        try:
-            for file in files:
+        for file in files:
+            with told(f"{file.name} was not logged to MLflow; it is in {self._folder}"):
                 self._run.client.log_artifact(self._run.run_id, str(file))
-        except (MlflowException, OSError) as error:
-            log.warning("%s was not logged to MLflow (%s); it is in %s", file.name, error, self._folder)
 
     def close(self, status: Status, conclusion: str) -> None:
-        try:
+        with told("the conclusion of the study was not logged to MLflow"):
             self._run.set_tags({"conclusion": conclusion})
-            self._run.close(status)
-        except MlflowException as error:
-            log.warning("the MLflow run of the study could not be closed as %s: %s", status, error)
+        with told(f"the MLflow run of the study could not be closed as {status}"):
+            self._run.close(status, CLOSE_SECONDS)

@@ -37,7 +37,7 @@ class Uploader:
     """
 
     def __init__(self, spool: Path, store: MetricStore, on_entry: Callable[[Entry], None]) -> None:
-        self._store, self._on_entry = store, on_entry
+        self._spool, self._store, self._on_entry = spool, store, on_entry
         self._uploads, self._display = Follower(spool), Follower(spool)
         self._display.skip()  # earlier attempts were shown when they ran
         self._newest: dict[str, int] | None = None
@@ -45,6 +45,8 @@ class Uploader:
         self._failures = 0
         self._retry_at = 0.0
         self._last_error = ""
+        self._display_failed = False
+        self._deadline = math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
 
@@ -52,30 +54,41 @@ class Uploader:
         self._thread.start()
 
     def finish(self, timeout_seconds: float) -> int:
-        """Send what is left; returns how many metrics could not be sent in that time (the spool keeps them)."""
+        """Send what is left; returns how many metrics were not sent in that time (the spool keeps them).
+
+        It takes no longer, even where a server has taken a request and never answers.
+        """
+        self._deadline = time.monotonic() + timeout_seconds
         self._stop.set()
-        self._thread.join()
-        deadline = time.monotonic() + timeout_seconds
-        while not self._upload(force=True) and time.monotonic() < deadline:
-            self._wait_until(min(self._retry_at, deadline))
-        if self._unsent:
-            log.warning("%d metrics could not be sent: %s", len(self._unsent), self._last_error)
-        return len(self._unsent)
+        if self._thread.ident is None:  # never started
+            return 0
+        self._thread.join(timeout_seconds)
+        unsent = self._count_unsent()
+        if unsent:
+            why = self._last_error or f"no answer within {timeout_seconds:g} s"
+            log.warning("%d metrics could not be sent: %s", unsent, why)
+        return unsent
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             self._show()
-            self._upload()
+            if time.monotonic() >= self._retry_at:
+                self._upload()
         self._show()
+        while not self._upload() and time.monotonic() < self._deadline:
+            threading.Event().wait(max(0.0, min(self._retry_at, self._deadline) - time.monotonic()))
 
     def _show(self) -> None:
-        for entry in self._display.read():
-            self._on_entry(entry)
+        try:
+            for entry in self._display.read():
+                self._on_entry(entry)
+        except Exception as error:  # a terminal that has gone must not end the upload
+            if not self._display_failed:
+                log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
+            self._display_failed = True
 
-    def _upload(self, *, force: bool = False) -> bool:
+    def _upload(self) -> bool:
         """True when nothing is left to send."""
-        if not force and time.monotonic() < self._retry_at:
-            return False
         try:
             if self._newest is None:
                 self._newest = self._store.newest_steps()
@@ -83,13 +96,19 @@ class Uploader:
             while self._unsent:
                 self._store.log_metrics(self._unsent[:BATCH])
                 del self._unsent[:BATCH]
-            self._failures = 0
+            self._failures, self._last_error = 0, ""
             return True
         except Exception as error:  # a server may fail in any way; training goes on
             self._failures += 1
             self._last_error = f"{type(error).__name__}: {error}"
             self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
             return False
+
+    def _count_unsent(self) -> int:
+        if self._newest is not None:
+            return len(self._unsent)
+        entries = Follower(self._spool).read()  # what the store has of them it could not say
+        return sum(len(entry.metrics) for entry in entries)
 
     def _new_metrics(self, newest: dict[str, int]) -> list[Metric]:
         fresh = []
@@ -101,6 +120,3 @@ class Uploader:
                     newest[name] = step
                     fresh.append(Metric(name, value, entry.time_ms, step))
         return fresh
-
-    def _wait_until(self, moment: float) -> None:
-        threading.Event().wait(max(0.0, moment - time.monotonic()))
