@@ -115,7 +115,8 @@ def is_echo(error: BaseException) -> bool:
 
 def lost_peer(error: BaseException) -> bool:
     """Whether the error says so in plain words."""
-    return any(word in str(error) for word in ("Connection closed by peer", "Connection reset by peer"))
+    words = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return any(word in str(error) for word in words)
 
 
 def _train_rank(

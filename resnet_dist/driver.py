@@ -130,7 +130,7 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
         indexes, total_steps = check_data(
             request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints)
         )
-        run = stack.enter_context(_locked(request, run))  # until its ranks are gone
+        run = stack.enter_context(locked(request, run))  # until its ranks are gone
         run = run.with_data([index.digest() for index in indexes])
         ranks = stack.enter_context(_ranks(request, reporter))
         tracking: Tracking | None = None
@@ -189,7 +189,7 @@ def _choose_run(request: Request) -> RunFolder:
 
 
 @contextmanager
-def _locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
+def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
     """`run` as it is under its lock: since it was chosen, another process may have begun or ended an attempt."""
     named_by_us = run.attempt == 1 and run.name != request.name
     while True:

@@ -115,9 +115,9 @@ class RunFolder:
         try:
             yield
         finally:
-            lock.release()
             if not (self.path / RUN_FILE).exists():  # nothing came of it
                 self.remove()
+            lock.release()
 
     def remove(self) -> None:
         """Forget a run that did not come to be."""

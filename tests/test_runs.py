@@ -9,6 +9,7 @@ import pytest
 
 from resnet_dist.config import Recipe, UserError
 from resnet_dist.config.part import fields
+from resnet_dist.driver import Request, locked
 from resnet_dist.runs import MAY_CHANGE, RUN_FILE, RunFolder, choose_run
 
 NOW = ("a", "b")
@@ -106,3 +107,36 @@ def test_one_attempt_at_a_time(started: RunFolder) -> None:
         pass
     with started.lock():
         pass
+    assert started.spool.parent.exists()
+
+
+def test_the_lock_of_a_run_that_did_not_come_to_be_leaves_nothing(
+    digits_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = choose_run(tmp_path, digits_recipe, "y", resume=False)
+    with run.lock():
+        assert run.path.exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_that_begin_in_one_second_are_two_runs(digits_recipe: Recipe, tmp_path: Path) -> None:
+    """Both chose the same name before either had its lock."""
+    request = Request(digits_recipe, "jobs/digits.py", tmp_path, local=True)
+    chosen = choose_run(tmp_path, digits_recipe, None, resume=False)
+    with locked(request, chosen) as first:
+        first.write()
+        with locked(request, chosen) as second:
+            second.write()
+    with locked(request, chosen) as third:  # the first has ended meanwhile
+        third.write()
+    assert len({first.name, second.name, third.name}) == 3
+    assert {first.attempt, second.attempt, third.attempt} == {1}
+
+
+def test_a_named_run_is_read_again_under_its_lock(digits_recipe: Recipe, tmp_path: Path) -> None:
+    request = Request(digits_recipe, "jobs/digits.py", tmp_path, local=True, name="x")
+    chosen = choose_run(tmp_path, digits_recipe, "x", resume=False)
+    with locked(request, chosen) as first:
+        first.with_run_id("id").write()
+    with locked(request, chosen) as second:
+        assert (second.attempt, second.run_id) == (2, "id")
