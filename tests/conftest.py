@@ -20,6 +20,18 @@ hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also the tests that are marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        skip = pytest.mark.skip(reason="long: `pytest --all` runs it")
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(skip)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Each of xdist's workers keeps to cores of its own, and so does what its tests start.
 

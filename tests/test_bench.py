@@ -59,6 +59,7 @@ def test_what_cannot_be_measured_is_refused(fields: dict[str, object], message: 
         bench_step(**(TINY | fields))  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_launch_times_both_programs() -> None:
     recipe = Path(__file__).parent.parent / "jobs/digits.py"
     speed = bench_launch(recipe, workers=1, local=True, gpu=False, rounds=1)

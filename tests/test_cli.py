@@ -144,6 +144,7 @@ print(model.predict(np.zeros((3, 8, 8, 1), np.uint8)).shape)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_data_are_prepared(tmp_path: Path, number: signal.Signals) -> None:
     process = start("train", DIGITS, "--local", cwd=tmp_path)
@@ -292,6 +293,7 @@ def test_bench_prints_its_figures(folder: Path) -> None:
 STUDY = str(ROOT / "jobs/plain_vs_residual.py")
 
 
+@pytest.mark.long
 def test_study_trains_all_its_runs_and_says_what_it_found(folder: Path) -> None:
     words = ["study", STUDY, "--with", "depths=[8,14]", "--with", "seeds=1", "--name", "small"]
     short = ["--set", "train.length=6 steps", "--set", "schedule.warmup=0 steps"]
@@ -334,6 +336,7 @@ def test_mistakes_about_studies(folder: Path, words: list[str], message: str) ->
     assert files(folder) == before
 
 
+@pytest.mark.long
 def test_an_interrupted_study_says_how_it_goes_on(folder: Path) -> None:
     words = ["study", STUDY, "--with", "depths=[8,14]", "--set", "train.length=6000 steps"]
     process = start(*words, cwd=folder)

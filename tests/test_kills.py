@@ -9,6 +9,7 @@ import pytest
 from .benchmarks.kills import OVERRIDES, Setup, kill_and_compare
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_kill_9_at_random_instants_cannot_be_seen_afterwards(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "local", 1, {**OVERRIDES, "model.name": "resnet8"})

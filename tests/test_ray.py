@@ -77,10 +77,7 @@ def processes_of(session: int) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(
-    "RESNET_DIST_RAY_TESTS" not in os.environ,
-    reason="not yet seen to pass with 0.3.0: set RESNET_DIST_RAY_TESTS=1 to run it",
-)
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_ctrl_c_checkpoints_and_a_failing_rank_speaks_once(tmp_path: Path, digits_data: Path) -> None:
     shutil.copytree(digits_data, tmp_path / "output/data/digits")
@@ -172,10 +169,7 @@ def answers(address: str) -> bool:
     return True
 
 
-@pytest.mark.skipif(
-    "RESNET_DIST_RAY_TESTS" not in os.environ,
-    reason="not yet seen to pass with 0.3.0: set RESNET_DIST_RAY_TESTS=1 to run it",
-)
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_submit_to_a_real_head(tmp_path: Path, head: tuple[str, dict[str, str]]) -> None:
     address, environment = head

@@ -120,6 +120,7 @@ if os.environ.get("RANK") == "1" and {when}:
 """
 
 
+@pytest.mark.long
 def test_a_failing_rank_ends_all_and_speaks_once(folder: Path) -> None:
     sabotage = FAIL.format(when="True", how="raise MemoryError('no more')")
     code, out, err = run(folder, "train", DIGITS, "--name", "x", *SHORT, sabotage=sabotage)
@@ -132,6 +133,7 @@ def test_a_failing_rank_ends_all_and_speaks_once(folder: Path) -> None:
     assert list_checkpoints(folder / "output/runs/x/checkpoints")
 
 
+@pytest.mark.long
 def test_max_restarts_continues_the_same_run(folder: Path) -> None:
     """The rank is killed, not asked; the command has no --name, and yet goes on where it was."""
     sabotage = FAIL.format(
@@ -154,6 +156,7 @@ def test_max_restarts_continues_the_same_run(folder: Path) -> None:
         assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [10, 20, 24]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(folder: Path, number: signal.Signals) -> None:
     words = [*SHORT[:2], "--set", "train.length=6000 steps"]
