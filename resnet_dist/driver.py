@@ -25,6 +25,7 @@ from resnet_dist.data.remote import is_local
 from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
 from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
+from resnet_dist.launcher import DEFAULT_WORKERS
 from resnet_dist.model import Options, check_model
 from resnet_dist.runs import RunFolder, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
@@ -38,7 +39,6 @@ from resnet_dist.world import World
 
 log = logging.getLogger(__name__)
 
-DEFAULT_WORKERS = 2
 LAST_UPLOAD_SECONDS = 30.0
 LAST_UPLOAD_INTERRUPTED_SECONDS = 3.0  # what is not sent is in the spool
 

@@ -18,10 +18,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from resnet_dist.config import Recipe, UserError
 from resnet_dist.driver import check_recipe
 from resnet_dist.interrupts import signals_call
+from resnet_dist.launcher import COMMAND_VARIABLE
 from resnet_dist.tracking.run import GIT_COMMIT_VARIABLE, URI_VARIABLE, git_commit
 
 RECIPE_FILE = "recipe.json"
-COMMAND_VARIABLE = "RESNET_DIST_COMMAND"
 POLL_SECONDS = 1.0
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 

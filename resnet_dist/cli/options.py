@@ -1,0 +1,31 @@
+"""What several commands share: the two consoles, options, defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from resnet_dist.config import Data
+from resnet_dist.launcher import DEFAULT_WORKERS
+
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
+Workers = Annotated[int | None, typer.Option(min=1, help=f"DDP ranks; default: {DEFAULT_WORKERS}.")]
+Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where there are any.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
+Name = Annotated[str | None, typer.Option(help="Of the run; one that exists is continued.")]
+Split = Literal["train", "eval"]
+Crop = Literal["none", "pad-crop", "random-resized-crop"]
+Cache = Literal["none", "ram", "device"]
+Against = Literal["raw"]
+
+DEFAULT_OUTPUT = Path("output")
+DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
+SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
+FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
