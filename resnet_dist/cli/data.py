@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from resnet_dist.cli.options import (
+    BEGINS_AGAIN,
     DEFAULT_SHARD_CACHE,
     FETCH_TIMEOUT_SECONDS,
     SHARD_CACHE_BYTES,
     Split,
     err,
+    interrupted_says,
     out,
 )
 from resnet_dist.config import UserError
@@ -23,6 +25,7 @@ FEW_SAMPLES = 4096  # which one process writes before others have started
 MOST_LINES = 50  # of a report that are shown
 
 
+@interrupted_says("interrupted; the same command goes on with what is not written yet")
 def prepare(
     source: Annotated[
         str,
@@ -71,6 +74,7 @@ def prepare(
             err.print(f"{name}: left out {len(lines):,} unreadable images, listed in {report}")
 
 
+@interrupted_says(BEGINS_AGAIN)
 def index(
     shards: Annotated[
         list[str],

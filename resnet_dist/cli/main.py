@@ -6,15 +6,19 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
+
+import typer
 
 from resnet_dist.cli.options import err
 from resnet_dist.config import UserError
 from resnet_dist.interrupts import interrupt, signals_call
-from resnet_dist.launcher import TRAINING_THREAD, is_main_process
+from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
 
-NOTHING_SAVED = "interrupted before training began; the same command begins it"
+FIRST_WORD_SECONDS = 5.0
 
 
 def main() -> None:
@@ -42,7 +46,7 @@ def _run() -> int:
         return 2
     except KeyboardInterrupt:
         if speaks:
-            err.print("interrupted before anything was saved")
+            err.print("interrupted before the command began")
         return 130
     except Exception as error:
         return _explain(error)
@@ -53,7 +57,7 @@ def _explain(error: Exception) -> int:
     kinds = {kind.__name__ for kind in type(error).__mro__}  # importing them would import torch
     if "AlreadySaid" in kinds:
         return 1
-    if kinds & {"TrainingError", "RankFailed"}:
+    if kinds & {"TrainingError", "RankFailed", "StorageError"}:
         err.print(f"error: {error}")
         return 1
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
@@ -71,8 +75,23 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def leave_interrupted(count: int = 1) -> NoReturn:
-    if is_main_process():
-        err.print(NOTHING_SAVED)
-    sys.stdout.flush()
-    os._exit(130)
+def only_train_under_torchrun(context: typer.Context) -> None:
+    """torchrun starts a command once per rank: `train` alone makes one run of them. Raises UserError."""
+    command = context.invoked_subcommand
+    if not started_by_torchrun() or command in (None, "train"):
+        return
+    if not is_main_process():
+        time.sleep(FIRST_WORD_SECONDS)  # torchrun ends the others when one has left: rank 0 is to speak first
+    raise UserError(f"torchrun would {command} once per rank; only train is for it: leave torchrun out")
+
+
+def leave_saying(words: str) -> Callable[[int], NoReturn]:
+    """For `signals_call` around large imports: an exception in the middle of torch's leaves wreckage."""
+
+    def leave(count: int) -> NoReturn:
+        if is_main_process():
+            err.print(words)
+        sys.stdout.flush()
+        os._exit(130)
+
+    return leave

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from resnet_dist.config import Data
+from resnet_dist.config import Data, UserError
 from resnet_dist.launcher import DEFAULT_WORKERS
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -29,3 +31,24 @@ DEFAULT_OUTPUT = Path("output")
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
 SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
 FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
+BEGINS_AGAIN = "interrupted; the same command begins again"
+
+
+@contextmanager
+def interrupted_says(words: str) -> Iterator[None]:
+    """Inside, or in the function that this decorates, an interruption says `words` and ends with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:  # Typer would end with 130 and say nothing
+        err.print(words)
+        raise typer.Exit(130) from None
+
+
+def use_gpu(asked: bool | None) -> bool:
+    """Whether to use this machine's GPUs: as asked, or where there are any. Raises UserError where none is."""
+    import torch  # takes seconds
+
+    available = torch.cuda.is_available()
+    if asked and not available:
+        raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
+    return available if asked is None else asked

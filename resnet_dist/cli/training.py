@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnet_dist.cli.main import NOTHING_SAVED, leave_interrupted
+from resnet_dist.cli.main import leave_saying
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     Address,
@@ -24,12 +23,14 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import load_recipe, load_study
 from resnet_dist.interrupts import signals_call
-from resnet_dist.launcher import DEFAULT_WORKERS, command_line, resume_line, started_by_torchrun
+from resnet_dist.launcher import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
 from resnet_dist.terminal import make_reporter
-from resnet_dist.tracking.opening import open_study, tracking_opener
+from resnet_dist.tracking.opening import has_mlflow, open_study, tracking_opener
 
 if TYPE_CHECKING:
     from resnet_dist.torchrun import Ranks
+
+NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
 
 def train(
@@ -46,7 +47,7 @@ def train(
     """Train a recipe to its end, or from where its run stopped."""
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     # Nothing has begun, and an exception in the middle of numpy's or torch's import leaves wreckage.
-    with signals_call(leave_interrupted):
+    with signals_call(leave_saying(NOTHING_SAVED)):
         from resnet_dist.driver import Interrupted, Request, run_training  # torch takes seconds to import
 
         ranks = _torchrun_ranks()
@@ -60,7 +61,7 @@ def train(
             summary = run_training(request, reporter, tracking_opener({}))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
-        err.print(f"interrupted{where}; this continues it:\n  {resume_line(interrupted.run.name)}")
+        err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
@@ -69,8 +70,7 @@ def train(
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {_short(summary.checkpoint)}\n"
-        f"{browse_line(output)}"
+        f"checkpoint {_short(summary.checkpoint)}{_browse_line(output)}"
     )
     if summary.unsent_metrics:
         err.print(
@@ -96,7 +96,8 @@ def study(
 ) -> None:
     """Train the runs of a study one after another, draw what they say; the same command continues one."""
     value = load_study(job, arguments or (), overrides or ())
-    from resnet_dist.study import StudyInterrupted, StudyRequest, run_study  # torch takes seconds to import
+    with signals_call(leave_saying(NOTHING_SAVED)):  # as in `train`
+        from resnet_dist.study import StudyInterrupted, StudyRequest, run_study
 
     request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
@@ -105,7 +106,7 @@ def study(
         except StudyInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
-                f"  {shlex.join(['resnet-dist', *sys.argv[1:]])}"
+                f"  {command_line()}"
             )
             raise typer.Exit(130) from None
     for trial, result in zip(value.trials, summary.results, strict=True):
@@ -117,8 +118,7 @@ def study(
     out.print(
         f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
         f"figure     {_short(summary.figure)}\n"
-        f"table      {_short(summary.table)}\n"
-        f"{browse_line(output)}"
+        f"table      {_short(summary.table)}{_browse_line(output)}"
     )
 
 
@@ -163,9 +163,15 @@ def _torchrun_ranks() -> Ranks | None:
     return Ranks()
 
 
-def browse_line(output: Path) -> str:
-    """Where a person sees the runs that are in `output`."""
-    return f"browse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+def _browse_line(output: Path) -> str:
+    """Where a person sees the runs: one more line to print, or nothing without MLflow."""
+    if not has_mlflow():
+        return ""
+    from resnet_dist.tracking.run import URI_VARIABLE
+
+    if server := os.environ.get(URI_VARIABLE):
+        return f"\nbrowse     {server}"
+    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
 
 
 def _short(path: Path | None) -> Path | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from importlib.util import find_spec
+from time import time_ns
 from typing import TYPE_CHECKING
+
+from resnet_dist.config import UserError
 
 if TYPE_CHECKING:
     from resnet_dist.driver import OpenTracking, Request, Tracking
@@ -13,17 +16,24 @@ if TYPE_CHECKING:
     from resnet_dist.tracking.spool import Entry
 
 
+def has_mlflow() -> bool:
+    """Whether MLflow is installed; an installation that is broken is no reason to go without it in silence."""
+    return find_spec("mlflow") is not None
+
+
 def tracking_opener(more_tags: Mapping[str, str]) -> OpenTracking:
     """How to open the tracker of a run, which gets these tags too."""
 
     def open_tracking(request: Request, run: RunFolder, on_entry: Callable[[Entry], None]) -> Tracking:
-        try:
-            from resnet_dist.tracking.driver import MlflowTracking
-        except ImportError:
+        if not has_mlflow():
             from resnet_dist.tracking.plain import PlainTracking
+            from resnet_dist.tracking.spool import Entry
 
-            print(f"MLflow is not installed: metrics go to {_short(run.spool)} alone")
+            note = f"MLflow is not installed: metrics go to {run.spool} alone"
+            on_entry(Entry(time_ns() // 1_000_000, note=note))
             return PlainTracking(run.spool, on_entry)
+        from resnet_dist.tracking.driver import MlflowTracking
+
         return MlflowTracking(  # type: ignore[return-value]  # its statuses are fewer than all strings
             request.output,
             request.recipe,
@@ -44,7 +54,9 @@ def tracking_opener(more_tags: Mapping[str, str]) -> OpenTracking:
 
 
 def open_study(request: StudyRequest) -> StudyTracking:
-    """The MLflow run that a study's runs lie under."""
+    """The MLflow run that a study's runs lie under. Raises UserError where MLflow is not installed."""
+    if not has_mlflow():
+        raise UserError("MLflow, where the runs of a study lie together, is not installed")
     from resnet_dist.tracking.study import MlflowStudy
 
     return MlflowStudy(  # type: ignore[return-value]  # as above
@@ -55,7 +67,3 @@ def open_study(request: StudyRequest) -> StudyTracking:
         source=request.source,
         description=request.study.description,
     )
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
