@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from resnet_dist.cli.options import (
     BEGINS_AGAIN,
     Against,
+    Buffers,
     Cache,
     Crop,
     Gpu,
@@ -76,6 +77,12 @@ def bench_step(
     steps: Annotated[int, typer.Option(min=1, help="Of a round.")] = 20,
     rounds: Annotated[int, typer.Option(min=1)] = 9,
     precision: Annotated[str, typer.Option(help="As train.precision of a recipe.")] = "fp32",
+    bare_buffers: Annotated[
+        Buffers,
+        typer.Option(
+            help="When the bare loop's DDP sends rank 0's batch norm statistics; its default is every step."
+        ),
+    ] = "every-step",
     gpu: Gpu = None,
     overrides: Overrides = None,
 ) -> None:
@@ -94,10 +101,12 @@ def bench_step(
         steps=steps,
         rounds=rounds,
         gpu=gpu,
+        sync_buffers=bare_buffers != "none",
     )
     out.print(
         f"setting  {model}, {image_size} x {image_size} pixels, {global_batch_size} images a step, {ranks} rank(s), {precision}, "
-        f"medians of {rounds} rounds of {steps} steps each (lowest to highest)"
+        + (f"bare loop's buffers: {bare_buffers}, " if ranks > 1 else "")
+        + f"medians of {rounds} rounds of {steps} steps each (lowest to highest)"
     )
     _print_rounds("ours", speed.ours, ",.1f", "images/s")
     _print_rounds("bare", speed.bare, ",.1f", "images/s")

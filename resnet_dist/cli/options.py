@@ -26,6 +26,7 @@ Split = Literal["train", "eval"]
 Crop = Literal["none", "pad-crop", "random-resized-crop"]
 Cache = Literal["none", "ram", "device"]
 Against = Literal["raw"]
+Buffers = Literal["every-step", "none"]
 
 DEFAULT_OUTPUT = Path("output")
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
