@@ -137,7 +137,8 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
     value = load_recipe(recipe, overrides or ())
-    from resnet_dist.submit import Submission, submit_job
+    with signals_call(leave_saying("interrupted before the job was submitted")):  # as in `train`
+        from resnet_dist.submit import JobLeft, Submission, submit_job
 
     submission = Submission(
         value,
@@ -151,7 +152,12 @@ def submit(
         detach,
         command_line(),
     )
-    raise typer.Exit(submit_job(submission, lambda text: out.print(text, end="")))
+    try:
+        code = submit_job(submission, lambda text: out.print(text, end=""))
+    except JobLeft as left:
+        err.print(str(left))
+        raise typer.Exit(left.code) from None
+    raise typer.Exit(code)
 
 
 def _torchrun_ranks() -> Ranks | None:

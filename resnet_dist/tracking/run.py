@@ -28,7 +28,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 KEY_TAG = "resnet_dist.key"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page folds runs under the one that this names
-GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"  # set where a job runs without the repository around it
+# Set for a submitted job, which runs as another user and without the repository around it.
+GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE = (
+    f"RESNET_DIST_{name}" for name in ("GIT_COMMIT", "SOURCE", "USER")
+)
 
 
 def tracking_uri(output: Path) -> str:
@@ -147,8 +150,8 @@ def _explained(uri: str) -> Iterator[None]:
 def _origin_tags(source: str, description: str) -> dict[str, str]:
     """What MLflow's page shows of a run that was made without its fluent functions."""
     return {
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": source,
+        "mlflow.user": os.environ.get(USER_VARIABLE) or getpass.getuser(),
+        "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
         "mlflow.source.type": "LOCAL",
         "mlflow.note.content": description.strip(),
         **_git_tags(Path(source).parent),
