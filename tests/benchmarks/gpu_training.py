@@ -186,6 +186,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
                 "lowest": min(speeds),
                 "highest": max(speeds),
                 "n": len(speeds),
+                "batch_size": arguments.batch_size,
                 "share_of_7950": statistics.median(speeds) / RECORD_IMAGES_PER_SECOND,
             }
             print(name, found[name], flush=True)

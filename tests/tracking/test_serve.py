@@ -15,11 +15,11 @@ from resnet_dist.config import Recipe
 from resnet_dist.data.augment import normalize
 from resnet_dist.evaluate import logits_of
 from resnet_dist.export import load_model
-from resnet_dist.tracking.serve import ImageClassifier
 from resnet_dist.train.loop import NullTracker, train
 from resnet_dist.world import World
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow imports its own agents
 @pytest.mark.parametrize("eval_flip", [False, True])
 def test_served_probabilities_are_the_evaluations(
     eval_flip: bool, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -33,6 +33,8 @@ def test_served_probabilities_are_the_evaluations(
     with torch.inference_mode():
         images = normalize(torch.from_numpy(images_NHWC), trained.recipe.data)
         expected = logits_of(trained.model, images, trained.recipe.data).softmax(dim=1)
+
+    from resnet_dist.tracking.serve import ImageClassifier
 
     monkeypatch.setitem(sys.modules, "resnet_dist_model", resnet_dist.model)  # the copy beside a logged model
     served = ImageClassifier()
