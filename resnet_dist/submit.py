@@ -70,7 +70,7 @@ def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     """Submit, print the log as it comes, and return the exit code; 0 at once where detached.
 
     Raises UserError before anything is sent where the recipe, the ranks or the address cannot be used; JobLeft
-    where the job may live on though this ends.
+    where the job may live on though this ends, interrupted or not.
     """
     check_recipe(submission.recipe, submission.workers)
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):

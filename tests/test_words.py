@@ -22,6 +22,7 @@ from resnet_dist.tracking.opening import open_study, tracking_opener
 from resnet_dist.tracking.plain import PlainTracking
 from resnet_dist.tracking.spool import Entry
 
+STUDY = Path(__file__).parent.parent / "jobs/plain_vs_residual.py"
 RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
 
 
@@ -30,6 +31,8 @@ RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR":
     [
         (["prepare", "digits", "out"], "data.prepare.prepare"),
         (["index", "a.tar", "--out", "index.json"], "data.naming.expand"),
+        (["study", str(STUDY)], "study.refuse_mistakes"),
+        (["submit", str(STUDY.with_name("digits.py")), "--address", "x"], "submit._connect"),
         (["evaluate", "model", "shards"], "data.index.read_index"),
         (["bench", "loader", "shards"], "bench.loader.bench_loader"),
     ],
@@ -43,7 +46,7 @@ def test_an_interruption_is_told(
     monkeypatch.setattr(f"resnet_dist.{function}", interrupted)
     assert cli.app(words, standalone_mode=False) == 130
     said = capsys.readouterr().err
-    assert said.startswith("interrupted; the same command ")
+    assert said.startswith(("interrupted; the same command ", "interrupted before the job was submitted"))
     assert said.count("\n") == 1
 
 
@@ -57,7 +60,7 @@ def test_an_interrupted_prepare_goes_on(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (
         130,
-        "interrupted; the same command goes on with what is not written yet\n",
+        "interrupted; the same command goes on with what is not done yet\n",
     )
     assert not (tmp_path / "out/eval/index.json").exists()
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

@@ -11,6 +11,7 @@ from resnet_dist.cli.options import (
     BEGINS_AGAIN,
     DEFAULT_SHARD_CACHE,
     FETCH_TIMEOUT_SECONDS,
+    GOES_ON,
     SHARD_CACHE_BYTES,
     Split,
     err,
@@ -25,7 +26,7 @@ FEW_SAMPLES = 4096  # which one process writes before others have started
 MOST_LINES = 50  # of a report that are shown
 
 
-@interrupted_says("interrupted; the same command goes on with what is not written yet")
+@interrupted_says(GOES_ON)
 def prepare(
     source: Annotated[
         str,

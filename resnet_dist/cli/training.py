@@ -12,6 +12,7 @@ import typer
 from resnet_dist.cli.main import leave_saying
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
+    GOES_ON,
     Address,
     Gpu,
     Name,
@@ -19,6 +20,7 @@ from resnet_dist.cli.options import (
     Overrides,
     Workers,
     err,
+    interrupted_says,
     out,
 )
 from resnet_dist.config import load_recipe, load_study
@@ -30,6 +32,7 @@ from resnet_dist.tracking.opening import has_mlflow, open_study, tracking_opener
 if TYPE_CHECKING:
     from resnet_dist.torchrun import Ranks
 
+NOT_SUBMITTED = "interrupted before the job was submitted"
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
 
@@ -78,6 +81,7 @@ def train(
         )
 
 
+@interrupted_says(GOES_ON)
 def study(
     job: Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines study().")],
     arguments: Annotated[
@@ -122,6 +126,7 @@ def study(
     )
 
 
+@interrupted_says(NOT_SUBMITTED)
 def submit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
@@ -137,7 +142,7 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
     value = load_recipe(recipe, overrides or ())
-    with signals_call(leave_saying("interrupted before the job was submitted")):  # as in `train`
+    with signals_call(leave_saying(NOT_SUBMITTED)):  # as in `train`
         from resnet_dist.submit import JobLeft, Submission, submit_job
 
     submission = Submission(
