@@ -26,6 +26,7 @@ from resnet_dist.data.remote import is_local
 from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
 from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
+from resnet_dist.launcher import DEFAULT_WORKERS
 from resnet_dist.model import Options, check_model
 from resnet_dist.runs import RunFolder, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
@@ -39,7 +40,6 @@ from resnet_dist.world import World
 
 log = logging.getLogger(__name__)
 
-DEFAULT_WORKERS = 2
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
 # Beside the ranks' grace time little is left: what is not sent is in the spool, and a continued run sends it.
 LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import getpass
 import logging
 import os
+import secrets
 import shlex
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +22,18 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from resnet_dist.config import Recipe, UserError
 from resnet_dist.driver import check_recipe
 from resnet_dist.interrupts import signals_call
-from resnet_dist.tracking.run import GIT_COMMIT_VARIABLE, URI_VARIABLE, git_commit
+from resnet_dist.launcher import COMMAND_VARIABLE
+from resnet_dist.tracking.run import (
+    GIT_COMMIT_VARIABLE,
+    SOURCE_VARIABLE,
+    URI_VARIABLE,
+    USER_VARIABLE,
+    git_commit,
+)
 
 RECIPE_FILE = "recipe.json"
-COMMAND_VARIABLE = "RESNET_DIST_COMMAND"
 POLL_SECONDS = 1.0
+LOST_SECONDS = 60.0  # without an answer, after which the job is left to itself: a head restarts in less
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
@@ -42,27 +53,51 @@ class Submission:
     command: str  # as the person typed it, for the line that continues the run
 
 
+class JobLeft(Exception):
+    """The job was left to itself: why, how it is found again, and the exit code for it."""
+
+    def __init__(self, code: int, reason: str, client: JobSubmissionClient, job: str) -> None:
+        address = client.get_address()
+        super().__init__(
+            f"{reason}; job {job} is not stopped by this. To see or stop it:\n"
+            f"  ray job logs --follow --address {address} {job}\n"
+            f"  ray job stop --address {address} {job}"
+        )
+        self.code = code
+
+
 def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     """Submit, print the log as it comes, and return the exit code; 0 at once where detached.
 
-    Raises UserError before anything is sent where the recipe, the ranks or the address cannot be used.
+    Raises UserError before anything is sent where the recipe, the ranks or the address cannot be used; JobLeft
+    where the job may live on though this ends, interrupted or not.
     """
     check_recipe(submission.recipe, submission.workers)
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.WARNING)  # not a line for every upload
     client = _connect(submission.address)
+    job = f"raysubmit_{secrets.token_hex(8)}"  # chosen here, so that it can be named whatever happens
+    try:
+        _send(client, submission, job)
+        write(f"job {job}\n")
+        return 0 if submission.detach else _follow(client, job, write)
+    except KeyboardInterrupt:
+        raise JobLeft(130, "interrupted", client, job) from None
+
+
+def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The recipe travels as a value: the cluster needs the package, not the person's files.
         (Path(folder) / RECIPE_FILE).write_text(submission.recipe.to_json())
-        job = client.submit_job(
-            entrypoint=shlex.join(entrypoint(submission)),
-            runtime_env={"working_dir": folder, "env_vars": job_environment(submission)},
-            metadata={"recipe": submission.recipe.name},
-        )
-    write(f"job {job}\n")
-    if submission.detach:
-        return 0
-    return _follow(client, job, write)
+        try:
+            client.submit_job(
+                entrypoint=shlex.join(entrypoint(submission)),
+                submission_id=job,
+                runtime_env={"working_dir": folder, "env_vars": job_environment(submission)},
+                metadata={"recipe": submission.recipe.name},
+            )
+        except Exception as error:  # as in _connect
+            raise JobLeft(1, f"the job may not have begun ({_first_line(error)})", client, job) from None
 
 
 def entrypoint(submission: Submission) -> list[str]:
@@ -80,6 +115,9 @@ def job_environment(submission: Submission) -> dict[str, str]:
     # Ray's own stop is SIGTERM and three seconds: too few for a checkpoint.
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "28"}
     environment[COMMAND_VARIABLE] = submission.command
+    environment[SOURCE_VARIABLE] = str(submission.source)
+    with suppress(KeyError, OSError):  # a container may have a user without a name
+        environment[USER_VARIABLE] = getpass.getuser()
     commit = git_commit(submission.source.parent)
     if commit:
         environment[GIT_COMMIT_VARIABLE] = commit
@@ -95,28 +133,68 @@ def _connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except Exception as error:  # Ray raises RuntimeError, ConnectionError and requests' own, by cause
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--address {address}: no Ray cluster answers there ({first_line})") from None
+        raise UserError(f"--address {address}: no Ray cluster answers there ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
-    """Print what the log gains until the job has ended. A signal stops the job; its last words are waited for."""
+    """Print what the log gains until the job has ended. A signal stops the job; its last words are waited for.
+
+    Raises JobLeft where the cluster has not answered for LOST_SECONDS, KeyboardInterrupt for a second signal.
+    """
 
     def stop(count: int) -> None:
         if count > 1:
             raise KeyboardInterrupt
-        client.stop_job(job)
+        try:
+            client.stop_job(job)
+        except Exception as error:  # as in _connect
+            write(f"job {job} could not be stopped ({_first_line(error)}); Ctrl-C again leaves it\n")
 
-    printed = 0
+    log, lost_since = _Log(client, job, write), None
     with signals_call(stop):
         while True:
-            status = client.get_job_status(job)  # before the log: what it says once ended is all there is
-            text = client.get_job_logs(job)
-            write(text[printed:])
-            printed = len(text)
-            if status.is_terminal():
-                return exit_code(client, job, status)
+            try:
+                status = client.get_job_status(job)  # before the log: what it says once ended is all there is
+                lost_since = None
+                if status.is_terminal():
+                    log.rest()
+                    return exit_code(client, job, status)
+                asyncio.run(log.tail())  # until the job ends; sooner where the connection does
+            except Exception as error:  # as in _connect
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since >= LOST_SECONDS:
+                    raise JobLeft(
+                        1, f"no answer for {LOST_SECONDS:.0f} s ({_first_line(error)})", client, job
+                    ) from None
             time.sleep(POLL_SECONDS)
+
+
+class _Log:
+    """What of a job's log has been printed: each character once, however often the connection is lost."""
+
+    def __init__(self, client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> None:
+        self._client, self._job, self._write = client, job, write
+        self._printed = 0
+
+    async def tail(self) -> None:
+        """Print what comes, as it comes. A new connection tells the log from its beginning."""
+        position = 0
+        async for text in self._client.tail_job_logs(self._job):
+            self._print(text, position)
+            position += len(text)
+
+    def rest(self) -> None:
+        self._print(self._client.get_job_logs(self._job), 0)
+
+    def _print(self, text: str, position: int) -> None:
+        fresh = text[max(0, self._printed - position) :]
+        if fresh:
+            self._write(fresh)
+            self._printed = position + len(text)
 
 
 def exit_code(client: JobSubmissionClient, job: str, status: JobStatus) -> int:

@@ -15,9 +15,9 @@ from resnet_dist.config import UserError
 TINY = {"model": "resnet8", "image_size": 8, "global_batch_size": 16, "steps": 4, "rounds": 2, "gpu": False}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_both_loops_do_the_same_work(ranks: int) -> None:
-    speed = bench_step(**TINY, ranks=ranks)
+@pytest.mark.parametrize(("ranks", "sync_buffers"), [(1, True), (2, True), (2, False)])
+def test_both_loops_do_the_same_work(ranks: int, sync_buffers: bool) -> None:
+    speed = bench_step(**TINY, ranks=ranks, sync_buffers=sync_buffers)
     assert speed.our_loss == pytest.approx(speed.bare_loss, rel=1e-5)
     assert speed.same_work
     assert len(speed.ours) == len(speed.bare) == len(speed.ratios) == TINY["rounds"]
@@ -74,3 +74,10 @@ def test_a_program_that_ends_early_is_told_with_its_words(tmp_path: Path) -> Non
     command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
     with pytest.raises(StartFailed, match=r"ended before its first step:\nno such thing"):
         reach(command, {STEP: (tmp_path / "never").exists}, tmp_path / "log")
+
+
+def test_neither_program_is_started_through_uv(tmp_path: Path) -> None:
+    """Ray's hook for `uv run` would pack and install this folder for the workers of one of them."""
+    program = "import os; print(os.environ['RAY_ENABLE_UV_RUN_RUNTIME_ENV'])"
+    log = tmp_path / "log"
+    reach([sys.executable, "-c", program], {STEP: lambda: log.read_text() == "0\n"}, log)

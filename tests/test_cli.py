@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -224,7 +225,12 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
         (["bench", "loader", "nowhere"], "nowhere/index.json: no such index"),
         (
             ["bench", "loader", "output/data/digits/eval", "--batch-size", "512"],
-            "360 samples are less than one batch",
+            "360 samples are less than one batch of 512; use a smaller --global-batch-size",
+        ),
+        (["bench", "loader", "output/data/digits/eval", "--cache", "ram"], "use cache='none', or crop="),
+        (
+            ["evaluate", "output", "output/data/digits/eval", "--gpu"],
+            "error: --gpu: this machine has no CUDA",
         ),
     ],
 )
@@ -346,6 +352,7 @@ def test_an_interrupted_study_says_how_it_goes_on(folder: Path) -> None:
     spool = folder / "output/runs/plain_vs_residual-digits-plain-8-seed-0/spool.jsonl"
     while not spool.exists() or not spool.read_text():
         assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err

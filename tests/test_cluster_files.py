@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,23 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines]
 
 
+def project_version() -> str:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
+
+
 def parse_train(entrypoint: str) -> dict[str, Any]:
     """The parameters of a `resnet-dist train …` line, as the real command line reads them."""
     program, command, *words = shlex.split(entrypoint)
     assert (program, command) == ("resnet-dist", "train")
     group = typer.main.get_command(app)
     return dict(group.commands["train"].make_context("train", words).params)  # type: ignore[attr-defined]
+
+
+def test_the_image_is_built_under_the_name_that_is_pulled() -> None:
+    (built,) = re.findall(r"docker build .* -t (\S+)", (CLUSTER / "Dockerfile").read_text())
+    (pulled,) = re.findall(r"image: &image (\S+)", (CLUSTER / "kuberay-rayjob.yaml").read_text())
+    assert built == pulled == f"resnet-dist:{project_version()}"
 
 
 def test_dockerfile() -> None:
@@ -57,10 +69,15 @@ def test_ray_launcher() -> None:
     config = load("ray-launcher.yaml")
     validate_config(prepare_config(config))
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
-    (token,) = config["file_mounts"]
+    token, wheel = config["file_mounts"]
     started = [line for line in starts if "ray start" in line]
     assert len(started) == 2
     assert all(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}" in line for line in started)
+    # A stranger could publish the bare name on the package index.
+    (install,) = [line for line in config["setup_commands"] if "resnet" in line]
+    assert shlex.split(install)[-1] == wheel
+    built = f"resnet_dist-{project_version()}-py3-none-any.whl"
+    assert (Path(wheel).name, config["file_mounts"][wheel]) == (built, f"dist/{built}")
     with pytest.raises(Exception, match="worker_count"):  # the check can fail
         validate_config(prepare_config({**load("ray-launcher.yaml"), "worker_count": 2}))
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "resnet_dist"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serve.py", "minimal.py"))
 
-# From the top down; a module imports from lower lines, or from its own.
+# From the top down, but for what is imported for its types alone; a module imports from lower lines, or from its own.
 LAYERS = [
     {"__main__"},
     {"cli"},
@@ -35,11 +35,19 @@ LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
     tree = ast.parse(path.read_text())
+    for_types = {id(node) for block in tree.body if is_for_types(block) for node in ast.walk(block)}
     for node in tree.body if top_level else ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`, which never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def part(path: Path) -> str:
@@ -76,6 +84,12 @@ def test_the_core_imports_no(library: str) -> None:
     assert len(core) > 15
     for path in core:
         assert library not in {name.split(".")[0] for name in imports(path, top_level=True)}, path
+
+
+def test_help_waits_for_no_large_library() -> None:
+    program = "import sys, resnet_dist.cli; print({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 PROGRAM = """

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from .benchmarks.kills import OVERRIDES, Setup, kill_and_compare
+from .benchmarks.kills import OVERRIDES, Setup, _kill_one, kill_and_compare
+
+
+def test_a_kill_that_comes_too_late_is_none() -> None:
+    """The process ends between the look at it and the kill."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and Popen does not know yet
+    assert _kill_one(process, random.Random(0)) is None
 
 
 @pytest.mark.long

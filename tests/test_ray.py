@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_readmes_main_command(tmp_path: Path) -> None:
     assert checkpoint is not None
     assert (tmp_path / checkpoint[1] / "model.safetensors").exists()
     while processes_of(process.pid):
-        pass  # Ray's processes end by themselves; the test's timeout is for those that do not
+        time.sleep(0.2)  # Ray's processes end by themselves; the test's timeout is for those that do not
 
 
 def processes_of(session: int) -> str:
@@ -152,6 +153,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         try:
             while not answers(address):
                 assert process.poll() is None, process.communicate()
+                time.sleep(0.2)
             yield address, environment
         finally:
             process.terminate()

@@ -15,10 +15,10 @@ import mlflow
 import pytest
 
 from resnet_dist import Recipe, RecipeError, Result, Study, Trial
-from resnet_dist.cli import _open_mlflow_study, _open_tracking
 from resnet_dist.config import UserError, load_study
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.study import StudyInterrupted, StudyRequest, metrics_by_step, run_study, summarise
+from resnet_dist.tracking.opening import open_study, tracking_opener
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop
 
@@ -194,7 +194,7 @@ def request_of(digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def run(request: StudyRequest) -> tuple[Any, list[str]]:
     lines = Lines()
-    return run_study(request, lines, _open_mlflow_study, _open_tracking), lines.texts
+    return run_study(request, lines, open_study, tracking_opener), lines.texts
 
 
 def interrupt_at(call: int) -> Callable[..., Any]:

@@ -41,9 +41,7 @@ def start(
     site = folder / "site"
     site.mkdir(exist_ok=True)
     hidden = "".join(f"sys.modules[{name!r}] = None\n" for name in hide.split())
-    (site / "sitecustomize.py").write_text(
-        f"import os, sys\nif 'RANK' in os.environ:\n    pass\n{hidden}{sabotage}"
-    )
+    (site / "sitecustomize.py").write_text(f"import os, sys\n{hidden}{sabotage}")
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment["PYTHONPATH"] = os.pathsep.join([str(site), str(ROOT)])
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *torchrun]
@@ -82,10 +80,19 @@ def test_a_run_and_its_continuation(folder: Path) -> None:
 def test_without_ray_and_mlflow_the_spool_holds_the_metrics(folder: Path) -> None:
     code, out, err = run(folder, "train", DIGITS, "--name", "x", *SHORT, hide="ray mlflow sklearn webdataset")
     assert code == 0, err
-    assert "MLflow is not installed: metrics go to output/runs/x/spool.jsonl alone" in out
+    assert f"MLflow is not installed: metrics go to {folder}/output/runs/x/spool.jsonl alone" in out
     assert "step 24/24" in out
     lines = [json.loads(line) for line in (folder / "output/runs/x/spool.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line.get("metrics", {})] == [10, 20, 24]
+
+
+def test_other_commands_are_refused(folder: Path) -> None:
+    """Each rank would do the whole of them."""
+    code, out, err = run(folder, "study", str(ROOT / "jobs/plain_vs_residual.py"))
+    assert code == 1  # torchrun's own
+    assert (out + err).count("error: torchrun would study once per rank") == 1, out + err
+    assert 2 in exit_codes(err)
+    assert not (folder / "output/runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def reach(command: Sequence[str], milestones: Milestones, log: Path) -> dict[str
     Its output goes to `log`. Raises StartFailed where it ends before the last one, or badly.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # Under `uv run`, Ray's hook starts workers through another `uv run`, in an uploaded folder. Ours sets it itself.
+    environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     environment.pop("MLFLOW_TRACKING_URI", None)  # a bench has no business on a server
     environment.pop("RAY_ADDRESS", None)
     times: dict[str, float] = {}

@@ -45,7 +45,7 @@ def bench_loader(data: Data, *, workers: int, against_raw: bool, rounds: int = 5
     if order.steps_per_epoch == 0:
         raise UserError(
             f"{index.location}: {index.num_samples} samples are less than one batch of {data.global_batch_size}; use "
-            "a smaller --batch-size"
+            "a smaller --global-batch-size"
         )
     with Loader(index, order, data, World.single(), seed=0) as loader:
         step = _run_for(loader, 0, 0.2)[0]  # threads started, files opened

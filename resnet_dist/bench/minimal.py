@@ -44,7 +44,13 @@ def train_on_ray(config: dict[str, Any], folder: str, cpus: int) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(
+        address="local",  # not a cluster of somebody else's that runs here
+        num_cpus=cpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
     TorchTrainer(
         train_one_step,
         train_loop_config=config,

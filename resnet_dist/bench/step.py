@@ -3,7 +3,8 @@
 Ours is `train.loop.train` as it is, from its first step to its last, with its loader, log lines that reach
 MLflow, a progress bar and checkpoints. It tells a Progress where it is; between two steps that stops the clock,
 runs the bare loop (bare.py) for as many steps, and lets ours go on: both meet the same heat and the same
-neighbours. What idles beside them, the bar and the upload's polling, is 0.4 % of a core and runs beside both.
+neighbours. With several ranks bare.py's DDP sends its buffers in every forward pass, as is DDP's default, and ours
+does not: `--bare-buffers none` measures against a bare loop without. What idles beside them, the bar and the upload's polling, is 0.4 % of a core and runs beside both.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ def bench_step(
     rounds: int,
     gpu: bool,
     overrides: Iterable[str] = (),
+    sync_buffers: bool = True,
 ) -> StepSpeed:
-    """`rounds` rounds of `steps` steps of each loop, after one that is not counted.
+    """`rounds` rounds of `steps` steps of each loop, after one that is not counted. `sync_buffers`: see bare.py.
 
     Raises UserError where the ranks cannot share a batch, or have no GPU each.
     """
@@ -101,7 +103,9 @@ def bench_step(
             raise UserError(f"--model {recipe.model.name}: use one of {', '.join(MODELS)}")
         count = EPOCH_STEPS * global_batch_size
         write_noise(Path(folder), image_size, train=count, evaluation=global_batch_size)
-        speed: StepSpeed = run_ranks(_rank_main, ranks, recipe, Path(folder) / "run", pace, gpu=gpu)[0]
+        speed: StepSpeed = run_ranks(
+            _rank_main, ranks, recipe, Path(folder) / "run", pace, sync_buffers, gpu=gpu
+        )[0]
     return speed
 
 
@@ -157,11 +161,10 @@ def make_recipe(data: Data, model: str, pace: Pace, rounds: int) -> Recipe:
     )
 
 
-def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace) -> StepSpeed:
+def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace, sync_buffers: bool) -> StepSpeed:
     spool = folder / SPOOL_FILE
-    turns = Turns(
-        world, BareLoop(recipe, CLASSES, world.device), first_batches(recipe, world, pace.steps), pace
-    )
+    other = BareLoop(recipe, CLASSES, world.device, sync_buffers=sync_buffers)
+    turns = Turns(world, other, first_batches(recipe, world, pace.steps), pace)
     with ExitStack() as stack:
         tracker: Tracker = NullTracker()
         if world.is_main:

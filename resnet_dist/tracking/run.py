@@ -33,7 +33,10 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 KEY_TAG = "resnet_dist.key"
 CLOSE_SECONDS = 30.0
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page folds runs under the one that this names
-GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"  # set where a job runs without the repository around it
+# Set for a submitted job, which runs as another user and without the repository around it.
+GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE = (
+    f"RESNET_DIST_{name}" for name in ("GIT_COMMIT", "SOURCE", "USER")
+)
 
 
 def tracking_uri(output: Path) -> str:
@@ -197,8 +200,8 @@ def told(what: str) -> Iterator[None]:
 def _origin_tags(source: str, description: str) -> dict[str, str]:
     """What MLflow's page shows of a run that was made without its fluent functions."""
     return {
-        "mlflow.user": _user(),
-        "mlflow.source.name": source,
+        "mlflow.user": os.environ.get(USER_VARIABLE) or _user(),
+        "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
         "mlflow.source.type": "LOCAL",
         "mlflow.note.content": description.strip(),
         **_git_tags(Path(source).parent),

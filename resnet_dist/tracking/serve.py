@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
-    """uint8 images (N, H, W, C) → probabilities (N, classes), float32."""
+    """uint8 images (N, H, W, C) → probabilities (N, classes), float32: the softmax of what evaluation ranks."""
 
     def load_context(self, context: Any) -> None:
         # A copy of resnet_dist/model, beside the weights: there when the model is loaded, not when it is logged.
@@ -31,8 +31,12 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         pixels = torch.as_tensor(np.asarray(model_input)).permute(0, 3, 1, 2).float() / 255
         mean = torch.tensor(self.data["mean"])[None, :, None, None]
         std = torch.tensor(self.data["std"])[None, :, None, None]
+        images = (pixels - mean) / std
         with torch.inference_mode():
-            probabilities: np.ndarray = self.model((pixels - mean) / std).softmax(dim=1).numpy()
+            logits = self.model(images)
+            if self.data.get("eval_flip"):  # as evaluate.logits_of, which is not here
+                logits = (logits + self.model(images.flip(-1))) / 2
+            probabilities: np.ndarray = logits.softmax(dim=1).numpy()
         return probabilities
 
 

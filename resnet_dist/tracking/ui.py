@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from resnet_dist.config import UserError
 from resnet_dist.tracking.run import URI_VARIABLE, page_of, tracking_uri
 
+STOP_SECONDS = 5.0  # for the server to end by itself
+
 
 def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
     """Run `mlflow server` on the store of `output` until it is interrupted; returns its exit code.
 
-    Raises UserError where there is nothing to serve.
+    Raises UserError where there is nothing to serve, or the port cannot be had.
     """
     import mlflow
 
@@ -25,6 +30,7 @@ def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
         )
     if not (output / "mlflow.db").exists():
         raise UserError(f"{output / 'mlflow.db'}: no runs yet; `resnet-dist train` makes it")
+    _check_port(port)
     uri = tracking_uri(output)
     # The newest run's experiment is what somebody who has just trained wants to see.
     experiments = mlflow.MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"])
@@ -34,9 +40,29 @@ def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     # Its job workers are eight more processes that a page of metrics does not need.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with subprocess.Popen(command, env=environment) as server:
+    # A group of its own: a signal ends the server and the workers that it starts through us, whoever sends it.
+    with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             return server.wait()
         except KeyboardInterrupt:
-            server.wait()  # it got the same signal
             return 0
+        finally:
+            _end_group(server)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port}: cannot be used ({error.strerror}); give another one") from None
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """End the server and what it started; at once what is left after a while."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_SECONDS)

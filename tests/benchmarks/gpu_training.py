@@ -1,13 +1,14 @@
 """Training on a GPU: the figures that the jobs expect, in parts of under ten minutes. Needs neither Ray nor MLflow.
 
-    python tests/benchmarks/gpu_training.py cifar FOLDER --depth 20 [--seed 0]     again until it says it is finished
+    python tests/benchmarks/gpu_training.py cifar FOLDER --depth 20 [--seed 0]     again until it prints a result
     python tests/benchmarks/gpu_training.py fast FOLDER [--seeds 20]
     python tests/benchmarks/gpu_training.py throughput [--shards FOLDER]
     python tests/benchmarks/gpu_training.py report
 
 FOLDER is CIFAR-10 as prepared: `resnet-dist prepare cifar10 FOLDER`, or from an image folder in its place. Every part
-appends a line to --results, stops by itself after --minutes, and goes on from its checkpoint when it is called again.
-torch 2.11 or newer. Without CUDA it runs on the CPU, as a rehearsal, with the word "cpu" in every line.
+appends a line to --results, with what --set changed. `cifar` and `fast` stop by themselves after --minutes: `cifar` goes
+on from its checkpoint when it is called again, `fast` tells of the seeds that were finished and begins anew, as does
+`throughput`. torch 2.11 or newer. Without CUDA it runs on the CPU, as a rehearsal, with the word "cpu" in every line.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from torch import Tensor
 from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.data.index import Index, Shard, read_index
 from resnet_dist.data.loader import Batch, Loader
-from resnet_dist.train.initial import initial_state
+from resnet_dist.evaluate import evaluate, evaluation_loader
+from resnet_dist.train.device import prepare_device
+from resnet_dist.train.initial import begin_from, initial_state
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.plan import plan_of
+from resnet_dist.train.state import TrainState
 from resnet_dist.train.step import TrainStep
 from resnet_dist.world import World
 
 JOBS = Path(__file__).parents[2] / "jobs"
 RECORD_IMAGES_PER_SECOND = 7_950  # ResNet-50 on an H200 in MLPerf, with data
 PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}  # percent, He et al. 2015, table 6
+WARM_UP_STEPS = 5  # which compile, and choose kernels; an average of weights is among them
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else "cpu"
 
@@ -74,11 +79,9 @@ def cifar(arguments: argparse.Namespace) -> dict[str, Any] | None:
         "train.precision=bf16",
         f"train.compile={arguments.compile}",
         "train.eval_every=20 epochs",
-        *arguments.overrides,
+        *(["schedule.warmup=400 steps"] if depth == 110 else []),
     ]
-    if depth == 110:
-        overrides.append("schedule.warmup=400 steps")
-    recipe = load_recipe(JOBS / "cifar10_resnet.py", overrides)
+    recipe = load_recipe(JOBS / "cifar10_resnet.py", [*overrides, *arguments.overrides])
     outcome = run(recipe, arguments.work / f"cifar-{depth}-{seed}", arguments.minutes)
     if not outcome.finished:
         print(f"at step {outcome.step} of {outcome.total_steps}: call it again to go on")
@@ -91,38 +94,83 @@ def cifar(arguments: argparse.Namespace) -> dict[str, Any] | None:
     }
 
 
-def fast(arguments: argparse.Namespace) -> dict[str, Any]:
-    """cifar10_fast over many seeds. The clock holds all steps; not reading the data, compiling, evaluation."""
+def fast(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """cifar10_fast over many seeds; None where not one was finished.
+
+    The clock holds all steps of a run, from asking for the first batch until the device has finished the last. It does
+    not hold reading the data, the first weights, WARM_UP_STEPS steps that compile and whose outcome is thrown away, and
+    evaluation. The steps are those of `train`, whose log lines, two in a run, are not there.
+    """
     recipe = load_recipe(
         JOBS / "cifar10_fast.py",
         [*data_of(arguments.folder), f"train.compile={arguments.compile}", *arguments.overrides],
     )
-    index, deadline = read_index(recipe.data.train), time.monotonic() + 60 * arguments.minutes
+    deadline = time.monotonic() + 60 * arguments.minutes
     seconds, accuracies = [], []
-    for seed in range(arguments.seeds + 1):  # the first warms up, and is not counted
-        if time.monotonic() > deadline:
-            break
+    for seed in range(1, arguments.seeds + 1):
         started = time.perf_counter()
-        outcome = run(
-            recipe.model_copy(update={"seed": seed}),
-            arguments.work / f"fast-{time.time_ns()}",
-            arguments.minutes,
-        )
-        whole = time.perf_counter() - started
-        if seed == 0 or not outcome.finished:
-            continue
-        seconds.append(index.num_samples * 9.9 / outcome.metrics["perf/images_per_second"])
-        accuracies.append(outcome.metrics["eval/top1"])
+        timed = time_run(recipe.model_copy(update={"seed": seed}), deadline)
+        if timed is None:
+            break
+        seconds.append(timed[0])
+        accuracies.append(timed[1])
         print(
-            f"seed {seed}: {accuracies[-1]:.2%} in {seconds[-1]:.2f} s of steps, {whole:.1f} s in all",
+            f"seed {seed}: {accuracies[-1]:.2%} in {seconds[-1]:.2f} s of steps, "
+            f"{time.perf_counter() - started:.1f} s in all",
             flush=True,
         )
+    if not accuracies:
+        print(f"no seed was finished in {arguments.minutes} minutes")
+        return None
     return {
         "n": len(accuracies),
-        "top1_mean": statistics.fmean(accuracies) if accuracies else None,
+        "top1_mean": statistics.fmean(accuracies),
         "top1_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "seconds_of_steps_median": statistics.median(seconds) if seconds else None,
+        "seconds_of_steps_median": statistics.median(seconds),
+        "seconds_of_steps_lowest": min(seconds),
+        "seconds_of_steps_highest": max(seconds),
     }
+
+
+def time_run(recipe: Recipe, deadline: float) -> tuple[float, float] | None:
+    """Seconds of all steps of a run, and its top-1; None where the deadline came first."""
+    world = World.single(gpu=GPU)
+    prepare_device(recipe.train, world)
+    torch.compiler.reset()  # the eighth network in one process would not be compiled any more
+    index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
+    order, plan = plan_of(recipe, index)
+    state = initial_state(recipe, len(index.classes), world)
+    begin_from(state, recipe, index, world, print)
+    train_step = TrainStep(state, recipe, plan, world)
+    with (
+        Loader(index, order, recipe.data, world, seed=recipe.seed, total_steps=plan.total) as loader,
+        evaluation_loader(eval_index, recipe.data, world) as eval_loader,
+    ):
+        warm_up(state, train_step, loader, world)
+        start = synchronized()
+        while state.step < plan.total:
+            if time.monotonic() > deadline:
+                return None
+            train_step(loader.batch_at(state.step))
+            state.step += 1
+        seconds = synchronized() - start
+        return seconds, evaluate(state.predictor, eval_loader, world)["eval/top1"]
+
+
+def warm_up(state: TrainState, train_step: TrainStep, loader: Loader, world: World) -> None:
+    """Some steps, after which `state` is what it was before."""
+    tensors = {
+        file: {name: tensor.clone() for name, tensor in group.items()}
+        for file, group in state.tensors().items()
+    }
+    scalars = state.scalars()
+    assert not tensors["optimizer"]  # or clearing it below would not be the beginning
+    for step in range(min(WARM_UP_STEPS, train_step.plan.total)):
+        train_step(loader.batch_at(step))
+        state.step += 1
+    state.load(tensors, scalars, world)
+    state.optimizer.state.clear()
+    loader.drain()
 
 
 def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -138,6 +186,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
                 "lowest": min(speeds),
                 "highest": max(speeds),
                 "n": len(speeds),
+                "batch_size": arguments.batch_size,
                 "share_of_7950": statistics.median(speeds) / RECORD_IMAGES_PER_SECOND,
             }
             print(name, found[name], flush=True)
@@ -146,7 +195,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def imagenet(arguments: argparse.Namespace, mode: str) -> Recipe:
     size = arguments.batch_size
-    shards = str(arguments.shards or "none")
+    shards = str(arguments.shards or "synthetic")  # of which nothing is read
     return load_recipe(
         JOBS / "imagenet_rn50.py",
         [
@@ -166,6 +215,7 @@ def imagenet(arguments: argparse.Namespace, mode: str) -> Recipe:
 def measure(recipe: Recipe, source: str, arguments: argparse.Namespace) -> list[float]:
     """Images per second of --rounds intervals of --steps steps, after one that compiles and chooses kernels."""
     world = World.single(gpu=GPU)
+    prepare_device(recipe.train, world)
     index = made_up_index() if source == "synthetic" else read_index(recipe.data.train)
     order, plan = plan_of(recipe, index)
     state = initial_state(recipe, 1_000, world)
@@ -214,7 +264,8 @@ def report(results: Path) -> None:
     for line in results.read_text().splitlines():
         entry = json.loads(line)
         print(
-            f"{entry['part']:<11} {entry['device']:<24} torch {entry['torch']:<8} {json.dumps(entry['result'])}"
+            f"{entry['part']:<11} {entry['device']:<24} torch {entry['torch']:<8} {' '.join(entry['set'])} "
+            f"{json.dumps(entry['result'])}"
         )
 
 
@@ -245,7 +296,13 @@ def main() -> None:
     result = {"cifar": cifar, "fast": fast, "throughput": throughput}[arguments.part](arguments)
     if result is not None:
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        line = {"part": arguments.part, "device": DEVICE, "torch": torch.__version__, "result": result}
+        line: dict[str, Any] = {
+            "part": arguments.part,
+            "device": DEVICE,
+            "torch": torch.__version__,
+            "set": arguments.overrides,
+        }
+        line["result"] = result
         with arguments.results.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line))

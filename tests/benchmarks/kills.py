@@ -138,16 +138,18 @@ def _run_to_the_end(
     while True:
         process = setup.start(name)
         try:
-            if killed == most or not _runs_for(process, seconds := rng.uniform(0, duration)):
-                if (code := process.wait()) != 0:
-                    raise SystemExit(f"{name} ended with {code}:\n{setup.log(name)}")
-                return
-            checkpoints = setup.folder / f"output/runs/{name}/checkpoints"
-            newest = next((path.name for path in reversed(list_checkpoints(checkpoints))), "none")
-            writing = any(checkpoints.glob(".step-*.partial"))
-            victim = _kill_one(process, rng)
-            killed += 1
-            yield Kill(first + killed - 1, name, seconds, victim, newest, writing, process.returncode)
+            if killed < most and _runs_for(process, seconds := rng.uniform(0, duration)):
+                checkpoints = setup.folder / f"output/runs/{name}/checkpoints"
+                newest = next((path.name for path in reversed(list_checkpoints(checkpoints))), "none")
+                writing = any(checkpoints.glob(".step-*.partial"))
+                victim = _kill_one(process, rng)
+                if victim is not None:
+                    killed += 1
+                    yield Kill(first + killed - 1, name, seconds, victim, newest, writing, process.returncode)
+                    continue
+            if (code := process.wait()) != 0:
+                raise SystemExit(f"{name} ended with {code}:\n{setup.log(name)}")
+            return
         finally:
             _end(process)
 
@@ -160,15 +162,17 @@ def _runs_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return False
 
 
-def _kill_one(process: subprocess.Popen[bytes], rng: random.Random) -> str:
-    """Kill the command or one of its ranks, by its process id, and see the command end."""
+def _kill_one(process: subprocess.Popen[bytes], rng: random.Random) -> str | None:
+    """Kill the command or one of its ranks, by its process id, and see the command end.
+
+    None where the victim had ended by itself meanwhile.
+    """
     family = _descendants(process.pid)
     ranks = [member for member in family if member.is_rank()]
     victim = rng.choice([None, *ranks])
     if victim is None:
         process.kill()
-    else:
-        victim.kill()
+    was_alive = victim is None or victim.kill()
     try:
         process.wait(EXIT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -178,7 +182,9 @@ def _kill_one(process: subprocess.Popen[bytes], rng: random.Random) -> str:
     ):  # of a launcher that was killed: a scheduler would end them
         orphan.kill()
     assert not _alive_after(family, ORPHAN_SECONDS)
-    return "command" if victim is None else f"rank {victim.pid}"
+    if victim is None:
+        return "command" if process.returncode == -signal.SIGKILL else None
+    return f"rank {victim.pid}" if was_alive else None
 
 
 @dataclass(frozen=True)
@@ -209,9 +215,15 @@ class Member:
         now = Member.of(self.pid)
         return now is not None and now.start == self.start
 
-    def kill(self) -> None:
-        if self.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
+    def kill(self) -> bool:
+        """Whether it was still there to be killed."""
+        try:
+            if self.is_alive():
+                os.kill(self.pid, signal.SIGKILL)
+                return True
+        except ProcessLookupError:
+            pass
+        return False
 
 
 def _descendants(root: int) -> list[Member]:

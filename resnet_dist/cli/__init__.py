@@ -1,0 +1,28 @@
+"""The commands. Each parses, calls one function, and prints.
+
+Exit codes: 0 done, 2 a mistake in a recipe or flag (nothing was started), 130 interrupted, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from resnet_dist.cli.data import index, prepare
+from resnet_dist.cli.main import main, only_train_under_torchrun
+from resnet_dist.cli.measure import bench_launch, bench_loader, bench_step
+from resnet_dist.cli.models import evaluate, ui
+from resnet_dist.cli.training import study, submit, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.callback()(only_train_under_torchrun)
+for command in (prepare, index, train, study, submit, evaluate):
+    app.command()(command)
+bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
+for name, bench_command in (("loader", bench_loader), ("step", bench_step), ("launch", bench_launch)):
+    bench.command(name)(bench_command)
+app.add_typer(bench, name="bench")
+app.command()(ui)

@@ -1,0 +1,151 @@
+"""Commands about data: write shards, index them, check them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.cli.options import (
+    BEGINS_AGAIN,
+    DEFAULT_SHARD_CACHE,
+    FETCH_TIMEOUT_SECONDS,
+    GOES_ON,
+    SHARD_CACHE_BYTES,
+    Split,
+    err,
+    interrupted_says,
+    out,
+)
+from resnet_dist.config import UserError
+from resnet_dist.cpus import cpu_count
+from resnet_dist.terminal import bars
+
+FEW_SAMPLES = 4096  # which one process writes before others have started
+MOST_LINES = 50  # of a report that are shown
+
+
+@interrupted_says(GOES_ON)
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="digits, cifar10, cifar100, mnist, fashion-mnist, or a folder of images (class = folder)."
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
+    shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, metavar="BYTES", help="About this much per tar; default 256 MiB.")
+    ] = None,
+    resize_short: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; else bytes are kept."),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of what is shrunk.")] = 92,
+    split: Annotated[
+        Split | None, typer.Option(help="Only this one; a folder without splits goes into it whole.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")] = False,
+) -> None:
+    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same call goes on."""
+    from resnet_dist.data.prepare import REPORT_NAME, SHARD_BYTES, Options
+    from resnet_dist.data.prepare import prepare as prepare_source
+    from resnet_dist.data.sources import open_source
+
+    if shards is not None and shard_size is not None:
+        raise UserError(
+            f"--shards {shards} and --shard-size {shard_size} both say how to cut; give one of them"
+        )
+    options = Options(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
+    opened = open_source(source, seed=seed, whole_split=split)
+    samples = sum(len(items) for items in opened.splits.values())
+    workers = workers or (1 if samples < FEW_SAMPLES else cpu_count())
+    chosen = [split] if split else list(opened.splits)
+    with bars(out, chosen, "images") as tell:
+        indexes = prepare_source(opened, folder, options, splits=chosen, workers=workers, progress=tell)
+    for name, index in indexes.items():
+        out.print(f"{name}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.location}")
+        report = folder / name / REPORT_NAME
+        if report.exists():
+            lines = report.read_text().splitlines()
+            err.print(f"{name}: left out {len(lines):,} unreadable images, listed in {report}")
+
+
+@interrupted_says(BEGINS_AGAIN)
+def index(
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS...", help="Tars, a{0..9}.tar, lists with ::, folders, other indexes; URLs."
+        ),
+    ],
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Index to write; default: beside the shards.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="How many, or a file with a name per line; default: as labels need.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of timm's _info.json.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute checksums and decode every image.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")] = None,
+    allow_commands: Annotated[
+        bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")
+    ] = False,
+    shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
+) -> None:
+    """Make an index for WebDataset shards that something else wrote; --verify checks an indexed set."""
+    from resnet_dist.data.index import index_location
+    from resnet_dist.data.indexing import build_index, compressed, verify_index
+    from resnet_dist.data.naming import class_names, default_location, expand
+    from resnet_dist.data.remote import exists
+    from resnet_dist.data.storage import Limits
+
+    limits = Limits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
+    workers = workers or cpu_count()
+    target = to
+    if not (verify and len(shards) == 1 and to is None and exists(index_location(shards[0]))):
+        found = expand(shards, split)
+        target = to or default_location(found)
+        if target is None:
+            raise UserError("--out: say where the index goes, these shards are not all in one folder here")
+        if compressed(found):
+            err.print(
+                f"{compressed(found)} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
+                f"so each is unpacked whole into {limits.folder} before its first use"
+            )
+        with bars(out, ["index"], "shards") as tell:
+            built, problems = build_index(
+                found,
+                target,
+                limits,
+                classes=class_names(classes),
+                workers=workers,
+                progress=lambda done, total: tell("index", done, total),
+            )
+        out.print(
+            f"{built.num_samples:,} samples of {len(built.classes)} classes in {len(built.shards)} shards, {built.location}"
+        )
+        _report(problems, "samples without a usable image or label")
+    if verify:
+        location = str(target) if target else shards[0]
+        with bars(out, ["verify"], "shards") as tell:
+            wrong = verify_index(
+                location, limits, workers=workers, progress=lambda done, total: tell("verify", done, total)
+            )
+        _report(wrong, "problems")
+        if wrong:
+            raise typer.Exit(1)
+        out.print(f"verified {location}: every checksum agrees, every image can be decoded")
+
+
+def _report(lines: list[str], what: str) -> None:
+    for line in lines[:MOST_LINES]:
+        err.print(line)
+    if lines:
+        err.print(f"{len(lines):,} {what}" + (f", {MOST_LINES} shown" if len(lines) > MOST_LINES else ""))

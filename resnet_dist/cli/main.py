@@ -1,0 +1,97 @@
+"""Run a command, explain what ends it, and leave with its exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import typer
+
+from resnet_dist.cli.options import err
+from resnet_dist.config import UserError
+from resnet_dist.interrupts import interrupt, signals_call
+from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
+
+FIRST_WORD_SECONDS = 5.0
+
+
+def main() -> None:
+    """The entry point: a person's mistake is one sentence, a traceback is for our own bugs."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
+    with signals_call(interrupt):  # a job that is stopped gets SIGTERM: the same as Ctrl-C
+        _leave(_run())
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
+    from resnet_dist.cli import app  # which imports this module
+
+    speaks = is_main_process()
+    try:
+        if speaks:
+            app()
+        return int(app(standalone_mode=False) or 0)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except UserError as error:
+        if speaks:
+            err.print(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        if speaks:
+            err.print("interrupted before the command began")
+        return 130
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print what ended a run; the exit code."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # importing them would import torch
+    if "AlreadySaid" in kinds:
+        return 1
+    if kinds & {"TrainingError", "RankFailed", "StorageError"}:
+        err.print(f"error: {error}")
+        return 1
+    if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
+        return code  # a mistake in the flags, which rank 0 explains
+    traceback.print_exception(error)
+    return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; at once where a training thread may hang in a collective for ever."""
+    if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def only_train_under_torchrun(context: typer.Context) -> None:
+    """torchrun starts a command once per rank: `train` alone makes one run of them. Raises UserError."""
+    command = context.invoked_subcommand
+    if not started_by_torchrun() or command in (None, "train"):
+        return
+    if not is_main_process():
+        time.sleep(FIRST_WORD_SECONDS)  # torchrun ends the others when one has left: rank 0 is to speak first
+    raise UserError(f"torchrun would {command} once per rank; only train is for it: leave torchrun out")
+
+
+def leave_saying(words: str) -> Callable[[int], NoReturn]:
+    """For `signals_call` around large imports: an exception in the middle of torch's leaves wreckage."""
+
+    def leave(count: int) -> NoReturn:
+        if is_main_process():
+            err.print(words)
+        sys.stdout.flush()
+        os._exit(130)
+
+    return leave

@@ -1,0 +1,78 @@
+"""Commands about trained models, and where to browse them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.cli.main import leave_saying
+from resnet_dist.cli.options import (
+    BEGINS_AGAIN,
+    DEFAULT_OUTPUT,
+    Gpu,
+    Output,
+    interrupted_says,
+    out,
+    use_gpu,
+)
+from resnet_dist.config import UserError
+from resnet_dist.interrupts import signals_call
+from resnet_dist.tracking.opening import has_mlflow
+
+
+@interrupted_says(BEGINS_AGAIN)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or an MLflow run id.")],
+    shards: Annotated[str, typer.Argument(help="A folder with an index.json.")],
+    gpu: Gpu = None,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Top-1, top-5 and loss of a trained model, every sample counted once."""
+    with signals_call(leave_saying(BEGINS_AGAIN)):  # as in `train`
+        from resnet_dist.data.index import check_shards, read_index
+        from resnet_dist.evaluate import evaluate as evaluate_model
+        from resnet_dist.evaluate import evaluation_loader
+        from resnet_dist.export import load_model
+        from resnet_dist.world import World
+
+    index = read_index(shards)
+    check_shards(index)
+    world = World.single(gpu=use_gpu(gpu))
+    trained = load_model(_model_folder(model, output), world.device)
+    if trained.classes != index.classes:
+        raise UserError(
+            f"{index.location} has classes {index.classes}, the model was trained on {trained.classes}"
+        )
+    with evaluation_loader(index, trained.recipe.data, world) as loader:
+        for key, value in evaluate_model(trained.model, loader, world).items():
+            out.print(f"{key:<13} {value:.6g}")
+
+
+def ui(
+    output: Output = DEFAULT_OUTPUT,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Serve the local MLflow store and print the address of the experiment page."""
+    if not has_mlflow():
+        raise UserError("MLflow, whose page this serves, is not installed")
+    from resnet_dist.tracking.ui import serve_store
+
+    raise typer.Exit(serve_store(output, port, out.print))
+
+
+def _model_folder(model: str, output: Path) -> Path:
+    if Path(model).exists():
+        return Path(model)
+    if not has_mlflow():
+        raise UserError(f"{model!r} is no folder, and MLflow, where it may be a run, is not installed")
+    from mlflow.exceptions import MlflowException
+
+    from resnet_dist.tracking.model import download_model
+    from resnet_dist.tracking.run import tracking_uri
+
+    try:
+        return download_model(model, tracking_uri(output))
+    except MlflowException as error:
+        raise UserError(f"{model!r} is neither a folder nor an MLflow run with a model ({error})") from None

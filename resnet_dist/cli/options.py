@@ -1,0 +1,56 @@
+"""What several commands share: the two consoles, options, defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from resnet_dist.config import Data, UserError
+from resnet_dist.launcher import DEFAULT_WORKERS
+
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
+Workers = Annotated[int | None, typer.Option(min=1, help=f"DDP ranks; default: {DEFAULT_WORKERS}.")]
+Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where there are any.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
+Name = Annotated[str | None, typer.Option(help="Of the run; one that exists is continued.")]
+Split = Literal["train", "eval"]
+Crop = Literal["none", "pad-crop", "random-resized-crop"]
+Cache = Literal["none", "ram", "device"]
+Against = Literal["raw"]
+Buffers = Literal["every-step", "none"]
+
+DEFAULT_OUTPUT = Path("output")
+DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
+SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
+FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
+GOES_ON = "interrupted; the same command goes on with what is not done yet"
+BEGINS_AGAIN = "interrupted; the same command begins again"
+
+
+@contextmanager
+def interrupted_says(words: str) -> Iterator[None]:
+    """Inside, or in the function that this decorates, an interruption says `words` and ends with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:  # Typer would end with 130 and say nothing
+        err.print(words)
+        raise typer.Exit(130) from None
+
+
+def use_gpu(asked: bool | None) -> bool:
+    """Whether to use this machine's GPUs: as asked, or where there are any. Raises UserError where none is."""
+    import torch  # takes seconds
+
+    available = torch.cuda.is_available()
+    if asked and not available:
+        raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
+    return available if asked is None else asked
