@@ -20,10 +20,16 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     Raises UserError where it is from a library that is not installed.
     """
     groups = parameter_groups(model, optim)
+    optimizer: torch.optim.Optimizer
     momentum: dict[str, Any] = {"momentum": optim.momentum, "nesterov": optim.nesterov}
     match optim.optimizer:
         case "sgd":
-            return torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
+            optimizer = torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
+            if optim.momentum:
+                # Left alone, it takes memory as it comes and lets its first step fill it, which fp16 may skip.
+                for parameter in (p for group in groups for p in group["params"]):
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
         case "adamw":
             return torch.optim.AdamW(
                 groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-8, fused=True
@@ -34,7 +40,6 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     for group in groups:
         group["always_adapt"] = group["params"][0].ndim > 1
     library = _import_timm(optim.optimizer)
-    optimizer: torch.optim.Optimizer
     if optim.optimizer == "lamb":
         # Left alone it clips gradients to a norm of 1: clip_norm is the one way to clip.
         optimizer = library.Lamb(

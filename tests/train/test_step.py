@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,32 @@ def test_fp16_scales_the_loss_and_skips_what_overflows(digits_recipe: Recipe) ->
             assert torch.equal(now, before.pop(0)), name
         else:
             before.pop(0)
+
+
+def test_fp16_may_overflow_in_the_first_step(
+    digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that is skipped leaves no momentum: what comes first after it is as a first step is."""
+    empty_like = torch.empty_like
+
+    def garbage(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        return empty_like(tensor, **options).fill_(7 if tensor.is_floating_point() else 0)
+
+    monkeypatch.setattr(torch, "empty_like", garbage)
+    recipe = digits_recipe.with_overrides(["train.precision=fp16"])
+    state, step, batch = begin(recipe)
+    start = {name: value.clone() for name, value in state.model.state_dict().items()}
+    with torch.no_grad():
+        state.model.get_parameter("fc.weight")[0, 0] = float("inf")
+    step(batch)
+    assert state.scaler.get_scale() == 2.0**15
+    state.model.load_state_dict(start)
+    step(batch)
+    other, other_step, _ = begin(recipe)
+    other.scaler.load_state_dict({**other.scaler.state_dict(), "scale": 2.0**15})
+    other_step(batch)
+    for ours, theirs in zip(state.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_fp16_goes_on_with_its_scale(digits_recipe: Recipe) -> None:
