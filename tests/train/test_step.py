@@ -51,9 +51,7 @@ def test_fp16_scales_the_loss_and_skips_what_overflows(digits_recipe: Recipe) ->
             before.pop(0)
 
 
-def test_fp16_may_overflow_in_the_first_step(
-    digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fp16_may_overflow_in_the_first_step(digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step that is skipped leaves no momentum: what comes first after it is as a first step is."""
     empty_like = torch.empty_like
 
