@@ -25,7 +25,7 @@ from resnet_dist.train.checkpointer import Checkpointer, CheckpointFailed
 from resnet_dist.train.state import Best, TrainState
 from resnet_dist.world import World
 
-from .ranks import Log
+from .runs import Recorder
 
 WORLD = World.single()
 
@@ -129,7 +129,7 @@ def test_best_is_kept_beside_the_newest(saver: Checkpointer, state: TrainState, 
 def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -> None:
     overrides = ["train.best_metric=eval/loss", "train.eval_every=2 steps", "train.checkpoint_every=0 steps"]
     recipe = digits_recipe.with_overrides([*overrides, "train.length=12 steps", "train.log_every=1 steps"])
-    whole, parts = Log(), Log()
+    whole, parts = Recorder(), Recorder()
     loop.train(recipe, tmp_path / "whole", WORLD, whole)
     calls = iter(range(1000))
     loop.train(recipe, tmp_path / "parts", WORLD, parts, lambda: next(calls) == 20)
@@ -150,10 +150,10 @@ def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -
 def test_by_time(digits_recipe: Recipe, tmp_path: Path) -> None:
     overrides = ["train.checkpoint_every=0 steps", "train.keep_checkpoints=99", "train.length=6 steps"]
     recipe = digits_recipe.with_overrides(overrides)
-    loop.train(recipe, tmp_path / "never", WORLD, Log())
+    loop.train(recipe, tmp_path / "never", WORLD, Recorder())
     assert steps(tmp_path / "never") == [6]
     always = recipe.with_overrides(["train.checkpoint_minutes=1e-9"])
-    loop.train(always, tmp_path / "always", WORLD, log := Log())
+    loop.train(always, tmp_path / "always", WORLD, log := Recorder())
     left_out = sum("was left out" in note for note in log.notes)
     assert len(steps(tmp_path / "always")) == 6 - left_out
 
@@ -165,7 +165,7 @@ def full_disk(*arguments: object) -> None:
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, calls = Log(), iter(range(100))
+    log, calls = Recorder(), iter(range(100))
     loop.train(digits_recipe, tmp_path, WORLD, log, lambda: next(calls) == 8)
     monkeypatch.setattr(checkpoint, "_flush", full_disk)
     with pytest.raises(
