@@ -52,7 +52,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
-    """Weights of convolutions and linear layers; scales of norms; biases. Frozen parameters are left out.
+    """Weights; scales of norms, and biases of convolutions; all other biases. Frozen parameters are left out.
 
     Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677, section 5.3).
     `lr_scale` is a group's rate over the schedule's.
@@ -60,10 +60,13 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     weights: list[nn.Parameter] = []
     scales: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = biases if name.endswith("bias") else weights if parameter.ndim > 1 else scales
-            kind.append(parameter)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                # A convolution has a bias where it whitens: it goes at the weights' rate, as in airbench94.
+                bias = name == "bias" and not isinstance(module, nn.Conv2d)
+                kind = biases if bias else weights if parameter.ndim > 1 else scales
+                kind.append(parameter)
     decay = optim.weight_decay if optim.decay_norms else 0.0
     groups = [
         {"params": weights, "weight_decay": optim.weight_decay, "lr_scale": 1.0},

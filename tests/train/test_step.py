@@ -16,6 +16,7 @@ from resnet_dist.train import loop
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.state import TrainState
+from resnet_dist.train.step import LossModel, distribute
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
 
@@ -137,7 +138,7 @@ def test_decay_norms_decays_norms(digits_recipe: Recipe) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["train.sync_batch_norm=true", "train.tf32=false", "optim.clip_norm=1e9", "train.ema_warmup=false"],
+    ["train.sync_batch_norm=true", "train.tf32=false", "optim.clip_norm=1e9"],
 )
 def test_neutral_on_one_cpu(digits_recipe: Recipe, tmp_path: Path, override: str) -> None:
     recipe = digits_recipe.with_overrides(["train.length=3 steps", "data.micro_batch_size=none"])
@@ -149,11 +150,19 @@ def test_neutral_on_one_cpu(digits_recipe: Recipe, tmp_path: Path, override: str
 
 
 def test_synchronised_norms_keep_names_and_parameters(digits_recipe: Recipe) -> None:
-    """What `distribute` does on GPUs, where this machine has none."""
+    """Where there is a second rank, of which nothing is asked before the first forward pass."""
     model = loop.initial_state(digits_recipe, 10, WORLD).model
     parameters, names = list(model.parameters()), list(model.state_dict())
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    assert isinstance(model.get_submodule("bn1"), nn.SyncBatchNorm)
+    two = World(0, 0, 2, torch.device("cpu"))
+    for synchronised, kind in ((False, nn.BatchNorm2d), (True, nn.SyncBatchNorm)):
+        train = train_options(sync_batch_norm=synchronised, gradient_sums="fp64")
+        network = LossModel(model, train, two.device)
+        assert distribute(network, train, two) is network  # ExactGradients adds up, in place of DDP
+        norms = [
+            module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        assert {type(norm) for norm in norms} == {kind}
+        assert len(norms) == 9
     assert list(model.state_dict()) == names
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
 
