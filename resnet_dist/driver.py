@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from resnet_dist.attempt import Attempt, run_attempt
-from resnet_dist.config import Recipe, RecipeError, UserError, check_world_size
+from resnet_dist.config import Recipe, RecipeError, UserError, check_classes, check_world_size
 from resnet_dist.cpus import cpu_count
 from resnet_dist.data.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.prepare import prepare
@@ -27,7 +27,7 @@ from resnet_dist.data.sources import open_source
 from resnet_dist.data.storage import check_command
 from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
 from resnet_dist.launcher import DEFAULT_WORKERS
-from resnet_dist.model import Options, check_model
+from resnet_dist.model import Options, check_batch_norm, check_model
 from resnet_dist.runs import RunFolder, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
@@ -268,12 +268,17 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
 
 def check_recipe(recipe: Recipe, world_size: int) -> None:
     """What needs no data to be refused. Raises RecipeError."""
-    options = recipe.model.options()
+    check_world_size(recipe.data, world_size)
+    data, fields = recipe.data, recipe.model.options()
+    name, options = fields.pop("name"), Options(**fields)
+    training_size = data.smallest_training_size
+    all_ranks = recipe.train.sync_batch_norm
+    samples = data.micro_batch_size or data.global_batch_size // (1 if all_ranks else world_size)
     try:
-        check_model(options.pop("name"), Options(**options), recipe.data.image_size)
+        check_model(name, options, min(training_size, data.evaluation_size))
+        check_batch_norm(name, options, training_size, samples)
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    check_world_size(recipe.data, world_size)
 
 
 def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
@@ -289,9 +294,16 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
         check_shards(index)
         for shard in index.shards:
             check_command(shard.url, allowed=recipe.data.allow_commands)
+    check_classes(recipe.train, len(train_index.classes))
     if is_new:
         check_init_from(recipe, len(train_index.classes))
-    return (train_index, eval_index), plan_of(recipe, train_index)[1].total
+    plan = plan_of(recipe, train_index)[1]
+    if plan.warmup > plan.total:
+        reporter.say(
+            f"schedule.warmup={recipe.schedule.warmup!r} is longer than train.length={recipe.train.length!r}: the rate "
+            "does not reach optim.lr"
+        )
+    return (train_index, eval_index), plan.total
 
 
 def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:

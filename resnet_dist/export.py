@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from resnet_dist.config import Recipe, UserError
+from resnet_dist.config.part import explain
 from resnet_dist.model import build_model
-from resnet_dist.train.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+from resnet_dist.train.checkpoint import DamagedCheckpoint, read_newest
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,19 @@ class TrainedModel:
 def load_model(location: Path, device: torch.device) -> TrainedModel:
     """The model of a checkpoint folder, or the newest good one of a run folder.
 
-    Raises UserError where there is none, or where it is damaged.
+    Raises UserError where there is none, where it is damaged, and where this version cannot use its recipe.
     """
-    candidates = [location] if (location / "checkpoint.json").exists() else []
-    candidates += reversed(list_checkpoints(location / "checkpoints"))
-    problem = "a checkpoint folder holds checkpoint.json, a run folder holds checkpoints/"
-    for folder in candidates:
-        try:
-            return _load(folder, device)
-        except DamagedCheckpoint as error:
-            problem = str(error)
-    raise UserError(f"{location}: no model to load; {problem}")
-
-
-def _load(folder: Path, device: torch.device) -> TrainedModel:
-    tensors, manifest = read_checkpoint(folder, only=("model",))
-    recipe, classes = Recipe.model_validate(manifest["recipe"]), tuple(manifest["classes"])
+    try:
+        found = read_newest(location, only=("model",))
+    except DamagedCheckpoint as problem:
+        raise UserError(f"{location}: no model to load; {problem}") from None
+    manifest = found.manifest
+    try:
+        recipe = Recipe.model_validate(manifest["recipe"])
+    except ValidationError as error:
+        raise UserError(f"{found.folder}: its recipe cannot be used: {explain(error, Recipe)}") from None
+    classes = tuple(manifest["classes"])
     model = build_model(**recipe.model.options(), in_channels=recipe.data.channels, num_classes=len(classes))
-    model.load_state_dict(tensors["model"])
+    model.load_state_dict(found.tensors["model"])
     model = model.to(device).to(memory_format=torch.channels_last).eval()
-    return TrainedModel(model, recipe, classes, manifest["scalars"]["step"], folder)
+    return TrainedModel(model, recipe, classes, manifest["scalars"]["step"], found.folder)

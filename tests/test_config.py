@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.config import Data, Recipe, RecipeError, Train, check_world_size, load_recipe, steps_of
+from resnet_dist.config import (
+    Data,
+    Recipe,
+    RecipeError,
+    Schedule,
+    Train,
+    check_classes,
+    check_world_size,
+    load_recipe,
+    steps_of,
+)
 
 
 def make(**data: object) -> Recipe:
@@ -82,6 +92,13 @@ def test_overrides_are_typed_and_validated() -> None:
         ("train.ema_decay=1", "train.ema_decay=1"),
         ("train.compile=fast", "'none', 'default', 'reduce-overhead' or 'max-autotune'"),
         ("name=../x", "name='../x'"),
+        ("train.length=0 epochs", "length='0 epochs': nothing would be trained"),
+        ("data.pad=2", "pad=2 is not read with crop='none', only with 'pad-crop'"),
+        ("data.policy_ops=3", "policy_ops=3 is not read with policy='none', only with 'rand-augment'"),
+        ("data.policy_magnitude=3", "policy_magnitude=3 is not read with policy='none'"),
+        ("data.train_size_curve=linear", "train_size_curve='linear' is not read without train_sizes"),
+        ("train.ema_every=2 steps", "ema_every='2 steps' is not read without ema_decay"),
+        ("train.ema_warmup=false", "ema_warmup=False is not read without ema_decay; leave it out"),
     ],
 )
 def test_a_mistake_is_one_sentence(override: str, words: str) -> None:
@@ -121,6 +138,23 @@ def test_synchronised_norms_and_fixed_micro_batches_exclude_each_other() -> None
         synchronised.with_overrides(["data.micro_batch_size=8"])
 
 
+def test_what_does_not_suit_the_number_of_classes() -> None:
+    top5 = make().with_overrides(["train.best_metric=eval/top5"]).train
+    check_classes(top5, 6)
+    with pytest.raises(RecipeError, match=r"train\.best_metric='eval/top5' is not measured with 5 classes"):
+        check_classes(top5, 5)
+    bce = make().with_overrides(["train.loss=bce", "train.label_smoothing=0.4"])
+    for threshold, fits in ((0.03, False), (0.05, True), (0.6, True), (0.64, False), (0.9, False)):
+        train = bce.with_overrides([f"train.bce_target_threshold={threshold}"]).train
+        if fits:
+            check_classes(train, 10)
+            continue
+        words = rf"train\.bce_target_threshold={threshold} .*train\.label_smoothing=0\.4 .* targets are 0\.04 and 0\.64"
+        with pytest.raises(RecipeError, match=words):
+            check_classes(train, 10)
+    check_classes(bce.with_overrides(["train.label_smoothing=0", "train.bce_target_threshold=0"]).train, 10)
+
+
 def test_lengths() -> None:
     size = {"steps_per_epoch": 11, "global_batch_size": 128}
     assert steps_of(make().train.length, **size) == 22
@@ -132,7 +166,7 @@ def test_lengths() -> None:
         ("0.01 epochs", 1),
         ("0 steps", 0),
     ]:
-        assert steps_of(Train(length=text).length, **size) == steps
+        assert steps_of(Schedule(warmup=text).warmup, **size) == steps
 
 
 def test_percent_are_of_the_run() -> None:

@@ -90,6 +90,8 @@ def small(recipe: Recipe) -> list[str]:
         overrides.append('data.train_sizes=[["0 steps", 32], ["1 steps", 64]]')
     if data.eval_size:
         overrides.append("data.eval_size=64")
+    if recipe.train.ema_decay is not None:
+        overrides.append("train.ema_every=1 steps")
     if recipe.schedule.milestones:
         overrides.append('schedule.milestones=["1 steps"]')
     return overrides

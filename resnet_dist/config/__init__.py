@@ -6,7 +6,7 @@ from resnet_dist.config.model import Model
 from resnet_dist.config.part import RecipeError, UserError
 from resnet_dist.config.recipe import Recipe, load_recipe
 from resnet_dist.config.study import Result, Study, Trial, load_study
-from resnet_dist.config.train import Optim, Schedule, Train, scaled_lr
+from resnet_dist.config.train import Optim, Schedule, Train, check_classes, scaled_lr
 
 __all__ = [
     "Data",
@@ -21,6 +21,7 @@ __all__ = [
     "Train",
     "Trial",
     "UserError",
+    "check_classes",
     "check_world_size",
     "load_recipe",
     "load_study",

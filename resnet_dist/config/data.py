@@ -7,7 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from resnet_dist.config.lengths import Length
-from resnet_dist.config.part import Part, RecipeError
+from resnet_dist.config.part import Part, RecipeError, refuse_unread, refuse_without
+
+# Fields that only some of the choices read. A value that nothing reads is a mistake, not a preference.
+_CROPS_THAT_READ = {"pad": ("pad-crop",)}
+_POLICIES_THAT_READ = {"policy_ops": ("rand-augment",), "policy_magnitude": ("rand-augment",)}
 
 PixelSize = Annotated[int, Field(ge=1)]
 
@@ -106,6 +110,10 @@ class Data(Part):
         """Height and width of images in evaluation and prediction."""
         return self.eval_size or self.image_size
 
+    @property
+    def smallest_training_size(self) -> int:
+        return min((size for _, size in self.train_sizes), default=self.image_size)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -125,6 +133,9 @@ class Data(Part):
                 f"micro_batch_size={self.micro_batch_size} does not divide "
                 f"global_batch_size={self.global_batch_size}; use one of {divisors(self.global_batch_size)}"
             )
+        refuse_unread(self, "crop", _CROPS_THAT_READ)
+        refuse_unread(self, "policy", _POLICIES_THAT_READ)
+        refuse_without(self, "train_sizes", ("train_size_curve",))
         if self.cache != "none" and self.crop == "random-resized-crop":
             raise ValueError(
                 f"cache={self.cache!r} keeps images of image_size={self.image_size}, which "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -69,3 +69,26 @@ def fields(part: type[Part], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from fields(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, kind
+
+
+def refuse_unread(part: Part, choice: str, readers: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise ValueError for a field that is set although `choice` has a value that does not read it.
+
+    Off (0, False, None, empty) and the default are no settings: recipes travel as JSON, with every field in it.
+    """
+    chosen = getattr(part, choice)
+    for name, choices in readers.items():
+        value = getattr(part, name)
+        if chosen not in choices and value and value != type(part).model_fields[name].default:
+            raise ValueError(
+                f"{name}={value!r} is not read with {choice}={chosen!r}, only with "
+                f"{' or '.join(repr(other) for other in choices)}; leave it out"
+            )
+
+
+def refuse_without(part: Part, needed: str, names: Iterable[str]) -> None:
+    """Raise ValueError for a field that is not as it is by default although `needed`, which makes it be read, is off."""
+    for name in names:
+        value = getattr(part, name)
+        if not getattr(part, needed) and value != type(part).model_fields[name].default:
+            raise ValueError(f"{name}={value!r} is not read without {needed}; leave it out, or set {needed}")

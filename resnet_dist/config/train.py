@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from resnet_dist.config.lengths import Length
-from resnet_dist.config.part import Part
+from resnet_dist.config.part import Part, RecipeError, refuse_unread, refuse_without
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -54,14 +53,14 @@ class Optim(Part):
     decay_norms: bool = False
     """Decay the scales of norms, and all biases, too: what He et al. 2015 and torchvision's V1 recipe do."""
     bias_lr_scale: float = Field(default=1.0, gt=0)
-    """Rate of biases, norms' included, over that of weights: 64 in CIFAR speed recipes. Where they decay, their
-    decay is divided by it."""
+    """Rate of biases, norms' included and convolutions' not, over that of weights: 64 in CIFAR speed recipes. Where
+    they decay, their decay is divided by it."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Longest gradient over all parameters together, in the 2-norm; a longer one is scaled down to it."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _refuse_unread(self, "optimizer", _OPTIMIZERS_THAT_READ)
+        refuse_unread(self, "optimizer", _OPTIMIZERS_THAT_READ)
         momentum = self.momentum if self.sgd_momentum is None else min(self.momentum, self.sgd_momentum)
         if self.nesterov and momentum == 0 and self.optimizer in _OPTIMIZERS_THAT_READ["nesterov"]:
             name = "momentum" if self.momentum == 0 else "sgd_momentum"
@@ -94,7 +93,7 @@ class Schedule(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _refuse_unread(self, "decay", _DECAYS_THAT_READ)
+        refuse_unread(self, "decay", _DECAYS_THAT_READ)
         if self.decay == "step" and not self.milestones:
             raise ValueError('decay=\'step\' needs milestones, such as ["50 percent", "75 percent"]')
         if self.warmup_shape == "constant" and self.warmup_start == 0:
@@ -150,7 +149,10 @@ class Train(Part):
     def _fits(self) -> Self:
         if self.length.endswith("percent"):
             raise ValueError(f"length={self.length!r}: percent of itself; use epochs, steps or samples")
-        _refuse_unread(self, "loss", _LOSSES_THAT_READ)
+        if float(self.length.split()[0]) == 0:
+            raise ValueError(f"length={self.length!r}: nothing would be trained; use 1 steps or more")
+        refuse_unread(self, "loss", _LOSSES_THAT_READ)
+        refuse_without(self, "ema_decay", ("ema_every", "ema_warmup"))
         return self
 
 
@@ -159,16 +161,17 @@ def scaled_lr(lr: float, *, global_batch_size: int, per: int = 256) -> float:
     return lr * global_batch_size / per
 
 
-def _refuse_unread(part: Part, choice: str, readers: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise ValueError for a field that is set although `choice` has a value that does not read it.
-
-    Off (0, False, None, empty) and the default are no settings: recipes travel as JSON, with every field in it.
-    """
-    chosen = getattr(part, choice)
-    for name, choices in readers.items():
-        value = getattr(part, name)
-        if chosen not in choices and value and value != type(part).model_fields[name].default:
-            raise ValueError(
-                f"{name}={value!r} is not read with {choice}={chosen!r}, only with "
-                f"{' or '.join(repr(other) for other in choices)}; leave it out"
-            )
+def check_classes(train: Train, num_classes: int) -> None:
+    """Raise RecipeError where the options do not suit so many classes."""
+    if train.best_metric == "eval/top5" and num_classes <= 5:
+        raise RecipeError(
+            f"train.best_metric='eval/top5' is not measured with {num_classes} classes, as none misses the first five; "
+            "use eval/top1 or eval/loss"
+        )
+    threshold, smoothing = train.bce_target_threshold, train.label_smoothing
+    no, yes = smoothing / num_classes, 1 - smoothing + smoothing / num_classes  # targets of an unmixed image
+    if threshold is not None and smoothing and not no < threshold < yes:
+        raise RecipeError(
+            f"train.bce_target_threshold={threshold} tells no class from another: with train.label_smoothing={smoothing} "
+            f"and {num_classes} classes, targets are {no:.6g} and {yes:.6g}; use one between them"
+        )

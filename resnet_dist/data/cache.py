@@ -73,7 +73,7 @@ class Samples:
         self.bad.update({first + row: text for row, text in others.bad.items()})
 
     def to(self, device: torch.device) -> Samples:
-        """Copied to `device`; to a GPU beside what it computes, from memory that it can read by itself."""
+        """Copied to `device`; to a GPU from pinned memory, queued behind what it computes: the host does not wait."""
         tensors = [self.images_NSSC, self.labels_N, self.weights_N]
         if device.type == "cuda":
             tensors = [tensor if tensor.is_cuda else tensor.pin_memory() for tensor in tensors]

@@ -7,7 +7,7 @@ Imports are relative: a logged model carries a copy of this folder, and loads wi
 """
 
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
-from .build import build_model, check_model, count_parameters
+from .build import build_model, check_batch_norm, check_model, count_parameters
 from .fast import FastResNet, whitening_filters
 from .preactivation import PreActBasicBlock, PreActBottleneck
 from .pretrained import Match, from_torchvision, load_fitting, match, to_torchvision
@@ -27,6 +27,7 @@ __all__ = [
     "ResNet",
     "ResidualBlock",
     "build_model",
+    "check_batch_norm",
     "check_model",
     "count_parameters",
     "from_torchvision",

@@ -32,6 +32,8 @@ Shapes: N batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +41,7 @@ from .layers import SqueezeExcite, conv
 from .shortcuts import ShortcutKind, make_shortcut
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module, ABC):
     """What the four blocks share: how F(x) and x come together."""
 
     expansion = 1  # output channels per inner channel
@@ -47,9 +49,9 @@ class ResidualBlock(nn.Module):
     se: nn.Module  # squeeze-and-excitation of F(x), or the identity
 
     @property
+    @abstractmethod
     def last(self) -> nn.Module:
         """The layer that makes F = 0 while its weight is zero."""
-        raise NotImplementedError
 
     def add(self, residual: Tensor, x: Tensor, scale_N: Tensor | None) -> Tensor:
         """F(x) + shortcut(x), or F(x) alone in a plain net."""

@@ -66,9 +66,32 @@ def _check_fast(name: str, options: Options, image_size: int | None) -> None:
             )
     if image_size is not None and image_size < SMALLEST_IMAGE:
         raise ValueError(
-            f"model.name={name!r} halves its images three times, and data.image_size={image_size} is too "
-            f"small for that; use {SMALLEST_IMAGE} or more, or another model.name"
+            f"model.name={name!r} halves its images three times, and {image_size} pixels are too few for that "
+            f"(the least of data.image_size, data.eval_size and data.train_sizes); use {SMALLEST_IMAGE} or more, or "
+            "another model.name"
         )
+
+
+def check_batch_norm(name: str, options: Options, image_size: int, samples: int) -> None:
+    """Raise ValueError where batch norm would see one value per channel in training: its variance is zero."""
+    if samples == 1 and final_map_size(name, options, image_size) == 1:
+        raise ValueError(
+            f"model.name={name!r} brings images of {image_size} pixels (the least of data.image_size and "
+            "data.train_sizes) down to 1x1, and a forward pass has one image (data.micro_batch_size, or "
+            "data.global_batch_size over the ranks): batch norm needs several values; use larger images, or more of them"
+        )
+
+
+def final_map_size(name: str, options: Options, image_size: int) -> int:
+    """Height and width of what the last stage returns."""
+    architecture = MODELS[name]
+    if isinstance(architecture, FastArchitecture):
+        return (image_size - 1) // 8
+    stem = architecture.stem if options.stem == "auto" else options.stem
+    halvings = len(architecture.blocks) - 1 + (0 if stem == "cifar" else 2)
+    for _ in range(halvings):
+        image_size = (image_size + 1) // 2
+    return image_size
 
 
 def count_parameters(model: nn.Module) -> int:

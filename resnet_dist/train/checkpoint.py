@@ -1,7 +1,7 @@
 """The folder of a checkpoint: written aside, flushed, renamed; verified on read; the newest good one wins.
 
-`step-00000120/` holds safetensors files and a `checkpoint.json` with their SHA-256, the scalars and the
-recipe. It holds no pickles, and its model.safetensors is the model's state dict.
+`step-00000120/` holds safetensors files and a `checkpoint.json` with their SHA-256 and its own, the scalars and
+the recipe. It holds no pickles, and its model.safetensors is the model's state dict.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "checkpoint.json"
+REQUIRED = ("scalars", "recipe", "classes")  # of a manifest
+REQUIRED_FILES = ("model", "optimizer", "meter")
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
 
@@ -58,7 +60,9 @@ def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -
             path = partial / f"{name}.safetensors"
             _save(group, path)
             checksums[path.name] = _sha256(path)
-        (partial / MANIFEST).write_text(json.dumps({"sha256": checksums, **manifest}, indent=1) + "\n")
+        content = {"sha256": checksums, **manifest}
+        signed = {**content, "manifest_sha256": _digest(content)}
+        (partial / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
         for path in [*partial.iterdir(), partial]:
             _flush(path)
         _replace(folder, partial)
@@ -74,7 +78,7 @@ def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[
     `only` reads some of the files: a model is packaged without the optimizer.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = _read_manifest(folder)
         tensors = {}
         for name, checksum in manifest["sha256"].items():
             path = folder / name
@@ -83,11 +87,29 @@ def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[
             if _sha256(path) != checksum:
                 raise DamagedCheckpoint(f"{path} does not match its checksum")
             tensors[path.stem] = load_file(path)
+        if missing := [name for name in only or REQUIRED_FILES if name not in tensors]:
+            raise DamagedCheckpoint(f"{folder / MANIFEST} names no {missing[0]}.safetensors")
         return tensors, manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, DamagedCheckpoint):
             raise
         raise DamagedCheckpoint(f"{folder}: {type(error).__name__}: {error}") from None
+
+
+def read_newest(location: Path, only: tuple[str, ...]) -> Checkpoint:
+    """Some files of a checkpoint folder, or of the newest good one of a run folder.
+
+    Raises DamagedCheckpoint where there is none.
+    """
+    candidates = [location] if (location / MANIFEST).exists() else []
+    candidates += reversed(list_checkpoints(location / "checkpoints"))
+    problem = DamagedCheckpoint(f"a checkpoint folder holds {MANIFEST}, a run folder holds checkpoints/")
+    for folder in candidates:
+        try:
+            return Checkpoint(folder, *read_checkpoint(folder, only))
+        except DamagedCheckpoint as error:
+            problem = error
+    raise problem
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -109,8 +131,8 @@ def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the best value of `train.best_metric`, by what the newest one says of it."""
     for candidate in reversed(list_checkpoints(folder)):
         try:
-            best = json.loads((candidate / MANIFEST).read_bytes())["scalars"]["best"]
-        except (OSError, ValueError, KeyError, TypeError):
+            best = _read_manifest(candidate)["scalars"]["best"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged: its elder knows too
         path = None if best is None else folder_of(folder, best["step"])
         return path if path is not None and path.exists() else None
@@ -122,15 +144,21 @@ def prune(folder: Path, *, keep: int, also: int | None) -> None:
     kept = set(list_checkpoints(folder)[-keep:])
     if also is not None:
         kept.add(folder_of(folder, also))
-    for old in list_checkpoints(folder):
-        if old not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+    remove(old for old in list_checkpoints(folder) if old not in kept)
+
+
+def remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What writers that were killed left half-written."""
-    for partial in folder.glob(".step-*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+    """What writers that were killed left half-written; one that was about to be replaced comes back."""
+    for replaced in folder.glob(".step-*.old.partial"):
+        target = folder / replaced.name.split(".")[1]
+        if not target.exists():
+            replaced.rename(target)
+    remove(folder.glob(".step-*.partial"))
 
 
 def _replace(folder: Path, partial: Path) -> None:
@@ -140,6 +168,21 @@ def _replace(folder: Path, partial: Path) -> None:
         folder.rename(replaced)
     partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises DamagedCheckpoint, or what reading and parsing raise."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    digest = manifest.pop("manifest_sha256", None)  # which older ones lack
+    if digest is not None and digest != _digest(manifest):
+        raise DamagedCheckpoint(f"{folder / MANIFEST} does not match its checksum")
+    if missing := [name for name in REQUIRED if name not in manifest]:
+        raise DamagedCheckpoint(f"{folder / MANIFEST} has no {missing[0]}")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _save(group: dict[str, Tensor], path: Path) -> None:

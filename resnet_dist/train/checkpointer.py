@@ -26,6 +26,7 @@ from resnet_dist.train.checkpoint import (
     newest_good,
     prune,
     read_checkpoint,
+    remove,
     remove_unfinished,
     write_checkpoint,
 )
@@ -68,6 +69,7 @@ class Checkpointer:
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
         self._failure: CheckpointFailed | None = None  # of the newest write
+        self._passed_over: list[Path] = []  # damaged, and newer than what was restored
         self._closing = False
         self._changed = threading.Condition()
         # A daemon: a disk that hangs for ever shall not keep the process.
@@ -82,6 +84,7 @@ class Checkpointer:
         if self._world.is_main:
             remove_unfinished(self._folder)
             found = newest_good(self._folder, self._report)
+            self._passed_over = [c for c in list_checkpoints(self._folder) if not found or c > found.folder]
         name = self._world.broadcast(found.folder.name if found else None)
         if name is None:
             return False
@@ -183,7 +186,11 @@ class Checkpointer:
                 file: {name: tensor.contiguous() for name, tensor in group.items()}
                 for file, group in snapshot.tensors.items()
             }
-            write_checkpoint(folder_of(self._folder, step), rows, manifest)
+            folder = folder_of(self._folder, step)
+            write_checkpoint(folder, rows, manifest)
+            # A better one is there now. Left among the newest, they would be kept in place of good ones.
+            remove(damaged for damaged in self._passed_over if damaged != folder)
+            self._passed_over = []
             best = snapshot.scalars["best"]
             prune(self._folder, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])
             return None
@@ -230,12 +237,13 @@ def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
 
 def refuse_not_finite(snapshot: Snapshot) -> None:
     """Raises CheckpointFailed: a finite loss may still have had gradients that ruined the weights."""
-    for name, tensor in snapshot.tensors["model"].items():
-        if not _is_finite(tensor):
-            raise CheckpointFailed(
-                f"the checkpoint of step {snapshot.scalars['step']} was not written: {name} holds values that "
-                "are not finite"
-            )
+    for file, group in snapshot.tensors.items():
+        for name, tensor in group.items():
+            if file != "meter" and not _is_finite(tensor):  # its sums are the guard's business
+                raise CheckpointFailed(
+                    f"the checkpoint of step {snapshot.scalars['step']} was not written: {name} of "
+                    f"{file}.safetensors holds values that are not finite"
+                )
 
 
 def _is_finite(tensor: Tensor) -> bool:

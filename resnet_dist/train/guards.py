@@ -75,6 +75,13 @@ class Guard:
             )
 
     def check_evaluation(self, metrics: Mapping[str, float], step: int) -> None:
+        bad, limit = metrics["eval/bad_samples"], self.recipe.data.max_bad_fraction
+        fraction = bad / (bad + metrics["eval/samples"])
+        if fraction > limit:
+            raise TrainingError(
+                f"{bad:.0f} samples ({fraction:.2%}) could not be decoded in the evaluation of step {step}, more than "
+                f"data.max_bad_fraction={limit} allows"
+            )
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -110,9 +117,10 @@ class Guard:
 def out_of_memory(error: BaseException, recipe: Recipe, world: World) -> TrainingError | None:
     """One sentence that says what to lower, where `error` is about memory; None where it is not."""
     data, train = recipe.data, recipe.train
+    samples = data.micro_batch_size or data.global_batch_size // world.world_size
+    smaller = f"set data.micro_batch_size to less than {samples}, which changes what batch norm sees"
     if isinstance(error, torch.OutOfMemoryError):
-        samples = data.micro_batch_size or data.global_batch_size // world.world_size
-        hints = [f"set data.micro_batch_size to less than {samples}, which changes what batch norm sees"]
+        hints = [smaller]
         if train.precision == "fp32":
             hints.append("use train.precision=bf16")
         if data.cache == "device":
@@ -127,7 +135,7 @@ def out_of_memory(error: BaseException, recipe: Recipe, world: World) -> Trainin
         if data.cache == "ram":
             hints.append("use data.cache=none")
         if world.device.type == "cpu":
-            hints.append(f"lower data.micro_batch_size={data.micro_batch_size}")
+            hints.append(smaller)
         detail = f" ({_first_sentence(error)})" if str(error) else ""
         return TrainingError(f"rank {world.rank} ran out of host memory{detail}: {'; or '.join(hints)}")
     return None

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import nn
 
-from resnet_dist.config import Recipe, check_world_size
+from resnet_dist.config import Recipe, UserError, check_world_size
 from resnet_dist.data.index import read_index
 from resnet_dist.data.loader import Loader
 from resnet_dist.data.order import Order
@@ -22,15 +22,14 @@ from resnet_dist.train.checkpointer import Checkpointer
 from resnet_dist.train.control import Control, Stopped
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.gradients import GRADIENT_NORMS
-from resnet_dist.train.guards import Guard, check_agreement
+from resnet_dist.train.guards import MOST_LISTED, Guard, check_agreement
 from resnet_dist.train.initial import begin_from, initial_state
+from resnet_dist.train.meter import TrainingError
 from resnet_dist.train.plan import due, plan_of
 from resnet_dist.train.progress import NEXT_BATCH, Progress
 from resnet_dist.train.state import TrainState
 from resnet_dist.train.step import TrainStep, compiled
 from resnet_dist.world import World
-
-MOST_LISTED = 20  # bad samples named at one log line
 
 
 class Tracker(Protocol):
@@ -122,7 +121,12 @@ def train(
                     guard.check_samples(state, list_bad_samples(state, tracker, world))
                     guard.check_losses(state)
             if state.evaluation_pending:
-                if metrics := evaluate_unless_stopped(predictor, eval_loader, control, progress, world):
+                progress.at("gathering the metrics", state.step)
+                state.meter.gather(world)
+                guard.check_losses(state)  # which knows where, as an evaluation of ruined weights does not
+                if metrics := evaluate_unless_stopped(
+                    predictor, eval_loader, control, progress, world, tracker
+                ):
                     tracker.log(metrics, state.step)
                     guard.check_evaluation(metrics, state.step)
                     state.evaluated(metrics, recipe.train.best_metric)
@@ -147,7 +151,7 @@ def train(
 
 
 def evaluate_unless_stopped(
-    predictor: nn.Module, loader: Loader, control: Control, progress: Progress, world: World
+    predictor: nn.Module, loader: Loader, control: Control, progress: Progress, world: World, tracker: Tracker
 ) -> dict[str, float] | None:
     """Metrics of the evaluation set; None where a stop was asked for meanwhile."""
 
@@ -157,10 +161,15 @@ def evaluate_unless_stopped(
         if control.stop:
             raise Stopped
 
+    def report_bad(texts: list[str]) -> None:
+        note_bad(texts, "bad evaluation sample", tracker)
+
     try:
-        return evaluate(predictor, loader, world, before_batch)
+        return evaluate(predictor, loader, world, before_batch, report_bad)
     except Stopped:
         return None
+    except UserError as error:
+        raise TrainingError(str(error)) from None
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:
@@ -180,12 +189,12 @@ def list_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[
     if state.meter.bad_at_last_flush == 0:  # known to all ranks: the rest is a collective
         return []
     texts = state.meter.take_bad(world)
-    for text in texts[:MOST_LISTED]:
-        tracker.note(f"bad sample {text}")
-    if len(texts) > MOST_LISTED:
-        tracker.note(f"and {len(texts) - MOST_LISTED} more bad samples")
+    note_bad(texts, "bad sample", tracker)
     return texts
 
 
-def only(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith(prefix)}
+def note_bad(texts: list[str], kind: str, tracker: Tracker) -> None:
+    for text in texts[:MOST_LISTED]:
+        tracker.note(f"{kind} {text}")
+    if len(texts) > MOST_LISTED:
+        tracker.note(f"and {len(texts) - MOST_LISTED} more {kind}s")

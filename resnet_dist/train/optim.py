@@ -20,10 +20,16 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     Raises UserError where it is from a library that is not installed.
     """
     groups = parameter_groups(model, optim)
+    optimizer: torch.optim.Optimizer
     momentum: dict[str, Any] = {"momentum": optim.momentum, "nesterov": optim.nesterov}
     match optim.optimizer:
         case "sgd":
-            return torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
+            optimizer = torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
+            if optim.momentum:
+                # Left alone, it takes memory as it comes and lets its first step fill it, which fp16 may skip.
+                for parameter in (p for group in groups for p in group["params"]):
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
         case "adamw":
             return torch.optim.AdamW(
                 groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-8, fused=True
@@ -34,7 +40,6 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     for group in groups:
         group["always_adapt"] = group["params"][0].ndim > 1
     library = _import_timm(optim.optimizer)
-    optimizer: torch.optim.Optimizer
     if optim.optimizer == "lamb":
         # Left alone it clips gradients to a norm of 1: clip_norm is the one way to clip.
         optimizer = library.Lamb(
@@ -47,7 +52,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
-    """Weights of convolutions and linear layers; scales of norms; biases. Frozen parameters are left out.
+    """Weights; scales of norms, and biases of convolutions; all other biases. Frozen parameters are left out.
 
     Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677, section 5.3).
     `lr_scale` is a group's rate over the schedule's.
@@ -55,10 +60,13 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     weights: list[nn.Parameter] = []
     scales: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = biases if name.endswith("bias") else weights if parameter.ndim > 1 else scales
-            kind.append(parameter)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                # A convolution has a bias where it whitens: it goes at the weights' rate, as in airbench94.
+                bias = name == "bias" and not isinstance(module, nn.Conv2d)
+                kind = biases if bias else weights if parameter.ndim > 1 else scales
+                kind.append(parameter)
     decay = optim.weight_decay if optim.decay_norms else 0.0
     groups = [
         {"params": weights, "weight_decay": optim.weight_decay, "lr_scale": 1.0},

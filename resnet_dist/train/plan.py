@@ -56,13 +56,19 @@ def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
         raise RecipeError(
             f"schedule.milestones={recipe.schedule.milestones} are steps {milestones}; give them in order"
         )
+    ema = max(1, steps(lengths.ema_every, total))
+    if lengths.ema_decay is not None and ema > total:
+        raise RecipeError(
+            f"train.ema_every={lengths.ema_every!r} is {ema} steps, more than the {total} of train.length="
+            f"{lengths.length!r}: the average would not move, and the weights of the start be evaluated; use a shorter one"
+        )
     return order, Plan(
         total=total,
         warmup=steps(recipe.schedule.warmup, total),
         log=steps(lengths.log_every, total),
         eval=steps(lengths.eval_every, total),
         checkpoint=steps(lengths.checkpoint_every, total),
-        ema=max(1, steps(lengths.ema_every, total)),
+        ema=ema,
         milestones=milestones,
         sizes=Sizes.of(data, lambda length: steps(length, total)),
     )

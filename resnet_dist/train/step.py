@@ -42,7 +42,8 @@ _KEEP_BUFFERS: dict[str, Any] = {
 class TrainStep:
     """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last.
 
-    Nothing in it waits for a GPU: losses stay tensors.
+    Nothing in it waits for a GPU, as losses stay tensors, but for lamb, lars and muon in fp16: there the host asks
+    whether gradients overflowed.
     """
 
     def __init__(

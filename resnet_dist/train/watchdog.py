@@ -105,6 +105,13 @@ class Watchdog:
         behind = [rank for rank, position in enumerate(positions) if position.moves == fewest]
         where = _describe(positions[behind[0]])
         if len(behind) == len(positions):
+            lines = [position.line for position in positions]
+            if len(set(lines)) > 1:  # one phase, such as the start, in which some have come further
+                first = positions[0]
+                each = ", ".join(f"rank {rank} ({line or '?'})" for rank, line in enumerate(lines))
+                return (
+                    f"no rank moved for {seconds:g} s: at step {first.step}, {first.phase}, are {each} {end}"
+                )
             return f"no rank moved for {seconds:g} s: all are at step {where} {end}"
         return f"{_ranks(behind)} standing still since {seconds:g} s at step {where}; the others wait {end}"
 
@@ -127,7 +134,8 @@ class _Board:
     def __init__(self, world: World, position: Callable[[int], Position], poll_seconds: float) -> None:
         self._position, self._poll_seconds = position, poll_seconds
         self._own, self._keys = str(world.rank), [str(rank) for rank in range(world.world_size)]
-        store = dist.distributed_c10d._get_default_store()
+        # A connection of its own: on the group's, a thread that waits for a word of another rank holds up all others.
+        store = dist.distributed_c10d._get_default_store().clone()
         self._store = dist.PrefixStore("watchdog", store)  # type: ignore[attr-defined]
         self._readings: deque[list[Position]] = deque(maxlen=POLLS_TO_ANSWER)
         self._read_at = time.monotonic()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resnet_dist.config import UserError
 from resnet_dist.model import Match, from_torchvision, load_fitting, match
-from resnet_dist.train.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+from resnet_dist.train.checkpoint import DamagedCheckpoint, read_newest
 
 TORCHVISION = "torchvision:"
 LEAST_SHARE = (
@@ -94,15 +94,10 @@ def _torchvision_weights(source: str) -> Any:
 
 def _read_run(folder: Path) -> Weights:
     """Of a checkpoint folder, or of the newest good one of a run folder."""
-    candidates = [folder] if (folder / "checkpoint.json").exists() else []
-    candidates += reversed(list_checkpoints(folder / "checkpoints"))
-    problem = "a checkpoint folder holds checkpoint.json, a run folder holds checkpoints/"
-    for candidate in candidates:
-        try:
-            return read_checkpoint(candidate, only=("model",))[0]["model"]
-        except DamagedCheckpoint as error:
-            problem = str(error)
-    raise UserError(f"model.init_from={str(folder)!r}: no weights to load; {problem}")
+    try:
+        return read_newest(folder, only=("model",)).tensors["model"]
+    except DamagedCheckpoint as problem:
+        raise UserError(f"model.init_from={str(folder)!r}: no weights to load; {problem}") from None
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_dist.model import MODELS, Options, build_model, check_model, count_parameters
+from resnet_dist.model import (
+    MODELS,
+    Options,
+    build_model,
+    check_batch_norm,
+    check_model,
+    count_parameters,
+)
+from resnet_dist.model.build import final_map_size
+from resnet_dist.model.table import StemKind
 
 CIFAR_A = {  # arXiv 1512.03385, table 6: 0.27, 0.46, 0.66, 0.85, 1.7, 19.4 M
     "resnet20": 269_722,
@@ -129,8 +138,28 @@ def test_what_cannot_work_is_refused(name: str, options: dict[str, Any], message
         build_model(name, in_channels=3, num_classes=10, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("resnet8", "auto"), ("resnet8", "imagenet"), ("preresnet20", "deep"), ("resnet9_fast", "auto")],
+)
+@pytest.mark.parametrize("image_size", [9, 16, 17, 33])
+def test_batch_norm_with_one_value_per_channel_is_refused(name: str, stem: StemKind, image_size: int) -> None:
+    """Exactly where torch would refuse it, in its own words."""
+    options = Options(stem=stem)
+    model = build_model(name, in_channels=1, num_classes=3, **vars(options)).train()
+    check_batch_norm(name, options, image_size, samples=2)
+    if final_map_size(name, options, image_size) > 1:
+        check_batch_norm(name, options, image_size, samples=1)
+        model(torch.zeros(1, 1, image_size, image_size))
+        return
+    with pytest.raises(ValueError, match=f"{image_size} pixels .*down to 1x1.*data.micro_batch_size"):
+        check_batch_norm(name, options, image_size, samples=1)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        model(torch.zeros(1, 1, image_size, image_size))
+
+
 def test_the_fast_net_needs_nine_pixels() -> None:
     check_model("resnet9_fast", Options(), image_size=9)
-    with pytest.raises(ValueError, match="data.image_size=8 is too small for that; use 9 or more"):
+    with pytest.raises(ValueError, match="8 pixels are too few for that .*data.eval_size.*; use 9 or more"):
         check_model("resnet9_fast", Options(), image_size=8)
     assert build_model("resnet9_fast", in_channels=1, num_classes=3)(torch.zeros(2, 1, 9, 9)).shape == (2, 3)

@@ -16,27 +16,6 @@ from resnet_dist.world import World
 TIMEOUT_SECONDS = 250
 
 
-class Log:
-    """A Tracker that remembers in order."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.metrics: dict[tuple[str, int], float] = {}
-        self.notes: list[str] = []
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics |= {
-            (name, step): value for name, value in metrics.items() if not name.startswith("perf/")
-        }
-        self.losses += [value for name, value in metrics.items() if name in ("train/loss", "eval/loss")]
-
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
-        self.losses += values.values()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(world, *arguments)` returned on each of `world_size` ranks; an error as its text."""
     with socket.socket() as probe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -11,14 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, UserError
+from resnet_dist.export import load_model
 from resnet_dist.train import checkpoint, checkpointer, loop
-from resnet_dist.train.checkpoint import best_checkpoint, list_checkpoints, read_checkpoint
+from resnet_dist.train.checkpoint import (
+    DamagedCheckpoint,
+    best_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+)
 from resnet_dist.train.checkpointer import Checkpointer, CheckpointFailed
 from resnet_dist.train.state import Best, TrainState
 from resnet_dist.world import World
 
-from .ranks import Log
+from .runs import Recorder
 
 WORLD = World.single()
 
@@ -122,7 +129,7 @@ def test_best_is_kept_beside_the_newest(saver: Checkpointer, state: TrainState, 
 def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -> None:
     overrides = ["train.best_metric=eval/loss", "train.eval_every=2 steps", "train.checkpoint_every=0 steps"]
     recipe = digits_recipe.with_overrides([*overrides, "train.length=12 steps", "train.log_every=1 steps"])
-    whole, parts = Log(), Log()
+    whole, parts = Recorder(), Recorder()
     loop.train(recipe, tmp_path / "whole", WORLD, whole)
     calls = iter(range(1000))
     loop.train(recipe, tmp_path / "parts", WORLD, parts, lambda: next(calls) == 20)
@@ -143,10 +150,10 @@ def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -
 def test_by_time(digits_recipe: Recipe, tmp_path: Path) -> None:
     overrides = ["train.checkpoint_every=0 steps", "train.keep_checkpoints=99", "train.length=6 steps"]
     recipe = digits_recipe.with_overrides(overrides)
-    loop.train(recipe, tmp_path / "never", WORLD, Log())
+    loop.train(recipe, tmp_path / "never", WORLD, Recorder())
     assert steps(tmp_path / "never") == [6]
     always = recipe.with_overrides(["train.checkpoint_minutes=1e-9"])
-    loop.train(always, tmp_path / "always", WORLD, log := Log())
+    loop.train(always, tmp_path / "always", WORLD, log := Recorder())
     left_out = sum("was left out" in note for note in log.notes)
     assert len(steps(tmp_path / "always")) == 6 - left_out
 
@@ -158,7 +165,7 @@ def full_disk(*arguments: object) -> None:
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, calls = Log(), iter(range(100))
+    log, calls = Recorder(), iter(range(100))
     loop.train(digits_recipe, tmp_path, WORLD, log, lambda: next(calls) == 8)
     monkeypatch.setattr(checkpoint, "_flush", full_disk)
     with pytest.raises(
@@ -177,15 +184,19 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     ]
 
 
-def test_weights_that_are_not_finite_are_not_saved(
-    saver: Checkpointer, state: TrainState, tmp_path: Path
+@pytest.mark.parametrize("file", ["model", "raw", "optimizer"])
+def test_a_state_that_is_not_finite_is_not_saved(
+    digits_recipe: Recipe, saver: Checkpointer, tmp_path: Path, file: str
 ) -> None:
+    state = loop.initial_state(digits_recipe.with_overrides(["train.ema_decay=0.9"]), 10, WORLD)
     save(saver, state, 1)
     saver.wait()
-    with torch.no_grad():
-        state.model.fc.bias[3] = float("nan")  # type: ignore[union-attr,index,operator]
+    name = "fc.bias/momentum_buffer" if file == "optimizer" else "fc.bias"
+    state.tensors()[file][name].data[3] = float("nan")
     save(saver, state, 2)
-    with pytest.raises(CheckpointFailed, match=r"step 2 was not written: fc\.bias holds values"):
+    with pytest.raises(
+        CheckpointFailed, match=rf"step 2 was not written: {name} of {file}\.safetensors holds values"
+    ):
         saver.wait()
     assert steps(tmp_path) == [1]
 
@@ -200,3 +211,107 @@ def test_replacing_a_damaged_one_of_the_same_step(
     saver.wait()
     read_checkpoint(tmp_path / "checkpoints/step-00000001")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def damage(folder: Path, step: int) -> None:
+    path = folder / f"checkpoints/step-{step:08d}/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_damaged_newer_ones_do_not_take_the_place_of_good_ones(
+    digits_recipe: Recipe, saver: Checkpointer, state: TrainState, tmp_path: Path, notes: list[str]
+) -> None:
+    recipe = digits_recipe.with_overrides(["train.keep_checkpoints=2"])
+    for step in (4, 8, 9):
+        save(saver, state, step)
+        saver.wait()
+        if step == 4:
+            kept = tmp_path / "checkpoints/step-00000004"
+            kept.rename(tmp_path / "kept")
+    (tmp_path / "kept").rename(kept)
+    damage(tmp_path, 8)
+    damage(tmp_path, 9)
+    with Checkpointer(tmp_path / "checkpoints", recipe, (), WORLD, notes.append) as again:
+        assert again.restore(state)
+        assert state.step == 4
+        assert steps(tmp_path) == [4, 8, 9]  # until there is a newer one: what could not be read may be again
+        save(again, state, 6)
+        again.wait()
+        assert steps(tmp_path) == [4, 6]
+        save(again, state, 8)
+        again.wait()
+        assert steps(tmp_path) == [6, 8]
+
+
+def test_a_writer_killed_between_two_renames_loses_nothing(
+    saver: Checkpointer, state: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(saver, state, 1)
+    saver.wait()
+    rename, kill = Path.rename, []
+
+    def rename_once(path: Path, target: Path) -> Path:
+        if kill:
+            raise KeyboardInterrupt
+        kill.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_once)
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *arguments, **options: None)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write_checkpoint(kill_at := tmp_path / "checkpoints/step-00000001", {}, {})
+    assert not kill_at.exists()
+    assert saver.restore(state)
+    assert state.step == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("old", ['"step": 1,', '"lr": 0.1,', '"bad_samples": 0,'])
+def test_a_changed_manifest_is_damage(
+    saver: Checkpointer, state: TrainState, tmp_path: Path, notes: list[str], old: str
+) -> None:
+    save(saver, state, 1)
+    saver.wait()
+    path = tmp_path / "checkpoints/step-00000001/checkpoint.json"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, old.replace("1,", "3,").replace("0,", "8,")))
+    with pytest.raises(DamagedCheckpoint, match=r"checkpoint\.json does not match its checksum"):
+        read_checkpoint(path.parent)
+    assert best_checkpoint(path.parent.parent) is None
+    assert not saver.restore(state)
+    assert "passed over a damaged checkpoint" in notes[0]
+
+
+@pytest.mark.parametrize("field", ["scalars", "recipe", "classes", "sha256", "model.safetensors"])
+def test_a_manifest_without_a_field_is_damage_and_one_without_checksum_is_older(
+    saver: Checkpointer, state: TrainState, tmp_path: Path, field: str
+) -> None:
+    save(saver, state, 1)
+    saver.wait()
+    path = tmp_path / "checkpoints/step-00000001/checkpoint.json"
+    manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
+    path.write_text(json.dumps(manifest))
+    assert saver.restore(state)
+    del (manifest["sha256"] if field in manifest["sha256"] else manifest)[field]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedCheckpoint, match=field.removesuffix(".safetensors")):
+        read_checkpoint(path.parent)
+    with pytest.raises(UserError, match="no model to load"):
+        load_model(path.parent, WORLD.device)
+
+
+def test_a_recipe_that_this_version_refuses_is_told_in_a_sentence(
+    saver: Checkpointer, state: TrainState, tmp_path: Path
+) -> None:
+    save(saver, state, 1)
+    saver.wait()
+    path = tmp_path / "checkpoints/step-00000001/checkpoint.json"
+    manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
+    manifest["recipe"]["optim"]["rate"] = 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"recipe cannot be used: optim\.rate is not a field of the recipe"):
+        load_model(path.parent, WORLD.device)

@@ -12,7 +12,8 @@ from resnet_dist.train.checkpoint import list_checkpoints
 from resnet_dist.train.control import Control
 from resnet_dist.world import World
 
-from .ranks import Log, run_ranks
+from .ranks import run_ranks
+from .runs import Recorder
 
 
 def agree(world: World) -> list[tuple[bool, bool]]:
@@ -43,7 +44,7 @@ def test_all_ranks_learn_of_a_wish_at_the_next_step() -> None:
 
 def stop_in_evaluation(world: World, recipe_json: str, folder: str) -> tuple[int, bool, list[str]]:
     """The last rank asks to stop in the evaluation of step 3, and the run is continued."""
-    recipe, log = Recipe.from_json(recipe_json), Log()
+    recipe, log = Recipe.from_json(recipe_json), Recorder()
     calls = iter(range(1000))
     first = loop.train(
         recipe, Path(folder), world, log, lambda: next(calls) == 3 and world.rank == world.world_size - 1

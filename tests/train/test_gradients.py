@@ -12,26 +12,12 @@ from torch.nn import functional as F
 from resnet_dist.config import Recipe
 from resnet_dist.data.augment import normalize
 from resnet_dist.train import loop
-from resnet_dist.train.gradients import GRADIENT_NORMS, GradientNorms
+from resnet_dist.train.gradients import GradientNorms
 from resnet_dist.world import World
 
+from .runs import Recorder
+
 WORLD = World.single()
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.metrics: dict[tuple[str, int], float] = {}
-        self.norms: dict[int, dict[str, float]] = {}
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics |= {(name, step): value for name, value in metrics.items() if "perf/" not in name}
-
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
-        assert name == GRADIENT_NORMS
-        self.norms[step] = values
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def train(recipe: Recipe, folder: Path) -> Recorder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,18 @@ from torchvision.models import get_model
 
 from resnet_dist.config import Recipe, RecipeError, UserError
 from resnet_dist.data.index import read_index
-from resnet_dist.driver import check_recipe, resolve_paths
+from resnet_dist.driver import check_data, check_recipe, resolve_paths
 from resnet_dist.export import load_model
 from resnet_dist.model import ResNet, build_model
+from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop, weights
 from resnet_dist.train.checkpoint import list_checkpoints
 from resnet_dist.train.drops import block_scales
 from resnet_dist.train.initial import begin_from, build, check_init_from, initial_state
 from resnet_dist.world import World
 
+from .runs import Recorder, assert_same, final_tensors
 from .test_elastic import curve
-from .test_loop import Recorder, assert_same, final_tensors
 
 WORLD = World.single()
 
@@ -190,6 +192,89 @@ def test_what_cannot_work_is_a_recipe_error(digits_recipe: Recipe) -> None:
             digits_recipe.with_overrides([override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "workers", "message"),
+    [
+        (["data.image_size=32", "data.eval_size=8", "model.name=resnet9_fast"], 1, "8 pixels are too few"),
+        (
+            ["data.image_size=32", 'data.train_sizes=[["0 epochs", 8]]', "model.name=resnet9_fast"],
+            1,
+            "8 pixels are too few .*data.train_sizes",
+        ),
+        (["model.name=resnet18", "data.global_batch_size=8", "data.micro_batch_size=1"], 1, "down to 1x1"),
+        (
+            ["model.name=resnet18", "data.global_batch_size=8", "data.micro_batch_size=none"],
+            8,
+            "down to 1x1, and a forward pass has one image",
+        ),
+    ],
+)
+def test_images_that_are_too_small_for_the_net_are_refused(
+    digits_recipe: Recipe, overrides: list[str], workers: int, message: str
+) -> None:
+    recipe = digits_recipe.with_overrides(overrides)
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, workers)
+    check_recipe(recipe.with_overrides(["model.name=resnet8"]), workers)
+    if workers > 1:  # normalized over all ranks, there are several images
+        check_recipe(recipe.with_overrides(["train.sync_batch_norm=true"]), workers)
+
+
+class Words:
+    """A Reporter that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def begin(self, total_steps: int) -> None:
+        pass
+
+    def entry(self, entry: Entry) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.best_metric=eval/top5", "with 5 classes"),
+        (
+            "train.ema_every=25 steps",
+            "train.ema_every='25 steps' is 25 steps, more than the 24 of train.length",
+        ),
+    ],
+)
+def test_what_does_not_suit_the_data_is_refused_at_the_start(
+    digits_recipe: Recipe, tmp_path: Path, override: str, message: str
+) -> None:
+    folders = []
+    for part in ("train", "eval"):
+        shutil.copytree(Path(getattr(digits_recipe.data, part)), tmp_path / part)
+        path = tmp_path / part / "index.json"
+        index = json.loads(path.read_text())
+        path.write_text(json.dumps({**index, "classes": index["classes"][:5]}))
+        folders.append(f"data.{part}={tmp_path / part}")
+    recipe = digits_recipe.with_overrides([*folders, "train.ema_decay=0.9"])
+    words = Words()
+    check_data(recipe, words, is_new=True)
+    assert words.said == []
+    with pytest.raises(RecipeError, match=message):
+        check_data(recipe.with_overrides([override]), words, is_new=True)
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_told(digits_recipe: Recipe) -> None:
+    """Not refused: two steps of any recipe are a dry run."""
+    words = Words()
+    check_data(digits_recipe, words, is_new=True)
+    assert words.said == []
+    check_data(digits_recipe.with_overrides(["train.length=21 steps"]), words, is_new=True)
+    assert words.said == [
+        "schedule.warmup='2 epochs' is longer than train.length='21 steps': the rate does not reach optim.lr"
+    ]
+
+
 LENGTHS = [
     "train.length=14 steps",
     "train.log_every=1 steps",
@@ -276,6 +361,7 @@ def test_a_checkpoint_from_before_the_options_still_loads(digits_recipe: Recipe,
     loop.train(digits_recipe.with_overrides(["train.length=2 steps"]), tmp_path, WORLD, Recorder())
     path = list_checkpoints(tmp_path / "checkpoints")[-1] / "checkpoint.json"
     manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
     manifest["recipe"]["model"] = {"name": "resnet8", "shortcut": "projection"}
     path.write_text(json.dumps(manifest))
     assert load_model(tmp_path, WORLD.device).recipe.model == digits_recipe.model

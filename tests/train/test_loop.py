@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,43 +14,13 @@ from torch import nn
 from resnet_dist.config import Recipe
 from resnet_dist.data.decode import Image, open_image
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint import list_checkpoints, read_checkpoint
+from resnet_dist.train.checkpoint import list_checkpoints
 from resnet_dist.train.meter import TrainingError
 from resnet_dist.world import World
 
+from .runs import Recorder, assert_same, final_tensors
+
 WORLD = World.single()
-PERF = "perf/"
-
-
-class Recorder:
-    """A Tracker that remembers; `dies_at` raises in the middle of a run, as a kill would end it."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.metrics: dict[tuple[str, int], float] = {}
-        self.notes: list[str] = []
-        self.dies_at = dies_at
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics |= {(name, step): value for name, value in metrics.items() if not name.startswith(PERF)}
-        if self.dies_at is not None and step >= self.dies_at:
-            raise KeyboardInterrupt
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    tensors, _ = read_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
-    # Cloned: safetensors maps the file, and a test may damage it.
-    return {
-        f"{file}/{name}": value.clone() for file, group in tensors.items() for name, value in group.items()
-    }
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    ours, theirs = final_tensors(folder), final_tensors(other)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.fixture
@@ -118,7 +89,6 @@ def test_a_finished_run_ends_at_once(digits_recipe: Recipe, uninterrupted: tuple
 
 def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None:
     index = loop.read_index(digits_recipe.data.train)
-    order = loop.plan_of(digits_recipe, index)[0]
     recipe = digits_recipe.with_overrides(
         ["train.length=40 steps", "optim.lr=0.05", "data.micro_batch_size=none"]
     )
@@ -162,6 +132,46 @@ def test_too_many_bad_samples_stop_the_run(
     monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse)
     with pytest.raises(TrainingError, match=r"640 samples \(100\.00%\).*max_bad_fraction=0\.001"):
         loop.train(digits_recipe.with_overrides(["optim.lr=1e-3"]), tmp_path, WORLD, Recorder())
+
+
+@pytest.mark.parametrize(
+    ("every", "text"),
+    [
+        (
+            2,
+            r"180 samples \(50\.00%\) could not be decoded in the evaluation of step 1, more than data\.max_bad",
+        ),
+        (
+            1,
+            "none of the 360 samples of .* can be evaluated; the first that could not be decoded is digits-eval-0",
+        ),
+    ],
+)
+def test_too_many_bad_evaluation_samples_stop_the_run(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, text: str
+) -> None:
+    number = itertools.count()
+
+    def refuse_some(data: bytes, channels: int) -> Image:
+        if evaluating and next(number) % every == 0:
+            raise ValueError("not a readable image")
+        return open_image(data, channels)
+
+    evaluating: list[bool] = []
+    evaluate = loop.evaluate
+
+    def begin_evaluation(*arguments: Any) -> dict[str, float]:
+        evaluating.append(True)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse_some)
+    monkeypatch.setattr(loop, "evaluate", begin_evaluation)
+    recorder = Recorder()
+    overrides = ["train.length=1 steps", "schedule.warmup=0 steps", "data.loader_workers=1"]
+    with pytest.raises(TrainingError, match=text):
+        loop.train(digits_recipe.with_overrides(overrides), tmp_path, WORLD, recorder)
+    assert recorder.notes[0].startswith("bad evaluation sample digits-eval-0")
+    assert recorder.notes[20] == f"and {360 // every - 20} more bad evaluation samples"
 
 
 def test_bad_samples_are_named_and_counted(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.config import Optim, Recipe, UserError
+from resnet_dist.model import build_model
 from resnet_dist.train import loop
 from resnet_dist.train.muon import orthogonalize
 from resnet_dist.train.optim import build_optimizer, parameter_groups, set_learning_rate
@@ -64,6 +65,10 @@ def test_what_each_parameter_gets() -> None:
     assert {name for name, (scale, _) in fast.items() if scale != 1} == {"bn1.bias", "fc.bias"}
     assert fast["fc.bias"] == (64.0, 0.1 / 64)
     assert fast["bn1.weight"] == fast["fc.weight"] == (1.0, 0.1)
+    whitening = build_model("resnet9_fast", in_channels=3, num_classes=10)
+    fast = rates_and_decays(whitening, Optim(weight_decay=0.1, decay_norms=True, bias_lr_scale=64))
+    assert fast["whitening.bias"] == fast["fc.weight"] == (1.0, 0.1)
+    assert fast["stages.0.norm.bias"] == (64.0, 0.1 / 64)
     model.conv1.weight.requires_grad_(False)
     assert rates_and_decays(model, Optim()).keys() == usual.keys() - {"conv1.weight"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from resnet_dist.train import loop
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.optim import set_learning_rate
 from resnet_dist.train.state import TrainState
+from resnet_dist.train.step import LossModel, distribute
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
 
@@ -48,6 +50,30 @@ def test_fp16_scales_the_loss_and_skips_what_overflows(digits_recipe: Recipe) ->
             assert torch.equal(now, before.pop(0)), name
         else:
             before.pop(0)
+
+
+def test_fp16_may_overflow_in_the_first_step(digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that is skipped leaves no momentum: what comes first after it is as a first step is."""
+    empty_like = torch.empty_like
+
+    def garbage(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        return empty_like(tensor, **options).fill_(7 if tensor.is_floating_point() else 0)
+
+    monkeypatch.setattr(torch, "empty_like", garbage)
+    recipe = digits_recipe.with_overrides(["train.precision=fp16"])
+    state, step, batch = begin(recipe)
+    start = {name: value.clone() for name, value in state.model.state_dict().items()}
+    with torch.no_grad():
+        state.model.get_parameter("fc.weight")[0, 0] = float("inf")
+    step(batch)
+    assert state.scaler.get_scale() == 2.0**15
+    state.model.load_state_dict(start)
+    step(batch)
+    other, other_step, _ = begin(recipe)
+    other.scaler.load_state_dict({**other.scaler.state_dict(), "scale": 2.0**15})
+    other_step(batch)
+    for ours, theirs in zip(state.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_fp16_goes_on_with_its_scale(digits_recipe: Recipe) -> None:
@@ -112,7 +138,7 @@ def test_decay_norms_decays_norms(digits_recipe: Recipe) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["train.sync_batch_norm=true", "train.tf32=false", "optim.clip_norm=1e9", "train.ema_warmup=false"],
+    ["train.sync_batch_norm=true", "train.tf32=false", "optim.clip_norm=1e9"],
 )
 def test_neutral_on_one_cpu(digits_recipe: Recipe, tmp_path: Path, override: str) -> None:
     recipe = digits_recipe.with_overrides(["train.length=3 steps", "data.micro_batch_size=none"])
@@ -124,11 +150,19 @@ def test_neutral_on_one_cpu(digits_recipe: Recipe, tmp_path: Path, override: str
 
 
 def test_synchronised_norms_keep_names_and_parameters(digits_recipe: Recipe) -> None:
-    """What `distribute` does on GPUs, where this machine has none."""
+    """Where there is a second rank, of which nothing is asked before the first forward pass."""
     model = loop.initial_state(digits_recipe, 10, WORLD).model
     parameters, names = list(model.parameters()), list(model.state_dict())
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    assert isinstance(model.get_submodule("bn1"), nn.SyncBatchNorm)
+    two = World(0, 0, 2, torch.device("cpu"))
+    for synchronised, kind in ((False, nn.BatchNorm2d), (True, nn.SyncBatchNorm)):
+        train = train_options(sync_batch_norm=synchronised, gradient_sums="fp64")
+        network = LossModel(model, train, two.device)
+        assert distribute(network, train, two) is network  # ExactGradients adds up, in place of DDP
+        norms = [
+            module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        assert {type(norm) for norm in norms} == {kind}
+        assert len(norms) == 9
     assert list(model.state_dict()) == names
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
 

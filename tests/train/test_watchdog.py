@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +100,23 @@ def stand_still(world: World, recipe_json: str, folder: str) -> str:
         return batch_at(self, step)
 
     loop.Loader.batch_at = hang  # type: ignore[assignment,method-assign]
+    return words_of(world, recipe_json, folder)
+
+
+def stand_still_at_the_start(world: World, recipe_json: str, folder: str) -> str:
+    """Rank 1 does not come to the group that Control makes, where rank 0 waits in the store."""
+    control = loop.Control
+
+    def hang(*arguments: Any, **options: Any) -> loop.Control:
+        if world.rank == 1:
+            threading.Event().wait()
+        return control(*arguments, **options)
+
+    loop.Control = hang  # type: ignore[assignment,misc]
+    return words_of(world, recipe_json, folder)
+
+
+def words_of(world: World, recipe_json: str, folder: str) -> str:
     try:
         run_attempt(Attempt(recipe_json, folder, threads=1), world)
     except Stalled as error:
@@ -104,11 +124,26 @@ def stand_still(world: World, recipe_json: str, folder: str) -> str:
     return "trained"
 
 
-def test_two_ranks_name_the_one_that_stands_still(digits_recipe: Recipe, tmp_path: Path) -> None:
-    recipe = digits_recipe.with_overrides(["train.stall_timeout_seconds=4"])
-    results = run_ranks(2, stand_still, recipe.to_json(), str(tmp_path))
-    for text in results:
-        assert text.startswith("rank 1 is standing still since 4 s at step 6, waiting for data (loop.py:"), (
-            text
-        )
-        assert text.endswith("the others wait (train.stall_timeout_seconds=4)")
+@pytest.mark.parametrize(
+    ("function", "timeout", "text"),
+    [
+        (
+            stand_still,
+            4,
+            r"rank 1 is standing still since 4 s at step 6, waiting for data \(loop\.py:.*the others wait ",
+        ),
+        (
+            stand_still_at_the_start,
+            2,
+            r"no rank moved for 6 s: at step 0, starting, are rank 0 \(control\.py:.*, rank 1 \(loop\.py:",
+        ),
+    ],
+)
+def test_two_ranks_name_the_one_that_stands_still(
+    digits_recipe: Recipe, tmp_path: Path, function: Callable[..., str], timeout: int, text: str
+) -> None:
+    recipe = digits_recipe.with_overrides([f"train.stall_timeout_seconds={timeout}"])
+    results = run_ranks(2, function, recipe.to_json(), str(tmp_path))
+    for result in results:
+        assert re.match(text, result), result
+        assert result.endswith(f"(train.stall_timeout_seconds={timeout})")
