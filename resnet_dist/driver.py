@@ -31,7 +31,7 @@ from resnet_dist.model import Options, check_batch_norm, check_model
 from resnet_dist.runs import RunFolder, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
-from resnet_dist.train.checkpoint import list_checkpoints
+from resnet_dist.train.checkpoint import best_checkpoint, list_checkpoints
 from resnet_dist.train.initial import check_init_from
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.plan import plan_of
@@ -226,7 +226,9 @@ def _close(tracking: Tracking, run: RunFolder, status: str) -> tuple[str, int]:
             unsent = tracking.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
         else:
             unsent = tracking.finish(LAST_UPLOAD_SECONDS)
-            tracking.log_results(_newest(run) if status == "FINISHED" else None)
+            # Where a recipe names a metric to choose by, its best model is what one wants to load.
+            model = best_checkpoint(run.checkpoints) or _newest(run)
+            tracking.log_results(model if status == "FINISHED" else None)
     except KeyboardInterrupt:
         if status == "FINISHED":
             status = "KILLED"  # all is trained; continuing the run does the rest

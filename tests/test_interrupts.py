@@ -17,6 +17,7 @@ from resnet_dist.interrupts import GRACE_SECONDS, StopRequest, interrupt, signal
 from resnet_dist.runs import RunFolder, read_run
 from resnet_dist.tracking.plain import PlainTracking
 from resnet_dist.tracking.spool import Entry
+from resnet_dist.train import loop
 from resnet_dist.train.checkpoint import list_checkpoints
 
 
@@ -144,6 +145,28 @@ def test_a_signal_to_the_driver_closes_the_run(
     run = read_run(tmp_path / "runs/x")
     assert run is not None
     assert (run.attempt, run.run_id) == (2, "id")
+
+
+def test_the_model_that_is_logged_is_the_best(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.9, 0.5, 0.7, 0.6])
+
+    def evaluation(*arguments: object) -> dict[str, float]:
+        return {"eval/top1": next(values), "eval/loss": 1.0, "eval/samples": 360.0}
+
+    monkeypatch.setattr(loop, "evaluate_unless_stopped", evaluation)
+    monkeypatch.setattr(loop.Guard, "check_evaluation", lambda *arguments: None)
+    recipe = digits_recipe.with_overrides(
+        ["train.length=4 steps", "train.eval_every=1 steps", "train.keep_checkpoints=1"]
+    )
+    for name, metric, logged in (("last", "none", 4), ("best", "eval/top1", 1)):
+        values = iter([0.9, 0.5, 0.7, 0.6])
+        tracking = Tracking("nothing")
+        chosen = recipe.with_overrides([f"train.best_metric={metric}"])
+        request = Request(chosen, "jobs/digits.py", tmp_path, gpu=False, local=True, name=name)
+        run_training(request, Told(), lambda *arguments, tracking=tracking: tracking)
+        assert f"log_results step-{logged:08d}" in tracking.calls
 
 
 def test_a_signal_while_data_are_prepared_leaves_no_run(
