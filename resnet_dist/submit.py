@@ -73,8 +73,12 @@ def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     where the job may live on though this ends, interrupted or not.
     """
     check_recipe(submission.recipe, submission.workers)
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # not a line for every upload
+    for name in (
+        "ray.dashboard.modules.dashboard_sdk",
+        "ray._private.runtime_env.packaging",
+        "ray.dashboard.modules.job.sdk",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)  # not a line for every upload and connection
     client = _connect(submission.address)
     job = f"raysubmit_{secrets.token_hex(8)}"  # chosen here, so that it can be named whatever happens
     try:
