@@ -28,7 +28,7 @@ from resnet_dist.data.storage import check_command
 from resnet_dist.interrupts import StopRequest, interrupt, interrupt_second, signals_call, signals_held
 from resnet_dist.launcher import DEFAULT_WORKERS
 from resnet_dist.model import Options, check_batch_norm, check_model
-from resnet_dist.runs import RunFolder, choose_run, run_of_launch
+from resnet_dist.runs import RunFolder, Status, choose_run, run_of_launch
 from resnet_dist.torchrun import Ranks as TorchrunRanks
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train.checkpoint import best_checkpoint, list_checkpoints
@@ -109,7 +109,7 @@ class Tracking(Protocol):
 
     def log_results(self, checkpoint: Path | None) -> None: ...
 
-    def close(self, status: str, timeout_seconds: float) -> None: ...
+    def close(self, status: Status, timeout_seconds: float) -> None: ...
 
 
 OpenTracking = Callable[[Request, RunFolder, Callable[[Entry], None]], Tracking]
@@ -134,7 +134,8 @@ def run_training(request: Request, reporter: Reporter, open_tracking: OpenTracki
         run = run.with_data([index.digest() for index in indexes])
         ranks = stack.enter_context(_ranks(request, reporter))
         tracking: Tracking | None = None
-        outcome, status, unsent = None, "FAILED", 0
+        status: Status = "FAILED"
+        outcome, unsent = None, 0
         try:
             with signals_held():  # a run that was begun in MLflow must be closed
                 tracking = _open(request, run, reporter, open_tracking)
@@ -218,7 +219,7 @@ def _open(request: Request, run: RunFolder, reporter: Reporter, open_tracking: O
         raise
 
 
-def _close(tracking: Tracking, run: RunFolder, status: str) -> tuple[str, int]:
+def _close(tracking: Tracking, run: RunFolder, status: Status) -> tuple[Status, int]:
     """Send what is left, log the model of a run that finished, close the run: its status, metrics not sent."""
     unsent = 0
     try:
@@ -375,6 +376,8 @@ class _RayRanks:
             with signals_held():  # an exception in the middle of Ray's import leaves wreckage
                 from resnet_dist import launch
         except ImportError as error:
+            if (error.name or "").partition(".")[0] != "ray":  # an installation that is broken
+                raise
             raise UserError(f"Ray is not installed ({error}); --local trains in this process") from None
         request, workers = self._request, self._request.world_size
         if not (request.address or os.environ.get("RAY_ADDRESS")):

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ from pydantic import ValidationError
 from resnet_dist.config import Recipe, UserError
 from resnet_dist.config.part import NAME, explain
 from resnet_dist.data.tar import write_text_atomically
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]  # of an attempt, as MLflow calls them
 
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"

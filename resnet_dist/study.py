@@ -26,7 +26,7 @@ from resnet_dist.driver import (
     run_training,
 )
 from resnet_dist.interrupts import interrupt, signals_call, signals_held
-from resnet_dist.runs import RunFolder, choose_run, read_run
+from resnet_dist.runs import RunFolder, Status, choose_run, read_run
 from resnet_dist.tracking.figures import Curve, draw_study
 from resnet_dist.tracking.spool import Entry, Follower, read_layers
 from resnet_dist.train.gradients import GRADIENT_NORMS
@@ -95,7 +95,7 @@ class StudyTracking(Protocol):
 
     def log_files(self, *files: Path) -> None: ...
 
-    def close(self, status: str, conclusion: str) -> None: ...
+    def close(self, status: Status, conclusion: str) -> None: ...
 
 
 OpenStudy = Callable[[StudyRequest], StudyTracking]
@@ -113,7 +113,8 @@ def run_study(
     refuse_mistakes(request)
     finished: list[RunFolder] = []
     tracking: StudyTracking | None = None
-    status, summary = "FAILED", None
+    status: Status = "FAILED"
+    summary = None
     try:
         with signals_held():  # a run that was begun in MLflow must be closed
             tracking = open_study(request)

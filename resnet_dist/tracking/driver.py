@@ -7,8 +7,9 @@ from pathlib import Path
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.index import read_index
+from resnet_dist.runs import Status
 from resnet_dist.tracking.model import log_model
-from resnet_dist.tracking.run import MlflowRun, Status, told
+from resnet_dist.tracking.run import MlflowRun, told
 from resnet_dist.tracking.spool import Entry, read_layers
 from resnet_dist.tracking.upload import Uploader
 from resnet_dist.train.checkpoint import step_of

@@ -34,7 +34,7 @@ def tracking_opener(more_tags: Mapping[str, str]) -> OpenTracking:
             return PlainTracking(run.spool, on_entry)
         from resnet_dist.tracking.driver import MlflowTracking
 
-        return MlflowTracking(  # type: ignore[return-value]  # its statuses are fewer than all strings
+        return MlflowTracking(
             request.output,
             request.recipe,
             name=run.name,
@@ -59,7 +59,7 @@ def open_study(request: StudyRequest) -> StudyTracking:
         raise UserError("MLflow, where the runs of a study lie together, is not installed")
     from resnet_dist.tracking.study import MlflowStudy
 
-    return MlflowStudy(  # type: ignore[return-value]  # as above
+    return MlflowStudy(
         request.output,
         request.folder,
         experiment=request.study.experiment,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from resnet_dist.runs import Status
 from resnet_dist.tracking.spool import Entry, Follower
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class PlainTracking:
     def log_results(self, checkpoint: Path | None) -> None:
         pass  # it stays where it is
 
-    def close(self, status: str, timeout_seconds: float) -> None:
+    def close(self, status: Status, timeout_seconds: float) -> None:
         pass
 
     def _run(self) -> None:

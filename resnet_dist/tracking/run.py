@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 # Before mlflow is imported: it reads these once. A server that is down shall fail in seconds, not in minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -25,10 +25,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from resnet_dist.config import Recipe, UserError
+from resnet_dist.runs import Status
 
 log = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 KEY_TAG = "resnet_dist.key"
 CLOSE_SECONDS = 30.0

@@ -9,7 +9,8 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from resnet_dist.data.tar import write_text_atomically
-from resnet_dist.tracking.run import CLOSE_SECONDS, PARENT_TAG, MlflowRun, Status, told
+from resnet_dist.runs import Status
+from resnet_dist.tracking.run import CLOSE_SECONDS, PARENT_TAG, MlflowRun, told
 
 STUDY_FILE = "study.json"
 
