@@ -82,6 +82,8 @@ def data_of(index: Index, **changes: object) -> Data:
         "flip": True,
         "loader_workers": 2,
     }
+    if changes.get("crop", "pad-crop") != "pad-crop":
+        del fields["pad"]  # which nothing reads then, and a recipe may not set
     return Data.model_validate(fields | changes)
 
 
