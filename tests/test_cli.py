@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
+
+from resnet_dist.cli import main
 
 from .data.servers import file_server
 
@@ -47,6 +50,27 @@ def folder(tmp_path: Path, digits_data: Path) -> Path:
     return tmp_path
 
 
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mistaken(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`run` in this process and in `folder`: for commands that end before they start anything."""
+    monkeypatch.chdir(folder)
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, out, err
+
+    return command
+
+
 def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
@@ -63,13 +87,17 @@ def files(folder: Path) -> set[Path]:
         ),
         (["--name", "a/b"], "--name 'a/b'"),
         (["--resume"], "no run of 'digits'"),
+        (["--local", "--address", "auto"], "--address auto: --local trains in this process"),
+        (["--local", "--workers", "2"], "--workers 2: --local trains as one rank"),
         (["--set", "data.train=/nowhere"], "data.source='digits'"),
         (["--set", "data.train=/nowhere", "--set", "data.source=none"], "/nowhere/index.json: no such index"),
     ],
 )
-def test_a_mistake_ends_with_2_and_one_sentence(folder: Path, words: list[str], message: str) -> None:
+def test_a_mistake_ends_with_2_and_one_sentence(
+    mistaken: Command, folder: Path, words: list[str], message: str
+) -> None:
     before = files(folder)
-    code, out, err = run("train", DIGITS, *words, cwd=folder)
+    code, out, err = mistaken("train", DIGITS, *words)
     assert code == 2, err
     assert any(part in err for part in message.split("|"))
     assert err.startswith("error: ")
@@ -78,23 +106,23 @@ def test_a_mistake_ends_with_2_and_one_sentence(folder: Path, words: list[str], 
     assert files(folder) == before
 
 
-def test_damaged_shards_are_refused_before_anything_starts(folder: Path) -> None:
+def test_damaged_shards_are_refused_before_anything_starts(mistaken: Command, folder: Path) -> None:
     path = next((folder / "output/data/digits/train").glob("*3.tar"))
     path.rename(path.with_suffix(".away"))
-    code, out, err = run("train", DIGITS, cwd=folder)
+    code, out, err = mistaken("train", DIGITS)
     assert (code, out) == (2, "")
     assert f"{path.name}: missing" in err
     path.with_suffix(".away").rename(path)
     path.write_bytes(path.read_bytes()[:-512])
-    code, out, err = run("train", DIGITS, cwd=folder)
+    code, out, err = mistaken("train", DIGITS)
     assert (code, out) == (2, "")
     assert f"{path.name}: has" in err
     assert not (folder / "output/runs").exists()
 
 
-def test_a_recipe_that_raises(folder: Path) -> None:
+def test_a_recipe_that_raises(mistaken: Command, folder: Path) -> None:
     (folder / "bad.py").write_text("def recipe():\n    return 1 / 0\n")
-    code, out, err = run("train", "bad.py", cwd=folder)
+    code, out, err = mistaken("train", "bad.py")
     assert (code, out) == (2, "")
     assert err == "error: bad.py, line 2: ZeroDivisionError: division by zero\n"
 
@@ -234,9 +262,9 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
         ),
     ],
 )
-def test_mistakes_about_data(folder: Path, words: list[str], message: str) -> None:
+def test_mistakes_about_data(mistaken: Command, folder: Path, words: list[str], message: str) -> None:
     before = files(folder)
-    code, _, err = run(*words, cwd=folder)
+    code, _, err = mistaken(*words)
     assert code == 2, err
     assert message in err
     assert err.startswith("error: ")
@@ -332,9 +360,9 @@ def test_study_trains_all_its_runs_and_says_what_it_found(folder: Path) -> None:
         ([STUDY, "--workers", "3"], "trial plain-20-seed-0: --workers 3: the recipe has 2 micro-batches"),
     ],
 )
-def test_mistakes_about_studies(folder: Path, words: list[str], message: str) -> None:
+def test_mistakes_about_studies(mistaken: Command, folder: Path, words: list[str], message: str) -> None:
     before = files(folder)
-    code, out, err = run("study", *words, cwd=folder)
+    code, out, err = mistaken("study", *words)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")
