@@ -141,6 +141,7 @@ def test_local_train_evaluate_and_the_run_in_mlflow(folder: Path) -> None:
     code, out, err = run("train", DIGITS, "--local", "--name", "first", *SHORT, cwd=folder)
     assert code == 0, err
     assert "top-1" in out
+    assert out.endswith("browse     resnet-dist ui\n")
     client = mlflow.MlflowClient(f"sqlite:///{folder}/output/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None

@@ -60,6 +60,7 @@ def test_readmes_main_command(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert err == ""  # Ray's and MLflow's own chatter stays out of the terminal
     assert "2 rank(s)" in out
+    assert out.endswith("browse     resnet-dist ui\n")
     top1 = re.search(r"^top-1 +(\d+\.\d+)% of 360", out, re.M)
     assert top1 is not None
     assert float(top1[1]) >= 98.0

@@ -26,7 +26,10 @@ from resnet_dist.runs import RUN_FILE, SPOOL_FILE
 from resnet_dist.tracking.spool import Follower
 
 # Of our command: a run that ends soon after its first step, which it tells of at once.
-OVERRIDES = ("train.length=2 steps", "train.log_every=1 steps", "train.eval_every=0 steps")
+OVERRIDES = (
+    *("train.length=2 steps", "train.log_every=1 steps", "train.eval_every=0 steps"),
+    "train.ema_every=1 steps",  # an average that moves less often than there are steps is refused
+)
 COMMAND = (sys.executable, "-c", "from resnet_dist.cli import main; main()", "train")
 POLL_SECONDS = 0.01
 MOST_SECONDS = 600.0  # for one start: what hangs is told, not waited for

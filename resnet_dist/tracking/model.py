@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -18,7 +19,7 @@ from mlflow.types import Schema, TensorSpec
 
 import resnet_dist.model
 from resnet_dist.config import Recipe
-from resnet_dist.tracking.run import MlflowRun
+from resnet_dist.tracking.run import URI_VARIABLE, MlflowRun
 
 REQUIREMENTS = ("torch", "numpy", "safetensors", "mlflow")  # named, or MLflow spends 14 s guessing them
 
@@ -39,8 +40,7 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
         shutil.copytree(
             Path(resnet_dist.model.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
         )
-        mlflow.set_tracking_uri(run.uri)
-        with mlflow.start_run(run_id=run.run_id):
+        with _default_store(run.uri), mlflow.start_run(run_id=run.run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("serve.py")),
@@ -55,10 +55,22 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
 
 def download_model(run_id: str, uri: str) -> Path:
     """The checkpoint folder inside the model that a run logged. Raises MlflowException where there is none."""
-    mlflow.set_tracking_uri(uri)
-    with _quiet():
+    with _quiet(), _default_store(uri):
         folder = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model")
     return Path(folder) / "artifacts" / "checkpoint"
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """MLflow's functions of a model know one store for the whole process, and set the variable that names a server."""
+    before = os.environ.get(URI_VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # takes the variable away, too
+        if before is not None:
+            os.environ[URI_VARIABLE] = before
 
 
 @contextmanager
