@@ -53,7 +53,7 @@ def build_index(
 
     classes: names, in the order of their labels; None: "0" to the largest label found. The second value lists
     samples that have no image or no label; they are counted, and each costs a warning in training.
-    Raises UserError naming the shard where one cannot be read, and writes no index then.
+    Raises UserError naming the shard where one cannot be read, or where no sample can be used; writes no index then.
     """
     for shard in shards:
         check_command(shard.url, allowed=limits.allow_commands)
@@ -75,6 +75,9 @@ def build_index(
         raise UserError(f"{shards[0].url}: no samples; members must be named KEY.EXTENSION")
     result = max(found, key=lambda result: result.largest_label)
     largest = result.largest_label
+    problems = [problem for result in found for problem in result.problems]
+    if largest < 0:
+        raise UserError(f"no sample has an image and a usable label; the first: {problems[0]}")
     if classes is None:
         classes = _known_classes(out, largest)
     if classes is None and largest >= MOST_CLASSES:
@@ -88,7 +91,7 @@ def build_index(
         raise UserError(f"--classes: {len(classes)} names, but a label is {largest}")
     now = [result.shard for result in found]
     index = write_index(out, now, classes, prepared=_known_preparation(out, now))
-    return index, [problem for result in found for problem in result.problems]
+    return index, problems
 
 
 def _known_classes(out: Path, largest: int) -> list[str] | None:
@@ -131,7 +134,7 @@ def read_shard(shard: Shard, storage: Storage) -> Found:
                 continue
             try:
                 text = os.pread(file.fileno(), label.size, label.offset)
-                number = parse_label(text, is_json=label.extension != "cls")
+                number = parse_label(text, is_json=label.is_json)
                 if number < 0:
                     raise ValueError(f"label {number} is negative")
                 largest = max(largest, number)
