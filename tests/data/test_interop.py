@@ -119,6 +119,25 @@ def test_names_of_shards(tmp_path: Path) -> None:
         expand([str(tmp_path / "empty")])
 
 
+def test_names_of_commands() -> None:
+    def urls(pattern: str) -> list[str]:
+        return [shard.url for shard in expand([pattern])]
+
+    assert urls("pipe:curl -s http://[::1]/a-{08..10}.tar") == [
+        f"pipe:curl -s http://[::1]/a-{n}.tar" for n in ("08", "09", "10")
+    ]
+    assert urls("pipe:cat a.tar::pipe:cat {1..2}.tar") == [
+        "pipe:cat a.tar",
+        "pipe:cat 1.tar",
+        "pipe:cat 2.tar",
+    ]
+    assert urls("https://x/a.tar::pipe:cat b.tar")[1] == "pipe:cat b.tar"
+    for command in ("pipe:awk '{print $1, $2}' a.tar", "pipe:cat ${HOME}/{a,b}.tar", "pipe:{ cat a.tar; }"):
+        assert urls(command) == [command]
+    with pytest.raises(UserError, match="more than 1,000,000"):
+        expand(["pipe:cat {0..9999999999}.tar"])
+
+
 def test_a_range_with_a_step_counts_what_it_names() -> None:
     assert expand_braces("a-{0..9..2}.tar") == [f"a-{n}.tar" for n in (0, 2, 4, 6, 8)]
     assert len(expand_braces("a-{9000000..0..-100}.tar")) == 90_001
