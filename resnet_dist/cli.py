@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from resnet_dist.config import Data, UserError, load_recipe, load_study
+from resnet_dist.config.part import explain
 from resnet_dist.cpus import cpu_count
 from resnet_dist.interrupts import interrupt, signals_call
 from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
@@ -336,16 +338,19 @@ def bench_loader(
     """Images per second of the loader alone: random crops and flips, uint8 batches."""
     from resnet_dist.bench.loader import bench_loader as measure
 
-    data = Data(
-        train=shards,
-        eval=shards,
-        image_size=image_size,
-        global_batch_size=batch_size,
-        lanes=math.gcd(batch_size, 8),
-        crop=crop,
-        flip=True,
-        cache=cache,
-    )
+    try:
+        data = Data(
+            train=shards,
+            eval=shards,
+            image_size=image_size,
+            global_batch_size=batch_size,
+            lanes=math.gcd(batch_size, 8),
+            crop=crop,
+            flip=True,
+            cache=cache,
+        )
+    except ValidationError as error:
+        raise UserError(explain(error, Data)) from None
     workers = loader_workers or cpu_count()
     speed = measure(data, workers=workers, against_raw=against == "raw", rounds=rounds)
     out.print(f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {workers} threads")
@@ -567,7 +572,7 @@ def _explain(error: Exception) -> int:
     kinds = {kind.__name__ for kind in type(error).__mro__}  # importing them would import torch
     if "AlreadySaid" in kinds:
         return 1
-    if kinds & {"TrainingError", "RankFailed"}:
+    if kinds & {"TrainingError", "RankFailed", "StorageError"}:
         err.print(f"error: {error}")
         return 1
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 from resnet_dist.config import UserError
@@ -152,9 +153,10 @@ def _measured(shard: Shard, path: Path, storage: Storage) -> Shard:
     """With size and checksum, of the file as it is stored."""
     if is_local(shard.url):
         path = local_path(shard.url)
+    elif fetched := storage.fetched_checksum(shard):  # the compressed bytes themselves are gone
+        return Shard(shard.url, *fetched, shard.num_samples)
     elif compression_of(shard.url):
-        fetched = storage.fetched_checksum(shard)  # the compressed bytes themselves are gone
-        return Shard(shard.url, *fetched, shard.num_samples) if fetched else shard
+        return shard
     problem = difference(path, shard)
     if problem:
         raise TarError(f"{shard.url}: {problem}")
@@ -164,24 +166,31 @@ def _measured(shard: Shard, path: Path, storage: Storage) -> Shard:
 def verify_index(
     location: str, limits: Limits, *, workers: int = 4, progress: Progress = lambda done, total: None
 ) -> list[str]:
-    """Recompute every checksum and decode every image. Returns what is wrong, each with shard and key."""
+    """Recompute every checksum and decode every image. Returns what is wrong, each with shard and key.
+
+    Remote and compressed shards are fetched, or unpacked, anew: a copy in the cache says nothing of what is there
+    now. One that differs from the index is named too.
+    """
     index = read_index(location)
     reader, storage = ShardReader(index, limits), Storage(limits)
     problems: list[str] = []
-    first_ids = [sum(index.counts[:number]) for number in range(len(index.shards))]
+    first_ids = list(accumulate(index.counts, initial=0))
 
     def check(number: int) -> list[str]:
-        shard = index.shards[number]
+        shard, found = index.shards[number], []
         try:
             if is_local(shard.url):
                 problem = difference(local_path(shard.url), shard)
                 if problem:
                     return [f"{shard.url}: {problem}"]
+            elif problem := _damage_of_copy(shard, storage):
+                found.append(f"{shard.url}: the copy in {limits.folder} {problem}; it was fetched anew")
+            storage.forget(shard)
             storage.path(shard)  # what is fetched is compared when it comes
-            ids = range(first_ids[number], first_ids[number] + shard.num_samples)
-            return [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
+            ids = range(first_ids[number], first_ids[number + 1])
+            return found + [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
         except (OSError, IndexMismatch) as error:
-            return [f"{shard.url}: {error}"]
+            return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -192,6 +201,14 @@ def verify_index(
         reader.close()
         storage.close()
     return problems
+
+
+def _damage_of_copy(shard: Shard, storage: Storage) -> str | None:
+    """What is wrong with a remote shard's copy in the cache, where there is one that is kept as it came."""
+    unpacked = compression_of(shard.url) or storage.fetched_checksum(shard)
+    if unpacked or not storage.is_at_hand(shard):
+        return None
+    return difference(storage.path(shard), shard)
 
 
 def _problem(reader: ShardReader, sample_id: int, num_classes: int) -> str | None:
