@@ -261,6 +261,8 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
             ["evaluate", "output", "output/data/digits/eval", "--gpu"],
             "error: --gpu: this machine has no CUDA",
         ),
+        (["bench", "loader", "output/data/digits/eval", "--cache", "ram"], "error: cache='ram' keeps images"),
+        (["bench", "loader", "output/data"], "output/data/index.json: no such index"),
     ],
 )
 def test_mistakes_about_data(mistaken: Command, folder: Path, words: list[str], message: str) -> None:
@@ -271,6 +273,15 @@ def test_mistakes_about_data(mistaken: Command, folder: Path, words: list[str], 
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert files(folder) == before
+
+
+def test_a_shard_that_cannot_be_had_is_one_sentence(folder: Path) -> None:
+    next((folder / "output/data/digits/eval").glob("*000003.tar")).unlink()
+    code, _, err = run("bench", "loader", "output/data/digits/eval", "--crop", "none", cwd=folder)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.endswith("digits-eval-000003.tar: missing\n")
+    assert err.count("\n") == 1
 
 
 def test_index_and_verify(folder: Path) -> None:

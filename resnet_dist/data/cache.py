@@ -17,6 +17,7 @@ from resnet_dist.config import Data, UserError
 from resnet_dist.data.augment import Randomness, augmented
 from resnet_dist.data.memory import available_memory, ranks_of_this_node
 from resnet_dist.data.order import PADDING
+from resnet_dist.data.pixels import to_device
 
 SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest of the process wants some too
 
@@ -83,7 +84,7 @@ class Samples:
     def select(self, ids_B: NDArray[np.int64], data: Data, random: Randomness | None, size: int) -> Samples:
         """The samples of a batch, augmented to `size` unless `random` is None; zeros where there is PADDING."""
         rows_B = np.maximum(ids_B, 0)
-        here_B = torch.from_numpy(rows_B).to(self.labels_N.device)
+        here_B = to_device(rows_B, self.labels_N.device)
         samples = Samples(
             augmented(self.images_NSSC, rows_B, data, random, size),
             self.labels_N.index_select(0, here_B),

@@ -69,12 +69,6 @@ def open_image(data: bytes, channels: int) -> Image:
     return _Decoded(_decode_with_pillow(data, channels))
 
 
-def decode_image(data: bytes, channels: int) -> Pixels:
-    """(H, W, channels) uint8. Raises ValueError where the bytes are not an image that can be read."""
-    image = open_image(data, channels)
-    return whole(image).copy()
-
-
 def whole(image: Image) -> Pixels:
     """All of an image. Good until this thread asks for the next image's pixels."""
     return image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))

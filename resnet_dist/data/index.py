@@ -117,6 +117,8 @@ def read_index(location: str | Path) -> Index:
         ) from None
     except StorageError as error:
         raise IndexMismatch(str(error)) from None
+    except OSError as error:  # a folder of that name, or one that may not be read
+        raise IndexMismatch(f"{where}: cannot be read: {error.strerror}") from None
     except KeyError as error:
         if error.args == ("classes",):
             raise IndexMismatch(
@@ -165,8 +167,10 @@ def _check_local(shard: Shard, index: Index, *, headers: bool) -> None:
     path = local_path(shard.url)
     try:
         num_bytes = path.stat().st_size
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise IndexMismatch(f"{path}: missing, but {index.location} lists it") from None
+    except OSError as error:
+        raise IndexMismatch(f"{path}: cannot be read: {error.strerror}") from None
     if shard.num_bytes and num_bytes != shard.num_bytes:
         raise IndexMismatch(
             f"{path}: has {num_bytes:,} bytes, but {index.location} says {shard.num_bytes:,}; "
@@ -185,3 +189,5 @@ def _check_local(shard: Shard, index: Index, *, headers: bool) -> None:
                 check_header(file.fileno(), str(path), member)
     except TarError as error:
         raise IndexMismatch(str(error)) from None
+    except OSError as error:
+        raise IndexMismatch(f"{error.filename or path}: cannot be read: {error.strerror}") from None

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 from resnet_dist.config import UserError
@@ -53,7 +54,7 @@ def build_index(
 
     classes: names, in the order of their labels; None: "0" to the largest label found. The second value lists
     samples that have no image or no label; they are counted, and each costs a warning in training.
-    Raises UserError naming the shard where one cannot be read, and writes no index then.
+    Raises UserError naming the shard where one cannot be read, or where no sample can be used; writes no index then.
     """
     for shard in shards:
         check_command(shard.url, allowed=limits.allow_commands)
@@ -75,6 +76,9 @@ def build_index(
         raise UserError(f"{shards[0].url}: no samples; members must be named KEY.EXTENSION")
     result = max(found, key=lambda result: result.largest_label)
     largest = result.largest_label
+    problems = [problem for result in found for problem in result.problems]
+    if largest < 0:
+        raise UserError(f"no sample has an image and a usable label; the first: {problems[0]}")
     if classes is None:
         classes = _known_classes(out, largest)
     if classes is None and largest >= MOST_CLASSES:
@@ -88,7 +92,7 @@ def build_index(
         raise UserError(f"--classes: {len(classes)} names, but a label is {largest}")
     now = [result.shard for result in found]
     index = write_index(out, now, classes, prepared=_known_preparation(out, now))
-    return index, [problem for result in found for problem in result.problems]
+    return index, problems
 
 
 def _known_classes(out: Path, largest: int) -> list[str] | None:
@@ -131,7 +135,7 @@ def read_shard(shard: Shard, storage: Storage) -> Found:
                 continue
             try:
                 text = os.pread(file.fileno(), label.size, label.offset)
-                number = parse_label(text, is_json=label.extension != "cls")
+                number = parse_label(text, is_json=label.is_json)
                 if number < 0:
                     raise ValueError(f"label {number} is negative")
                 largest = max(largest, number)
@@ -149,9 +153,10 @@ def _measured(shard: Shard, path: Path, storage: Storage) -> Shard:
     """With size and checksum, of the file as it is stored."""
     if is_local(shard.url):
         path = local_path(shard.url)
+    elif fetched := storage.fetched_checksum(shard):  # the compressed bytes themselves are gone
+        return Shard(shard.url, *fetched, shard.num_samples)
     elif compression_of(shard.url):
-        fetched = storage.fetched_checksum(shard)  # the compressed bytes themselves are gone
-        return Shard(shard.url, *fetched, shard.num_samples) if fetched else shard
+        return shard
     problem = difference(path, shard)
     if problem:
         raise TarError(f"{shard.url}: {problem}")
@@ -161,24 +166,31 @@ def _measured(shard: Shard, path: Path, storage: Storage) -> Shard:
 def verify_index(
     location: str, limits: Limits, *, workers: int = 4, progress: Progress = lambda done, total: None
 ) -> list[str]:
-    """Recompute every checksum and decode every image. Returns what is wrong, each with shard and key."""
+    """Recompute every checksum and decode every image. Returns what is wrong, each with shard and key.
+
+    Remote and compressed shards are fetched, or unpacked, anew: a copy in the cache says nothing of what is there
+    now. One that differs from the index is named too.
+    """
     index = read_index(location)
     reader, storage = ShardReader(index, limits), Storage(limits)
     problems: list[str] = []
-    first_ids = [sum(index.counts[:number]) for number in range(len(index.shards))]
+    first_ids = list(accumulate(index.counts, initial=0))
 
     def check(number: int) -> list[str]:
-        shard = index.shards[number]
+        shard, found = index.shards[number], []
         try:
             if is_local(shard.url):
                 problem = difference(local_path(shard.url), shard)
                 if problem:
                     return [f"{shard.url}: {problem}"]
+            elif problem := _damage_of_copy(shard, storage):
+                found.append(f"{shard.url}: the copy in {limits.folder} {problem}; it was fetched anew")
+            storage.forget(shard)
             storage.path(shard)  # what is fetched is compared when it comes
-            ids = range(first_ids[number], first_ids[number] + shard.num_samples)
-            return [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
+            ids = range(first_ids[number], first_ids[number + 1])
+            return found + [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
         except (OSError, IndexMismatch) as error:
-            return [f"{shard.url}: {error}"]
+            return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -189,6 +201,14 @@ def verify_index(
         reader.close()
         storage.close()
     return problems
+
+
+def _damage_of_copy(shard: Shard, storage: Storage) -> str | None:
+    """What is wrong with a remote shard's copy in the cache, where there is one that is kept as it came."""
+    unpacked = compression_of(shard.url) or storage.fetched_checksum(shard)
+    if unpacked or not storage.is_at_hand(shard):
+        return None
+    return difference(storage.path(shard), shard)
 
 
 def _problem(reader: ShardReader, sample_id: int, num_classes: int) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from resnet_dist.config import Data
 from resnet_dist.data.philox import Purpose, uniform, words_of
 
+MOST_REJECTED = 2.0  # the largest alpha that is drawn by rejection
 TRIES = 64  # of which each is taken with a probability of 1/6 at alpha 2, and more below
 
 
@@ -62,10 +63,14 @@ def _cut(images_MCHW: Tensor, share: float, top_draw: float, left_draw: float) -
 
 
 def beta(alpha: float, draws: list[float]) -> float:
-    """A draw from Beta(alpha, alpha), by Jöhnk's rejection: it is fixed by the uniforms that it is given.
+    """A draw from Beta(alpha, alpha), fixed by the uniforms that it is given: by Jöhnk's rejection up to 2.
 
-    NumPy's own beta may change its algorithm between releases.
+    Above, where that would reject nearly all, by Ulrich's formula (Devroye, Non-Uniform Random Variate Generation,
+    IX.3). NumPy's own beta may change its algorithm between releases.
     """
+    if alpha > MOST_REJECTED:
+        radius = math.sqrt(1 - draws[0] ** (2 / (2 * alpha - 1)))
+        return (1 + radius * math.cos(2 * math.pi * draws[1])) / 2
     for first, second in zip(draws[::2], draws[1::2], strict=True):
         x, y = first ** (1 / alpha), second ** (1 / alpha)
         if 0 < x + y <= 1:

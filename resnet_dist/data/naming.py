@@ -8,23 +8,28 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 from resnet_dist.config import UserError
 from resnet_dist.data.index import INDEX_NAME, Shard, shards_of
-from resnet_dist.data.remote import StorageError, is_local, join, local_path, read_bytes
+from resnet_dist.data.remote import COMMAND, StorageError, is_local, join, local_path, read_bytes
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 MOST_URLS = 1_000_000  # of one pattern: {0..999999999} is a slip of the hand
 
 
 def expand(patterns: Sequence[str], split: str | None = None) -> list[Shard]:
     """Shards that a person names: brace patterns, `::` lists, folders, wids or timm indexes, in that order.
 
+    A command (`pipe:…`) goes on to the next `::pipe:`, or to the end: its own `::` and braces are the shell's, but
+    for ranges of numbers.
+
     What is not known of them yet is 0 or empty. Raises UserError where nothing is found.
     """
-    shards = [shard for pattern in patterns for part in pattern.split("::") for shard in _expand(part, split)]
+    shards = [shard for pattern in patterns for part in _parts(pattern) for shard in _expand(part, split)]
     if not shards:
         raise UserError(f"{', '.join(patterns)}: names no shards")
     url, times = Counter(shard.url for shard in shards).most_common(1)[0]
@@ -33,11 +38,16 @@ def expand(patterns: Sequence[str], split: str | None = None) -> list[Shard]:
     return shards
 
 
+def _parts(pattern: str) -> Iterator[str]:
+    for piece in re.split(f"::(?={COMMAND})", pattern):
+        yield from [piece] if piece.startswith(COMMAND) else piece.split("::")
+
+
 def _expand(pattern: str, split: str | None) -> list[Shard]:
     if not pattern:
         raise UserError("an empty name in the list of shards")
-    if pattern.startswith("pipe:"):
-        return [Shard(pattern, 0, "", 0)]
+    if pattern.startswith(COMMAND):
+        return [Shard(command, 0, "", 0) for command in _expand_ranges(pattern)]
     if pattern.endswith(".json"):
         return _from_index(pattern, split)
     if is_local(pattern) and local_path(pattern).is_dir():
@@ -52,14 +62,27 @@ def expand_braces(pattern: str) -> list[str]:
     """`train-{000000..000146}.tar` → 147 names, as webdataset expands them."""
     import braceexpand
 
-    # The library makes lists of whole ranges: look at their ends before it does.
-    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", pattern)
-    if math.prod(_count(*(int(word or 1) for word in numbers)) for numbers in ranges) > MOST_URLS:
-        raise UserError(f"{pattern!r} stands for more than {MOST_URLS:,} shards")
+    _check_count(pattern)
     try:
         return list(braceexpand.braceexpand(pattern))
     except ValueError as error:  # UnbalancedBracesError
         raise UserError(f"{pattern!r}: {error}") from None
+
+
+def _expand_ranges(command: str) -> list[str]:
+    """`pipe:curl …/{000000..000146}.tar` → 147 commands. Other braces may be awk's, or a variable's."""
+    _check_count(command)
+    ends = [0, *(end for match in RANGE.finditer(command) for end in match.span()), len(command)]
+    words = [command[low:high] for low, high in pairwise(ends)]  # every second one is a range
+    choices = [expand_braces(word) if number % 2 else [word] for number, word in enumerate(words)]
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _check_count(pattern: str) -> None:
+    """The library makes lists of whole ranges: look at their ends before it does."""
+    ranges = RANGE.findall(pattern)
+    if math.prod(_count(*(int(word or 1) for word in numbers)) for numbers in ranges) > MOST_URLS:
+        raise UserError(f"{pattern!r} stands for more than {MOST_URLS:,} shards")
 
 
 def _count(first: int, last: int, step: int) -> int:

@@ -7,6 +7,8 @@ Shapes: N images, B rows of a batch, H height, W width, S size of a square, C ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,12 @@ from torch.nn import functional as F
 from resnet_dist.data.decode import Pixels
 
 Draws = NDArray[np.float64]
+
+
+def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    """On a GPU without waiting for it: from memory that it can read by itself, beside what it computes."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def resize(pixels_HWC: Pixels, height: int, width: int) -> Pixels:
@@ -55,19 +63,19 @@ def windows(
     if source_NSSC.device.type == "cpu":
         out = _rows_at(source_NSSC.numpy(), rows_B[:, None] * wide + down_BS, right_B)
     else:
-        down, right = (torch.from_numpy(moved).to(source_NSSC.device) for moved in (down_BS, right_BS))
+        down, right = (to_device(moved, source_NSSC.device) for moved in (down_BS, right_BS))
         out = pixels_at(source_NSSC, rows_B, down, right)
     for moved_BS, view in ((down_BS, out), (right_BS, out.transpose(1, 2))):
         outside = np.nonzero((moved_BS < 0) | (moved_BS >= wide))
         if len(outside[0]):
-            view[tuple(torch.from_numpy(i).to(out.device) for i in outside)] = 0
+            view[tuple(to_device(i, out.device) for i in outside)] = 0
     return out
 
 
 def pixels_at(source_NSSC: Tensor, rows_B: NDArray[np.int64], down_BS: Tensor, right_BS: Tensor) -> Tensor:
     """Of images `rows_B`, the pixels at these rows and columns, the nearest where there are none: (B, S, S, C)."""
     size = source_NSSC.shape[1]
-    first_B1 = torch.from_numpy(rows_B).to(source_NSSC.device)[:, None] * size
+    first_B1 = to_device(rows_B, source_NSSC.device)[:, None] * size
     rows_BS = first_B1 + down_BS.clamp(0, size - 1)
     return source_NSSC.flatten(0, 2)[rows_BS[:, :, None] * size + right_BS.clamp(0, size - 1)[:, None, :]]
 
@@ -96,7 +104,7 @@ def flip_(images_NSSC: Tensor, flip_N: NDArray[np.bool]) -> None:
     if images_NSSC.device.type == "cpu":
         images_NSSC.numpy()[rows] = images.numpy()
     else:
-        images_NSSC[torch.from_numpy(rows).to(images_NSSC.device)] = images
+        images_NSSC[to_device(rows, images_NSSC.device)] = images
 
 
 def mirrored(images_NSSC: Tensor) -> Tensor:
@@ -108,7 +116,7 @@ def take(source_NSSC: Tensor, rows_B: NDArray[np.int64]) -> Tensor:
     """A copy of some images. On a CPU by NumPy, which copies whole images and so several times faster."""
     if source_NSSC.device.type == "cpu":
         return torch.from_numpy(source_NSSC.numpy()[rows_B])
-    return source_NSSC.index_select(0, torch.from_numpy(rows_B).to(source_NSSC.device))
+    return source_NSSC.index_select(0, to_device(rows_B, source_NSSC.device))
 
 
 def erased(
@@ -120,9 +128,9 @@ def erased(
     high = np.clip(np.sqrt(area / ratio).round(), 1, size) * chosen_N
     broad = np.clip(np.sqrt(area * ratio).round(), 1, size) * chosen_N
     top, left = np.floor(draws_N4[:, 2] * (size - high + 1)), np.floor(draws_N4[:, 3] * (size - broad + 1))
-    edges_4N = torch.from_numpy(np.stack([top, top + high, left, left + broad])).to(device)
+    edges_4N = to_device(np.stack([top, top + high, left, left + broad]), device)
     at_S = torch.arange(size, device=device)
     down_NS = (at_S >= edges_4N[0][:, None]) & (at_S < edges_4N[1][:, None])
     right_NS = (at_S >= edges_4N[2][:, None]) & (at_S < edges_4N[3][:, None])
-    paint = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8, device=device)
+    paint = to_device(np.array([round(255 * value) for value in mean], np.uint8), device)
     return torch.where((down_NS[:, :, None] & right_NS[:, None, :])[..., None], paint, images_NSSC)

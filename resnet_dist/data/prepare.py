@@ -12,9 +12,11 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from resnet_dist.data.tar import TarError, group_samples, read_idx, write_idx, w
 SHARD_BYTES = 256 * 2**20  # what a large set is cut into: 100 to 500 MB suit object stores and local disks
 MIN_SHARDS = 8  # so that several ranks of a small set read different files
 PLAN_NAME = ".plan.json"  # of a preparation under way
+COUNT_KEY = "number_of_shards"  # in it
 LOCK_NAME = ".lock"
 REPORT_NAME = "unreadable.txt"
 PROBES = 100  # images that are measured to guess what all will take
@@ -115,13 +118,8 @@ def _write_split(
     progress: Callable[[int, int], None],
 ) -> Index:
     items = source.splits[split]
-    if (folder / PLAN_NAME).exists():
-        _check_same(folder / PLAN_NAME, plan, None)
-    else:
-        write_text_atomically(folder / PLAN_NAME, json.dumps(plan) + "\n")
-
     order = permutation(len(items), Purpose.SHARDS, seed=options.seed)
-    parts = _cut(len(items), _count_shards(items, options))
+    parts = _cut(len(items), _planned_shards(folder / PLAN_NAME, items, options, plan))
     paths = [folder / f"{source.name}-{split}-{number:06d}.tar" for number in range(len(parts))]
     tasks = [
         _Task(path, [items[i] for i in order[part.start : part.stop]], part.start, options)
@@ -139,10 +137,24 @@ def _write_split(
         write_text_atomically(folder / REPORT_NAME, "".join(f"{line}\n" for line in unreadable))
         if options.strict or len(unreadable) == len(items):
             raise UserError(f"{len(unreadable)} images cannot be read, the first is {unreadable[0]}")
+    else:
+        (folder / REPORT_NAME).unlink(missing_ok=True)  # an earlier call's
     index = write_index(folder, shards, source.classes, prepared=plan)
     (folder / PLAN_NAME).unlink()
     (folder / LOCK_NAME).unlink(missing_ok=True)
     return index
+
+
+def _planned_shards(path: Path, items: Sequence[Item], options: Options, plan: dict[str, object]) -> int:
+    """How many shards: once in the plan, no image that has changed since can cut the set in another way."""
+    if path.exists():
+        _check_same(path, plan, None)
+        count = json.loads(path.read_text()).get(COUNT_KEY)
+        if isinstance(count, int):
+            return count
+    count = _count_shards(items, options)
+    write_text_atomically(path, json.dumps({**plan, COUNT_KEY: count}) + "\n")
+    return count
 
 
 def _plan(name: str, items: Sequence[Item], options: Options) -> dict[str, object]:
@@ -215,18 +227,24 @@ def _run(tasks: list[_Task], workers: int) -> Iterator[tuple[_Task, _Written]]:
             yield task, _write(task)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_start_worker) as pool:
         try:
             futures = {pool.submit(_write, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {workers} processes was killed, most likely because memory ran out; the same call goes on "
+                "from here, with fewer --workers it takes less"
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # shards under way are finished, no other is begun
 
 
-def _follow_parent() -> None:
+def _start_worker() -> None:
     """In a worker: Ctrl-C is the parent's to answer, and without the parent there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _import_webdataset_alone()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -237,19 +255,32 @@ def _follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def _import_webdataset_alone() -> None:
+    """Without torch, which it does without where there is none: seconds and 300 MB in every worker."""
+    if "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import webdataset  # noqa: F401
+    finally:
+        del sys.modules["torch"]  # shrinking needs it
+
+
 def _write(task: _Task) -> _Written:
     """Write one shard; one that is there already, from an earlier call, is only read.
 
-    What is missing from it is tried again: an image that can be read by now has the shard written once more.
+    What is missing from it is tried again: an image that can be read by now has the shard written once more. So
+    has one with a sample that belongs elsewhere.
     """
     if not (task.path.exists() and idx_path(task.path).exists()):
         _write_tar(task)
     for last in (False, True):
         shard = index_shard(task.path)
         keys = {members[0].key for members in read_idx(idx_path(task.path))}
-        missing = [item for n, item in enumerate(task.items, start=task.first_key) if _key(n) not in keys]
+        expected = {_key(n): item for n, item in enumerate(task.items, start=task.first_key)}
+        missing = [item for key, item in expected.items() if key not in keys]
         reasons = [_reason(item, task.options) for item in missing]
-        if last or None not in reasons:
+        if last or (None not in reasons and keys <= expected.keys()):
             break
         _write_tar(task)
     sometimes = "could be read now, but not when its shard was written"

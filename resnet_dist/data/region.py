@@ -1,7 +1,9 @@
 """A part of a JPEG without the work for the rest of it: nvImageCodec drives libjpeg-turbo's partial decoding.
 
 The pixels are those of a whole decode, bit for bit: where the library is missing, images are decoded whole
-and the batches are the same.
+and the batches are the same. Except for a file that is damaged in its middle: the rest of it is never looked at,
+so a crop may be good where a whole decode refuses the sample. To look would cost what this saves; `prepare` leaves
+out, and `index --verify` names, what a whole decode refuses.
 """
 
 from __future__ import annotations

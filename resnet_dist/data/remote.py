@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,13 @@ CHUNK_BYTES = 4 * 2**20  # asked for at once: what a broken transfer loses at mo
 STALL_SECONDS = 30.0  # after which a chunk is given up and asked for again
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 20.0
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
+# By name, of drivers that may not be installed: botocore's, and Google's.
+NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "DefaultCredentialsError",
+}
 COMMAND = "pipe:"
 POLL_SECONDS = 0.2  # how often a command is looked at
 
@@ -41,9 +49,10 @@ def local_path(url: str) -> Path:
 
 
 def compression_of(url: str) -> str | None:
-    """gzip or zstd, by the name."""
-    path = url if url.startswith(COMMAND) else urlsplit(url).path if "://" in url else url
-    name = path.rstrip().lower()
+    """gzip or zstd, by the name; None for a command, whose words say nothing of what it writes."""
+    if url.startswith(COMMAND):
+        return None
+    name = (urlsplit(url).path if "://" in url else url).rstrip().lower()
     if name.endswith((".tar.gz", ".tgz")):
         return "gzip"
     return "zstd" if name.endswith((".tar.zst", ".tzst")) else None
@@ -62,7 +71,7 @@ def fetch_file(
     *,
     num_bytes: int | None,
     timeout_seconds: float,
-    cancelled: Callable[[], bool] = lambda: False,
+    closed: threading.Event | None = None,
 ) -> None:
     """Append what is missing to `partial`, chunk by chunk, until it has `num_bytes` (None: as many as there are).
 
@@ -71,17 +80,16 @@ def fetch_file(
     trying again cannot help.
     """
     remote = _Remote(url)
-    total = num_bytes or retry(remote.size, url, timeout_seconds, cancelled)
+    closed = closed or threading.Event()
+    total = num_bytes or retry(remote.size, url, timeout_seconds, closed)
     have = partial.stat().st_size if partial.exists() else 0
     if have > total:
         partial.unlink()
         have = 0
     with partial.open("ab") as file:
         while have < total:
-            if cancelled():
-                raise StorageError(f"{url}: given up, the loader was closed")
             end = min(have + CHUNK_BYTES, total)
-            block = retry(lambda: remote.read(have, end, total), url, timeout_seconds, cancelled)  # noqa: B023
+            block = retry(lambda: remote.read(have, end, total), url, timeout_seconds, closed)  # noqa: B023
             file.write(block)
             have += len(block)
 
@@ -111,12 +119,16 @@ def exists(url: str) -> bool:
 
 
 def retry(
-    read: Callable[[], Any], url: str, timeout_seconds: float, cancelled: Callable[[], bool] = lambda: False
+    read: Callable[[], Any], url: str, timeout_seconds: float, closed: threading.Event | None = None
 ) -> Any:
+    """What `read` returns, in the end; a pause ends when `closed` is set, and no other try is made."""
+    closed = closed or threading.Event()
     deadline, pause = time.monotonic() + timeout_seconds, FIRST_PAUSE_SECONDS
-    while True:
+    while not closed.is_set():
         try:
             return read()
+        except StorageError:
+            raise
         except Exception as error:  # each scheme has its own errors, and drivers of their own below
             if _is_permanent(error):
                 raise StorageError(f"{url}: {_describe(error)}") from error
@@ -124,10 +136,9 @@ def retry(
                 raise StorageError(
                     f"{url}: nothing could be read for {timeout_seconds:.0f} s; the last error was {_describe(error)}"
                 ) from error
-            if cancelled():
-                raise StorageError(f"{url}: given up, the loader was closed") from error
-        time.sleep(pause * random.uniform(0.5, 1))
+        closed.wait(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    raise StorageError(f"{url}: given up, the loader was closed")
 
 
 class _Remote:
@@ -159,7 +170,12 @@ class _Remote:
         whole = start == 0 and end == total  # or asked for as a whole: a server may not know ranges
         block: bytes = self._cat(None if whole else start, None if whole else end)
         if end is not None and len(block) > end - start:
-            if len(block) != total:
+            if total is not None and len(block) > total:
+                raise StorageError(
+                    f"{self._url}: has {len(block):,} bytes, but the index says {total:,}; index the shards again if "
+                    "they were changed"
+                )
+            if len(block) != total:  # it sent the whole file, and was cut off
                 raise OSError(f"asked for bytes {start} to {end}, got {len(block)} bytes")
             block = block[start:]  # the server sent the whole file
         if not block:
@@ -177,10 +193,18 @@ class _Remote:
 
 
 def _is_permanent(error: BaseException) -> bool:
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and 400 <= status < 500:
+    status = _status(error)
+    if status is not None and 400 <= status < 500:
         return status not in (408, 425, 429)
-    return isinstance(error, (*PERMANENT, UserError))
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, (*PERMANENT, UserError)) or not kinds.isdisjoint(NO_CREDENTIALS)
+
+
+def _status(error: BaseException) -> int | None:
+    """Of HTTP: aiohttp's `status`, gcsfs' `code`, or what hangs on the `response` of requests and httpx."""
+    owners = (error, "status"), (error, "code"), (getattr(error, "response", None), "status_code")
+    found = next((getattr(owner, name) for owner, name in owners if hasattr(owner, name)), None)
+    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()) else None
 
 
 def _describe(error: BaseException) -> str:
@@ -195,7 +219,7 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def run_command(url: str, partial: Path, timeout_seconds: float, cancelled: Callable[[], bool]) -> None:
+def run_command(url: str, partial: Path, timeout_seconds: float, closed: threading.Event) -> None:
     """Its output into `partial`. Raises StorageError where it fails, or writes nothing for `timeout_seconds`."""
     with partial.open("wb") as target, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -210,7 +234,7 @@ def run_command(url: str, partial: Path, timeout_seconds: float, cancelled: Call
                 size, since = size_of(partial), time.monotonic()
             if time.monotonic() - since > timeout_seconds:
                 problem = f"wrote nothing for {timeout_seconds:.0f} s"
-            elif cancelled():
+            elif closed.is_set():
                 problem = "given up, the loader was closed"
         if problem is not None:
             os.killpg(process.pid, signal.SIGKILL)  # the shell and what it started

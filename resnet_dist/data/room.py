@@ -127,7 +127,8 @@ def _remove(file: Path) -> bool:
     """Remove a shard, or what is left of one that nobody fetches any more."""
     if file.suffix == ".tar":
         file.unlink(missing_ok=True)
-        file.with_suffix(".idx").unlink(missing_ok=True)
+        for suffix in (".idx", ".sum"):
+            file.with_suffix(suffix).unlink(missing_ok=True)
         return True
     with _if_nobody_writes(file) as nobody:
         if nobody:

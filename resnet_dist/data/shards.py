@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,9 @@ MAX_IMAGE_BYTES = 256 * 2**20  # of one encoded image; a tar may claim anything
 NEAR_BYTES = 16 * 2**10  # a small sample is read at once; to cut a large one apart would copy it again
 MAX_LABEL_BYTES = 16 * 2**20
 MOST_FILES, MOST_TABLES = 256, 8192  # kept open: descriptors are scarce, and a table costs milliseconds
+MOST_NAMED = (
+    8  # shards whose samples' keys are kept: bad samples come in crowds, and keys cost as much as a table
+)
 LABEL_FIELDS = ("label", "cls", "class_id")  # where a .json may have it
 
 
@@ -46,6 +50,7 @@ class ShardReader:
         self._opening: dict[int, threading.Lock] = {}
         self._tables: dict[int, _Table] = {}
         self._files: dict[int, _File] = {}
+        self._keys: dict[int, list[str]] = {}
 
     def read(self, sample_id: int) -> RawSample:
         """Raises BadSample; StorageError where the shard cannot be had, IndexMismatch where it is another one."""
@@ -56,15 +61,26 @@ class ShardReader:
         return _read(file.fd, *table.places_N5[position].tolist())
 
     def key(self, sample_id: int) -> str:
-        """SHARD/KEY of a sample, for messages: it is looked up anew. Never raises."""
+        """SHARD/KEY of a sample, for messages. Never raises."""
         number, position = self._locate(sample_id)
         name = self._index.shards[number].name
         try:
-            table, file = self._open(number)
-            with self._naming:  # headers are read through the file's one position
-                return f"{name}/{load_members(table.path, file.fd)[position][0].key}"
+            return f"{name}/{self._keys_of(number)[position]}"
         except (OSError, ValueError, IndexError):
             return f"{name}, sample {position}"
+
+    def _keys_of(self, number: int) -> list[str]:
+        keys = self._keys.get(number)
+        if keys is not None:
+            return keys
+        table, file = self._open(number)
+        with self._naming:  # headers are read through the file's one position
+            keys = self._keys.get(number)  # another thread's, meanwhile
+            if keys is None:
+                keys = [members[0].key for members in load_members(table.path, file.fd)]
+                self._keys[number] = keys
+                _drop_oldest(self._keys, MOST_NAMED)
+        return keys
 
     def want(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these shards, in this order."""
@@ -94,8 +110,14 @@ class ShardReader:
             for evicted in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
                 del self._files[evicted]
             _drop_oldest(self._tables, MOST_TABLES)
-            _drop_oldest(self._files, MOST_FILES)
+            _drop_oldest(self._files, _most_files())
         return table, file
+
+
+def _most_files() -> int:
+    """A quarter of the descriptors that this process may have, at most: macOS gives 256."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if allowed == resource.RLIM_INFINITY else max(1, min(MOST_FILES, allowed // 4))
 
 
 def _drop_oldest(kept: dict[int, Any], most: int) -> None:

@@ -32,7 +32,7 @@ from resnet_dist.data.remote import (
     size_of,
 )
 from resnet_dist.data.room import Room
-from resnet_dist.data.unpack import unpack
+from resnet_dist.data.unpack import compression_of_fetched, unpack
 
 FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
 
@@ -83,7 +83,7 @@ class Storage:
     def want(self, shards: Iterable[StoredFile]) -> None:
         """Begin to fetch, in this order, what is not here yet."""
         for shard in shards:
-            if not self.is_at_hand(shard):
+            if not (lies_here(shard) or _use(self._cached(shard))):
                 self._begin(shard)
 
     def is_at_hand(self, shard: StoredFile) -> bool:
@@ -97,19 +97,19 @@ class Storage:
         if lies_here(shard):
             return local_path(shard.url)
         path = self._cached(shard)
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)  # used now: evicted last
-            return path
-        return self._begin(shard).result()
+        return path if _use(path) else self._begin(shard).result()
 
     def open(self, shard: StoredFile) -> tuple[int, Path]:
         """A file descriptor for reading, for the caller to close, and where the file was."""
         for _ in range(10):
             path = self.path(shard)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 return os.open(path, os.O_RDONLY), path
-            if lies_here(shard):
-                raise StorageError(f"{path}: missing")
+            except FileNotFoundError:
+                if lies_here(shard):
+                    raise StorageError(f"{path}: missing") from None
+            except OSError as error:
+                raise StorageError(f"{path}: {error.strerror}") from None
         raise StorageError(
             f"{shard.url}: evicted ten times before it could be read; raise data.shard_cache_bytes="
             f"{self._limits.max_bytes:,}"
@@ -118,7 +118,8 @@ class Storage:
     def forget(self, shard: StoredFile) -> None:
         """Give the space of a fetched shard back."""
         if not lies_here(shard):
-            for suffix in (".tar", ".idx", ".sum"):
+            own_lock = (".lock",) if self._token else ()  # another process may hold what is not ours alone
+            for suffix in (".tar", ".idx", ".sum", *own_lock):
                 self._cached(shard).with_suffix(suffix).unlink(missing_ok=True)
 
     def fetched_checksum(self, shard: StoredFile) -> tuple[int, str] | None:
@@ -178,7 +179,7 @@ class Storage:
     def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
         raw = path.with_suffix(".raw")
         self._download(shard, raw)
-        if compression_of(shard.url):
+        if compression_of_fetched(raw, shard.url):
             path.with_suffix(".sum").write_text(f"{raw.stat().st_size} {checksum(raw)}")
             self._decompress(shard, raw, path)
             return
@@ -200,7 +201,9 @@ class Storage:
                 size = sum(size_of(file) for file in path.parent.glob(f"{path.stem}.*partial"))
                 if size != seen:
                     seen, since = size, time.monotonic()
-                if self._closed.is_set() or time.monotonic() - since > self._limits.timeout_seconds:
+                if self._closed.is_set():
+                    raise StorageError(f"{shard.url}: given up, the loader was closed") from None
+                if time.monotonic() - since > self._limits.timeout_seconds:
                     raise StorageError(
                         f"{shard.url}: another process holds {lock.lock_file} and has made no progress for "
                         f"{self._limits.timeout_seconds:.0f} s"
@@ -211,14 +214,14 @@ class Storage:
         partial = target.with_suffix(target.suffix + ".partial")
         for last in (False, True):
             if shard.url.startswith(COMMAND):
-                run_command(shard.url, partial, self._limits.timeout_seconds, self._closed.is_set)
+                run_command(shard.url, partial, self._limits.timeout_seconds, self._closed)
             else:
                 fetch_file(
                     shard.url,
                     partial,
                     num_bytes=shard.num_bytes,
                     timeout_seconds=self._limits.timeout_seconds,
-                    cancelled=self._closed.is_set,
+                    closed=self._closed,
                 )
             problem = difference(partial, shard)
             if problem is None:
@@ -242,6 +245,14 @@ class Storage:
                 raw.unlink()
         self._room.evict(keep=path)
         partial.replace(path)
+
+
+def _use(path: Path) -> bool:
+    """Whether the file is there, used now: evicted last."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
+        return True
+    return False
 
 
 def lies_here(shard: StoredFile) -> bool:

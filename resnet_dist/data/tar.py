@@ -48,6 +48,11 @@ class Member:
         key = match[1] if match else self.name
         return key.encode(errors="backslashreplace").decode()  # a tar's names are any bytes; ours are printed
 
+    @property
+    def is_json(self) -> bool:
+        """`.json`, or a dotted one such as `.meta.json`."""
+        return self.extension.rpartition(".")[2] == "json"
+
 
 def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
     """Where image and label of every sample lie: offset and size of each, and 1 for a label in JSON.
@@ -60,7 +65,7 @@ def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
         if image is not None:
             places_N5[row, :2] = image.offset, image.size
         if label is not None:
-            places_N5[row, 2:] = label.offset, label.size, label.extension != LABEL_EXTENSIONS[0]
+            places_N5[row, 2:] = label.offset, label.size, label.is_json
     return places_N5
 
 
@@ -197,8 +202,10 @@ def check_header(fd: int, name: str, member: Member) -> None:
     except (tarfile.TarError, ValueError):
         found = None
     expected = member.name.rpartition("/")[2]
-    # A header holds the last 100 bytes of a long name at most; the rest is in the one before it.
-    if found is None or found[0] != member.size or not (expected == found[1] or len(expected) > 90):
+    # A header holds the last 100 bytes of a long name at most, and of a name that is not ASCII what each writer
+    # makes of it (tarfile a "?" for each character): the whole name is in the one before it.
+    elsewhere = len(expected) > 90 or not expected.isascii()
+    if found is None or found[0] != member.size or not (expected == found[1] or elsewhere):
         raise TarError(
             f"{name}: no member {member.name} of {member.size} bytes at offset {member.offset}, where its .idx "
             "puts it; index the shards again, or bring back the shard it was made from"

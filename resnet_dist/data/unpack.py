@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from resnet_dist.data.remote import CHUNK_BYTES, StorageError, compression_of
+from resnet_dist.data.remote import CHUNK_BYTES, COMMAND, StorageError, compression_of
 
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 BLOCK_BYTES = 512  # of a tar, which ends with blocks of zeros
 
 
+def compression_of_fetched(path: Path, url: str) -> str | None:
+    """gzip or zstd: by the name in a URL; what a command writes says it itself."""
+    if not url.startswith(COMMAND):
+        return compression_of(url)
+    with path.open("rb") as file:
+        begin = file.read(max(map(len, MAGIC)))
+    return next((kind for magic, kind in MAGIC.items() if begin.startswith(magic)), None)
+
+
 def unpack(raw: Path, target: Path, url: str, max_bytes: int) -> None:
-    """Write the plain tar to `target`. Raises StorageError where `raw` is damaged, cut off, or too much."""
+    """Write the plain tar to `target`, flushed to disk. Raises StorageError where `raw` is damaged, cut off, or too much."""
     import zstandard
 
     written, end = 0, b""
@@ -27,6 +38,8 @@ def unpack(raw: Path, target: Path, url: str, max_bytes: int) -> None:
                     raise StorageError(f"{url}: unpacks to more than data.shard_cache_bytes={max_bytes:,}")
                 file.write(block)
                 end = (end + block)[-BLOCK_BYTES:]
+            file.flush()
+            os.fsync(file.fileno())  # it is renamed next: never a name without its bytes
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise StorageError(f"{url}: damaged or cut off: {error}") from None
     if len(end) < BLOCK_BYTES or any(end):  # zstd says nothing of a frame that is cut off
@@ -39,7 +52,7 @@ def _decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
     import zstandard
 
     with path.open("rb") as file:
-        if compression_of(url) == "gzip":
+        if compression_of_fetched(path, url) == "gzip":
             with gzip.open(file) as plain:
                 yield plain  # type: ignore[misc]
         else:

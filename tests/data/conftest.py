@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import webdataset
 from PIL import Image
 
 from resnet_dist.config import Data
+from resnet_dist.data.decode import Pixels, open_image, whole
 from resnet_dist.data.index import Index, Shard
 from resnet_dist.data.indexing import build_index
-from resnet_dist.data.loader import Loader
+from resnet_dist.data.loader import Batch, Loader
 from resnet_dist.data.naming import expand
 from resnet_dist.data.order import Order
 from resnet_dist.data.storage import Limits
@@ -33,6 +35,11 @@ def encoded(pixels: np.ndarray, form: str = "png", **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=form, **options)
     return buffer.getvalue()
+
+
+def decode_image(data: bytes, channels: int) -> Pixels:
+    """(H, W, channels) uint8 of all of an image. Raises ValueError where the bytes are not one that can be read."""
+    return whole(open_image(data, channels)).copy()
 
 
 def write_tar(path: Path, numbers: Sequence[int]) -> None:
@@ -90,6 +97,18 @@ def data_of(index: Index, **changes: object) -> Data:
 def loaders(index: Index, data: Data, world_size: int, *, training: bool = True) -> list[Loader]:
     import torch
 
-    order = Order(index.counts, data.global_batch_size, data.lanes, data.window, 5, training=training)
+    fields = (index.counts, data.global_batch_size, data.lanes, data.window, 5)
+    order = Order(*fields, training=training, repeats=data.repeats)
     worlds = [World(rank, 0, world_size, torch.device("cpu")) for rank in range(world_size)]
     return [Loader(index, order, data, world, seed=5) for world in worlds]
+
+
+def global_batches(
+    index: Index, data: Data, world_size: int, steps: Iterable[int], *, training: bool = True
+) -> list[list[Batch]]:
+    """Of every step, the batches of all ranks in order."""
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(loader) for loader in loaders(index, data, world_size, training=training)
+        ]
+        return [[rank.batch_at(step) for rank in ranks] for step in steps]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -177,13 +180,23 @@ def test_both_take_turns_and_micro_batches_differ() -> None:
     assert kinds == {True, False}
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 2.0, 2.5, 4.0, 50.0])
 def test_beta_has_its_moments(alpha: float) -> None:
     rng = np.random.default_rng(0)
     draws = np.array([beta(alpha, rng.random(64).tolist()) for _ in range(4000)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(draws.mean() - 0.5) < 0.03
     assert abs(draws.var() - variance) < 0.1 * variance
+    assert 0 <= draws.min() <= draws.max() <= 1
+
+
+def test_beta_up_to_2_draws_what_it_always_drew() -> None:
+    """Runs that began with an earlier release go on: the digest is that of version 0.3.0."""
+    rng, digest = np.random.default_rng(1), hashlib.sha256()
+    for alpha in (0.1, 0.4, 1.0, 1.5, 2.0):
+        for _ in range(50):
+            digest.update(struct.pack("<d", beta(alpha, rng.random(64).tolist())))
+    assert digest.hexdigest() == "25655c27a7f7b9b84c8022c13f116b7f788a76ab943e4007ee41c8d4309322d4"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable
 
@@ -18,7 +17,7 @@ from resnet_dist.data.naming import expand
 from resnet_dist.data.order import PADDING
 from resnet_dist.data.storage import Limits
 
-from .conftest import CLASSES, data_of, loaders, picture, write_shards
+from .conftest import CLASSES, data_of, global_batches, loaders, picture, write_shards
 
 COUNTS = tuple(np.random.default_rng(0).integers(0, 41, 97).tolist())  # some are empty
 TOTAL = sum(COUNTS)
@@ -33,51 +32,46 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return build_index(expand(names), folder, Limits(folder / "cache", 1, 1.0))[0]
 
 
-def global_batches(
+def digests_and_ids(
     index: Index, data: Data, world_size: int, steps: Iterable[int], *, training: bool = True
 ) -> tuple[list[str], list[np.ndarray]]:
     """Of every step: a digest of pixels, labels, weights and ids of all ranks in order, and the ids."""
     digests, ids = [], []
-    with contextlib.ExitStack() as stack:
-        ranks = [
-            stack.enter_context(loader) for loader in loaders(index, data, world_size, training=training)
-        ]
-        for step in steps:
-            parts = [rank.batch_at(step) for rank in ranks]
-            digest = hashlib.sha256()
-            for name in ("images_BSSC", "labels_B", "weights_B"):
-                digest.update(torch.cat([getattr(part, name) for part in parts]).numpy().tobytes())
-            step_ids = np.concatenate([part.ids_B for part in parts])
-            digest.update(step_ids.tobytes())
-            digests.append(digest.hexdigest())
-            ids.append(step_ids)
+    for parts in global_batches(index, data, world_size, steps, training=training):
+        digest = hashlib.sha256()
+        for name in ("images_BSSC", "labels_B", "weights_B"):
+            digest.update(torch.cat([getattr(part, name) for part in parts]).numpy().tobytes())
+        step_ids = np.concatenate([part.ids_B for part in parts])
+        digest.update(step_ids.tobytes())
+        digests.append(digest.hexdigest())
+        ids.append(step_ids)
     return digests, ids
 
 
 def test_every_world_size_sees_the_same_batches_and_every_sample_once(index: Index) -> None:
     assert min(COUNTS) == 0
     data = data_of(index)
-    expected, ids = global_batches(index, data, 1, range(2 * STEPS))
+    expected, ids = digests_and_ids(index, data, 1, range(2 * STEPS))
     for epoch in range(2):
         seen = np.concatenate(ids[epoch * STEPS : (epoch + 1) * STEPS])
         assert len(np.unique(seen)) == len(seen) == STEPS * 48
         assert TOTAL - len(seen) < 48  # the tail, another one each epoch
     for world_size in WORLD_SIZES[1:]:
-        assert global_batches(index, data, world_size, range(2 * STEPS))[0] == expected
+        assert digests_and_ids(index, data, world_size, range(2 * STEPS))[0] == expected
 
 
 @pytest.mark.parametrize("start", [1, STEPS // 3, STEPS - 1, STEPS, STEPS + 7])
 def test_resuming_anywhere_with_any_world_size(index: Index, start: int) -> None:
     data = data_of(index)
-    expected = global_batches(index, data, 1, range(2 * STEPS))[0]
+    expected = digests_and_ids(index, data, 1, range(2 * STEPS))[0]
     for world_size in WORLD_SIZES:
-        assert global_batches(index, data, world_size, range(start, start + 12))[0] == expected[start:][:12]
+        assert digests_and_ids(index, data, world_size, range(start, start + 12))[0] == expected[start:][:12]
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_evaluation_sees_every_sample_once(index: Index, world_size: int) -> None:
     steps = -(-TOTAL // 48)
-    _, ids = global_batches(index, data_of(index), world_size, range(steps), training=False)
+    _, ids = digests_and_ids(index, data_of(index), world_size, range(steps), training=False)
     flat = np.concatenate(ids)
     assert sorted(flat[flat != PADDING].tolist()) == list(range(TOTAL))
 
@@ -111,9 +105,9 @@ def test_a_set_that_does_not_fit_is_refused(index: Index, monkeypatch: pytest.Mo
 )
 def test_a_cached_set_gives_the_same_batches(index: Index, mode: str, changes: dict[str, object]) -> None:
     steps = [0, 1, 2, STEPS + 1]
-    expected = global_batches(index, data_of(index, **changes), 1, steps)[0]
+    expected = digests_and_ids(index, data_of(index, **changes), 1, steps)[0]
     cached = data_of(index, cache=mode, **changes)
-    assert global_batches(index, cached, 1, steps)[0] == expected
-    assert global_batches(index, cached, 3, steps)[0] == expected
-    plain_eval = global_batches(index, data_of(index, **changes), 1, range(STEPS + 1), training=False)[0]
-    assert global_batches(index, cached, 2, range(STEPS + 1), training=False)[0] == plain_eval
+    assert digests_and_ids(index, cached, 1, steps)[0] == expected
+    assert digests_and_ids(index, cached, 3, steps)[0] == expected
+    plain_eval = digests_and_ids(index, data_of(index, **changes), 1, range(STEPS + 1), training=False)[0]
+    assert digests_and_ids(index, cached, 2, range(STEPS + 1), training=False)[0] == plain_eval

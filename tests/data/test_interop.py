@@ -14,7 +14,7 @@ import pytest
 import webdataset
 
 from resnet_dist.config import UserError
-from resnet_dist.data.index import Index, IndexMismatch, read_index
+from resnet_dist.data.index import Index, IndexMismatch, check_shards, read_index
 from resnet_dist.data.indexing import build_index, verify_index
 from resnet_dist.data.naming import class_names, expand, expand_braces
 from resnet_dist.data.shards import BadSample, ShardReader
@@ -119,6 +119,25 @@ def test_names_of_shards(tmp_path: Path) -> None:
         expand([str(tmp_path / "empty")])
 
 
+def test_names_of_commands() -> None:
+    def urls(pattern: str) -> list[str]:
+        return [shard.url for shard in expand([pattern])]
+
+    assert urls("pipe:curl -s http://[::1]/a-{08..10}.tar") == [
+        f"pipe:curl -s http://[::1]/a-{n}.tar" for n in ("08", "09", "10")
+    ]
+    assert urls("pipe:cat a.tar::pipe:cat {1..2}.tar") == [
+        "pipe:cat a.tar",
+        "pipe:cat 1.tar",
+        "pipe:cat 2.tar",
+    ]
+    assert urls("https://x/a.tar::pipe:cat b.tar")[1] == "pipe:cat b.tar"
+    for command in ("pipe:awk '{print $1, $2}' a.tar", "pipe:cat ${HOME}/{a,b}.tar", "pipe:{ cat a.tar; }"):
+        assert urls(command) == [command]
+    with pytest.raises(UserError, match="more than 1,000,000"):
+        expand(["pipe:cat {0..9999999999}.tar"])
+
+
 def test_a_range_with_a_step_counts_what_it_names() -> None:
     assert expand_braces("a-{0..9..2}.tar") == [f"a-{n}.tar" for n in (0, 2, 4, 6, 8)]
     assert len(expand_braces("a-{9000000..0..-100}.tar")) == 90_001
@@ -207,6 +226,42 @@ def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: Limits) -> None:
     index, _ = build_index(expand([str(tmp_path)]), tmp_path, limits)
     assert not list(tmp_path.glob("*.idx"))
     assert [image for image, _ in samples(index, limits)] == [encoded(picture(n)) for n in range(3)]
+
+
+def test_names_that_are_not_ascii(tmp_path: Path, limits: Limits) -> None:
+    """Which tarfile, below webdataset's writer, keeps in a PAX header, with a `?` for each in the plain one."""
+    names = ["café", "日本/東京", "naïve.v1"]
+    for form in ("PAX_FORMAT", "GNU_FORMAT"):
+        folder = tmp_path / form
+        folder.mkdir()
+        path = folder / "a.tar"
+        with webdataset.TarWriter(str(path), encoder=False, format=form) as writer:
+            for number, name in enumerate(names):
+                writer.write({"__key__": name, "png": encoded(picture(number)), "cls": b"%d" % number})
+        build_index(expand([str(path)]), folder, limits)
+        index = read_index(folder)
+        assert path.with_suffix(".idx").exists()
+        check_shards(index)
+        assert samples(index, limits) == [(encoded(picture(n)), n) for n in range(3)]
+
+
+def test_dotted_labels(tmp_path: Path, limits: Limits) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "a", "v1.png": encoded(picture(0)), "v1.cls": b"3"})
+        writer.write({"__key__": "b", "v1.png": encoded(picture(1)), "v1.json": b'{"label": 4}'})
+    index, problems = build_index(expand([str(tmp_path)]), tmp_path, limits)
+    assert problems == []
+    assert samples(index, limits) == [(encoded(picture(0)), 3), (encoded(picture(1)), 4)]
+
+
+def test_a_set_without_a_usable_label_gets_no_index(tmp_path: Path, limits: Limits) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "a", "png": encoded(picture(0)), "cls": b"cat"})
+        writer.write({"__key__": "b", "png": encoded(picture(1))})
+    for classes in (None, ["cat"]):
+        with pytest.raises(UserError, match=r"no sample .* usable label; the first: a.tar/a: .cls is not a"):
+            build_index(expand([str(tmp_path)]), tmp_path, limits, classes=classes)
+    assert not (tmp_path / "index.json").exists()
 
 
 def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: Limits) -> None:

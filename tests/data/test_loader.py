@@ -14,31 +14,25 @@ from torch.nn import functional as F
 
 from resnet_dist.config import Data, Recipe
 from resnet_dist.data.augment import normalize, random_box, resize
-from resnet_dist.data.decode import decode_image
 from resnet_dist.data.index import read_index
 from resnet_dist.data.loader import Batch, Loader
 from resnet_dist.data.order import PADDING, Order
 from resnet_dist.evaluate import evaluation_order
 from resnet_dist.world import World
 
+from .conftest import decode_image, global_batches
+
 
 def world(rank: int, size: int) -> World:
     return World(rank, 0, size, torch.device("cpu"))
 
 
-def global_batches(data: Data, steps: list[int], size: int) -> list[tuple[torch.Tensor, ...]]:
-    index = read_index(data.train)
-    order = Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=3, training=True)
-    ranks = [Loader(index, order, data, world(rank, size), seed=3) for rank in range(size)]
-    result = []
-    for step in steps:
-        parts = [loader.batch_at(step) for loader in ranks]
-        result.append(
-            tuple(torch.cat(tensors) for tensors in zip(*(fields(part) for part in parts), strict=True))
-        )
-    for loader in ranks:
-        loader.close()
-    return result
+def whole_batches(data: Data, steps: list[int], size: int) -> list[tuple[torch.Tensor, ...]]:
+    """Images, labels, weights and ids of every step, over all ranks."""
+    return [
+        tuple(torch.cat(tensors) for tensors in zip(*(fields(part) for part in parts), strict=True))
+        for parts in global_batches(read_index(data.train), data, size, steps)
+    ]
 
 
 def fields(batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -53,21 +47,21 @@ def data(digits_recipe: Recipe) -> Data:
 
 def test_any_number_of_ranks_and_any_restart_sees_the_same(data: Data) -> None:
     steps = list(range(14))  # an epoch has eleven
-    whole = global_batches(data, steps, 1)
+    whole = whole_batches(data, steps, 1)
     for size in (2, 4, 8):
-        for ours, theirs in zip(global_batches(data, steps, size), whole, strict=True):
+        for ours, theirs in zip(whole_batches(data, steps, size), whole, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     for start in (1, 5, 10, 11, 13):
-        for ours, theirs in zip(global_batches(data, steps[start:], 2), whole[start:], strict=True):
+        for ours, theirs in zip(whole_batches(data, steps[start:], 2), whole[start:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_epochs_are_augmented_differently_and_ids_are_what_they_say(data: Data) -> None:
     plain = data.model_copy(update={"crop": "none", "flip": False})
     images: dict[int, torch.Tensor] = {}
-    for batch_images, _, _, ids in global_batches(plain, list(range(11)), 1):
+    for batch_images, _, _, ids in whole_batches(plain, list(range(11)), 1):
         images |= dict(zip(ids.tolist(), batch_images, strict=True))
-    again = global_batches(plain, list(range(11, 22)), 1)
+    again = whole_batches(plain, list(range(11, 22)), 1)
     same = [
         torch.equal(images[i], image)
         for batch in again
@@ -93,7 +87,7 @@ def test_evaluation_yields_each_sample_once(data: Data, size: int) -> None:
 
 
 def test_a_bad_sample_has_weight_zero_and_moves_nobody(data: Data, tmp_path: Path) -> None:
-    clean = global_batches(data, list(range(11)), 1)
+    clean = whole_batches(data, list(range(11)), 1)
     folder = tmp_path / "train"
     shutil.copytree(data.train, folder)
     shard = next(folder.glob("*000001.tar"))
@@ -102,7 +96,7 @@ def test_a_bad_sample_has_weight_zero_and_moves_nobody(data: Data, tmp_path: Pat
     content[at : at + 4] = b"JUNK"
     shard.write_bytes(content)
     damaged = data.model_copy(update={"train": str(folder)})
-    batches = global_batches(damaged, list(range(11)), 1)
+    batches = whole_batches(damaged, list(range(11)), 1)
     bad = 0
     for ours, theirs in zip(batches, clean, strict=True):
         good = ours[2] == 1
@@ -151,7 +145,7 @@ def test_nothing_is_decoded_beyond_the_end(data: Data, monkeypatch: pytest.Monke
 
 
 def test_close_ends_the_threads(data: Data) -> None:
-    global_batches(data, [0], 2)
+    whole_batches(data, [0], 2)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 

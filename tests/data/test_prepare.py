@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +106,82 @@ def test_unreadable_images_are_left_out_and_listed(folder: Path, tmp_path: Path)
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="31 images cannot be read"):
         prepare(open_source(str(folder), whole_split="train"), tmp_path / "none")
+
+
+def test_a_report_of_an_earlier_call_goes(folder: Path, tmp_path: Path) -> None:
+    path = folder / "class 2/photo 8.JPG"
+    content = path.read_bytes()
+    broken = Item(0, "jpg", partial(bytes, 9), "broken", len(content))
+    whole = Item(0, "jpg", partial(bytes, content), "broken", len(content))
+    with pytest.raises(UserError, match="1 images cannot be read"):
+        prepare(Source("x", ("a",), {"train": [broken]}), tmp_path)
+    assert (tmp_path / "train/unreadable.txt").exists()
+    assert prepare(Source("x", ("a",), {"train": [whole]}), tmp_path)["train"].num_samples == 1
+    assert not (tmp_path / "train/unreadable.txt").exists()
+
+
+def test_a_changed_image_does_not_cut_a_set_anew(tmp_path: Path) -> None:
+    """Sizes of images that are made when they are read are in no plan; that the number of shards is, must do."""
+    small, large = encoded(picture(0, 8)), encoded(picture(0, 120))
+
+    def source(content: bytes, fail_at: int) -> Source:
+        reads = itertools.count()
+
+        def read() -> bytes:
+            if next(reads) >= fail_at:
+                raise KeyboardInterrupt
+            return content
+
+        return Source("made", ("a",), {"train": [Item(0, "png", read, str(n)) for n in range(60)]})
+
+    options = Options(shard_bytes=2 * len(small))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source(small, 90), tmp_path, options)  # 60 probes and half of the samples
+    index = prepare(source(large, 10**9), tmp_path, options)["train"]
+    assert len(index.shards) == 30 == len(list(tmp_path.rglob("*.tar")))
+    assert index.num_samples == 60
+
+
+def test_a_shard_of_another_cut_is_written_anew(folder: Path, tmp_path: Path) -> None:
+    source = open_source(str(folder), whole_split="train")
+    prepare(source, tmp_path / "whole", Options(shards=3))
+    prepare(source, tmp_path / "one", Options(shards=1))
+    out = tmp_path / "out/train"
+    plan = preparing._plan(source.name, source.splits["train"], Options(shards=3))
+    out.mkdir(parents=True)
+    (out / ".plan.json").write_text(json.dumps(plan))  # as version 0.3.0 wrote it
+    for suffix in ("tar", "idx"):
+        name = f"in-train-000000.{suffix}"
+        shutil.copy(tmp_path / "one/train" / name, out / name)
+    assert prepare(source, tmp_path / "out", Options(shards=3))["train"].num_samples == 30
+    assert checksums(tmp_path / "out") == checksums(tmp_path / "whole")
+
+
+def end_this_process() -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_a_process_that_is_killed_is_explained(tmp_path: Path) -> None:
+    items = [Item(0, "png", partial(bytes, encoded(picture(n))), str(n)) for n in range(20)]
+    items[7] = replace(items[7], read=end_this_process)
+    with pytest.raises(UserError, match="one of 2 processes was killed.*fewer --workers"):
+        prepare(Source("x", ("a",), {"train": items}), tmp_path, Options(shards=10), workers=2)
+    assert not (tmp_path / "train/index.json").exists()
+
+
+WORKER = """
+import sys
+from resnet_dist.data.prepare import _import_webdataset_alone
+_import_webdataset_alone()
+assert "webdataset" in sys.modules and "torch" not in sys.modules
+from resnet_dist.data.pixels import resize
+assert "torch" in sys.modules
+"""
+
+
+def test_a_worker_imports_torch_only_to_shrink() -> None:
+    subprocess.run([sys.executable, "-c", WORKER], check=True)
 
 
 class Flaky:
@@ -205,15 +286,23 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_preparation_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 1,500 images, and what becomes of it when nothing is killed."""
+    folder = tmp_path_factory.mktemp("many")
     for image in range(1500):
-        path = tmp_path / "in" / str(image % 2) / f"{image}.png"
+        path = folder / "in" / str(image % 2) / f"{image}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(picture(image, 64)))
+    prepare(open_source(str(folder / "in")), folder / "whole", Options(shards=40))
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_preparation_goes_on(many: Path, tmp_path: Path, number: signal.Signals) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    words = ["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--shards", "40", "--workers", "2"]
+    words = ["prepare", str(many / "in"), str(tmp_path / "out"), "--shards", "40", "--workers", "2"]
     command = [sys.executable, str(program), *words]
     first = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -232,14 +321,8 @@ def test_a_killed_preparation_goes_on(tmp_path: Path, number: signal.Signals) ->
     written = len(list((tmp_path / "out").glob("train/*.tar")))
     assert 3 <= written < 40
     subprocess.run(command, check=True, capture_output=True, timeout=200)
-    subprocess.run(
-        [*command[:3], command[3], str(tmp_path / "whole"), *command[5:]],
-        check=True,
-        capture_output=True,
-        timeout=200,
-    )
     left = {name: value for name, value in checksums(tmp_path / "out").items() if "partial" not in name}
-    assert left == checksums(tmp_path / "whole")
+    assert left == checksums(many / "whole")
     assert read_index(tmp_path / "out/train").num_samples == 1200
 
 

@@ -16,14 +16,13 @@ from resnet_dist.data.augment import randomness, to_size, to_sizes
 from resnet_dist.data.decode import open_image
 from resnet_dist.data.index import Index
 from resnet_dist.data.indexing import build_index
-from resnet_dist.data.loader import Batch, Loader
+from resnet_dist.data.loader import Batch
 from resnet_dist.data.naming import expand
 from resnet_dist.data.order import Order
 from resnet_dist.data.shards import ShardReader
 from resnet_dist.data.storage import Limits
-from resnet_dist.world import World
 
-from .conftest import data_of, encoded, picture, write_shards
+from .conftest import data_of, encoded, global_batches, picture, write_shards
 
 COUNTS = (61, 0, 40, 77, 30)
 REPEATS = 4
@@ -35,18 +34,6 @@ STEPS = sum(COUNTS) // 24
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("repeats")
     return build_index(expand(write_shards(folder, COUNTS)), folder, Limits(folder / "cache", 1, 1.0))[0]
-
-
-def global_batches(index: Index, data: Data, steps: range, world_size: int = 1) -> list[list[Batch]]:
-    order = Order(
-        index.counts, data.global_batch_size, data.lanes, data.window, 5, training=True, repeats=data.repeats
-    )
-    worlds = [World(rank, 0, world_size, torch.device("cpu")) for rank in range(world_size)]
-    ranks = [Loader(index, order, data, world, seed=5) for world in worlds]
-    found = [[rank.batch_at(step) for rank in ranks] for step in steps]
-    for rank in ranks:
-        rank.close()
-    return found
 
 
 def contents(batches: list[list[Batch]]) -> list[tuple[bytes, bytes, bytes]]:
@@ -124,21 +111,21 @@ def test_shards_ahead_are_those_that_are_read(order: Order, data: st.DataObject)
 def test_any_number_of_ranks_and_any_restart_sees_the_same(index: Index, changes: dict[str, object]) -> None:
     data = data_of(index, **FIELDS, **changes)
     steps = range(STEPS + 3)
-    batches = global_batches(index, data, steps)
+    batches = global_batches(index, data, 1, steps)
     seen = Counter(np.concatenate([parts[0].ids_B for parts in batches[:STEPS]]).tolist())
     assert set(seen.values()) == {REPEATS}
     assert len(seen) == STEPS * 24
     whole = contents(batches)
     for world_size in (2, 6):
-        assert contents(global_batches(index, data, steps, world_size)) == whole
+        assert contents(global_batches(index, data, world_size, steps)) == whole
     for start in (1, STEPS - 1, STEPS + 1):
-        assert contents(global_batches(index, data, range(start, STEPS + 3), 3)) == whole[start:]
+        assert contents(global_batches(index, data, 3, range(start, STEPS + 3))) == whole[start:]
 
 
 @pytest.mark.parametrize("cache", ["ram", "device"])
 def test_a_cached_set_gives_the_same_copies(index: Index, cache: str) -> None:
-    expected = contents(global_batches(index, data_of(index, **FIELDS), range(5)))
-    assert contents(global_batches(index, data_of(index, cache=cache, **FIELDS), range(5), 2)) == expected
+    expected = contents(global_batches(index, data_of(index, **FIELDS), 1, range(5)))
+    assert contents(global_batches(index, data_of(index, cache=cache, **FIELDS), 2, range(5))) == expected
 
 
 @pytest.mark.parametrize("crop", ["pad-crop", "random-resized-crop"])
@@ -151,7 +138,7 @@ def test_copies_differ_and_the_first_is_what_it_is_alone(index: Index, crop: str
     assert np.array_equal(random.batch_N4[::REPEATS], alone.batch_N4)
     assert np.array_equal(random.crop_NK[::REPEATS], alone.crop_NK)
     assert len(np.unique(random.batch_N4[:, 1])) == 80
-    for [batch] in global_batches(index, data, range(3)):
+    for [batch] in global_batches(index, data, 1, range(3)):
         images = batch.images_BSSC.numpy()
         different = []
         for sample_id in np.unique(batch.ids_B):
@@ -169,7 +156,7 @@ def test_each_sample_is_read_and_decoded_once(index: Index, monkeypatch: pytest.
         return original(self, sample_id)
 
     monkeypatch.setattr(ShardReader, "read", read)
-    [[batch]] = global_batches(index, data_of(index, crop="random-resized-crop", **FIELDS), range(1))
+    [[batch]] = global_batches(index, data_of(index, crop="random-resized-crop", **FIELDS), 1, range(1))
     assert len(batch.ids_B) == 96
     assert set(reads) >= set(batch.ids_B.tolist())
     assert max(Counter(reads).values()) == 1  # with those of the batches ahead, which are others
@@ -206,7 +193,7 @@ def test_a_bad_sample_is_bad_in_all_its_copies(index: Index, monkeypatch: pytest
     monkeypatch.setattr(ShardReader, "read", read)
     for changes in ({}, {"cache": "ram"}):
         bad = []
-        for [batch] in global_batches(index, data_of(index, **FIELDS, **changes), range(STEPS)):
+        for [batch] in global_batches(index, data_of(index, **FIELDS, **changes), 1, range(STEPS)):
             rows = np.flatnonzero(batch.ids_B == 17)
             assert np.array_equal(np.flatnonzero(batch.weights_B.numpy() == 0), rows)
             assert not batch.images_BSSC[rows].any()
@@ -240,7 +227,7 @@ def test_an_image_is_mirrored_every_second_epoch(index: Index, cache: str) -> No
     found: list[dict[int, bool]] = []
     for epoch in range(3):
         mirrored = {}
-        for [batch] in global_batches(index, data, range(epoch * steps, (epoch + 1) * steps)):
+        for [batch] in global_batches(index, data, 1, range(epoch * steps, (epoch + 1) * steps)):
             for image, sample_id in zip(batch.images_BSSC.numpy(), batch.ids_B.tolist(), strict=True):
                 plain = picture(sample_id)
                 mirrored[sample_id] = not np.array_equal(image, plain)

@@ -72,13 +72,15 @@ def test_what_has_come_is_not_counted_twice(room: Room) -> None:
 def test_shards_give_way_and_what_dead_processes_left_too(room: Room) -> None:
     old, left, new = tar(room, "old"), tar(room, "left"), tar(room, "new")
     old.write_bytes(bytes(40))
-    old.with_suffix(".idx").write_bytes(b"x")
+    for suffix in (".idx", ".sum"):
+        old.with_suffix(suffix).write_bytes(b"x")
     left.with_suffix(".raw.partial").write_bytes(bytes(50))
     with lock(new):
         with lock(left):
             assert room._reserve(new, 50)
             assert not old.exists()
             assert not old.with_suffix(".idx").exists()
+            assert not old.with_suffix(".sum").exists()
             assert left.with_suffix(".raw.partial").exists()
         assert room._reserve(new, 90)
     assert not left.with_suffix(".raw.partial").exists()

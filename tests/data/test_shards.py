@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import itertools
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -161,6 +162,45 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     write_image(tmp_path / "test/c/1.png", 1)
     with pytest.raises(UserError, match=r"\['c'\]"):
         open_source(str(tmp_path))
+
+
+def test_names_of_many_bad_samples_are_read_once(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ShardReader(read_index(digits_data / "train"), NO_CACHE)
+    reads, original = [], shards.load_members
+
+    def counted(path: Path, fd: int, **options: bool) -> object:
+        reads.append(path.name)
+        return original(path, fd, **options)
+
+    reader.read(0)
+    reader.read(1000)
+    monkeypatch.setattr(shards, "load_members", counted)
+    names = [reader.key(sample_id) for sample_id in (0, 1000, 1, 1001) * 20]
+    assert len(reads) == 2
+    assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize(("allowed", "most"), [(256, 64), (2, 1), (1_048_576, 256), (-1, 256)])
+def test_open_files_leave_descriptors_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, most: int
+) -> None:
+    monkeypatch.setattr(shards.resource, "getrlimit", lambda kind: (allowed, allowed))
+    assert shards._most_files() == most
+
+
+@pytest.mark.parametrize("what", ["index.json", "000002.tar", "000002.idx"])
+def test_a_folder_where_a_file_should_be_is_named(digits_data: Path, tmp_path: Path, what: str) -> None:
+    """As a file that may not be read, which a test that runs as root cannot make."""
+    folder = tmp_path / "train"
+    shutil.copytree(digits_data / "train", folder)
+    path = next(folder.glob(f"*{what}"))
+    path.unlink()
+    path.mkdir()
+    index = folder / "index.json"
+    if what.endswith("tar"):  # sizes are not always known
+        index.write_text(re.sub(r'"filesize": \d+', '"filesize": 0', index.read_text()))
+    with pytest.raises(IndexMismatch, match=rf"{what}: cannot be read: Is a directory"):
+        check_shards(read_index(folder))
 
 
 def test_threads_that_share_one_open_file(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,22 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import zstandard
+from filelock import FileLock
 
 from resnet_dist.config import Data, UserError
 from resnet_dist.data import remote
@@ -352,6 +356,145 @@ def test_an_index_over_http_is_verified(served: Path, limits: Limits) -> None:
             json.loads(Path(index.location).read_text())["shardlist"][0]["url"]
             == f"{server.url}/part-00000.tar"
         )
+
+
+def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(served: Path, limits: Limits) -> None:
+    def change(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    with file_server(served) as server:
+        assert verify_index(server.url, limits) == []
+        cache, shard = Storage(limits), read_index(server.url).shards[2]
+        change(cache.path(shard))
+        [problem] = verify_index(server.url, limits)
+        assert re.match(r"http\S*part-00002.tar: the copy in \S* has sha256:.* it was fetched anew$", problem)
+        assert verify_index(server.url, limits) == []
+        assert cache.path(shard).read_bytes() == (served / shard.name).read_bytes()
+        change(served / shard.name)
+        [problem] = verify_index(server.url, limits)
+        assert re.match(r"http\S*part-00002.tar: has sha256:.* but the index says", problem)
+        cache.close()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_verifying_unpacks_compressed_shards_anew(served: Path, limits: Limits, suffix: str) -> None:
+    names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
+    index, _ = build_index(expand(names), served, limits)
+    cache = Storage(limits)
+    expected = cache.path(index.shards[0]).read_bytes()
+    cache.path(index.shards[0]).write_bytes(bytes(len(expected)))
+    cache.path(index.shards[0]).with_suffix(".idx").unlink(missing_ok=True)
+    assert verify_index(str(served), limits) == []
+    assert cache.path(index.shards[0]).read_bytes() == expected
+    cache.close()
+
+
+def test_indexing_leaves_nothing_in_the_cache(served: Path, limits: Limits, tmp_path: Path) -> None:
+    with file_server(served) as server:
+        names = f"{server.url}/part-{{00000..0000{len(COUNTS) - 1}}}.tar"
+        build_index(expand([names]), tmp_path / "own", limits)
+    left = {path.name for path in limits.folder.rglob("*") if path.is_file()}
+    assert left <= {".evicting.lock"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_what_a_command_writes_says_how_it_is_compressed(
+    served: Path, limits: Limits, tmp_path: Path, suffix: str
+) -> None:
+    path, allowed = served / "part-00000.tar", replace(limits, allow_commands=True)
+    packed = compress(path, suffix) if suffix else path
+    liar = packed.rename(packed.with_name("liar.tar" if suffix else "liar.tar.gz"))
+    index, _ = build_index(expand([f"pipe:cat {liar}"]), tmp_path, allowed)
+    assert index.counts == COUNTS[:1]
+    assert index.shards[0].checksum == checksum(liar)
+    assert verify_index(str(tmp_path), allowed) == []
+
+
+def test_a_file_that_has_grown_ends_at_once(served: Path, limits: Limits) -> None:
+    path = served / "part-00002.tar"
+    shard = StoredFile("", path.stat().st_size, checksum(path))
+    with path.open("ab") as file:
+        file.write(bytes(5000))
+    with file_server(served, ranges=False) as server:
+        cache = Storage(limits)
+        with pytest.raises(StorageError, match=r"part-00002.tar: has .* bytes, but the index says"):
+            cache.path(replace(shard, url=f"{server.url}/{path.name}"))
+        cache.close()
+        assert server.requests[path.name] == 1
+
+
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+class Answer(Exception):
+    def __init__(self, **fields: object) -> None:
+        self.__dict__ |= fields
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (StorageError("the server does not say how large it is"), True),
+        (NoCredentialsError("Unable to locate credentials"), True),
+        (Answer(status=403), True),
+        (Answer(code=404), True),
+        (Answer(code="404"), True),
+        (Answer(response=SimpleNamespace(status_code=401)), True),
+        (Answer(response={"Error": {"Code": "SlowDown"}}), False),
+        (Answer(code=429), False),
+        (Answer(code="503"), False),
+        (Answer(response=SimpleNamespace(status_code=503)), False),
+        (OSError("reset"), False),
+    ],
+)
+def test_what_trying_again_cannot_mend_is_not_tried_again(error: Exception, permanent: bool) -> None:
+    tries: list[int] = []
+
+    def read() -> None:
+        tries.append(1)
+        raise error
+
+    with pytest.raises(StorageError):
+        remote.retry(read, "x://y", timeout_seconds=0.03)
+    assert (len(tries) == 1) == permanent
+
+
+def test_closing_ends_a_pause(served: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 200.0)
+    with file_server(served) as server, faulty_proxy(server.port, lambda number: "500") as proxy:
+        cache = Storage(replace(limits, timeout_seconds=10_000))
+        fetched = cache._begin(Shard(f"{proxy.url}/part-00000.tar", 1, "", 1))
+        while not proxy.faults:
+            time.sleep(0.01)
+        start = time.monotonic()
+        cache.close()
+        with pytest.raises(StorageError, match="part-00000.tar: given up, the loader was closed"):
+            fetched.result()
+        assert time.monotonic() - start < 60
+
+
+def test_closing_while_another_process_fetches_blames_nobody(limits: Limits) -> None:
+    cache, shard = Storage(limits), Shard("http://127.0.0.1:9/a.tar", 1, "", 1)
+    lock = cache._cached(shard).with_suffix(".lock")
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        fetched = cache._begin(shard)
+        cache.close()
+        with pytest.raises(StorageError, match="given up, the loader was closed"):
+            fetched.result()
+
+
+def test_what_is_wanted_is_evicted_last(served: Path, limits: Limits) -> None:
+    with file_server(served) as server:
+        cache, shard = Storage(limits), read_index(server.url).shards[0]
+        path = cache.path(shard)
+        os.utime(path, (1, 1))
+        cache.want([shard])
+        assert path.stat().st_mtime > 1
+        cache.close()
 
 
 @pytest.fixture
