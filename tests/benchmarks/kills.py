@@ -300,11 +300,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=1)
     parser.add_argument("--launcher", choices=("local", "torchrun", "ray"), default="local")
+    parser.add_argument("--steps", type=int, default=60, help="more: more kills fall into the training")
     options = parser.parse_args()
     if options.launcher == "local" and options.ranks != 1:
         parser.error("--launcher local trains as one rank; use torchrun or ray for more")
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    setup = Setup(folder, options.launcher, options.ranks)
+    overrides = {**OVERRIDES, "train.length": f"{options.steps} steps"}
+    setup = Setup(folder, options.launcher, options.ranks, overrides)
     kills, differences = kill_and_compare(setup, kills=options.kills, seed=options.seed)
     ranks = sum(kill.victim != "command" for kill in kills)
     runs = len({kill.run for kill in kills})
