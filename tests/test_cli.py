@@ -191,7 +191,7 @@ def test_interrupted_while_data_are_prepared(tmp_path: Path, number: signal.Sign
     assert code == 0, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
     folder: Path, number: signal.Signals
 ) -> None:
@@ -306,6 +306,7 @@ def test_index_and_verify(folder: Path) -> None:
     assert "not a readable image" in err
 
 
+@pytest.mark.long
 def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     data = folder / "output/data/digits"
     with file_server(data) as server:

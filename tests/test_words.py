@@ -50,6 +50,7 @@ def test_an_interruption_is_told(
     assert said.count("\n") == 1
 
 
+@pytest.mark.long
 def test_an_interrupted_prepare_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "resnet_dist", "prepare", "digits", "out", "--shards", "200"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

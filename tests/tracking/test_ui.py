@@ -43,7 +43,7 @@ def test_a_taken_port_is_told_before_anything_starts(output: Path) -> None:
     assert said == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_ends_the_server_and_its_workers(output: Path, number: signal.Signals) -> None:
     port = free_port()
     command = [sys.executable, "-m", "resnet_dist", "ui", "--output", str(output), "--port", str(port)]
