@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ from resnet_dist.config import UserError
 from resnet_dist.interrupts import interrupt, signals_call
 from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
 
-FIRST_WORD_SECONDS = 5.0
+FIRST_WORD_SECONDS = 30.0  # at most: torchrun ends the other ranks of a node as soon as one has left
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except UserError as error:
+        _let_rank_0_speak()
         if speaks:
             err.print(f"error: {error}")
         return 2
@@ -61,9 +63,17 @@ def _explain(error: Exception) -> int:
         err.print(f"error: {error}")
         return 1
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
+        _let_rank_0_speak()
         return code  # a mistake in the flags, which rank 0 explains
     traceback.print_exception(error)
     return 1
+
+
+def _let_rank_0_speak() -> None:
+    """Each rank finds a mistake, rank 0 says it: it must not be ended before it has, since another left first."""
+    if not is_main_process():
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(FIRST_WORD_SECONDS)
 
 
 def _leave(code: int) -> NoReturn:
@@ -80,8 +90,6 @@ def only_train_under_torchrun(context: typer.Context) -> None:
     command = context.invoked_subcommand
     if not started_by_torchrun() or command in (None, "train"):
         return
-    if not is_main_process():
-        time.sleep(FIRST_WORD_SECONDS)  # torchrun ends the others when one has left: rank 0 is to speak first
     raise UserError(f"torchrun would {command} once per rank; only train is for it: leave torchrun out")
 
 
