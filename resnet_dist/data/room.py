@@ -104,15 +104,18 @@ class Room:
         return coming
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Last use, size and path of every shard, whole or in part."""
-        files = []
-        for file in (
-            file for kind in ("*.tar", "*.partial", "*.raw") for file in self.folder.glob(f"??/{kind}")
-        ):
-            with contextlib.suppress(FileNotFoundError):
-                status = file.stat()
-                files.append((status.st_mtime, status.st_size, file))
-        return files
+        """Last use, size and path of every shard, whole or in part.
+
+        Others rename them meanwhile, to the kind that comes next: in this order none is missed. One that is met again
+        under its next name is still the same file.
+        """
+        files = {}
+        for kind in ("*.partial", "*.raw", "*.tar"):
+            for file in self.folder.glob(f"??/{kind}"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    files[status.st_dev, status.st_ino] = (status.st_mtime, status.st_size, file)
+        return list(files.values())
 
     def _alone(self) -> FileLock:
         return FileLock(self.folder / ".evicting.lock")

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,30 @@ def test_waiting_ends_with_an_error(room: Room, monkeypatch: pytest.MonkeyPatch)
         StorageError, match="second.tar: its 101 bytes are larger than data.shard_cache_bytes=100"
     ):
         reserved(room, second, 101)
+
+
+def test_a_shard_that_is_renamed_while_one_counts_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files: one is moved on after each look, the other lies there whole."""
+    names = ["a.raw.partial", "a.raw", "a.tar"]
+    (tmp_path / "00").mkdir()
+    (tmp_path / "00/b.tar").write_bytes(bytes(1000))
+    glob = Path.glob
+
+    def looked(self: Path, pattern: str) -> list[Path]:
+        found = sorted(glob(self, pattern))
+        for before, after in pairwise(names):
+            if (self / "00" / before).exists():
+                (self / "00" / before).rename(self / "00" / after)
+                break
+        return found
+
+    monkeypatch.setattr(Path, "glob", looked)
+    for name in names:
+        (tmp_path / "00" / name).write_bytes(bytes(100))
+        assert sorted(size for _, size, _ in Room(tmp_path, 10_000)._files()) == [100, 1000]
+        (tmp_path / "00/a.tar").unlink()
 
 
 def test_shards_fetched_side_by_side_stay_within_the_limit(
