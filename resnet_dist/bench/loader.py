@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from resnet_dist.config import Data, UserError
+from resnet_dist.cpus import cpu_count
 from resnet_dist.data.decode import open_image, whole
 from resnet_dist.data.index import read_index
 from resnet_dist.data.loader import Loader
@@ -28,6 +31,7 @@ class LoaderSpeed:
     """Medians over the rounds, in images per second."""
 
     rounds: int
+    threads: int
     loader: float
     raw: float | None  # decode only, as many threads, results thrown away
     peak_bytes: int  # of the process, all rounds
@@ -37,8 +41,9 @@ class LoaderSpeed:
         return self.loader / self.raw if self.raw else None
 
 
-def bench_loader(data: Data, *, workers: int, against_raw: bool, rounds: int = 5) -> LoaderSpeed:
+def bench_loader(data: Data, *, workers: int | None, against_raw: bool, rounds: int = 5) -> LoaderSpeed:
     """Epochs through the loader, and in turn with them decoding alone. Raises UserError for too few images."""
+    torch.set_num_threads(cpu_count())  # what a rank on its own has: torch does not know a container's limit
     data = data.model_copy(update={"loader_workers": workers})
     index = read_index(data.train)
     order = Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=0, training=True)
@@ -56,11 +61,11 @@ def bench_loader(data: Data, *, workers: int, against_raw: bool, rounds: int = 5
             step, images = _run_for(loader, step, MIN_SECONDS)
             speeds["loader"].append(images / (time.perf_counter() - start))
             if encoded:
-                speeds["raw"].append(_raw_speed(encoded, data.channels, workers))
+                speeds["raw"].append(_raw_speed(encoded, data.channels, loader.threads))
     raw = statistics.median(speeds["raw"]) if encoded else None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return LoaderSpeed(rounds, statistics.median(speeds["loader"]), raw, peak)
+    return LoaderSpeed(rounds, loader.threads, statistics.median(speeds["loader"]), raw, peak)
 
 
 def _run_for(loader: Loader, step: int, seconds: float) -> tuple[int, int]:

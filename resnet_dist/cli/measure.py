@@ -27,7 +27,6 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import Data, UserError
 from resnet_dist.config.part import explain
-from resnet_dist.cpus import cpu_count
 from resnet_dist.launcher import DEFAULT_WORKERS
 
 
@@ -40,7 +39,9 @@ def bench_loader(
     ] = 64,
     crop: Annotated[Crop, typer.Option(help="As data.crop of a recipe.")] = "random-resized-crop",
     cache: Annotated[Cache, typer.Option(help="As data.cache of a recipe.")] = "none",
-    loader_workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")] = None,
+    loader_workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads, as data.loader_workers.")
+    ] = None,
     against: Annotated[Against | None, typer.Option(help="raw: decoding alone, in the same run.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
@@ -60,9 +61,10 @@ def bench_loader(
         )
     except ValidationError as error:
         raise UserError(explain(error, Data)) from None
-    workers = loader_workers or cpu_count()
-    speed = measure(data, workers=workers, against_raw=against == "raw", rounds=rounds)
-    out.print(f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {workers} threads")
+    speed = measure(data, workers=loader_workers, against_raw=against == "raw", rounds=rounds)
+    out.print(
+        f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {speed.threads} threads"
+    )
     if speed.raw is not None and speed.share_of_raw is not None:
         out.print(f"raw decode {speed.raw:,.0f} images/s, the loader reaches {speed.share_of_raw:.0%}")
     out.print(f"memory     {speed.peak_bytes / 2**20:,.0f} MiB at most")

@@ -86,7 +86,7 @@ class Data(Part):
     cache: Literal["none", "ram", "device"] = "none"
     """ram, device: decode every image once, keep all as uint8 in each rank's memory or on its device."""
     loader_workers: int | None = Field(default=None, ge=1)
-    """Decoding threads of one rank. None: as many as the rank has CPU threads."""
+    """Decoding threads of one rank. None: as many as the rank has CPU threads; one for images of a few KiB."""
     prefetch_batches: int = Field(default=2, ge=1)
     prefetch_bytes: int = Field(default=2**30, ge=1)
     """Decoded batches in flight take no more than this, or one batch. At most as many as `prefetch_batches`."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data
-from resnet_dist.data.decode import Box, Image, Pixels, scale_for
+from resnet_dist.data.decode import Box, Image, Pixels, scale_for, whole
 from resnet_dist.data.philox import Purpose, uniform, words_of
 from resnet_dist.data.pixels import Draws, erased, flip_, mirrored, resize, resize_batch, take, windows
 from resnet_dist.data.policy import jitter_color, rand_augment, trivial_augment
@@ -95,6 +95,16 @@ def to_sizes(
     The draws of a view choose a random box; None takes the middle. The pixels are good until this thread asks for
     the next image's. Raises ValueError where the image cannot be decoded.
     """
+    if (
+        len(crops_R) == 1
+        and crops_R[0] is None
+        and not any(mirror_R)
+        and data.eval_crop == 1
+        and image.height == image.width == size
+    ):
+        return [
+            whole(image)
+        ]  # nothing to cut or to resize: looking for it would take as long as a small image
     boxes = [
         middle(image.height, image.width, size, data.eval_crop)
         if draws is None

@@ -29,6 +29,8 @@ SMALL_PIXELS = 128 * 128  # up to here a whole decode into fresh memory is the c
 END_OF_IMAGE = b"\xff\xd9"  # a file that was cut off is bad as a whole, wherever the crop lies
 SCRATCH_BYTES = 32 * 2**20  # what a thread keeps between images: fresh memory costs a page fault every 4 KiB
 
+MOST_START_BYTES = 4096  # of a header that is remembered; a longer one has a thumbnail or a colour profile
+
 _scratch = threading.local()
 _one_large_image = threading.RLock()  # a thread that falls back to Pillow holds it already
 
@@ -161,8 +163,25 @@ class _JpegHeader(NamedTuple):
     orientation: int  # EXIF's, 1 to 8
 
 
+# The images of a set often come from one encoder, and begin with the same bytes: those of the newest header, and
+# what they say. To read them in Python takes as long as decoding a small image. One tuple: threads replace it whole.
+_newest: tuple[bytes, _JpegHeader | None] = (b"\0", None)
+
+
 def _jpeg_header(data: bytes) -> _JpegHeader | None:
     """What the markers before the first scan say; None where they say nothing that can be relied on."""
+    global _newest
+    start, known = _newest
+    if data.startswith(start):
+        return known
+    header, num_bytes = _parse_header(data)
+    if header is not None and num_bytes <= MOST_START_BYTES:
+        _newest = data[:num_bytes], header
+    return header
+
+
+def _parse_header(data: bytes) -> tuple[_JpegHeader | None, int]:
+    """The header, and how many bytes say all of it."""
     at, end, orientation = 2, len(data), 1
     while at + 10 <= end and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
@@ -172,12 +191,12 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
             height, width = struct.unpack_from(">HH", data, at + 5)
             if height == 0 or width == 0:
-                return None
-            return _JpegHeader(height, width, data[at + 9], orientation)
+                return None, at
+            return _JpegHeader(height, width, data[at + 9], orientation), at + 10
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _orientation(data[at + 4 : at + 2 + length])
         at += 2 + max(2, length)
-    return None
+    return None, at
 
 
 def _orientation(exif: bytes) -> int:

@@ -68,15 +68,14 @@ class Decoder:
         """Read and decode each sample once, for all its copies, which are neighbours here."""
         images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
         copies, size = len(images) // len(ids_M), images.shape[1]
-        for number, (sample_id, views) in enumerate(
-            zip(ids_M.tolist(), _views(len(ids_M), copies, random), strict=True)
-        ):
+        places, views_M = self._reader.locate(ids_M), _views(len(ids_M), copies, random)
+        for number, (sample_id, place, views) in enumerate(zip(ids_M.tolist(), places, views_M, strict=True)):
             rows = slice(number * copies, (number + 1) * copies)
             if sample_id == PADDING:
                 images[rows] = 0
                 continue
             try:
-                encoded, label = self._reader.read(sample_id)
+                encoded, label = self._reader.read_at(*place)
                 image = open_image(encoded, self._data.channels)
                 found = to_sizes(image, self._data, *views, size)
                 images[rows] = found[0] if len(found) == 1 else found

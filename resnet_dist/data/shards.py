@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_dist.data.index import Index, IndexMismatch, Shard, idx_path
 from resnet_dist.data.storage import Limits, Storage, lies_here
@@ -44,6 +45,7 @@ class ShardReader:
     def __init__(self, index: Index, limits: Limits) -> None:
         self._index = index
         self._ends = np.cumsum(index.counts)
+        self._starts = self._ends - np.array(index.counts)
         self._storage = Storage(limits)
         self._lock = threading.Lock()
         self._naming = threading.Lock()
@@ -52,9 +54,18 @@ class ShardReader:
         self._files: dict[int, _File] = {}
         self._keys: dict[int, list[str]] = {}
 
+    def locate(self, ids_M: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Of each sample: the number of its shard, and its position there. One call for many: it costs as a read."""
+        numbers_M = self._ends.searchsorted(ids_M, side="right")
+        return list(zip(numbers_M.tolist(), (ids_M - self._starts[numbers_M]).tolist(), strict=True))
+
     def read(self, sample_id: int) -> RawSample:
         """Raises BadSample; StorageError where the shard cannot be had, IndexMismatch where it is another one."""
-        number, position = self._locate(sample_id)
+        ((number, position),) = self.locate(np.array([sample_id]))
+        return self.read_at(number, position)
+
+    def read_at(self, number: int, position: int) -> RawSample:
+        """As `read`, of the sample at `position` of shard `number`."""
         table, file = self._tables.get(number), self._files.get(number)
         if table is None or file is None:
             table, file = self._open(number)
@@ -62,7 +73,7 @@ class ShardReader:
 
     def key(self, sample_id: int) -> str:
         """SHARD/KEY of a sample, for messages. Never raises."""
-        number, position = self._locate(sample_id)
+        ((number, position),) = self.locate(np.array([sample_id]))
         name = self._index.shards[number].name
         try:
             return f"{name}/{self._keys_of(number)[position]}"
@@ -88,10 +99,6 @@ class ShardReader:
 
     def close(self) -> None:
         self._storage.close()
-
-    def _locate(self, sample_id: int) -> tuple[int, int]:
-        number = int(self._ends.searchsorted(sample_id, side="right"))
-        return number, sample_id - int(self._ends[number]) + self._index.counts[number]
 
     def _open(self, number: int) -> tuple[_Table, _File]:
         # Two threads that miss together would open the file twice; a thread that waits for a shard to be

@@ -222,6 +222,46 @@ def test_a_turned_image_of_the_wanted_size_is_mirrored() -> None:
     assert np.array_equal(to_size(image, fields, None, mirror=True), plain[:, ::-1])
 
 
+def test_a_header_is_not_taken_for_that_of_another_image_with_the_same_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The newest header is remembered: images differ in height alone, in width, colors, EXIF, or end inside it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = [
+        jpeg(photo(24, 32)),
+        jpeg(photo(24, 33)),
+        jpeg(photo(23, 32)),
+        jpeg(photo(24, 32), quality=50),
+        jpeg(photo(24, 32), exif=exif.tobytes()),
+        jpeg(photo(24, 32).convert("L")),
+        jpeg(photo(24, 32).convert("CMYK")),
+    ]
+    images += [image[:size] for image in images[:1] for size in range(100, 200)]
+
+    def parsed(data: bytes) -> object:
+        monkeypatch.setattr(decode, "_newest", (b"\0", None))
+        return decode._jpeg_header(data)
+
+    alone = [parsed(data) for data in images]
+    assert len(set(alone)) == 7  # what ends inside its header has none; of other quality is no other header
+    generator = random.Random(0)
+    for number in generator.choices(range(len(images)), k=2000):
+        assert decode._jpeg_header(images[number]) == alone[number]
+        assert decode._jpeg_header(images[number]) == alone[number]  # remembered
+
+
+def test_an_image_of_the_wanted_size_is_taken_as_it_is_unless_it_is_to_be_cut() -> None:
+    data = jpeg(photo(32, 32))
+    fields = Data(train="", eval="", image_size=32, global_batch_size=8)
+    assert np.array_equal(to_size(open_image(data, 3), fields, None), decode_image(data, 3))
+    cut = fields.model_copy(update={"eval_crop": 0.875})
+    expected = resize(decode_image(data, 3)[2:30, 2:30], 32, 32)
+    assert np.array_equal(to_size(open_image(data, 3), cut, None), expected)
+    mirrored = to_size(open_image(data, 3), fields, None, mirror=True)
+    assert np.array_equal(mirrored, decode_image(data, 3)[:, ::-1])
+
+
 def test_damaged_exif_leaves_the_picture_as_it_is() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

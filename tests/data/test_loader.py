@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from resnet_dist.config import Data, Recipe
 from resnet_dist.data.augment import normalize, random_box, resize
-from resnet_dist.data.index import read_index
+from resnet_dist.data.index import Index, read_index
 from resnet_dist.data.loader import Batch, Loader
 from resnet_dist.data.order import PADDING, Order
 from resnet_dist.evaluate import evaluation_order
@@ -54,6 +55,24 @@ def test_any_number_of_ranks_and_any_restart_sees_the_same(data: Data) -> None:
     for start in (1, 5, 10, 11, 13):
         for ours, theirs in zip(whole_batches(data, steps[start:], 2), whole[start:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_small_images_are_decoded_by_one_thread(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    index = read_index(data.train)
+    large = replace(index, shards=tuple(replace(s, num_bytes=10_000 * s.num_samples) for s in index.shards))
+    unsaid = replace(index, shards=tuple(replace(s, num_bytes=0) for s in index.shards))
+    default = data.model_copy(update={"loader_workers": None})
+    recolored = default.model_copy(update={"policy": "trivial-augment"})
+
+    def threads(index: Index, data: Data) -> int:
+        order = Order(index.counts, 64, 8, 64, seed=0, training=True)
+        with Loader(index, order, data, World.single(), seed=0) as loader:
+            return loader.threads
+
+    assert threads(index, default) == 1
+    assert threads(index, data) == 2  # as it says
+    assert [threads(large, default), threads(unsaid, default), threads(index, recolored)] == [7, 7, 7]
 
 
 def test_epochs_are_augmented_differently_and_ids_are_what_they_say(data: Data) -> None:
