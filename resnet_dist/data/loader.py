@@ -7,6 +7,7 @@ Shapes: B samples that this rank has of a step: M distinct ones, R copies of eac
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -84,7 +85,7 @@ class Loader:
         self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
         self._ahead: deque[tuple[int, _Pending]] = deque()
         self.threads = data.loader_workers or _threads_for(index, data)
-        self._pool = ThreadPoolExecutor(self.threads, "decode")
+        self._pool = _start_threads(self.threads)
         self._cached: Samples | None = None
         if data.cache != "none":
             try:
@@ -223,6 +224,28 @@ class _Pending:
     ids_B: NDArray[np.int64]
     tasks: Sequence[Future[Any]]
     samples: Callable[[], Samples]  # once the tasks are done
+
+
+def _start_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch starts no others: those spin while they wait for more, and take CPUs from decoding.
+
+    torch keeps their number for each thread; one that is asked for the first time takes the newest of any thread.
+    """
+
+    def work_alone() -> None:
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "decode", initializer=work_alone)
+    all_there = threading.Barrier(count)
+    try:
+        for waiting in [pool.submit(all_there.wait) for _ in range(count)]:
+            waiting.result()
+    finally:
+        all_there.abort()
+        torch.set_num_threads(before)
+    return pool
 
 
 def _threads_for(index: Index, data: Data) -> int:

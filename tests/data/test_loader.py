@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_small_images_are_decoded_by_one_thread(data: Data, monkeypatch: pytest.
     assert threads(index, default) == 1
     assert threads(index, data) == 2  # as it says
     assert [threads(large, default), threads(unsaid, default), threads(index, recolored)] == [7, 7, 7]
+
+
+def test_torch_starts_no_threads_for_those_that_decode(data: Data) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        index = read_index(data.train)
+        order = Order(index.counts, 64, 8, 64, seed=0, training=True)
+        with Loader(index, order, data, World.single(), seed=0) as loader, ThreadPoolExecutor(1) as other:
+            loader.batch_at(0)
+            counts = list(loader._pool.map(lambda _: torch.get_num_threads(), range(8)))
+            assert counts == [1] * 8
+            assert torch.get_num_threads() == 3
+            assert other.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_epochs_are_augmented_differently_and_ids_are_what_they_say(data: Data) -> None:
