@@ -70,7 +70,8 @@ class Decoder:
         copies, size = len(images) // len(ids_M), images.shape[1]
         places, views_M = self._reader.locate(ids_M), _views(len(ids_M), copies, random)
         for number, (sample_id, place, views) in enumerate(zip(ids_M.tolist(), places, views_M, strict=True)):
-            rows = slice(number * copies, (number + 1) * copies)
+            first = number * copies
+            rows = first if copies == 1 else slice(first, first + copies)  # numpy is quicker with a number
             if sample_id == PADDING:
                 images[rows] = 0
                 continue
@@ -86,7 +87,7 @@ class Decoder:
             except (BadSample, ValueError) as problem:
                 images[rows] = 0
                 text = f"{self._reader.key(sample_id)}: {problem}"
-                part.bad.update(dict.fromkeys(range(rows.start, rows.stop), text))
+                part.bad.update(dict.fromkeys(range(first, first + copies), text))
 
 
 def _views(count: int, copies: int, random: Randomness | None) -> list[Views]:

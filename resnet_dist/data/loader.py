@@ -249,13 +249,13 @@ def _start_threads(count: int) -> ThreadPoolExecutor:
 
 
 def _threads_for(index: Index, data: Data) -> int:
-    """One per CPU of this rank; but one for small images, of which Python's lock lets only one be worked at.
+    """One per CPU of this rank; but one for decoding small images, of which Python's lock lets only one be worked at.
 
     Two threads that take turns are slower than one, by a quarter on CIFAR-10.
     """
     num_bytes = sum(shard.num_bytes for shard in index.shards)  # 0 in an index that does not say
     small = 0 < num_bytes < SMALL_SAMPLE_BYTES * index.num_samples
-    return 1 if small and not recolors(data) else torch.get_num_threads()
+    return 1 if small and data.cache == "none" and not recolors(data) else torch.get_num_threads()
 
 
 def _parts(rows_MR: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
