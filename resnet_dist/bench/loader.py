@@ -43,7 +43,7 @@ class LoaderSpeed:
 
 def bench_loader(data: Data, *, workers: int | None, against_raw: bool, rounds: int = 5) -> LoaderSpeed:
     """Epochs through the loader, and in turn with them decoding alone. Raises UserError for too few images."""
-    torch.set_num_threads(cpu_count())  # what a rank on its own has: torch does not know a container's limit
+    torch.set_num_threads(cpu_count())  # what a rank on its own has; torch counts cores
     data = data.model_copy(update={"loader_workers": workers})
     index = read_index(data.train)
     order = Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=0, training=True)

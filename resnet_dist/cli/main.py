@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -27,7 +26,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
     with signals_call(interrupt):  # a job that is stopped gets SIGTERM: the same as Ctrl-C
-        _leave(_run())
+        try:
+            code = _run()
+        except KeyboardInterrupt:  # while another end was being told
+            code = 130
+        _leave(code)
 
 
 def _run() -> int:
@@ -42,8 +45,7 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except UserError as error:
-        _let_rank_0_speak()
-        if speaks:
+        if speaks or not _rank_0_spoke():
             err.print(f"error: {error}")
         return 2
     except KeyboardInterrupt:
@@ -63,17 +65,22 @@ def _explain(error: Exception) -> int:
         err.print(f"error: {error}")
         return 1
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
-        _let_rank_0_speak()
+        _rank_0_spoke()
         return code  # a mistake in the flags, which rank 0 explains
     traceback.print_exception(error)
     return 1
 
 
-def _let_rank_0_speak() -> None:
-    """Each rank finds a mistake, rank 0 says it: it must not be ended before it has, since another left first."""
-    if not is_main_process():
-        with contextlib.suppress(KeyboardInterrupt):
-            time.sleep(FIRST_WORD_SECONDS)
+def _rank_0_spoke() -> bool:
+    """Whether rank 0, which mostly finds the same mistake, has said it: torchrun then ends this rank.
+
+    Leaving first would have rank 0 ended before its word. A mistake that only this node has, it does not know of.
+    """
+    try:
+        time.sleep(FIRST_WORD_SECONDS)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _leave(code: int) -> NoReturn:

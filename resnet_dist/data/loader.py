@@ -35,6 +35,7 @@ from resnet_dist.world import World
 # Handing a task to a thread costs what decoding a tiny image does, and a batch is ready when its last task is.
 PIXELS_PER_TASK, SAMPLES_PER_TASK = 16 * 224 * 224, 128
 SMALL_SAMPLE_BYTES = 8 * 2**10  # in its shard, with the tar's headers, on average
+SMALL_SIZE = 64  # pixels: to enlarge an image to more takes longer than what needs Python's lock
 CHUNK_BYTES = 256 * 2**20  # of a set that is kept: what is decoded here before it goes to where it is kept
 
 
@@ -84,7 +85,7 @@ class Loader:
         self._wanted: set[int] = set()
         self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
         self._ahead: deque[tuple[int, _Pending]] = deque()
-        self.threads = data.loader_workers or _threads_for(index, data)
+        self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest)
         self._pool = _start_threads(self.threads)
         self._cached: Samples | None = None
         if data.cache != "none":
@@ -248,14 +249,16 @@ def _start_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _threads_for(index: Index, data: Data) -> int:
+def _threads_for(index: Index, data: Data, size: int) -> int:
     """One per CPU of this rank; but one for decoding small images, of which Python's lock lets only one be worked at.
 
     Two threads that take turns are slower than one, by a quarter on CIFAR-10.
     """
-    num_bytes = sum(shard.num_bytes for shard in index.shards)  # 0 in an index that does not say
-    small = 0 < num_bytes < SMALL_SAMPLE_BYTES * index.num_samples
-    return 1 if small and data.cache == "none" and not recolors(data) else torch.get_num_threads()
+    said = all(shard.num_bytes for shard in index.shards if shard.num_samples)
+    small = said and sum(shard.num_bytes for shard in index.shards) < SMALL_SAMPLE_BYTES * index.num_samples
+    if small and size <= SMALL_SIZE and data.cache == "none" and not recolors(data):
+        return 1
+    return torch.get_num_threads()
 
 
 def _parts(rows_MR: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

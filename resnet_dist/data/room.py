@@ -110,7 +110,7 @@ class Room:
         under its next name is still the same file.
         """
         files = {}
-        for kind in ("*.partial", "*.raw", "*.tar"):
+        for kind in ("*.raw.partial", "*.raw", "*.tar.partial", "*.tar"):
             for file in self.folder.glob(f"??/{kind}"):
                 with contextlib.suppress(FileNotFoundError):
                     status = file.stat()

@@ -120,7 +120,8 @@ class TrainStep:
                     self.statistics.begin_average()
                 self.progress.at("in the backward pass")
                 if number == 0:
-                    # Not sooner: the backward pass then finds the memory that it needs, and saves 4 % of a step on a CPU.
+                    # Not sooner: the backward pass then finds the memory that it needs, and saves 4 % of a step on a
+                    # CPU. The forward pass has to do without it, which matters only to a device that is full.
                     self.state.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
                 # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
                 # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -58,11 +59,20 @@ def test_any_number_of_ranks_and_any_restart_sees_the_same(data: Data) -> None:
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_small_images_are_decoded_by_one_thread(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_small_images_are_decoded_by_one_thread(data: Data) -> None:
     index = read_index(data.train)
     large = replace(index, shards=tuple(replace(s, num_bytes=10_000 * s.num_samples) for s in index.shards))
-    unsaid = replace(index, shards=tuple(replace(s, num_bytes=0) for s in index.shards))
+    first, *rest = index.shards
+    unsaid = replace(index, shards=(replace(first, num_bytes=0), *rest))
     default = data.model_copy(update={"loader_workers": None})
     recolored = default.model_copy(update={"policy": "trivial-augment"})
 
@@ -73,25 +83,21 @@ def test_small_images_are_decoded_by_one_thread(data: Data, monkeypatch: pytest.
 
     assert threads(index, default) == 1
     assert threads(index, data) == 2  # as it says
-    for other in (default.model_copy(update={"cache": "ram"}), recolored):
-        assert threads(index, other) == 7
-    assert threads(large, default) == threads(unsaid, default) == 7
+    for other in (default.model_copy(update=u) for u in ({"cache": "ram"}, {"image_size": 224})):
+        assert threads(index, other) == 3
+    assert threads(index, recolored) == threads(large, default) == threads(unsaid, default) == 3
 
 
+@pytest.mark.usefixtures("three_threads")
 def test_torch_starts_no_threads_for_those_that_decode(data: Data) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        index = read_index(data.train)
-        order = Order(index.counts, 64, 8, 64, seed=0, training=True)
-        with Loader(index, order, data, World.single(), seed=0) as loader, ThreadPoolExecutor(1) as other:
-            loader.batch_at(0)
-            counts = list(loader._pool.map(lambda _: torch.get_num_threads(), range(8)))
-            assert counts == [1] * 8
-            assert torch.get_num_threads() == 3
-            assert other.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(before)
+    index = read_index(data.train)
+    order = Order(index.counts, 64, 8, 64, seed=0, training=True)
+    with Loader(index, order, data, World.single(), seed=0) as loader, ThreadPoolExecutor(1) as other:
+        loader.batch_at(0)
+        counts = list(loader._pool.map(lambda _: torch.get_num_threads(), range(8)))
+        assert counts == [1] * 8
+        assert torch.get_num_threads() == 3
+        assert other.submit(torch.get_num_threads).result() == 3
 
 
 def test_epochs_are_augmented_differently_and_ids_are_what_they_say(data: Data) -> None:

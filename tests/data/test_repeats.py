@@ -149,13 +149,13 @@ def test_copies_differ_and_the_first_is_what_it_is_alone(index: Index, crop: str
 
 def test_each_sample_is_read_and_decoded_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    original = ShardReader.read
+    original = ShardReader.read_at
 
-    def read(self: ShardReader, sample_id: int) -> object:
-        reads.append(sample_id)
-        return original(self, sample_id)
+    def read_at(self: ShardReader, number: int, position: int) -> object:
+        reads.append(sum(index.counts[:number]) + position)
+        return original(self, number, position)
 
-    monkeypatch.setattr(ShardReader, "read", read)
+    monkeypatch.setattr(ShardReader, "read_at", read_at)
     [[batch]] = global_batches(index, data_of(index, crop="random-resized-crop", **FIELDS), 1, range(1))
     assert len(batch.ids_B) == 96
     assert set(reads) >= set(batch.ids_B.tolist())
@@ -184,13 +184,13 @@ def test_views_cut_from_one_decoding_are_those_of_an_image_decoded_for_each(form
 
 
 def test_a_bad_sample_is_bad_in_all_its_copies(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ShardReader.read
+    original = ShardReader.read_at
 
-    def read(self: ShardReader, sample_id: int) -> object:
-        sample = original(self, sample_id)
-        return sample._replace(image=b"junk") if sample_id == 17 else sample
+    def read_at(self: ShardReader, number: int, position: int) -> object:
+        sample = original(self, number, position)
+        return sample._replace(image=b"junk") if sum(index.counts[:number]) + position == 17 else sample
 
-    monkeypatch.setattr(ShardReader, "read", read)
+    monkeypatch.setattr(ShardReader, "read_at", read_at)
     for changes in ({}, {"cache": "ram"}):
         bad = []
         for [batch] in global_batches(index, data_of(index, **FIELDS, **changes), 1, range(STEPS)):

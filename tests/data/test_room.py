@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -143,22 +143,26 @@ def test_waiting_ends_with_an_error(room: Room, monkeypatch: pytest.MonkeyPatch)
         reserved(room, second, 101)
 
 
+@pytest.mark.parametrize("seen_before_it_is_renamed", [False, True])
 def test_a_shard_that_is_renamed_while_one_counts_is_counted_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seen_before_it_is_renamed: bool
 ) -> None:
-    """Two files: one is moved on after each look, the other lies there whole."""
+    """Two files: one is moved on in each look, the other lies there whole."""
     names = ["a.raw.partial", "a.raw", "a.tar"]
     (tmp_path / "00").mkdir()
     (tmp_path / "00/b.tar").write_bytes(bytes(1000))
     glob = Path.glob
 
-    def looked(self: Path, pattern: str) -> list[Path]:
+    def looked(self: Path, pattern: str) -> Iterator[Path]:
         found = sorted(glob(self, pattern))
+        if seen_before_it_is_renamed:
+            yield from found
         for before, after in pairwise(names):
             if (self / "00" / before).exists():
                 (self / "00" / before).rename(self / "00" / after)
                 break
-        return found
+        if not seen_before_it_is_renamed:
+            yield from found
 
     monkeypatch.setattr(Path, "glob", looked)
     for name in names:
