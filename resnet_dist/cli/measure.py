@@ -63,7 +63,7 @@ def bench_loader(
         raise UserError(explain(error, Data)) from None
     speed = measure(data, workers=loader_workers, against_raw=against == "raw", rounds=rounds)
     out.print(
-        f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {speed.threads} threads"
+        f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {speed.threads} thread(s)"
     )
     if speed.raw is not None and speed.share_of_raw is not None:
         out.print(f"raw decode {speed.raw:,.0f} images/s, the loader reaches {speed.share_of_raw:.0%}")
