@@ -18,7 +18,9 @@ from resnet_dist.config import UserError
 from resnet_dist.interrupts import interrupt, signals_call
 from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
 
-FIRST_WORD_SECONDS = 30.0  # at most: torchrun ends the other ranks of a node as soon as one has left
+RANK_0_SECONDS = (
+    30.0  # that it has for its word, at most: torchrun ends the other ranks of a node as soon as one has left
+)
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def _rank_0_spoke() -> bool:
     Leaving first would have rank 0 ended before its word. A mistake that only this node has, it does not know of.
     """
     try:
-        time.sleep(FIRST_WORD_SECONDS)
+        time.sleep(RANK_0_SECONDS)
     except KeyboardInterrupt:
         return True
     return False

@@ -61,8 +61,7 @@ class ShardReader:
 
     def read(self, sample_id: int) -> RawSample:
         """Raises BadSample; StorageError where the shard cannot be had, IndexMismatch where it is another one."""
-        ((number, position),) = self.locate(np.array([sample_id]))
-        return self.read_at(number, position)
+        return self.read_at(*self._place_of(sample_id))
 
     def read_at(self, number: int, position: int) -> RawSample:
         """As `read`, of the sample at `position` of shard `number`."""
@@ -73,7 +72,7 @@ class ShardReader:
 
     def key(self, sample_id: int) -> str:
         """SHARD/KEY of a sample, for messages. Never raises."""
-        ((number, position),) = self.locate(np.array([sample_id]))
+        number, position = self._place_of(sample_id)
         name = self._index.shards[number].name
         try:
             return f"{name}/{self._keys_of(number)[position]}"
@@ -99,6 +98,9 @@ class ShardReader:
 
     def close(self) -> None:
         self._storage.close()
+
+    def _place_of(self, sample_id: int) -> tuple[int, int]:
+        return self.locate(np.array([sample_id]))[0]
 
     def _open(self, number: int) -> tuple[_Table, _File]:
         # Two threads that miss together would open the file twice; a thread that waits for a shard to be
