@@ -7,19 +7,8 @@ connection is). Imports point down only: cli → driver, submit → launch, trac
 model → config, world.
 """
 
-from resnet_dist.config import (
-    Data,
-    Model,
-    Optim,
-    Recipe,
-    RecipeError,
-    Result,
-    Schedule,
-    Study,
-    Train,
-    Trial,
-    scaled_lr,
-)
+from resnet_dist.config import Data, Model, Optim, Recipe, Result, Schedule, Study, Train, Trial, scaled_lr
+from resnet_dist.errors import RecipeError
 
 __all__ = [
     "Data",

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from resnet_dist.config import Recipe, load_recipe
-from resnet_dist.data.prepare import prepare
-from resnet_dist.data.sources import open_source
-
-ROOT = Path(__file__).parent.parent
+from resnet_dist.data.prepare.sources import open_source
+from resnet_dist.data.prepare.split import prepare
+from tests.paths import ROOT
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("default")

@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 
 from resnet_dist.cli import app
 from resnet_dist.config import load_recipe
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
 
 

@@ -10,69 +10,115 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 PACKAGE = ROOT / "resnet_dist"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serve.py", "minimal.py"))
 
-# From the top down, but for what is imported for its types alone; a module imports from lower lines, or from its own.
+# From the top down. A module imports from lower lines or from its own room, for its types too.
 LAYERS = [
     {"__main__"},
     {"cli"},
     {"bench", "study"},
-    {"submit", "terminal"},
-    {"driver"},
-    {"launch", "torchrun"},
-    {"attempt"},
-    {"runs", "tracking", "export"},
+    {"terminal", "driver"},
+    {"launch"},
+    {"tracking"},
     {"train"},
-    {"evaluate"},
-    {"data", "model"},
-    {"config", "world"},
-    {"interrupts", "launcher", "cpus"},  # know nothing of the package
+    {"runs", "data", "model"},
+    {"order"},
+    {"config"},
+    {"system", "world"},
+    {"errors"},
 ]
-LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}
+# The rooms inside a room, likewise.
+INNER_LAYERS = {
+    "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}],
+    "tracking": [{"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool"}],
+    "train": [
+        {"loop"},
+        {"start"},
+        {"checkpoint", "evaluate", "step"},
+        {"optim", "plan", "watch"},
+        {"state"},
+        {"device", "tracker"},
+    ],
+}
+CORE = {"errors", "config", "order", "world", "model", "data", "train"}  # all that training needs
+MAX_MODULES_PER_FOLDER = 12
+OWNERS = {  # of a library: the only places that import it
+    "ray": ("launch/ray_train.py", "launch/ray_jobs.py"),
+    "mlflow": ("tracking/mlflow/", "cli/models.py"),
+    "matplotlib": ("study/figure.py",),
+}
+
+
+def level_of(room: str, layers: list[set[str]]) -> int:
+    return next(number for number, rooms in enumerate(layers) if room in rooms)
 
 
 def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
     tree = ast.parse(path.read_text())
-    for_types = {id(node) for block in tree.body if is_for_types(block) for node in ast.walk(block)}
     for node in tree.body if top_level else ast.walk(tree):
-        if id(node) in for_types:
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def is_for_types(node: ast.AST) -> bool:
-    """`if TYPE_CHECKING:`, which never runs."""
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def part(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def rooms_of(path: Path) -> list[str]:
+    """Return the words of a module's name inside the package: train/step/loss.py is train, step, loss."""
+    return [word.removesuffix(".py") for word in path.relative_to(PACKAGE).parts]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    if path.name == "__init__.py" and path.parent == PACKAGE:
+    if path == PACKAGE / "__init__.py":
         return
-    own = part(path)
+    own = rooms_of(path)
     for name in imports(path):
         words = name.split(".")
-        if words[0] == "ray":
-            assert own in ("launch", "submit"), name
-        if words[0] == "mlflow":
-            assert own in ("tracking", "cli"), name
-        if words[0] == "matplotlib":
-            assert path == PACKAGE / "tracking/figures.py", name
-        if words[0] == "resnet_dist" and words[1] != own and words[1] in LEVEL:
-            assert LEVEL[words[1]] > LEVEL[own] or {words[1], own} == {"tracking", "runs"}, name
+        if words[0] in OWNERS:
+            assert str(path.relative_to(PACKAGE)).startswith(OWNERS[words[0]]), name
+        if words[0] != "resnet_dist" or len(words) < 3:
+            continue
+        if words[1] != own[0]:
+            assert level_of(words[1], LAYERS) > level_of(own[0], LAYERS), name
+        elif own[0] in INNER_LAYERS and words[2] != own[1]:
+            layers = INNER_LAYERS[own[0]]
+            assert level_of(words[2], layers) > level_of(own[1], layers), name
+
+
+def test_every_room_has_its_layer() -> None:
+    rooms = {rooms_of(path)[0] for path in FILES} - {"__init__"}
+    assert rooms == set().union(*LAYERS)
+    for room, layers in INNER_LAYERS.items():
+        inside = {rooms_of(path)[1] for path in FILES if rooms_of(path)[0] == room} - {"__init__"}
+        assert inside == set().union(*layers)
+
+
+def test_a_folder_is_seen_at_a_glance() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    for folder in folders:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MAX_MODULES_PER_FOLDER, folder
+        assert (folder / "__init__.py").exists(), folder
+        map_of_folder = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert map_of_folder, folder
 
 
 @pytest.mark.parametrize(
-    "name", ["config/recipe", "data/order", "data/philox", "data/index", "train/schedule", "runs"]
+    "name",
+    [
+        "errors",
+        "config/recipe",
+        "order/samples",
+        "order/philox",
+        "order/sizes",
+        "data/shards/index",
+        "train/optim/schedule",
+        "runs/folder",
+        "runs/choose",
+    ],
 )
 def test_pure_modules_know_no_torch(name: str) -> None:
     assert not [word for word in imports(PACKAGE / f"{name}.py") if word.split(".")[0] == "torch"]
@@ -80,8 +126,8 @@ def test_pure_modules_know_no_torch(name: str) -> None:
 
 @pytest.mark.parametrize("library", ["ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"])
 def test_the_core_imports_no(library: str) -> None:
-    core = [path for path in FILES if part(path) in ("config", "world", "model", "data", "train", "evaluate")]
-    assert len(core) > 15
+    core = [path for path in FILES if rooms_of(path)[0] in CORE]
+    assert len(core) > 60
     for path in core:
         assert library not in {name.split(".")[0] for name in imports(path, top_level=True)}, path
 
@@ -98,7 +144,8 @@ for name in ("ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"):
     sys.modules[name] = None  # importing it now raises ImportError
 from pathlib import Path
 from resnet_dist.config import Recipe
-from resnet_dist.train.loop import NullTracker, train
+from resnet_dist.train.loop import train
+from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 outcome = train(Recipe.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), World.single(), NullTracker())
 print(outcome.step, outcome.metrics["eval/samples"])

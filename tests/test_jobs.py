@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from resnet_dist.config import Recipe, load_recipe
-from resnet_dist.data.prepare import prepare
-from resnet_dist.data.sources import open_source
-from resnet_dist.driver import check_recipe
+from resnet_dist.data.prepare.sources import open_source
+from resnet_dist.data.prepare.split import prepare
+from resnet_dist.driver.preflight import check_recipe
 from resnet_dist.train import loop
+from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 
 JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.py"))
@@ -59,7 +60,7 @@ def test_a_job_trains(path: Path, shards: Path, tmp_path: Path) -> None:
     """Two steps of sixteen small pictures, with every other field as the job has it."""
     recipe = load_recipe(path, [*small(load_recipe(path)), f"data.train={shards / 'train'}"])
     recipe = recipe.with_overrides([f"data.eval={shards / 'eval'}"])
-    outcome = loop.train(recipe, tmp_path / "run", World.single(), loop.NullTracker())
+    outcome = loop.train(recipe, tmp_path / "run", World.single(), NullTracker())
     assert outcome.finished
     assert outcome.metrics["eval/samples"] == 64
     assert np.isfinite(outcome.metrics["train/loss"])

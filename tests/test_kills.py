@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .benchmarks.kills import OVERRIDES, Setup, _kill_one, kill_and_compare
+from tests.benchmarks.kills import OVERRIDES, Setup, _kill_one, kill_and_compare
 
 
 def test_a_kill_that_comes_too_late_is_none() -> None:

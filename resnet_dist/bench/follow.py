@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resnet_dist.config import Recipe
-from resnet_dist.data.index import read_index
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.plan import plan_of
 
 
@@ -24,8 +25,9 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
         from rich.console import Console
 
         from resnet_dist.terminal import make_reporter
-        from resnet_dist.tracking.driver import MlflowTracking
-        from resnet_dist.tracking.run import CLOSE_SECONDS, URI_VARIABLE
+        from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
+        from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, URI_VARIABLE
+        from resnet_dist.tracking.protocol import RunRecord
     except ImportError:
         yield
         return
@@ -33,18 +35,9 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
     with make_reporter(Console(file=io.StringIO(), force_terminal=True)) as reporter:
         reporter.begin(plan_of(recipe, read_index(recipe.data.train))[1].total)
-        tracking = MlflowTracking(
-            folder,
-            recipe,
-            name="bench",
-            run_id=None,
-            key="bench",
-            source="bench step",
-            spool=spool,
-            tags={},
-            on_entry=reporter.entry,
-        )
-        tracking.start()
+        run = RunFolder(spool.parent, "bench", None, 1, {}, key="bench")
+        publisher = MlflowPublisher(RunRecord(run, recipe, "bench step", folder), reporter.entry)
+        publisher.start()
         yield
-        tracking.finish(timeout_seconds=30.0)
-        tracking.close("FINISHED", CLOSE_SECONDS)
+        publisher.finish(timeout_seconds=30.0)
+        publisher.close("FINISHED", CLOSE_SECONDS)

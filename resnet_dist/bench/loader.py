@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from resnet_dist.config import Data, UserError
-from resnet_dist.cpus import cpu_count
-from resnet_dist.data.decode import open_image, whole
-from resnet_dist.data.index import read_index
-from resnet_dist.data.loader import Loader
-from resnet_dist.data.order import Order
-from resnet_dist.data.shards import BadSample, ShardReader
-from resnet_dist.data.storage import Limits
+from resnet_dist.config import Data
+from resnet_dist.data.batches.loader import Loader
+from resnet_dist.data.images.decode import open_image, whole
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.data.shards.reader import BadSample, ShardReader
+from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.errors import UserError
+from resnet_dist.order.samples import Order
+from resnet_dist.system.cpus import cpu_count
 from resnet_dist.world import World
 
 RAW_IMAGES = 2000  # encoded images that are held in memory for the decode-only rounds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from resnet_dist.cpus import cpu_count
+from resnet_dist.system.cpus import cpu_count
 
 
 def describe_machine(*, gpu: bool) -> str:

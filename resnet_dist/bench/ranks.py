@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import spawn
 
-from resnet_dist.cpus import cpu_count
+from resnet_dist.system.cpus import cpu_count
 from resnet_dist.world import World
 
 RankMain = Callable[..., Any]  # (world, *arguments) → something that can be pickled; a function of a module

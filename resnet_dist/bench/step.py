@@ -24,16 +24,18 @@ from resnet_dist.bench.bare import BareLoop, Labelled
 from resnet_dist.bench.follow import followed
 from resnet_dist.bench.ranks import run_ranks
 from resnet_dist.bench.synthetic import CLASSES, write_noise
-from resnet_dist.config import Data, Model, Optim, Recipe, Schedule, Train, UserError
+from resnet_dist.config import Data, Model, Optim, Recipe, Schedule, Train
 from resnet_dist.config.data import divisors
-from resnet_dist.data.index import read_index
-from resnet_dist.data.loader import Loader
+from resnet_dist.data.batches.loader import Loader
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.errors import UserError
 from resnet_dist.model import MODELS
-from resnet_dist.runs import SPOOL_FILE, STOP_FILE
+from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Follower, Spool
-from resnet_dist.train.loop import NullTracker, Tracker, train
+from resnet_dist.train.loop import train
 from resnet_dist.train.plan import plan_of
-from resnet_dist.train.progress import NEXT_BATCH, Progress
+from resnet_dist.train.tracker import NullTracker, Tracker
+from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
 from resnet_dist.world import World
 
 EPOCH_STEPS = 16  # of the synthetic set, which is held in memory

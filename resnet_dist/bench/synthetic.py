@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from resnet_dist.data.prepare import prepare
-from resnet_dist.data.sources import Item, Source
+from resnet_dist.data.prepare.sources import Item, Source
+from resnet_dist.data.prepare.split import prepare
 
 CLASSES = 10
 

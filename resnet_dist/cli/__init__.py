@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import typer
 
+from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import index, prepare
 from resnet_dist.cli.main import main, only_train_under_torchrun
-from resnet_dist.cli.measure import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.models import evaluate, ui
-from resnet_dist.cli.training import study, submit, train
+from resnet_dist.cli.train import study, submit, train
 
 __all__ = ["app", "main"]
 

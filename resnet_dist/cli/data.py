@@ -18,8 +18,8 @@ from resnet_dist.cli.options import (
     interrupted_says,
     out,
 )
-from resnet_dist.config import UserError
-from resnet_dist.cpus import cpu_count
+from resnet_dist.errors import UserError
+from resnet_dist.system.cpus import cpu_count
 from resnet_dist.terminal import bars
 
 FEW_SAMPLES = 4096  # which one process writes before others have started
@@ -52,15 +52,16 @@ def prepare(
     strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")] = False,
 ) -> None:
     """Write a data set as shuffled WebDataset shards with an index; interrupted, the same call goes on."""
-    from resnet_dist.data.prepare import REPORT_NAME, SHARD_BYTES, Options
-    from resnet_dist.data.prepare import prepare as prepare_source
-    from resnet_dist.data.sources import open_source
+    from resnet_dist.data.prepare.sources import open_source
+    from resnet_dist.data.prepare.split import REPORT_NAME
+    from resnet_dist.data.prepare.split import prepare as prepare_source
+    from resnet_dist.data.prepare.write import SHARD_BYTES, PrepareOptions
 
     if shards is not None and shard_size is not None:
         raise UserError(
             f"--shards {shards} and --shard-size {shard_size} both say how to cut; give one of them"
         )
-    options = Options(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
+    options = PrepareOptions(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
     opened = open_source(source, seed=seed, whole_split=split)
     samples = sum(len(items) for items in opened.splits.values())
     workers = workers or (1 if samples < FEW_SAMPLES else cpu_count())
@@ -100,11 +101,12 @@ def index(
     shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
 ) -> None:
     """Make an index for WebDataset shards that something else wrote; --verify checks an indexed set."""
-    from resnet_dist.data.index import index_location
-    from resnet_dist.data.indexing import build_index, compressed, verify_index
-    from resnet_dist.data.naming import class_names, default_location, expand
-    from resnet_dist.data.remote import exists
-    from resnet_dist.data.storage import Limits
+    from resnet_dist.data.shards.build import build_index, compressed
+    from resnet_dist.data.shards.index import index_location
+    from resnet_dist.data.shards.names import class_names, default_location, expand
+    from resnet_dist.data.shards.verify import verify_index
+    from resnet_dist.data.storage.shard_cache import Limits
+    from resnet_dist.data.storage.transfer import exists
 
     limits = Limits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()

@@ -14,9 +14,9 @@ from typing import NoReturn
 import typer
 
 from resnet_dist.cli.options import err
-from resnet_dist.config import UserError
-from resnet_dist.interrupts import interrupt, signals_call
-from resnet_dist.launcher import TRAINING_THREAD, is_main_process, started_by_torchrun
+from resnet_dist.errors import AlreadyReported, ExplainedError, UserError
+from resnet_dist.system.command import TRAINING_THREAD, is_main_process, started_by_torchrun
+from resnet_dist.system.signals import interrupt, signals_call
 
 RANK_0_SECONDS = (
     30.0  # that it has for its word, at most: torchrun ends the other ranks of a node as soon as one has left
@@ -60,12 +60,10 @@ def _run() -> int:
 
 def _explain(error: Exception) -> int:
     """Print what ended a run; the exit code."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}  # importing them would import torch
-    if "AlreadySaid" in kinds:
-        return 1
-    if kinds & {"TrainingError", "RankFailed", "StorageError"}:
-        err.print(f"error: {error}")
-        return 1
+    if isinstance(error, ExplainedError):
+        if not isinstance(error, AlreadyReported):
+            err.print(f"error: {error}")
+        return error.exit_code
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
         _rank_0_spoke()
         return code  # a mistake in the flags, which rank 0 explains

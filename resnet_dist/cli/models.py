@@ -17,9 +17,9 @@ from resnet_dist.cli.options import (
     out,
     use_gpu,
 )
-from resnet_dist.config import UserError
-from resnet_dist.interrupts import signals_call
-from resnet_dist.tracking.opening import has_mlflow
+from resnet_dist.errors import UserError
+from resnet_dist.system.signals import signals_call
+from resnet_dist.tracking.open import has_mlflow
 
 
 @interrupted_says(BEGINS_AGAIN)
@@ -31,10 +31,10 @@ def evaluate(
 ) -> None:
     """Top-1, top-5 and loss of a trained model, every sample counted once."""
     with signals_call(leave_saying(BEGINS_AGAIN)):  # as in `train`
-        from resnet_dist.data.index import check_shards, read_index
-        from resnet_dist.evaluate import evaluate as evaluate_model
-        from resnet_dist.evaluate import evaluation_loader
-        from resnet_dist.export import load_model
+        from resnet_dist.data.shards.index import check_shards, read_index
+        from resnet_dist.train.checkpoint.load import load_model
+        from resnet_dist.train.evaluate import evaluate as evaluate_model
+        from resnet_dist.train.evaluate import evaluation_loader
         from resnet_dist.world import World
 
     index = read_index(shards)
@@ -57,7 +57,7 @@ def ui(
     """Serve the local MLflow store and print the address of the experiment page."""
     if not has_mlflow():
         raise UserError("MLflow, whose page this serves, is not installed")
-    from resnet_dist.tracking.ui import serve_store
+    from resnet_dist.tracking.mlflow.ui import serve_store
 
     raise typer.Exit(serve_store(output, port, out.print))
 
@@ -69,8 +69,8 @@ def _model_folder(model: str, output: Path) -> Path:
         raise UserError(f"{model!r} is no folder, and MLflow, where it may be a run, is not installed")
     from mlflow.exceptions import MlflowException
 
-    from resnet_dist.tracking.model import download_model
-    from resnet_dist.tracking.run import tracking_uri
+    from resnet_dist.tracking.mlflow.model import download_model
+    from resnet_dist.tracking.mlflow.run import tracking_uri
 
     try:
         return download_model(model, tracking_uri(output))

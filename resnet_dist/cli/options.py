@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from resnet_dist.config import Data, UserError
-from resnet_dist.launcher import DEFAULT_WORKERS
+from resnet_dist.config import Data
+from resnet_dist.errors import UserError
+from resnet_dist.system.command import DEFAULT_WORKERS
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)

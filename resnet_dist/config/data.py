@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from resnet_dist.config.lengths import Length
-from resnet_dist.config.part import Part, RecipeError, refuse_unread, refuse_without
+from resnet_dist.config.part import Part, refuse_unread, refuse_without
+from resnet_dist.errors import RecipeError
 
 # Fields that only some of the choices read. A value that nothing reads is a mistake, not a preference.
 _CROPS_THAT_READ = {"pad": ("pad-crop",)}

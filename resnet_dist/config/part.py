@@ -14,14 +14,6 @@ from pydantic_core import ErrorDetails
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # of a run: a folder, and a word on the command line
 
 
-class UserError(ValueError):
-    """A person's mistake, told in one sentence: what is wrong, its value, and what would be accepted."""
-
-
-class RecipeError(UserError):
-    """A recipe, or an override of one of its fields, that cannot be run."""
-
-
 class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, coerce_numbers_to_str=True

@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from resnet_dist.config.data import Data
 from resnet_dist.config.model import Model
-from resnet_dist.config.part import Part, RecipeError, explain, fields, nearest
+from resnet_dist.config.part import Part, explain, fields, nearest
 from resnet_dist.config.train import Optim, Schedule, Train
+from resnet_dist.errors import RecipeError
 
 
 class Recipe(Part):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from resnet_dist.config.lengths import Length
-from resnet_dist.config.part import Part, RecipeError, refuse_unread, refuse_without
+from resnet_dist.config.part import Part, refuse_unread, refuse_without
+from resnet_dist.errors import RecipeError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

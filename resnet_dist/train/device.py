@@ -7,7 +7,8 @@ import shutil
 
 import torch
 
-from resnet_dist.config import RecipeError, Train
+from resnet_dist.config import Train
+from resnet_dist.errors import RecipeError
 from resnet_dist.world import World
 
 # What torch.compile calls: a C++ compiler for its CPU code; on a GPU, a C compiler for what launches its kernels.

@@ -9,50 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
-from resnet_dist.config import Recipe, UserError, check_world_size
-from resnet_dist.data.index import read_index
-from resnet_dist.data.loader import Loader
-from resnet_dist.data.order import Order
-from resnet_dist.evaluate import evaluate, evaluation_loader
-from resnet_dist.train.checkpointer import Checkpointer
-from resnet_dist.train.control import Control, Stopped
+from resnet_dist.config import Recipe, check_world_size
+from resnet_dist.data.batches.loader import Loader
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.errors import TrainingError, UserError
+from resnet_dist.order.samples import Order
+from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
-from resnet_dist.train.gradients import GRADIENT_NORMS
-from resnet_dist.train.guards import MOST_LISTED, Guard, check_agreement
-from resnet_dist.train.initial import begin_from, initial_state
-from resnet_dist.train.meter import TrainingError
+from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.plan import due, plan_of
-from resnet_dist.train.progress import NEXT_BATCH, Progress
-from resnet_dist.train.state import TrainState
-from resnet_dist.train.step import TrainStep, compiled
+from resnet_dist.train.start.initial import begin_from, initial_state
+from resnet_dist.train.state.train_state import TrainState
+from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+from resnet_dist.train.step.train_step import TrainStep, compiled
+from resnet_dist.train.tracker import Tracker
+from resnet_dist.train.watch.control import Control, Stopped
+from resnet_dist.train.watch.guards import MOST_LISTED, Guard, check_agreement
+from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
 from resnet_dist.world import World
-
-
-class Tracker(Protocol):
-    """Where rank 0 reports to, from any thread. Never raises into training, never makes it wait."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
-
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class NullTracker:
-    """The Tracker of every other rank."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        pass
-
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)

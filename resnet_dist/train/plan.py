@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnet_dist.config import Recipe, RecipeError, steps_of
-from resnet_dist.data.index import Index
-from resnet_dist.data.order import Order
-from resnet_dist.data.sizes import Sizes
+from resnet_dist.config import Recipe, steps_of
+from resnet_dist.data.shards.index import Index
+from resnet_dist.errors import RecipeError
+from resnet_dist.order.samples import Order
+from resnet_dist.order.sizes import Sizes
 
 
 @dataclass(frozen=True)

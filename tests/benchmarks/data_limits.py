@@ -21,7 +21,7 @@ def peak_mib() -> float:
 def order_of(shards: int, samples: int, batch: int, lanes: int, world_size: int, epoch_share: float) -> None:
     import numpy as np
 
-    from resnet_dist.data.order import Order
+    from resnet_dist.order.samples import Order
 
     before = peak_mib()
     start = time.perf_counter()
@@ -46,9 +46,9 @@ def memory_of(shards: str) -> None:
     import torch
 
     from resnet_dist.config import Data
-    from resnet_dist.data.index import read_index
-    from resnet_dist.data.loader import Loader
-    from resnet_dist.data.order import Order
+    from resnet_dist.data.batches.loader import Loader
+    from resnet_dist.data.shards.index import read_index
+    from resnet_dist.order.samples import Order
     from resnet_dist.world import World
 
     torch.set_num_threads(2)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from resnet_dist.config import Data
-from resnet_dist.data.augment import normalize
-from resnet_dist.data.index import read_index
-from resnet_dist.data.loader import Loader
-from resnet_dist.data.order import Order
-from resnet_dist.data.prepare import prepare
-from resnet_dist.data.sources import Item, Source
+from resnet_dist.data.batches.loader import Loader
+from resnet_dist.data.images.augment import normalize
+from resnet_dist.data.prepare.sources import Item, Source
+from resnet_dist.data.prepare.split import prepare
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.order.samples import Order
 from resnet_dist.world import World
 
 

@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config import Recipe, load_recipe
-from resnet_dist.data.index import Index, Shard, read_index
-from resnet_dist.data.loader import Batch, Loader
-from resnet_dist.evaluate import evaluate, evaluation_loader
+from resnet_dist.data.batches.loader import Batch, Loader
+from resnet_dist.data.shards.index import Index, Shard, read_index
 from resnet_dist.train.device import prepare_device
-from resnet_dist.train.initial import begin_from, initial_state
+from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.plan import plan_of
-from resnet_dist.train.state import TrainState
-from resnet_dist.train.step import TrainStep
+from resnet_dist.train.start.initial import begin_from, initial_state
+from resnet_dist.train.state.train_state import TrainState
+from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.world import World
 
 JOBS = Path(__file__).parents[2] / "jobs"

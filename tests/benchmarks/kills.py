@@ -30,11 +30,11 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import mlflow
 import torch
 
-from resnet_dist.data.prepare import prepare
-from resnet_dist.data.sources import open_source
-from resnet_dist.train.checkpoint import MANIFEST, list_checkpoints, read_checkpoint
+from resnet_dist.data.prepare.sources import open_source
+from resnet_dist.data.prepare.split import prepare
+from resnet_dist.train.checkpoint.folder import MANIFEST, list_checkpoints, read_checkpoint
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 EXIT_SECONDS = 120  # for a command whose rank was killed to end by itself
 ORPHAN_SECONDS = 20.0
 OVERRIDES = {

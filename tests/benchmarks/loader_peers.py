@@ -121,9 +121,9 @@ def litdata(folder: Path, work: Path) -> Any:
 class Ours:
     def __init__(self, work: Path) -> None:
         from resnet_dist.config import Data
-        from resnet_dist.data.index import read_index
-        from resnet_dist.data.loader import Loader
-        from resnet_dist.data.order import Order
+        from resnet_dist.data.batches.loader import Loader
+        from resnet_dist.data.shards.index import read_index
+        from resnet_dist.order.samples import Order
         from resnet_dist.world import World
 
         shards = str(work / "shards/train")
@@ -186,8 +186,8 @@ def main() -> None:
     try:
         folder = work / "images"
         count = repeated(arguments.images, folder, arguments.at_least)
-        from resnet_dist.data.prepare import prepare
-        from resnet_dist.data.sources import open_source
+        from resnet_dist.data.prepare.sources import open_source
+        from resnet_dist.data.prepare.split import prepare
 
         prepare(open_source(str(folder), whole_split="train"), work / "shards")
         encoded = [path.read_bytes() for path in sorted(folder.glob("*/*"))]

@@ -13,13 +13,13 @@ import webdataset
 from PIL import Image
 
 from resnet_dist.config import Data
-from resnet_dist.data.decode import Pixels, open_image, whole
-from resnet_dist.data.index import Index, Shard
-from resnet_dist.data.indexing import build_index
-from resnet_dist.data.loader import Batch, Loader
-from resnet_dist.data.naming import expand
-from resnet_dist.data.order import Order
-from resnet_dist.data.storage import Limits
+from resnet_dist.data.batches.loader import Batch, Loader
+from resnet_dist.data.images.decode import Pixels, open_image, whole
+from resnet_dist.data.shards.build import build_index
+from resnet_dist.data.shards.index import Index, Shard
+from resnet_dist.data.shards.names import expand
+from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.order.samples import Order
 from resnet_dist.world import World
 
 SIZE = 8

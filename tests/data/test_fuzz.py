@@ -17,15 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from resnet_dist.config import UserError
-from resnet_dist.data.index import IndexMismatch, read_index
-from resnet_dist.data.indexing import build_index
-from resnet_dist.data.naming import expand
-from resnet_dist.data.shards import BadSample, ShardReader, parse_label
-from resnet_dist.data.storage import Limits
-from resnet_dist.data.tar import TarError, find_image, find_label, group_samples, read_idx
-
-from .conftest import decode_image, encoded, picture, write_shards, write_tar
+from resnet_dist.data.shards.build import build_index
+from resnet_dist.data.shards.index import IndexMismatch, read_index
+from resnet_dist.data.shards.names import expand
+from resnet_dist.data.shards.reader import BadSample, ShardReader, parse_label
+from resnet_dist.data.shards.tar import TarError, find_image, find_label, group_samples, read_idx
+from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.errors import UserError
+from tests.data.conftest import decode_image, encoded, picture, write_shards, write_tar
 
 IMAGES, TARS, INDEXES, IDX_FILES = 9000, 6000, 3000, 2000  # 20,000 damaged files
 GROWTH = 700 * 2**20  # bytes that all of them together may add to the process: the largest image takes 240 MB
@@ -233,7 +232,7 @@ NAMES = st.text(st.sampled_from("ab./_ -\\é\n"), min_size=1, max_size=24)
 
 @given(NAMES)
 def test_keys_and_extensions_are_those_of_webdataset(name: str) -> None:
-    from resnet_dist.data.tar import _KEY_AND_EXTENSION
+    from resnet_dist.data.shards.tar import _KEY_AND_EXTENSION
 
     match = _KEY_AND_EXTENSION.match(name)
     assert (match.groups() if match else (None, None)) == base_plus_ext(name)

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from resnet_dist.config import UserError
-from resnet_dist.data.index import Index, IndexMismatch, check_shards, read_index
-from resnet_dist.data.indexing import build_index, verify_index
-from resnet_dist.data.naming import class_names, expand, expand_braces
-from resnet_dist.data.shards import BadSample, ShardReader
-from resnet_dist.data.storage import Limits
-
-from .conftest import CLASSES, encoded, picture, write_shards
-from .servers import file_server
+from resnet_dist.data.shards.build import build_index
+from resnet_dist.data.shards.index import Index, IndexMismatch, check_shards, read_index
+from resnet_dist.data.shards.names import class_names, expand, expand_braces
+from resnet_dist.data.shards.reader import BadSample, ShardReader
+from resnet_dist.data.shards.verify import verify_index
+from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.errors import UserError
+from tests.data.conftest import CLASSES, encoded, picture, write_shards
+from tests.data.servers import file_server
 
 
 def samples(index: Index, limits: Limits) -> list[tuple[bytes, int]]:

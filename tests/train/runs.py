@@ -8,12 +8,13 @@ import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint import list_checkpoints, read_checkpoint
-from resnet_dist.train.gradients import GRADIENT_NORMS
+from resnet_dist.train.checkpoint.folder import list_checkpoints, read_checkpoint
+from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 
 
-class Recorder(loop.NullTracker):
+class Recorder(NullTracker):
     """A Tracker that remembers all but speeds; `dies_at` raises in the middle of a run, as a kill would end it."""
 
     def __init__(self, dies_at: int | None = None) -> None:

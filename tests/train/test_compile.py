@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from resnet_dist.config import Recipe
-from resnet_dist.export import load_model
+from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.device import has_compiler
 from tests.train.runs import final_tensors, run
 from tests.train.test_elastic import curve

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.config import Recipe, UserError
-from resnet_dist.data.index import read_index
-from resnet_dist.data.loader import Batch, Loader
-from resnet_dist.evaluate import evaluate, evaluation_loader
+from resnet_dist.config import Recipe
+from resnet_dist.data.batches.loader import Batch, Loader
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.errors import UserError
 from resnet_dist.train import loop
+from resnet_dist.train.evaluate import evaluate, evaluation_loader
+from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
-
-from .ranks import run_ranks
-from .runs import assert_same
+from tests.train.ranks import run_ranks
+from tests.train.runs import assert_same
 
 WORLD = World.single()
 MOVING = [
@@ -33,17 +34,17 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted_bitwise(
     digits_recipe: Recipe, tmp_path: Path, cache: list[str]
 ) -> None:
     recipe = digits_recipe.with_overrides([*EVERYTHING, *cache, "train.length=14 steps"])
-    whole = loop.train(recipe, tmp_path / "whole", WORLD, loop.NullTracker())
+    whole = loop.train(recipe, tmp_path / "whole", WORLD, NullTracker())
     for stop_after in (5, 1, 3):  # before, at and after a change of size; at an epoch's end
         calls = iter(range(100))
         loop.train(
             recipe,
             tmp_path / "parts",
             WORLD,
-            loop.NullTracker(),
+            NullTracker(),
             lambda n=stop_after, c=calls: next(c) == n - 1,
         )
-    parts = loop.train(recipe, tmp_path / "parts", WORLD, loop.NullTracker())
+    parts = loop.train(recipe, tmp_path / "parts", WORLD, NullTracker())
     assert (whole.step, parts.step) == (14, 14)
     assert_same(tmp_path / "parts", tmp_path / "whole")
     assert parts.metrics["eval/samples"] == whole.metrics["eval/samples"] == 360
@@ -63,7 +64,7 @@ def test_the_model_sees_the_sizes_of_the_plan_and_of_evaluation(
 
     monkeypatch.setattr(Loader, "batch_at", batch_at)
     recipe = digits_recipe.with_overrides([*MOVING, "data.eval_size=10", "train.length=14 steps"])
-    loop.train(recipe, tmp_path, WORLD, loop.NullTracker())
+    loop.train(recipe, tmp_path, WORLD, NullTracker())
     assert [size for size, training in seen if training] == [6] * 6 + [7] * 5 + [8] * 3
     assert {size for size, training in seen if not training} == {10}
 

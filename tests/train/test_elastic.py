@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist import evaluate
 from resnet_dist.config import Recipe
-from resnet_dist.data.augment import normalize
-from resnet_dist.train import loop, step
+from resnet_dist.data.images.augment import normalize
+from resnet_dist.train import evaluate as evaluate
+from resnet_dist.train import loop
+from resnet_dist.train.step import train_step as step
 from resnet_dist.world import World
-
-from .ranks import run_ranks
-from .runs import Recorder
+from tests.train.ranks import run_ranks
+from tests.train.runs import Recorder
 
 STEPS = 14  # an epoch has eleven
 EXACT = "train.gradient_sums=fp64"  # otherwise rounding turns a ReLU over after some steps, and what follows

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from resnet_dist.config import Recipe
-from resnet_dist.data.decode import Image, open_image
+from resnet_dist.data.images.decode import Image, open_image
+from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint import list_checkpoints
-from resnet_dist.train.meter import TrainingError
+from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.world import World
-
-from .runs import Recorder, assert_same, final_tensors
+from tests.train.runs import Recorder, assert_same, final_tensors
 
 WORLD = World.single()
 
@@ -129,7 +128,7 @@ def test_too_many_bad_samples_stop_the_run(
     def refuse(data: bytes, channels: int) -> None:
         raise ValueError("not a readable image")
 
-    monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse)
+    monkeypatch.setattr("resnet_dist.data.batches.fill.open_image", refuse)
     with pytest.raises(TrainingError, match=r"640 samples \(100\.00%\).*max_bad_fraction=0\.001"):
         loop.train(digits_recipe.with_overrides(["optim.lr=1e-3"]), tmp_path, WORLD, Recorder())
 
@@ -164,7 +163,7 @@ def test_too_many_bad_evaluation_samples_stop_the_run(
         evaluating.append(True)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse_some)
+    monkeypatch.setattr("resnet_dist.data.batches.fill.open_image", refuse_some)
     monkeypatch.setattr(loop, "evaluate", begin_evaluation)
     recorder = Recorder()
     overrides = ["train.length=1 steps", "schedule.warmup=0 steps", "data.loader_workers=1"]
@@ -184,7 +183,7 @@ def test_bad_samples_are_named_and_counted(
             raise ValueError("not a readable image")
         return open_image(data, channels)
 
-    monkeypatch.setattr("resnet_dist.data.decoder.open_image", refuse_some)
+    monkeypatch.setattr("resnet_dist.data.batches.fill.open_image", refuse_some)
     recorder = Recorder()
     overrides = ["data.max_bad_fraction=0.1", "train.length=10 steps", "data.loader_workers=1"]
     loop.train(digits_recipe.with_overrides(overrides), tmp_path, WORLD, recorder)

@@ -1,0 +1,152 @@
+"""`bench`: measure parts of the package on this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from resnet_dist.cli.options import (
+    BEGINS_AGAIN,
+    Against,
+    Buffers,
+    Cache,
+    Crop,
+    Gpu,
+    Overrides,
+    Workers,
+    err,
+    interrupted_says,
+    out,
+    use_gpu,
+)
+from resnet_dist.config import Data
+from resnet_dist.config.part import explain
+from resnet_dist.errors import UserError
+from resnet_dist.system.command import DEFAULT_WORKERS
+
+
+@interrupted_says(BEGINS_AGAIN)
+def bench_loader(
+    shards: Annotated[str, typer.Argument(help="A folder or URL with an index.json.")],
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 224,
+    global_batch_size: Annotated[
+        int, typer.Option("--global-batch-size", "--batch-size", min=1, help="Samples of a batch.")
+    ] = 64,
+    crop: Annotated[Crop, typer.Option(help="As data.crop of a recipe.")] = "random-resized-crop",
+    cache: Annotated[Cache, typer.Option(help="As data.cache of a recipe.")] = "none",
+    loader_workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads, as data.loader_workers.")
+    ] = None,
+    against: Annotated[Against | None, typer.Option(help="raw: decoding alone, in the same run.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Images per second of the loader alone: random crops and flips, uint8 batches."""
+    from resnet_dist.bench.loader import bench_loader as measure
+
+    try:
+        data = Data(
+            train=shards,
+            eval=shards,
+            image_size=image_size,
+            global_batch_size=global_batch_size,
+            lanes=math.gcd(global_batch_size, 8),
+            crop=crop,
+            flip=True,
+            cache=cache,
+        )
+    except ValidationError as error:
+        raise UserError(explain(error, Data)) from None
+    speed = measure(data, workers=loader_workers, against_raw=against == "raw", rounds=rounds)
+    out.print(
+        f"loader     {speed.loader:,.0f} images/s, median of {speed.rounds} rounds, {speed.threads} thread(s)"
+    )
+    if speed.raw is not None and speed.share_of_raw is not None:
+        out.print(f"raw decode {speed.raw:,.0f} images/s, the loader reaches {speed.share_of_raw:.0%}")
+    out.print(f"memory     {speed.peak_bytes / 2**20:,.0f} MiB at most")
+
+
+@interrupted_says(BEGINS_AGAIN)
+def bench_step(
+    model: Annotated[str, typer.Option(help="As model.name of a recipe.")] = "resnet20",
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 32,
+    global_batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step, over all ranks.")] = 128,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes; one GPU each, or a share of the CPUs.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of a round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1)] = 9,
+    precision: Annotated[str, typer.Option(help="As train.precision of a recipe.")] = "fp32",
+    bare_buffers: Annotated[
+        Buffers,
+        typer.Option(
+            help="When the bare loop's DDP sends rank 0's batch norm statistics; its default is every step."
+        ),
+    ] = "every-step",
+    gpu: Gpu = None,
+    overrides: Overrides = None,
+) -> None:
+    """Images per second of the whole training loop, against a bare PyTorch loop in the same run."""
+    from resnet_dist.bench.machine import describe_machine
+    from resnet_dist.bench.step import bench_step as measure
+
+    gpu = use_gpu(gpu)
+    out.print(f"machine  {describe_machine(gpu=gpu)}")
+    speed = measure(
+        model=model,
+        image_size=image_size,
+        global_batch_size=global_batch_size,
+        overrides=[f"train.precision={precision}", *(overrides or ())],
+        ranks=ranks,
+        steps=steps,
+        rounds=rounds,
+        gpu=gpu,
+        sync_buffers=bare_buffers != "none",
+    )
+    out.print(
+        f"setting  {model}, {image_size} x {image_size} pixels, {global_batch_size} images a step, {ranks} rank(s), {precision}, "
+        + (f"bare loop's buffers: {bare_buffers}, " if ranks > 1 else "")
+        + f"medians of {rounds} rounds of {steps} steps each (lowest to highest)"
+    )
+    _print_rounds("ours", speed.ours, ",.1f", "images/s")
+    _print_rounds("bare", speed.bare, ",.1f", "images/s")
+    _print_rounds("ratio", speed.ratios, ".4f")
+    out.print(f"loss     {speed.our_loss:.6f}, bare {speed.bare_loss:.6f}, over the same first {steps} steps")
+    if not speed.same_work:
+        err.print("error: the loops do not do the same work: their losses differ")
+        raise typer.Exit(1)
+
+
+@interrupted_says(BEGINS_AGAIN)
+def bench_launch(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")] = Path("jobs/digits.py"),
+    workers: Workers = None,
+    local: Annotated[bool, typer.Option("--local", help="Without Ray, against plain PyTorch.")] = False,
+    gpu: Gpu = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Starts of each.")] = 5,
+) -> None:
+    """Seconds from the command to the first step of `train`, against a minimal Ray Train program."""
+    from resnet_dist.bench.machine import describe_machine
+    from resnet_dist.bench.startup import bench_launch as measure
+
+    gpu, workers = use_gpu(gpu), workers or DEFAULT_WORKERS
+    out.print(f"machine  {describe_machine(gpu=gpu)}")
+    speed = measure(recipe, workers=workers, local=local, gpu=gpu, rounds=rounds)
+    where = "in one process" if local else f"{workers} rank(s) under Ray"
+    out.print(f"setting  {recipe}, {where}, medians of {rounds} starts of each (lowest to highest)")
+    _print_rounds("train", speed.ours, ".2f", "s to the first step")
+    _print_rounds("minimal", speed.minimal, ".2f", "s to the first step")
+    _print_rounds("ratio", speed.ratios, ".3f")
+    for part, length in speed.parts.items():
+        out.print(f"         {length:6.2f} s  {part}")
+
+
+def _print_rounds(name: str, values: Sequence[float], form: str, unit: str = "") -> None:
+    """The median of some rounds, and their lowest and highest."""
+    median, lowest, highest = (
+        format(value, form) for value in (statistics.median(values), min(values), max(values))
+    )
+    out.print(f"{name:<8} {median}{unit and ' ' + unit} ({lowest} to {highest})")

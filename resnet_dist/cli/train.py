@@ -1,0 +1,193 @@
+"""Commands that train: here, on a cluster, a whole study."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resnet_dist.cli.main import leave_saying
+from resnet_dist.cli.options import (
+    DEFAULT_OUTPUT,
+    GOES_ON,
+    Address,
+    Gpu,
+    Name,
+    Output,
+    Overrides,
+    Workers,
+    err,
+    interrupted_says,
+    out,
+)
+from resnet_dist.config import load_recipe, load_study
+from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
+from resnet_dist.system.signals import signals_call
+from resnet_dist.terminal import make_reporter
+from resnet_dist.tracking.open import has_mlflow, open_publisher, open_study
+
+if TYPE_CHECKING:
+    from resnet_dist.launch.torchrun import TorchrunRanks
+
+NOT_SUBMITTED = "interrupted before the job was submitted"
+NOTHING_SAVED = "interrupted before training began; the same command begins it"
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
+    overrides: Overrides = None,
+    workers: Workers = None,
+    gpu: Gpu = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    address: Address = None,
+    name: Name = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Train a recipe to its end, or from where its run stopped."""
+    value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
+    # Nothing has begun, and an exception in the middle of numpy's or torch's import leaves wreckage.
+    with signals_call(leave_saying(NOTHING_SAVED)):
+        from resnet_dist.driver.request import Interrupted, Request
+        from resnet_dist.driver.run import run_training
+
+        ranks = _torchrun_ranks()
+    if ranks is not None and ranks.rank > 0:
+        raise typer.Exit(ranks.follow())
+    try:
+        with ranks or nullcontext(), make_reporter(out) as reporter:
+            value = value or load_recipe(recipe, overrides or ())  # a mistake in it is for all ranks
+            place = output.absolute()
+            request = Request(value, str(recipe), place, workers, gpu, local, address, name, resume, ranks)
+            summary = run_training(request, reporter, open_publisher)
+    except Interrupted as interrupted:
+        where = f" at step {interrupted.step}" if interrupted.step is not None else ""
+        err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        err.print(NOTHING_SAVED)
+        raise typer.Exit(130) from None
+    metrics = summary.outcome.metrics
+    out.print(
+        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
+        f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
+        f"checkpoint {_short(summary.checkpoint)}{_browse_line(output)}"
+    )
+    if summary.unsent_metrics:
+        err.print(
+            f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}"
+        )
+
+
+@interrupted_says(GOES_ON)
+def study(
+    job: Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines study().")],
+    arguments: Annotated[
+        list[str] | None, typer.Option("--with", metavar="NAME=VALUE", help="An argument of study().")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field of every recipe.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="DDP ranks of each run, on Ray; default: one, in this process.")
+    ] = None,
+    gpu: Gpu = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study; one that exists is continued.")] = None,
+    output: Output = DEFAULT_OUTPUT,
+) -> None:
+    """Train the runs of a study one after another, draw what they say; the same command continues one."""
+    value = load_study(job, arguments or (), overrides or ())
+    with signals_call(leave_saying(NOTHING_SAVED)):  # as in `train`
+        from resnet_dist.study.request import StudyRequest
+        from resnet_dist.study.run import StudyInterrupted, run_study
+
+    request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
+    with make_reporter(out, training_lines=False) as reporter:
+        try:
+            summary = run_study(request, reporter, open_study, open_publisher)
+        except StudyInterrupted as interrupted:
+            err.print(
+                f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
+                f"  {command_line()}"
+            )
+            raise typer.Exit(130) from None
+    for trial, result in zip(value.trials, summary.results, strict=True):
+        metrics = result.metrics
+        out.print(
+            f"{trial.name:<24} training loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.2%}  "
+            f"eval top-1 {metrics['eval/top1']:.2%}"
+        )
+    out.print(
+        f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
+        f"figure     {_short(summary.figure)}\n"
+        f"table      {_short(summary.table)}{_browse_line(output)}"
+    )
+
+
+@interrupted_says(NOT_SUBMITTED)
+def submit(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    overrides: Overrides = None,
+    workers: Workers = None,
+    gpu: Gpu = None,
+    name: Name = None,
+    resume: Annotated[bool, typer.Option("--resume")] = False,
+    output: Annotated[
+        Path, typer.Option(help="On the cluster: a folder that all nodes share.")
+    ] = DEFAULT_OUTPUT,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
+) -> None:
+    """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
+    value = load_recipe(recipe, overrides or ())
+    with signals_call(leave_saying(NOT_SUBMITTED)):  # as in `train`
+        from resnet_dist.driver.preflight import check_recipe
+        from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
+
+    check_recipe(value, workers or DEFAULT_WORKERS)
+    submission = Submission(
+        value,
+        recipe,
+        address,
+        workers or DEFAULT_WORKERS,
+        gpu,
+        name,
+        resume,
+        output.absolute(),
+        detach,
+        command_line(),
+    )
+    try:
+        code = submit_job(submission, lambda text: out.print(text, end=""))
+    except JobLeft as left:
+        err.print(str(left))
+        raise typer.Exit(left.code) from None
+    raise typer.Exit(code)
+
+
+def _torchrun_ranks() -> TorchrunRanks | None:
+    """The ranks that torchrun has started; None where this process is on its own."""
+    if not started_by_torchrun():
+        return None
+    from resnet_dist.launch.torchrun import TorchrunRanks
+
+    return TorchrunRanks()
+
+
+def _browse_line(output: Path) -> str:
+    """Where a person sees the runs: one more line to print, or nothing without MLflow."""
+    if not has_mlflow():
+        return ""
+    from resnet_dist.tracking.mlflow.run import URI_VARIABLE
+
+    if server := os.environ.get(URI_VARIABLE):
+        return f"\nbrowse     {server}"
+    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+
+
+def _short(path: Path | None) -> Path | None:
+    return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path

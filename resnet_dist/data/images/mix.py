@@ -1,0 +1,78 @@
+"""Mixup and CutMix: every image of a micro-batch is mixed with its neighbour in it.
+
+Drawn from (seed, step, number of the micro-batch), so that any number of ranks mixes the same images the same
+way. The labels are not mixed here: the loss is, which is the same for cross-entropy and needs no soft targets.
+
+Shapes: M images of a micro-batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from resnet_dist.config import Data
+from resnet_dist.order.philox import Purpose, uniform, words_of
+
+MOST_REJECTED = 2.0  # the largest alpha that is drawn by rejection
+TRIES = 64  # of which each is taken with a probability of 1/6 at alpha 2, and more below
+
+
+class Mixed(NamedTuple):
+    """Image i is `share` of sample i and the rest of sample `partner[i]`."""
+
+    images_MCHW: Tensor
+    share: float
+
+    @staticmethod
+    def partner(values_M: Tensor) -> Tensor:
+        """For each image, the value of the sample that it was mixed with."""
+        return values_M.roll(1, 0)
+
+
+def mix(images_MCHW: Tensor, data: Data, *, seed: int, step: int, micro_batch: int) -> Mixed:
+    """`micro_batch` counts through the global batch. A recipe without mixing gives the images and 1.0."""
+    if not (data.mixup or data.cutmix) or len(images_MCHW) < 2:
+        return Mixed(images_MCHW, 1.0)
+    number = np.array([micro_batch])
+    words = words_of(number, Purpose.MIX, seed=seed, epoch=step & 0xFFFFFFFF, blocks=1 + TRIES // 2)
+    choice, top, left, _, *tries = uniform(words)[0].tolist()
+    cutmix = data.cutmix > 0 and (data.mixup == 0 or choice < 0.5)
+    share = beta(data.cutmix if cutmix else data.mixup, tries)
+    return _cut(images_MCHW, share, top, left) if cutmix else _blend(images_MCHW, share)
+
+
+def _blend(images_MCHW: Tensor, share: float) -> Mixed:
+    return Mixed(images_MCHW.lerp(Mixed.partner(images_MCHW), 1 - share), share)
+
+
+def _cut(images_MCHW: Tensor, share: float, top_draw: float, left_draw: float) -> Mixed:
+    """A box of (1 - share) of the area, around a point anywhere, is the partner's."""
+    height, width = images_MCHW.shape[2:]
+    side = math.sqrt(1 - share)
+    middle_down, middle_right = int(top_draw * height), int(left_draw * width)
+    top, bottom = (max(0, min(height, round(middle_down + sign * side * height / 2))) for sign in (-1, 1))
+    left, right = (max(0, min(width, round(middle_right + sign * side * width / 2))) for sign in (-1, 1))
+    images_MCHW = images_MCHW.clone()
+    partners = Mixed.partner(images_MCHW)
+    images_MCHW[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
+    return Mixed(images_MCHW, 1 - (bottom - top) * (right - left) / (height * width))
+
+
+def beta(alpha: float, draws: list[float]) -> float:
+    """A draw from Beta(alpha, alpha), fixed by the uniforms that it is given: by Jöhnk's rejection up to 2.
+
+    Above, where that would reject nearly all, by Ulrich's formula (Devroye, Non-Uniform Random Variate Generation,
+    IX.3). NumPy's own beta may change its algorithm between releases.
+    """
+    if alpha > MOST_REJECTED:
+        radius = math.sqrt(1 - draws[0] ** (2 / (2 * alpha - 1)))
+        return (1 + radius * math.cos(2 * math.pi * draws[1])) / 2
+    for first, second in zip(draws[::2], draws[1::2], strict=True):
+        x, y = first ** (1 / alpha), second ** (1 / alpha)
+        if 0 < x + y <= 1:
+            return float(x / (x + y))
+    return 0.5

@@ -1,0 +1,195 @@
+"""The index: which shards there are, how many samples each holds, their checksums and the names of the classes.
+
+`index.json` follows the wids layout, with checksums and class names added; beside every tar lies a DALI
+`.idx` file with the offset and size of every member. Both are read by others' tools as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.data.shards.tar import TarError, check_header, read_idx
+from resnet_dist.data.storage.shard_cache import StoredFile, lies_here
+from resnet_dist.data.storage.transfer import read_bytes
+from resnet_dist.data.storage.urls import is_local, join, local_path
+from resnet_dist.errors import StorageError, UserError
+from resnet_dist.system.files import write_text_atomically
+
+INDEX_NAME = "index.json"
+MOST_HEADERS = 512  # shards whose offsets are compared at a start; a large set has tens of thousands
+
+
+class IndexMismatch(UserError):
+    """Shards and index disagree, or one of them is missing."""
+
+
+@dataclass(frozen=True)
+class Shard(StoredFile):
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Index:
+    location: str
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(shard.num_samples for shard in self.shards)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.counts)
+
+    def place(self, sample_id: int) -> str:
+        """The shard and the position in it of a sample, for messages: `train-000003.tar[17]`."""
+        for shard in self.shards:
+            if sample_id < shard.num_samples:
+                return f"{shard.name}[{sample_id}]"
+            sample_id -= shard.num_samples
+        raise IndexError(sample_id)
+
+    def digest(self) -> str:
+        """SHA-256 over the shards' names and checksums: equal on every rank that sees the same data."""
+        text = "".join(f"{s.name} {s.num_samples} {s.num_bytes} {s.checksum}\n" for s in self.shards)
+        return hashlib.sha256((text + "\0".join(self.classes)).encode()).hexdigest()
+
+
+def write_index(
+    location: Path,
+    shards: Sequence[Shard],
+    classes: Sequence[str],
+    prepared: Mapping[str, object] | None = None,
+) -> Index:
+    """Write `index.json`, in one rename: a folder with an index is a complete one.
+
+    Shards in the index's own folder are named relative to it, so that the folder can be moved.
+    """
+    path = Path(index_location(location))
+    base = str(path.parent) + "/"
+    entries = []
+    for shard in shards:
+        entry = {
+            "url": shard.url.removeprefix(base),
+            "nsamples": shard.num_samples,
+            "filesize": shard.num_bytes,
+        }
+        algorithm, _, digest = shard.checksum.partition(":")
+        if digest:
+            entry["md5sum" if algorithm == "md5" else algorithm] = digest
+        entries.append(entry)
+    value: dict[str, Any] = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardlist": entries,
+        "classes": list(classes),
+    }
+    if prepared is not None:
+        value["prepared"] = dict(prepared)  # how; `prepare` compares it when it is called again
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(path, json.dumps(value, indent=1) + "\n")
+    return Index(str(path), tuple(shards), tuple(classes))
+
+
+def index_location(location: str | Path) -> str:
+    """Of a folder, or of an index file: where the index is."""
+    text = str(location)
+    return text if text.endswith(".json") else join(text, INDEX_NAME)
+
+
+def read_index(location: str | Path) -> Index:
+    """The index of a folder, a URL, or an index file. Raises IndexMismatch where it is missing or not one."""
+    where = index_location(location)
+    try:
+        value = json.loads(read_bytes(where))
+        shards = shards_of(value, posixpath.dirname(where))
+        return Index(where, shards, tuple(str(name) for name in value["classes"]))
+    except (FileNotFoundError, NotADirectoryError):
+        raise IndexMismatch(
+            f"{where}: no such index; `resnet-dist prepare` writes shards with one, `resnet-dist index` makes one "
+            "for shards that are there"
+        ) from None
+    except StorageError as error:
+        raise IndexMismatch(str(error)) from None
+    except OSError as error:  # a folder of that name, or one that may not be read
+        raise IndexMismatch(f"{where}: cannot be read: {error.strerror}") from None
+    except KeyError as error:
+        if error.args == ("classes",):
+            raise IndexMismatch(
+                f"{where}: says nothing of classes; `resnet-dist index {where}` makes an index that does"
+            ) from None
+        raise IndexMismatch(f"{where}: not an index of shards (no {error})") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise IndexMismatch(f"{where}: not an index of shards ({type(error).__name__}: {error})") from None
+
+
+def shards_of(value: dict[str, Any], base: str) -> tuple[Shard, ...]:
+    """The shards of a wids index. Raises KeyError, TypeError or ValueError where it is none."""
+    shards = tuple(_shard(base, entry) for entry in value["shardlist"])
+    if not shards:
+        raise ValueError("lists no shards")
+    return shards
+
+
+def _shard(base: str, entry: dict[str, Any]) -> Shard:
+    count, num_bytes = int(entry["nsamples"]), int(entry.get("filesize", 0))
+    if count < 0 or num_bytes < 0:
+        raise ValueError(f"{entry['url']}: nsamples={count} and filesize={num_bytes} cannot be negative")
+    checksums = ((name, entry.get(key)) for name, key in (("sha256", "sha256"), ("md5", "md5sum")))
+    # Some tools write the digits in capitals.
+    known = next((f"{name}:{str(digest).strip().lower()}" for name, digest in checksums if digest), "")
+    return Shard(join(base, str(entry["url"])), num_bytes, known, count)
+
+
+def idx_path(path: Path) -> Path:
+    return path.with_suffix(".idx")
+
+
+def check_shards(index: Index) -> None:
+    """Compare sizes of the tars on this machine, and the first and last header of some hundred, with the index.
+
+    Reads little, so that a run can do it at its start. Of remote shards, each is verified when it is fetched.
+    Raises IndexMismatch naming the shard.
+    """
+    every = max(1, len(index.shards) // MOST_HEADERS)
+    for number, shard in enumerate(index.shards):
+        if is_local(shard.url):
+            _check_local(shard, index, headers=number % every == 0)
+
+
+def _check_local(shard: Shard, index: Index, *, headers: bool) -> None:
+    path = local_path(shard.url)
+    try:
+        num_bytes = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise IndexMismatch(f"{path}: missing, but {index.location} lists it") from None
+    except OSError as error:
+        raise IndexMismatch(f"{path}: cannot be read: {error.strerror}") from None
+    if shard.num_bytes and num_bytes != shard.num_bytes:
+        raise IndexMismatch(
+            f"{path}: has {num_bytes:,} bytes, but {index.location} says {shard.num_bytes:,}; "
+            "prepare the data again, or bring back the shard it was made from"
+        )
+    if not headers or not lies_here(shard) or not idx_path(path).exists():
+        return
+    try:
+        samples = read_idx(idx_path(path))
+        if len(samples) != shard.num_samples:
+            raise TarError(
+                f"{idx_path(path)}: lists {len(samples)} samples, but {index.location} says {shard.num_samples}"
+            )
+        with path.open("rb") as file:
+            for member in (samples[0][0], samples[-1][-1]) if samples else ():
+                check_header(file.fileno(), str(path), member)
+    except TarError as error:
+        raise IndexMismatch(str(error)) from None
+    except OSError as error:
+        raise IndexMismatch(f"{error.filename or path}: cannot be read: {error.strerror}") from None

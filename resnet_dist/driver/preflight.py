@@ -1,0 +1,124 @@
+"""TODO map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resnet_dist.config import Recipe, check_classes, check_world_size
+from resnet_dist.data.prepare.sources import open_source
+from resnet_dist.data.prepare.split import prepare
+from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
+from resnet_dist.data.storage.shard_cache import check_command
+from resnet_dist.data.storage.urls import is_local
+from resnet_dist.driver.request import Reporter, Request
+from resnet_dist.errors import RecipeError, UserError
+from resnet_dist.model import Options, check_batch_norm, check_model
+from resnet_dist.train.plan import plan_of
+from resnet_dist.train.start.init_from import TORCHVISION
+from resnet_dist.train.start.initial import check_init_from
+
+
+def check_request(request: Request) -> None:
+    """What needs no data to be refused. Raises UserError."""
+    check_recipe(request.recipe, request.world_size)
+    if request.torchrun is not None:
+        for flag, given in (
+            ("--local", request.local),
+            ("--workers", request.workers is not None),
+            ("--address", request.address is not None),
+        ):
+            if given:
+                raise UserError(
+                    f"{flag}: torchrun has started the ranks already ({request.world_size} of them; its own "
+                    f"--nproc-per-node and --nnodes say how many); leave it out"
+                )
+        return
+    if request.local and (request.workers or 1) > 1:
+        raise UserError(
+            f"--workers {request.workers}: --local trains as one rank in this process; leave one of them out"
+        )
+    if request.local and request.address is not None:
+        raise UserError(
+            f"--address {request.address}: --local trains in this process, without a cluster; leave one of them out"
+        )
+
+
+def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
+    """`{output}` filled in, and paths absolute: ranks do not run in this folder. URLs stay as they are."""
+
+    def absolute(location: str) -> str:
+        location = location.replace("{output}", str(output))
+        return str(Path(location).expanduser().absolute()) if is_local(location) else location
+
+    cache = recipe.data.shard_cache
+    data = recipe.data.model_copy(
+        update={
+            "train": absolute(recipe.data.train),
+            "eval": absolute(recipe.data.eval),
+            # A home folder is each node's own: it is found there.
+            "shard_cache": cache if cache.startswith("~") else absolute(cache),
+        }
+    )
+    weights = recipe.model.init_from
+    if weights is not None and not weights.startswith(TORCHVISION):
+        weights = absolute(weights)
+    model = recipe.model.model_copy(update={"init_from": weights})
+    return recipe.model_copy(update={"data": data, "model": model})
+
+
+def check_recipe(recipe: Recipe, world_size: int) -> None:
+    """What needs no data to be refused. Raises RecipeError."""
+    check_world_size(recipe.data, world_size)
+    data, fields = recipe.data, recipe.model.options()
+    name, options = fields.pop("name"), Options(**fields)
+    training_size = data.smallest_training_size
+    all_ranks = recipe.train.sync_batch_norm
+    samples = data.micro_batch_size or data.global_batch_size // (1 if all_ranks else world_size)
+    try:
+        check_model(name, options, min(training_size, data.evaluation_size))
+        check_batch_norm(name, options, training_size, samples)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
+def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
+    """The indexes of both sets, and the steps of the run.
+
+    Prepares what is missing and can be made; raises UserError where shards and indexes do not agree.
+    """
+    prepare_missing(recipe, reporter)
+    train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
+    if train_index.classes != eval_index.classes:
+        raise UserError(f"{train_index.location} and {eval_index.location} name different classes")
+    for index in (train_index, eval_index):
+        check_shards(index)
+        for shard in index.shards:
+            check_command(shard.url, allowed=recipe.data.allow_commands)
+    check_classes(recipe.train, len(train_index.classes))
+    if is_new:
+        check_init_from(recipe, len(train_index.classes))
+    plan = plan_of(recipe, train_index)[1]
+    if plan.warmup > plan.total:
+        reporter.say(
+            f"schedule.warmup={recipe.schedule.warmup!r} is longer than train.length={recipe.train.length!r}: the rate "
+            "does not reach optim.lr"
+        )
+    return (train_index, eval_index), plan.total
+
+
+def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
+    """Make the recipe's shards from `data.source` where they are not there."""
+    train, evaluation, source_name = recipe.data.train, recipe.data.eval, recipe.data.source
+    folders = [Path(location) for location in (train, evaluation) if is_local(location)]
+    missing = [f for f in folders if f.suffix != ".json" and not (f / INDEX_NAME).exists()]
+    if source_name is None or not missing:
+        return
+    target = Path(train).parent
+    if (Path(train), Path(evaluation)) != (target / "train", target / "eval"):
+        raise RecipeError(
+            f"data.source={source_name!r} writes folders train and eval side by side, but data.train={train} and "
+            f"data.eval={evaluation}"
+        )
+    source = open_source(source_name)
+    reporter.say(f"preparing {source.name} in {target}")
+    prepare(source, target)

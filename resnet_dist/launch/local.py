@@ -1,0 +1,30 @@
+"""One rank in this process: no Ray, no process group."""
+
+from __future__ import annotations
+
+import torch
+
+from resnet_dist.config import Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.launch.attempt import Attempt, RankLauncher
+from resnet_dist.launch.rank import run_attempt
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.signals import StopRequest, signals_call
+from resnet_dist.train.loop import Outcome
+from resnet_dist.world import World
+
+
+def local_launcher(recipe: Recipe, *, gpu: bool | None) -> RankLauncher:
+    """Return what trains `recipe` here; `gpu` None uses a GPU where there is one. Raises UserError."""
+    if gpu is None:
+        gpu = torch.cuda.is_available()
+    if gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
+
+    def launch(folder: RunFolder) -> Outcome | None:
+        attempt, stop = Attempt.of(recipe, folder, threads=cpu_count()), StopRequest()
+        with signals_call(stop.ask):
+            return run_attempt(attempt, World.single(gpu=gpu), stop.asked, stop.over)
+
+    return launch

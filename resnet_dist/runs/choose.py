@@ -1,0 +1,123 @@
+"""TODO map."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from resnet_dist.config import Recipe
+from resnet_dist.config.part import NAME, explain
+from resnet_dist.errors import UserError
+from resnet_dist.runs.folder import RUN_FILE, RunFolder, read_run
+
+# What a continued run may change, because no sample, gradient or curve depends on it. Every other field, and
+# every one that is added to the recipe later, matters: it is for this list to say that one does not. Where a
+# set lies may change, what it holds may not: digests of the indexes are compared too.
+MAY_CHANGE = frozenset(
+    {
+        "description",
+        "experiment",
+        "data.source",
+        "data.train",
+        "data.eval",
+        "data.loader_workers",
+        "data.prefetch_batches",
+        "data.prefetch_bytes",
+        "data.cache",
+        "data.shard_cache",
+        "data.shard_cache_bytes",
+        "data.fetch_timeout_seconds",
+        "data.allow_commands",
+        "data.max_bad_fraction",
+        "train.log_every",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.checkpoint_minutes",
+        "train.best_metric",  # a change begins a new search for the best
+        "train.stall_timeout_seconds",
+        "train.log_gradient_norms",
+    }
+)
+
+
+def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
+    """The run to start or continue; writes nothing.
+
+    A name that exists is continued. `resume` demands one that exists: the named one, or the newest of this
+    recipe's. Raises UserError where there is none, or where the recipe changed what its curve depends on.
+    """
+    runs = output / "runs"
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(
+            f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two"
+        )
+    if resume and name is None:
+        name = _newest(runs, recipe)
+    if name is None:
+        name = _unused(runs, f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = read_run(runs / name)
+    if folder is None:
+        if resume:
+            raise UserError(f"--resume: no run named {name} in {runs}")
+        return RunFolder(runs / name, name, None, 1, recipe.model_dump(mode="json"), key=uuid.uuid4().hex)
+    _refuse_changes(folder, recipe)
+    return replace(folder, attempt=folder.attempt + 1, recipe=recipe.model_dump(mode="json"))
+
+
+def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:
+    """The newest run of this recipe that the same torchrun has started."""
+    return next((run.name for run in _newest_first(output / "runs", recipe) if run.launch == launch), None)
+
+
+def _newest(runs: Path, recipe: Recipe) -> str:
+    for run in _newest_first(runs, recipe):
+        return run.name
+    raise UserError(f"--resume: no run of {recipe.name!r} in {runs}")
+
+
+def _newest_first(runs: Path, recipe: Recipe) -> Iterator[RunFolder]:
+    for file in sorted(runs.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        folder = read_run(file.parent)
+        if folder is not None and folder.recipe.get("name") == recipe.name:
+            yield folder
+
+
+def _unused(runs: Path, name: str) -> str:
+    candidates = [name, *(f"{name}-{number}" for number in range(2, 1000))]
+    return next(candidate for candidate in candidates if not (runs / candidate).exists())
+
+
+def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
+    try:
+        before = Recipe.model_validate(folder.recipe)
+    except ValidationError as error:
+        raise UserError(
+            f"run {folder.name} was started by another version of resnet_dist ({explain(error, Recipe)}); "
+            "give a new --name"
+        ) from None
+    was, now = before.flat(), recipe.flat()
+    changed = [
+        f"{key} was {was.get(key)}, is {value}"
+        for key, value in now.items()
+        if was.get(key) != value and not may_change(key, before, recipe)
+    ]
+    if changed:
+        raise UserError(
+            f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
+            "give a new --name, or the same recipe"
+        )
+
+
+def may_change(key: str, before: Recipe, after: Recipe) -> bool:
+    """Whether a continued run may have another value of one field."""
+    if key == "train.length":
+        # The steps that were taken must be those that the new length would have taken: only so where the
+        # learning rate does not depend on what is left.
+        return before.schedule.decay == after.schedule.decay == "constant"
+    return key in MAY_CHANGE

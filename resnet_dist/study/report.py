@@ -1,0 +1,122 @@
+"""TODO map."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from resnet_dist.config import Result, Study, Trial
+from resnet_dist.errors import UserError
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.study.figure import Curve, draw_study
+from resnet_dist.study.request import StudyRequest
+from resnet_dist.tracking.spool import Entry, Follower, read_layers
+from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+
+FIGURE_FILE, TABLE_FILE = "figure.png", "runs.csv"
+
+
+TRAINING_METRICS = ("train/loss", "train/top1")
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    results: tuple[Result, ...]
+    conclusion: str
+    figure: Path
+    table: Path
+
+
+def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
+    """Write figure and table of the first trials, whose runs these are."""
+    study = request.study
+    trials = study.trials[: len(runs)]
+    logged = [read_metrics(run) for run in runs]
+    results = tuple(
+        Result(trial.tags, summarise(of_run, study.last_steps))
+        for trial, of_run in zip(trials, logged, strict=True)
+    )
+    complete = len(runs) == len(study.trials)
+    conclusion = (
+        study.conclude(results)
+        if complete
+        else f"{request.full_name}: {len(runs)} of {len(study.trials)} runs"
+    )
+    curves = [
+        curve_of(study, trial, of_run, read_layers(run.spool, GRADIENT_NORMS))
+        for trial, of_run, run in zip(trials, logged, runs, strict=True)
+    ]
+    figure, table = request.folder / FIGURE_FILE, request.folder / TABLE_FILE
+    draw_study(curves, title=conclusion).savefig(figure)
+    write_table(table, runs, results)
+    return StudySummary(results, conclusion, figure, table)
+
+
+def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:
+    """What a run has logged, by step. Raises UserError where that is gone."""
+    metrics = metrics_by_step(Follower(run.spool).read())
+    if not any("train/loss" in of_step for of_step in metrics.values()):
+        raise UserError(
+            f"{run.spool}: holds no training loss, so the run cannot be compared; remove {run.path}, or give "
+            "the study a new --name"
+        )
+    return metrics
+
+
+def metrics_by_step(entries: Sequence[Entry]) -> dict[int, dict[str, float]]:
+    """Metrics of every logged step. Steps that a restart ran again are there once."""
+    steps: dict[int, dict[str, float]] = {}
+    for entry in entries:
+        if entry.step is not None:
+            steps[entry.step] = {**steps.get(entry.step, {}), **entry.metrics}
+    return dict(sorted(steps.items()))
+
+
+def summarise(metrics: Mapping[int, Mapping[str, float]], last_steps: int) -> dict[str, float]:
+    """The newest value of every metric; of training, the mean over log lines of the last `last_steps` steps."""
+    newest = {name: value for of_step in metrics.values() for name, value in of_step.items()}
+    begin = max(metrics) - last_steps
+    for name in TRAINING_METRICS:
+        newest[name] = fmean(
+            values[name] for step, values in metrics.items() if step > begin and name in values
+        )
+    return newest
+
+
+def curve_of(
+    study: Study,
+    trial: Trial,
+    metrics: Mapping[int, Mapping[str, float]],
+    norms: Mapping[int, Mapping[str, float]],
+) -> Curve:
+    """What the figure shows of one run."""
+    losses = {step: values["train/loss"] for step, values in metrics.items() if "train/loss" in values}
+    return Curve(
+        family=trial.tags[study.family],
+        shade=trial.tags[study.shade],
+        steps=tuple(losses),
+        losses=tuple(losses.values()),
+        gradient_norms={step: tuple(by_layer.values()) for step, by_layer in sorted(norms.items())},
+    )
+
+
+def write_table(path: Path, runs: Sequence[RunFolder], results: Sequence[Result]) -> None:
+    """One line a run: its tags, its results, and where it is."""
+    rows = [
+        {
+            "run": run.name,
+            **result.tags,
+            "train_loss": f"{result.metrics['train/loss']:.6g}",
+            "train_error": f"{1 - result.metrics['train/top1']:.6g}",
+            "eval_error": f"{1 - result.metrics['eval/top1']:.6g}",
+            "mlflow_run_id": run.run_id,
+        }
+        for run, result in zip(runs, results, strict=True)
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

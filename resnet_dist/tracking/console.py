@@ -1,0 +1,93 @@
+"""Show a run's spool to a person while it grows, and publish a run where MLflow is not installed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from resnet_dist.runs.folder import Status
+from resnet_dist.tracking.spool import Entry, Follower
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+
+
+def _nothing() -> None:
+    pass
+
+
+class SpoolThread:
+    """A thread that shows each new entry of a spool.
+
+    `after_look` is called after each look at the spool, `at_end` once after the last: work for the same thread.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        on_entry: Callable[[Entry], None],
+        *,
+        after_look: Callable[[], None] = _nothing,
+        at_end: Callable[[], None] = _nothing,
+    ) -> None:
+        self._on_entry, self._after_look, self._at_end = on_entry, after_look, at_end
+        self._follower = Follower(spool)
+        self._follower.skip()  # earlier attempts were shown when they ran
+        self._failed = False
+        self._stop = threading.Event()
+        # A daemon: a server that never answers must not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, timeout_seconds: float) -> None:
+        """Show the rest and call `at_end`; wait for both no longer than the timeout."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+
+    @property
+    def has_started(self) -> bool:
+        return self._thread.ident is not None
+
+    def _run(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self._show()
+            self._after_look()
+        self._show()
+        self._at_end()
+
+    def _show(self) -> None:
+        try:
+            for entry in self._follower.read():
+                self._on_entry(entry)
+        except Exception as error:  # a terminal that is gone must not end the upload
+            if not self._failed:
+                log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
+            self._failed = True
+
+
+class ConsolePublisher:
+    """The publisher of a run without MLflow: the spool holds all metrics."""
+
+    run_id = None
+
+    def __init__(self, spool: Path, on_entry: Callable[[Entry], None]) -> None:
+        self._thread = SpoolThread(spool, on_entry)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, timeout_seconds: float) -> int:
+        self._thread.finish(timeout_seconds)
+        return 0
+
+    def log_results(self, checkpoint: Path | None) -> None:
+        pass  # the checkpoint stays in the run folder
+
+    def close(self, status: Status, timeout_seconds: float) -> None:
+        pass

@@ -1,0 +1,68 @@
+"""Serve the embedded MLflow store to a browser."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from resnet_dist.errors import UserError
+from resnet_dist.tracking.mlflow.run import URI_VARIABLE, page_of, tracking_uri
+
+STOP_SECONDS = 5.0  # for the server to end by itself
+
+
+def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
+    """Run `mlflow server` on the store of `output` until it is interrupted; returns its exit code.
+
+    Raises UserError where there is nothing to serve, or the port cannot be had.
+    """
+    import mlflow
+
+    if os.environ.get(URI_VARIABLE):
+        raise UserError(
+            f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser"
+        )
+    if not (output / "mlflow.db").exists():
+        raise UserError(f"{output / 'mlflow.db'}: no runs yet; `resnet-dist train` makes it")
+    _check_port(port)
+    uri = tracking_uri(output)
+    # The newest run's experiment is what somebody who has just trained wants to see.
+    experiments = mlflow.MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"])
+    named = [experiment for experiment in experiments if experiment.name != "Default"]
+    address = f"http://127.0.0.1:{port}"
+    say(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    # Its job workers are eight more processes that a page of metrics does not need.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # A group of its own: a signal ends the server and the workers that it starts through us, whoever sends it.
+    with subprocess.Popen(command, env=environment, start_new_session=True) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _end_group(server)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port}: cannot be used ({error.strerror}); give another one") from None
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """End the server and what it started; at once what is left after a while."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_SECONDS)

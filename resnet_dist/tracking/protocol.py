@@ -1,0 +1,77 @@
+"""The driver's side of an experiment tracker: how it is opened and what it must do.
+
+The loop's side is `train.tracker.Tracker`: ranks report to it, and never wait for a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from resnet_dist.config import Recipe, Study
+from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.tracking.spool import Entry
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a publisher shows of a run besides its metrics and its model."""
+
+    run: RunFolder
+    recipe: Recipe
+    source: str  # the recipe file, as it was typed
+    output: Path
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """Everything that a publisher shows of a study besides its figure and table."""
+
+    study: Study
+    name: str
+    folder: Path
+    source: str  # the job file, as it was typed
+    output: Path
+
+
+class Publisher(Protocol):
+    """Publishes one attempt of a run: to MLflow, or to the terminal alone where MLflow is not installed.
+
+    Only opening one may raise. Later failures are reported and never stop the training.
+    """
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in MLflow."""
+
+    def start(self) -> None:
+        """Begin to follow the run's spool."""
+
+    def finish(self, timeout_seconds: float) -> int:
+        """Send the rest of the spool; return how many metrics were not sent in that time."""
+
+    def log_results(self, checkpoint: Path | None) -> None:
+        """Publish what is known at the end; the model of `checkpoint` where there is one."""
+
+    def close(self, status: Status, timeout_seconds: float) -> None:
+        """End the run with its status."""
+
+
+class StudyPublisher(Protocol):
+    """Publishes a study: the runs that belong together, their figure, table and conclusion."""
+
+    def member_tags(self) -> dict[str, str]:
+        """Return the tags that make a run one of the study."""
+
+    def is_finished(self, run_id: str) -> bool: ...
+
+    def log_files(self, *files: Path) -> None: ...
+
+    def close(self, status: Status, conclusion: str) -> None: ...
+
+
+OpenPublisher = Callable[[RunRecord, Callable[[Entry], None]], Publisher]
+OpenStudy = Callable[[StudyRecord], StudyPublisher]

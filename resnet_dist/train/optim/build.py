@@ -1,0 +1,116 @@
+"""Optimizers and their parameter groups."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_dist.config import Optim
+from resnet_dist.errors import UserError
+from resnet_dist.train.optim.muon import Muon
+
+Group = dict[str, Any]
+
+
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `parameter_groups`. The rate is set before every step, from the schedule.
+
+    Raises UserError where it is from a library that is not installed.
+    """
+    groups = parameter_groups(model, optim)
+    optimizer: torch.optim.Optimizer
+    momentum: dict[str, Any] = {"momentum": optim.momentum, "nesterov": optim.nesterov}
+    match optim.optimizer:
+        case "sgd":
+            optimizer = torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
+            if optim.momentum:
+                # Left alone, it takes memory as it comes and lets its first step fill it, which fp16 may skip.
+                for parameter in (p for group in groups for p in group["params"]):
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
+        case "adamw":
+            return torch.optim.AdamW(
+                groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-8, fused=True
+            )
+        case "muon":
+            return Muon(_muon_groups(groups, optim), lr=optim.lr, **momentum)
+    # timm adapts the rate of a layer where its weights decay; a recipe without decay wants it adapted too.
+    for group in groups:
+        group["always_adapt"] = group["params"][0].ndim > 1
+    library = _import_timm(optim.optimizer)
+    if optim.optimizer == "lamb":
+        # Left alone it clips gradients to a norm of 1: clip_norm is the one way to clip.
+        optimizer = library.Lamb(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-6, max_grad_norm=None
+        )
+    else:
+        trust = {"trust_coeff": optim.trust_coefficient, "eps": optim.eps or 1e-8}
+        optimizer = library.Lars(groups, lr=optim.lr, **momentum, **trust)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
+    """Weights; scales of norms, and biases of convolutions; all other biases. Frozen parameters are left out.
+
+    Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677, section 5.3).
+    `lr_scale` is a group's rate over the schedule's.
+    """
+    weights: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                # A convolution has a bias where it whitens: it goes at the weights' rate, as in airbench94.
+                bias = name == "bias" and not isinstance(module, nn.Conv2d)
+                kind = biases if bias else weights if parameter.ndim > 1 else scales
+                kind.append(parameter)
+    decay = optim.weight_decay if optim.decay_norms else 0.0
+    groups = [
+        {"params": weights, "weight_decay": optim.weight_decay, "lr_scale": 1.0},
+        {"params": scales, "weight_decay": decay, "lr_scale": 1.0},
+        # Rate times decay is how fast a parameter shrinks: that of biases stays what it is.
+        {
+            "params": biases,
+            "weight_decay": decay / optim.bias_lr_scale,
+            "lr_scale": optim.bias_lr_scale,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
+    """Convolution weights apart from all others, which go to SGD with a rate and a momentum of their own."""
+    scale = (optim.sgd_lr or optim.lr) / optim.lr
+    momentum = optim.momentum if optim.sgd_momentum is None else optim.sgd_momentum
+    convolutions: list[Group] = []
+    others: list[Group] = []
+    for group in groups:
+        filters = [p for p in group["params"] if p.ndim == 4]
+        rest = [p for p in group["params"] if p.ndim != 4]
+        if filters:
+            convolutions.append({**group, "params": filters, "orthogonalize": True})
+        if rest:
+            sgd = {"params": rest, "lr_scale": group["lr_scale"] * scale, "momentum": momentum}
+            others.append({**group, **sgd})
+    return convolutions + others
+
+
+def _import_timm(optimizer: str) -> ModuleType:
+    """Only where it is asked for: importing it takes 2 s."""
+    try:
+        import timm.optim
+    except ImportError as error:
+        raise UserError(
+            f"optim.optimizer={optimizer!r} comes from timm, which is not installed ({error}): pip install timm"
+        ) from None
+    module: ModuleType = timm.optim
+    return module

@@ -1,0 +1,139 @@
+"""Weights that training begins with, from where `model.init_from` says: a file, a run, or torchvision."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from resnet_dist.errors import UserError
+from resnet_dist.model import Match, from_torchvision, load_fitting, match
+from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
+
+TORCHVISION = "torchvision:"
+LEAST_SHARE = (
+    0.8  # of model and weights, heads left out, that must fit: room for a new stem or for added layers
+)
+NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights in a file
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+Weights = dict[str, Tensor]
+
+
+def load_weights(model: nn.Module, source: str, weights: Weights) -> Match:
+    """Copy what fits into `model`. Raises UserError where it is another network."""
+    check_match(source, match(model, weights))
+    return load_fitting(model, weights)
+
+
+def check_match(source: str, found: Match) -> None:
+    if min(found.model_share, found.weights_share) < LEAST_SHARE:
+        raise UserError(
+            f"model.init_from={source!r} is another network: it has {found.model_share:.0%} of the model, and the "
+            f"model {found.weights_share:.0%} of it ({found})"
+        )
+
+
+def read_weights(source: str) -> Weights:
+    """Tensors on the CPU by our names, downloaded where torchvision's are asked for. Raises UserError."""
+    if source.startswith(TORCHVISION):
+        try:
+            state = _torchvision_weights(source).get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network; another checksum
+            raise UserError(f"model.init_from={source!r} could not be downloaded: {error}") from None
+        return from_torchvision(state)
+    path = Path(source)
+    if path.is_dir():
+        return _read_run(path)
+    if not path.is_file():
+        raise UserError(
+            f"model.init_from={source!r}: no such file or folder; give a .pth, .pt or .safetensors file, a "
+            f"checkpoint or run folder, or {TORCHVISION}resnet50.IMAGENET1K_V2"
+        )
+    return from_torchvision(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+
+
+def read_shapes(source: str) -> Weights:
+    """As `read_weights`, but nothing is downloaded: torchvision's models are made on the meta device."""
+    if not source.startswith(TORCHVISION):
+        return read_weights(source)
+    from torchvision.models import get_model
+
+    _torchvision_weights(source)
+    with torch.device("meta"):
+        return from_torchvision(get_model(_torchvision_name(source)).state_dict())
+
+
+def _torchvision_name(source: str) -> str:
+    return source.removeprefix(TORCHVISION).partition(".")[0]
+
+
+def _torchvision_weights(source: str) -> Any:
+    from torchvision.models import get_model_weights  # a second to import, and seldom needed
+
+    name, _, version = source.removeprefix(TORCHVISION).partition(".")
+    try:
+        known = get_model_weights(name)
+    except ValueError:
+        raise UserError(
+            f"model.init_from={source!r}: torchvision has no model {name!r} with weights"
+        ) from None
+    if version not in known.__members__:
+        raise UserError(
+            f"model.init_from={source!r}: torchvision's weights of {name} are {', '.join(known.__members__)}"
+        )
+    return known[version]
+
+
+def _read_run(folder: Path) -> Weights:
+    """Of a checkpoint folder, or of the newest good one of a run folder."""
+    try:
+        return read_newest(folder, only=("model",)).tensors["model"]
+    except DamagedCheckpoint as problem:
+        raise UserError(f"model.init_from={str(folder)!r}: no weights to load; {problem}") from None
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model.init_from={str(path)!r} cannot be read as safetensors: {_line(error)}"
+        ) from None
+
+
+def _read_pickle(path: Path) -> Weights:
+    """A state dict, alone or inside what a training script saved. Runs no code that the file brings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle protocol: what cannot be read, raises
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"model.init_from={str(path)!r} cannot be read as tensors alone: {_line(error)}"
+        ) from None
+    if isinstance(value, Mapping):
+        inner = next((value[key] for key in NESTED if isinstance(value.get(key), Mapping)), value)
+        weights = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
+        if weights:
+            return _without_prefixes(weights)
+    raise UserError(f"model.init_from={str(path)!r} holds no state dict")
+
+
+def _without_prefixes(weights: Weights) -> Weights:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            return _without_prefixes({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+    return weights
+
+
+def _line(error: BaseException) -> str:
+    """torch explains a refused pickle on twenty lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

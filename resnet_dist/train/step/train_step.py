@@ -1,0 +1,213 @@
+"""One optimizer step: micro-batches forward and backward, gradients averaged over the ranks, an update.
+
+Shapes: B samples that this rank has of a step, M of them in a micro-batch; a step is global_batch_size =
+B · world_size samples. C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_dist.config import Recipe, Train
+from resnet_dist.data.batches.loader import Batch
+from resnet_dist.data.images.augment import normalize
+from resnet_dist.data.images.mix import mix
+from resnet_dist.train.optim.build import set_learning_rate
+from resnet_dist.train.optim.schedule import learning_rate
+from resnet_dist.train.plan import Plan, due
+from resnet_dist.train.state.train_state import TrainState
+from resnet_dist.train.step.batch_norm import RunningStatistics
+from resnet_dist.train.step.block_drops import block_scales
+from resnet_dist.train.step.exact_sums import ExactGradients
+from resnet_dist.train.step.gradient_norms import GradientNorms
+from resnet_dist.train.step.loss import sample_losses
+from resnet_dist.train.watch.progress import Progress
+from resnet_dist.world import World
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# torch 2.15 renamed the argument and warns of the old name.
+_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers": False
+}
+
+
+class TrainStep:
+    """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last.
+
+    Nothing in it waits for a GPU, as losses stay tensors, but for lamb, lars and muon in fp16: there the host asks
+    whether gradients overflowed.
+    """
+
+    def __init__(
+        self, state: TrainState, recipe: Recipe, plan: Plan, world: World, progress: Progress | None = None
+    ) -> None:
+        self.state, self.recipe, self.plan = state, recipe, plan
+        self.rank, self.world_size = world.rank, world.world_size
+        self.progress = progress or Progress()
+        self.distributed = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
+        exact = recipe.train.gradient_sums == "fp64"
+        self.exact = ExactGradients(state.model, world) if exact else None
+        self.network = compiled(self.distributed, recipe.train)
+        self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
+        self.gradient_norms = GradientNorms(state.model) if recipe.train.log_gradient_norms else None
+        # A CUDA graph leaves gradients in memory that its next replay overwrites: add them up in memory of our own.
+        self.keeps_gradients = recipe.train.compile in ("reduce-overhead", "max-autotune")
+        if self.keeps_gradients:
+            for parameter in state.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    def __call__(self, batch: Batch) -> None:
+        state, schedule = self.state, self.recipe.schedule
+        rate = learning_rate(
+            state.step,
+            schedule,
+            peak=self.recipe.optim.lr,
+            total_steps=self.plan.total,
+            warmup_steps=self.plan.warmup,
+            milestones=self.plan.milestones,
+        )
+        set_learning_rate(state.optimizer, rate)
+        sums_M3 = self.accumulate_gradients(batch)
+        self.statistics.finish_average()
+        if self.gradient_norms is not None and due(state.step + 1, self.plan.log, self.plan.total):
+            self.gradient_norms.measure(state.scaler.get_scale())
+        self.update_weights()
+        if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
+            state.ema.update((state.step + 1) // self.plan.ema)
+        state.meter.add(sums_M3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
+        state.metrics["train/lr"] = rate
+
+    def accumulate_gradients(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss of the global batch, in `.grad`; returns (M, 3) sums of loss, hits and weights."""
+        local_batch_size = len(batch.ids_B)
+        micro_batch_size = self.recipe.data.micro_batch_size or local_batch_size
+        count = local_batch_size // micro_batch_size
+        sums_M3 = torch.zeros(count, 3, dtype=torch.float64, device=batch.weights_B.device)
+        for number in range(count):
+            rows = slice(number * micro_batch_size, (number + 1) * micro_batch_size)
+            mixed = mix(
+                normalize(batch.images_BSSC[rows], self.recipe.data),
+                self.recipe.data,
+                seed=self.recipe.seed,
+                step=self.state.step,
+                micro_batch=self.rank * count + number,
+            )
+            labels, weights = batch.labels_B[rows], batch.weights_B[rows]
+            first = self.rank * local_batch_size + rows.start  # in the global batch
+            scales = block_scales(
+                self.state.model,
+                seed=self.recipe.seed,
+                step=self.state.step,
+                places=range(first, first + len(labels)),
+                device=labels.device,
+            )
+            last = number == count - 1
+            self.statistics.begin_micro_batch(number, count)
+            self.progress.at("in the forward pass")
+            with synchronised_if(self.distributed, last=last):
+                loss, sums_3 = self.network(
+                    mixed.images_MCHW, labels, weights, self.scalar(mixed.share), *scales
+                )
+                if last:
+                    self.statistics.begin_average()
+                self.progress.at("in the backward pass")
+                if number == 0:
+                    # Not sooner: the backward pass then finds the memory that it needs, and saves 4 % of a step on a
+                    # CPU. The forward pass has to do without it, which matters only to a device that is full.
+                    self.state.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
+                # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
+                # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
+                self.state.scaler.scale(
+                    loss / (local_batch_size if self.exact is None else len(labels))
+                ).backward()
+            if self.exact is not None:
+                self.exact.add()
+            sums_M3[number] = sums_3  # a CUDA graph's next replay overwrites what it returned
+        if self.exact is not None:
+            self.exact.finish(count * self.world_size)
+        return sums_M3
+
+    def scalar(self, share: float) -> Tensor | None:
+        """`share` as compiled code takes it: a number would be a constant of it. None in a recipe without mixing."""
+        data = self.recipe.data
+        if not (data.mixup or data.cutmix):
+            return None
+        # Filled on the device: copying it there would make the host wait. float64, as Python calculates.
+        return torch.full((), share, dtype=torch.float64, device=self.state.meter.sums.device)
+
+    def update_weights(self) -> None:
+        """The scaler, off but in fp16, skips an update whose gradients overflowed."""
+        optimizer, scaler, clip_norm = self.state.optimizer, self.state.scaler, self.recipe.optim.clip_norm
+        if clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.state.model.parameters(), clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+class LossModel(nn.Module):
+    """Forward pass and loss as one module, so that they compile to one graph."""
+
+    def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.options = model, train
+        precision = train.precision
+        self.autocast = torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")
+
+    def forward(
+        self,
+        images_MCHW: Tensor,
+        labels_M: Tensor,
+        weights_M: Tensor,
+        share: Tensor | None,
+        *scales: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of the losses, float64 sums of loss, hits and weights); the second has no gradient."""
+        with self.autocast:
+            logits_MK = self.model(images_MCHW, *scales)
+        losses = sample_losses(logits_MK.float(), labels_M, weights_M, share, self.options)
+        hits = (logits_MK.detach().argmax(dim=1) == labels_M).float() * weights_M
+        sums = torch.stack([losses.detach(), hits, weights_M]).sum(dim=1, dtype=torch.float64)
+        return losses.sum(), sums
+
+
+def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
+    """DDP around the network, or the network itself where there is nothing for it to add up."""
+    if world.world_size == 1:
+        return network
+    if train.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: parameters and their names stay
+    if train.gradient_sums == "fp64":
+        return network  # ExactGradients adds up in its place
+    return DistributedDataParallel(
+        network,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # RunningStatistics averages the buffers: no rank's statistics are thrown away.
+        **_KEEP_BUFFERS,
+        # No static_graph: it saves a search for unused parameters, which is not made, and with no_sync() it stops
+        # summing gradients without a word (pytorch/pytorch#187732).
+    )
+
+
+def compiled(module: nn.Module, train: Train) -> nn.Module:
+    """The module, in compiled code where the recipe wants it; its parameters keep their names in `module`."""
+    if train.compile == "none":
+        return module
+    # A size that moves would compile again, into slower code for all sizes.
+    return cast(nn.Module, torch.compile(module, mode=train.compile, dynamic=False))
+
+
+def synchronised_if(network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Hold back DDP's all-reduce until the last micro-batch of a step."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()

@@ -1,0 +1,150 @@
+"""What the commands say where they are interrupted, cannot begin, or send a person somewhere."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_dist import cli
+from resnet_dist.cli.main import _explain
+from resnet_dist.cli.train import _browse_line
+from resnet_dist.config import Recipe
+from resnet_dist.driver.request import Request
+from resnet_dist.errors import StorageError, UserError
+from resnet_dist.runs.choose import choose_run
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.system import command as launcher
+from resnet_dist.tracking.console import ConsolePublisher
+from resnet_dist.tracking.open import open_publisher, open_study
+from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.spool import Entry
+from tests.paths import JOBS
+
+STUDY = JOBS / "plain_vs_residual.py"
+RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        (["prepare", "digits", "out"], "data.prepare.split.prepare"),
+        (["index", "a.tar", "--out", "index.json"], "data.shards.names.expand"),
+        (["study", str(STUDY)], "study.run.refuse_mistakes"),
+        (["submit", str(STUDY.with_name("digits.py")), "--address", "x"], "launch.ray_jobs._connect"),
+        (["evaluate", "model", "shards"], "data.shards.index.read_index"),
+        (["bench", "loader", "shards"], "bench.loader.bench_loader"),
+    ],
+)
+def test_an_interruption_is_told(
+    words: list[str], function: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"resnet_dist.{function}", interrupted)
+    assert cli.app(words, standalone_mode=False) == 130
+    said = capsys.readouterr().err
+    assert said.startswith(("interrupted; the same command ", "interrupted before the job was submitted"))
+    assert said.count("\n") == 1
+
+
+@pytest.mark.long
+def test_an_interrupted_prepare_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "resnet_dist", "prepare", "digits", "out", "--shards", "200"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, **pipes)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("train: ")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (
+        130,
+        "interrupted; the same command goes on with what is not done yet\n",
+    )
+    assert not (tmp_path / "out/eval/index.json").exists()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out/eval/index.json").exists()
+
+
+@pytest.mark.parametrize("command", ["study", "submit", "prepare", "bench"])
+def test_torchrun_is_for_train_alone(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in RANK_0_OF_2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"torchrun would {command} once per rank"):
+        cli.app([command, "x"], standalone_mode=False)
+
+
+def test_a_gpu_that_is_not_there_is_told(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--gpu: this machine has no CUDA device"):
+        cli.app(["evaluate", "model", str(digits_data / "eval"), "--gpu"], standalone_mode=False)
+
+
+def test_storage_that_fails_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _explain(StorageError("https://x/a.tar: gone")) == 1
+    assert capsys.readouterr().err == "error: https://x/a.tar: gone\n"
+
+
+def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert _browse_line(Path("output")) == "\nbrowse     resnet-dist ui"
+    assert _browse_line(Path("o")) == "\nbrowse     resnet-dist ui --output o"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")  # where `ui` has nothing to serve
+    assert _browse_line(Path("output")) == "\nbrowse     http://mlflow:5000"
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert _browse_line(Path("output")) == ""
+
+
+def test_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*launcher.VARIABLES, launcher.COMMAND_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["", "train", "a b.py", "--resume", "--name", "old"])
+    assert launcher.resume_advice("new") == "this continues it:\n  resnet-dist train 'a b.py' --name new"
+    for name, value in (RANK_0_OF_2 | {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "0"}).items():
+        monkeypatch.setenv(name, value)
+    one_node = launcher.resume_advice("new").splitlines()
+    assert one_node[0] == "this continues it:"
+    assert shlex.split(one_node[1])[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "resnet_dist"]
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "4")
+    advice, line = launcher.resume_advice("new").splitlines()
+    assert "on every node" in advice
+    assert "--rdzv" in advice
+    assert line.startswith("  torchrun --nnodes 3 --nproc-per-node 2 --max-restarts 4 -m resnet_dist train")
+
+
+def record_of(request: Request, run: RunFolder) -> RunRecord:
+    return RunRecord(run, request.recipe, request.source, request.output)
+
+
+@pytest.fixture
+def first_run(digits_recipe: Recipe, tmp_path: Path) -> tuple[Request, RunFolder]:
+    request = Request(digits_recipe, "digits.py", tmp_path)
+    return request, choose_run(tmp_path, digits_recipe, "first", resume=False)
+
+
+def test_without_mlflow_the_spool_is_named(
+    first_run: tuple[Request, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, run = first_run
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    said: list[Entry] = []
+    assert isinstance(open_publisher(record_of(request, run), said.append), ConsolePublisher)
+    assert [entry.note for entry in said] == [f"MLflow is not installed: metrics go to {run.spool} alone"]
+    with pytest.raises(UserError, match="MLflow, where the runs of a study lie together, is not installed"):
+        open_study(record_of(request, run))  # type: ignore[arg-type]
+
+
+def test_a_broken_mlflow_is_not_a_missing_one(
+    first_run: tuple[Request, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, run = first_run
+    monkeypatch.setitem(sys.modules, "resnet_dist.tracking.mlflow.publisher", None)
+    with pytest.raises(ImportError):
+        open_publisher(record_of(request, run), lambda entry: None)

@@ -1,0 +1,580 @@
+"""Remote and compressed shards: complete and identical, or a clear error; never a hang or a short epoch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zstandard
+from filelock import FileLock
+
+from resnet_dist.config import Data
+from resnet_dist.data.shards.build import build_index
+from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, read_index
+from resnet_dist.data.shards.names import expand
+from resnet_dist.data.shards.reader import ShardReader
+from resnet_dist.data.shards.verify import verify_index
+from resnet_dist.data.storage import transfer as remote
+from resnet_dist.data.storage.shard_cache import Limits, Storage, StoredFile
+from resnet_dist.data.storage.transfer import read_bytes
+from resnet_dist.errors import StorageError, UserError
+from resnet_dist.system.files import checksum
+from tests.data.conftest import data_of, loaders, write_shards
+from tests.data.servers import LOCALHOST, faulty_proxy, file_server, free_port, wait_for_port
+
+COUNTS = (40, 7, 60, 33, 52, 24)
+STEPS = sum(COUNTS) // 48
+
+
+@pytest.fixture
+def served(tmp_path: Path, limits: Limits) -> Path:
+    """A folder with shards and an index that names them relative to itself."""
+    folder = tmp_path / "served"
+    build_index(expand(write_shards(folder, COUNTS)), folder, limits)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(remote, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
+
+
+def remote_data(url: str, limits: Limits, **changes: object) -> Data:
+    own = {
+        "shard_cache": str(limits.folder),
+        "shard_cache_bytes": limits.max_bytes,
+        "fetch_timeout_seconds": limits.timeout_seconds,
+    }
+    return data_of(Index(url, (), ()), **(own | changes))
+
+
+def epoch_bytes(data: Data, steps: int = STEPS) -> list[bytes]:
+    """Pixels and labels of every batch of an epoch."""
+    index = read_index(data.train)
+    with loaders(index, data, 1)[0] as loader:
+        batches = [loader.batch_at(step) for step in range(steps)]
+    assert all(batch.weights_B.min() == 1 for batch in batches)
+    return [batch.images_BSSC.numpy().tobytes() + batch.labels_B.numpy().tobytes() for batch in batches]
+
+
+def faults(seed: int, share: float) -> Callable[[int], str | None]:
+    """Each request fails with a probability of `share`, in one of four ways."""
+    generator = random.Random(seed)
+    draws = [
+        generator.choice(["500", "reset", "truncate", "stall"]) if generator.random() < share else None
+        for _ in range(100_000)
+    ]
+    return lambda number: draws[number]
+
+
+def test_an_epoch_over_http_is_the_local_one(served: Path, limits: Limits) -> None:
+    with file_server(served) as server:
+        assert epoch_bytes(remote_data(server.url, limits)) == epoch_bytes(remote_data(str(served), limits))
+        assert server.requests["index.json"] == 1
+        for path in served.glob("*.tar"):
+            assert server.sent[path.name] == path.stat().st_size  # each byte once
+
+
+def test_a_server_without_ranges(served: Path, limits: Limits) -> None:
+    with file_server(served, ranges=False) as server:
+        assert epoch_bytes(remote_data(server.url, limits)) == epoch_bytes(remote_data(str(served), limits))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_faults_on_the_way_change_nothing(served: Path, limits: Limits, seed: int) -> None:
+    with file_server(served) as server, faulty_proxy(server.port, faults(seed, 0.2)) as proxy:
+        found = epoch_bytes(remote_data(proxy.url, limits))
+        assert sum(proxy.faults.values()) - proxy.faults[None] > 10
+    assert found == epoch_bytes(remote_data(str(served), limits))
+
+
+@pytest.mark.parametrize("fault", ["500", "reset", "truncate", "stall"])
+def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
+    served: Path, limits: Limits, fault: str
+) -> None:
+    def after_index(number: int) -> str | None:
+        return None if number == 0 else fault
+
+    # A truncated answer has bytes that count as progress, unless it has none.
+    with file_server(served) as server, faulty_proxy(server.port, after_index) as proxy:
+        data = remote_data(proxy.url, replace(limits, timeout_seconds=1.5))
+        with pytest.raises(StorageError, match=rf"{proxy.url}/part-\d+.tar: nothing could be read for 2 s"):
+            epoch_bytes(data)
+
+
+def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Limits) -> None:
+    """Else Ctrl-C would wait for as long as the shard is tried: here, beyond the test's own limit."""
+
+    def fault(number: int) -> str | None:
+        return "stall" if number else None
+
+    with file_server(served) as server, faulty_proxy(server.port, fault) as proxy:
+        data = remote_data(proxy.url, replace(limits, timeout_seconds=10_000))
+        loader = loaders(read_index(data.train), data, 1)[0]
+        loader._submit(0)
+        loader.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "fetch"))]
+
+
+def test_what_is_not_there_ends_at_once(served: Path, limits: Limits) -> None:
+    next(served.glob("*3.tar")).unlink()
+    with file_server(served) as server:
+        with pytest.raises(StorageError, match=r"part-00003.tar: FileNotFoundError"):
+            epoch_bytes(remote_data(server.url, limits))
+        with pytest.raises(IndexMismatch, match="no such index"):
+            read_index(f"{server.url}/elsewhere")
+
+
+def test_other_bytes_than_were_indexed_are_refused(served: Path, limits: Limits) -> None:
+    path = next(served.glob("*2.tar"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with file_server(served) as server, pytest.raises(StorageError, match="part-00002.tar: has sha256:"):
+        epoch_bytes(remote_data(server.url, limits))
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(served: Path, limits: Limits) -> None:
+    path = served / "part-00002.tar"
+    size = path.stat().st_size
+    with file_server(served) as server:
+        shard = StoredFile(f"{server.url}/part-00002.tar", size, checksum(path))
+        cache = Storage(limits)
+        partial = cache._cached(shard).with_suffix(".raw.partial")
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(path.read_bytes()[: size // 2])
+        assert cache.path(shard).read_bytes() == path.read_bytes()
+        cache.close()
+        assert server.sent[path.name] == size - size // 2
+        assert not partial.exists()
+
+
+def test_a_partial_file_of_other_bytes_is_fetched_anew(served: Path, limits: Limits) -> None:
+    path = served / "part-00002.tar"
+    with file_server(served) as server:
+        shard = StoredFile(f"{server.url}/part-00002.tar", path.stat().st_size, checksum(path))
+        cache = Storage(limits)
+        partial = cache._cached(shard).with_suffix(".raw.partial")
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"x" * 5000)
+        assert cache.path(shard).read_bytes() == path.read_bytes()
+        cache.close()
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from resnet_dist.data.index import read_index
+from resnet_dist.data.storage import Limits, Storage
+cache = Storage(Limits(Path(sys.argv[2]), 2**30, 30.0))
+for shard in read_index(sys.argv[1]).shards:
+    print(len(cache.path(shard).read_bytes()))
+cache.close()
+"""
+
+
+def test_processes_that_share_a_cache_fetch_each_shard_once(served: Path, limits: Limits) -> None:
+    with file_server(served) as server:
+        command = [sys.executable, "-c", PROCESS, server.url, str(limits.folder)]
+        with ThreadPoolExecutor(4) as pool:
+            runs = list(
+                pool.map(
+                    lambda _: subprocess.run(command, capture_output=True, text=True, timeout=120), range(4)
+                )
+            )
+        assert [run.returncode for run in runs] == [0] * 4, runs[0].stderr
+        assert len({run.stdout for run in runs}) == 1
+        for path in served.glob("*.tar"):
+            assert server.sent[path.name] == path.stat().st_size
+
+
+def test_the_cache_stays_within_its_limit(served: Path, limits: Limits) -> None:
+    sizes = sorted(path.stat().st_size for path in served.glob("*.tar"))
+    small = replace(limits, max_bytes=sizes[-1] + sizes[-2])
+    with file_server(served) as server:
+        index = read_index(server.url)
+        cache = Storage(small)
+        for shard in (*index.shards, *index.shards):
+            fd, _ = cache.open(shard)
+            os.close(fd)
+            kept = sum(path.stat().st_size for path in limits.folder.rglob("*.tar"))
+            assert kept <= small.max_bytes
+        cache.close()
+        assert max(server.requests[path.name] for path in served.glob("*.tar")) > 1
+        data = remote_data(server.url, small, window=1)
+        assert epoch_bytes(data) == epoch_bytes(remote_data(str(served), limits, window=1))
+        with pytest.raises(StorageError, match="larger than data.shard_cache_bytes=1,000"):
+            epoch_bytes(remote_data(server.url, replace(limits, max_bytes=1000, folder=limits.folder / "b")))
+
+
+def test_the_shard_that_was_not_used_for_longest_goes_first(served: Path, limits: Limits) -> None:
+    index = read_index(served)
+    with file_server(served) as server:
+        shards = [replace(shard, url=f"{server.url}/{shard.name}") for shard in index.shards[:4]]
+        cache = Storage(replace(limits, max_bytes=sum(s.num_bytes for s in shards[:3])))
+        for age, shard in zip((30, 20, 10), shards[:3], strict=True):
+            path = cache.path(shard)
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+        cache.path(shards[0])  # used again
+        cache.path(shards[1])
+        cache.path(shards[3])
+        cache.close()
+        assert not cache.is_at_hand(shards[2])
+        assert cache.is_at_hand(shards[3])
+
+
+def compress(path: Path, suffix: str) -> Path:
+    content = path.read_bytes()
+    packed = gzip.compress(content) if suffix == ".gz" else zstandard.compress(content)
+    target = path.with_name(path.name + suffix)
+    target.write_bytes(packed)
+    path.unlink()
+    path.with_suffix(".idx").unlink()
+    return target
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_shards_here_and_remote(served: Path, limits: Limits, suffix: str) -> None:
+    expected = epoch_bytes(remote_data(str(served), limits))
+    names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
+    index, problems = build_index(expand(names), served, limits)
+    assert (index.counts, problems) == (COUNTS, [])
+    assert epoch_bytes(remote_data(str(served), limits)) == expected
+    with file_server(served) as server:
+        other = replace(limits, folder=limits.folder / "other")
+        assert epoch_bytes(remote_data(server.url, other)) == expected
+        assert verify_index(server.url, other) == []
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("remote_shard", [False, True])
+def test_an_index_sees_what_is_there_now(
+    tmp_path: Path, limits: Limits, suffix: str, remote_shard: bool
+) -> None:
+    """Not what an earlier index left in the cache; a damaged one leaves nothing there."""
+    folder = tmp_path / "packed"
+
+    def pack(count: int, cut: int = 0) -> None:
+        (name,) = write_shards(folder, (count,))
+        Path(name).with_suffix(".idx").touch()
+        target = compress(Path(name), suffix)
+        target.write_bytes(target.read_bytes()[: -cut or None])
+
+    with file_server(folder) as server:
+        names = [f"{server.url if remote_shard else folder}/part-00000.tar{suffix}"]
+        for count in (20, 31):
+            pack(count)
+            index, _ = build_index(expand(names), tmp_path, limits)
+            assert index.counts == (count,)
+            assert index.shards[0].checksum == checksum(folder / f"part-00000.tar{suffix}")
+            assert verify_index(str(tmp_path), limits) == []
+        pack(31, cut=700)
+        with pytest.raises(UserError, match=r"part-00000.tar.*cut off"):
+            build_index(expand(names), tmp_path, limits)
+        assert not [path for path in limits.folder.rglob("*") if path.suffix in (".partial", ".raw")]
+        pack(31)
+        assert build_index(expand(names), tmp_path, limits)[0].counts == (31,)
+
+
+def test_evicted_shards_are_let_go(served: Path, limits: Limits) -> None:
+    """Held open, a file that was removed goes on taking its space."""
+    with file_server(served) as server:
+        index = read_index(server.url)
+        largest = max(shard.num_bytes for shard in index.shards)
+        reader = ShardReader(index, replace(limits, max_bytes=2 * largest))
+        first = 0
+        for count in index.counts:
+            reader.read(first)
+            first += count
+            gone = [file for file in reader._files.values() if os.fstat(file.fd).st_nlink == 0]
+            assert not gone
+        reader.close()
+
+
+def test_a_command_that_hangs_is_ended(tmp_path: Path, limits: Limits) -> None:
+    marker = tmp_path / "pid"
+    shard = Shard(f"pipe:echo $$ > {marker}; sleep 1000", 0, "", 1)
+    cache = Storage(replace(limits, allow_commands=True, timeout_seconds=0.5))
+    with pytest.raises(StorageError, match="wrote nothing for"):
+        cache.path(shard)
+    cache.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
+
+
+def test_a_compressed_shard_that_unpacks_to_too_much(tmp_path: Path, limits: Limits) -> None:
+    bomb = tmp_path / "bomb.tar.gz"
+    bomb.write_bytes(gzip.compress(bytes(50_000_000)))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        build_index(expand([str(bomb)]), tmp_path, replace(limits, max_bytes=1_000_000))
+    assert not [path for path in limits.folder.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+
+
+def test_commands_are_refused_unless_allowed(served: Path, limits: Limits, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    command = f"pipe:touch {marker}; cat {served}/part-00000.tar"
+    with pytest.raises(UserError, match="--allow-commands"):
+        build_index(expand([command]), tmp_path, limits)
+    with pytest.raises(UserError, match="--allow-commands"):
+        Storage(limits).path(Shard(command, 0, "", COUNTS[0]))
+    assert not marker.exists()
+    allowed = replace(limits, allow_commands=True)
+    index, _ = build_index(expand([command]), tmp_path, allowed)
+    assert index.counts == COUNTS[:1]
+    with pytest.raises(UserError, match="cat: /nowhere"):
+        build_index(expand(["pipe:cat /nowhere"]), tmp_path, allowed)
+
+
+def test_a_scheme_that_nobody_knows(limits: Limits, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        build_index(expand(["nosuch://bucket/a.tar"]), tmp_path, limits)
+
+
+def test_an_index_over_http_is_verified(served: Path, limits: Limits) -> None:
+    with file_server(served) as server:
+        assert verify_index(server.url, limits) == []
+        names = f"{server.url}/part-{{00000..0000{len(COUNTS) - 1}}}.tar"
+        index, _ = build_index(expand([names]), served.parent / "elsewhere", limits)
+        assert index.counts == COUNTS
+        assert (
+            json.loads(Path(index.location).read_text())["shardlist"][0]["url"]
+            == f"{server.url}/part-00000.tar"
+        )
+
+
+def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(served: Path, limits: Limits) -> None:
+    def change(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    with file_server(served) as server:
+        assert verify_index(server.url, limits) == []
+        cache, shard = Storage(limits), read_index(server.url).shards[2]
+        change(cache.path(shard))
+        [problem] = verify_index(server.url, limits)
+        assert re.match(r"http\S*part-00002.tar: the copy in \S* has sha256:.* it was fetched anew$", problem)
+        assert verify_index(server.url, limits) == []
+        assert cache.path(shard).read_bytes() == (served / shard.name).read_bytes()
+        change(served / shard.name)
+        [problem] = verify_index(server.url, limits)
+        assert re.match(r"http\S*part-00002.tar: has sha256:.* but the index says", problem)
+        cache.close()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_verifying_unpacks_compressed_shards_anew(served: Path, limits: Limits, suffix: str) -> None:
+    names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
+    index, _ = build_index(expand(names), served, limits)
+    cache = Storage(limits)
+    expected = cache.path(index.shards[0]).read_bytes()
+    cache.path(index.shards[0]).write_bytes(bytes(len(expected)))
+    cache.path(index.shards[0]).with_suffix(".idx").unlink(missing_ok=True)
+    assert verify_index(str(served), limits) == []
+    assert cache.path(index.shards[0]).read_bytes() == expected
+    cache.close()
+
+
+def test_indexing_leaves_nothing_in_the_cache(served: Path, limits: Limits, tmp_path: Path) -> None:
+    with file_server(served) as server:
+        names = f"{server.url}/part-{{00000..0000{len(COUNTS) - 1}}}.tar"
+        build_index(expand([names]), tmp_path / "own", limits)
+    left = {path.name for path in limits.folder.rglob("*") if path.is_file()}
+    assert left <= {".evicting.lock"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_what_a_command_writes_says_how_it_is_compressed(
+    served: Path, limits: Limits, tmp_path: Path, suffix: str
+) -> None:
+    path, allowed = served / "part-00000.tar", replace(limits, allow_commands=True)
+    packed = compress(path, suffix) if suffix else path
+    liar = packed.rename(packed.with_name("liar.tar" if suffix else "liar.tar.gz"))
+    index, _ = build_index(expand([f"pipe:cat {liar}"]), tmp_path, allowed)
+    assert index.counts == COUNTS[:1]
+    assert index.shards[0].checksum == checksum(liar)
+    assert verify_index(str(tmp_path), allowed) == []
+
+
+def test_a_file_that_has_grown_ends_at_once(served: Path, limits: Limits) -> None:
+    path = served / "part-00002.tar"
+    shard = StoredFile("", path.stat().st_size, checksum(path))
+    with path.open("ab") as file:
+        file.write(bytes(5000))
+    with file_server(served, ranges=False) as server:
+        cache = Storage(limits)
+        with pytest.raises(StorageError, match=r"part-00002.tar: has .* bytes, but the index says"):
+            cache.path(replace(shard, url=f"{server.url}/{path.name}"))
+        cache.close()
+        assert server.requests[path.name] == 1
+
+
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+class Answer(Exception):
+    def __init__(self, **fields: object) -> None:
+        self.__dict__ |= fields
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (StorageError("the server does not say how large it is"), True),
+        (NoCredentialsError("Unable to locate credentials"), True),
+        (Answer(status=403), True),
+        (Answer(code=404), True),
+        (Answer(code="404"), True),
+        (Answer(response=SimpleNamespace(status_code=401)), True),
+        (Answer(response={"Error": {"Code": "SlowDown"}}), False),
+        (Answer(code=429), False),
+        (Answer(code="503"), False),
+        (Answer(response=SimpleNamespace(status_code=503)), False),
+        (OSError("reset"), False),
+    ],
+)
+def test_what_trying_again_cannot_mend_is_not_tried_again(error: Exception, permanent: bool) -> None:
+    tries: list[int] = []
+
+    def read() -> None:
+        tries.append(1)
+        raise error
+
+    with pytest.raises(StorageError):
+        remote.retry(read, "x://y", timeout_seconds=0.03)
+    assert (len(tries) == 1) == permanent
+
+
+def test_closing_ends_a_pause(served: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 200.0)
+    with file_server(served) as server, faulty_proxy(server.port, lambda number: "500") as proxy:
+        cache = Storage(replace(limits, timeout_seconds=10_000))
+        fetched = cache._begin(Shard(f"{proxy.url}/part-00000.tar", 1, "", 1))
+        while not proxy.faults:
+            time.sleep(0.01)
+        start = time.monotonic()
+        cache.close()
+        with pytest.raises(StorageError, match="part-00000.tar: given up, the loader was closed"):
+            fetched.result()
+        assert time.monotonic() - start < 60
+
+
+def test_closing_while_another_process_fetches_blames_nobody(limits: Limits) -> None:
+    cache, shard = Storage(limits), Shard("http://127.0.0.1:9/a.tar", 1, "", 1)
+    lock = cache._cached(shard).with_suffix(".lock")
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        fetched = cache._begin(shard)
+        cache.close()
+        with pytest.raises(StorageError, match="given up, the loader was closed"):
+            fetched.result()
+
+
+def test_what_is_wanted_is_evicted_last(served: Path, limits: Limits) -> None:
+    with file_server(served) as server:
+        cache, shard = Storage(limits), read_index(server.url).shards[0]
+        path = cache.path(shard)
+        os.utime(path, (1, 1))
+        cache.want([shard])
+        assert path.stat().st_mtime > 1
+        cache.close()
+
+
+@pytest.fixture
+def nginx(served: Path, tmp_path: Path) -> Iterator[int]:
+    if shutil.which("nginx") is None:
+        pytest.skip("needs nginx (apt-get install nginx-light)")
+    port = free_port()
+    configuration = tmp_path / "nginx.conf"
+    user = "user root;" if os.getuid() == 0 else ""
+    configuration.write_text(
+        f"daemon off; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {tmp_path}/t; proxy_temp_path {tmp_path}/t; "
+        f"fastcgi_temp_path {tmp_path}/t; uwsgi_temp_path {tmp_path}/t; scgi_temp_path {tmp_path}/t;\n"
+        f"server {{ listen {LOCALHOST}:{port}; root {served}; }} }}\n"
+    )
+    process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(configuration)])
+    try:
+        wait_for_port(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nginx_with_faults_in_between(served: Path, limits: Limits, nginx: int, seed: int) -> None:
+    with faulty_proxy(nginx, faults(seed, 0.25)) as proxy:
+        found = epoch_bytes(remote_data(proxy.url, limits))
+        assert {"500", "reset", "truncate", "stall"} <= set(proxy.faults)
+    assert found == epoch_bytes(remote_data(str(served), limits))
+    with faulty_proxy(nginx, lambda number: "500" if number > 5 else None) as proxy:
+        data = remote_data(proxy.url, replace(limits, timeout_seconds=1.0, folder=limits.folder / "new"))
+        with pytest.raises(StorageError, match="nothing could be read"):
+            epoch_bytes(data)
+
+
+@pytest.fixture
+def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The served folder in a bucket of moto's server."""
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
+    pytest.importorskip("moto.server", reason="needs moto[server]")
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", LOCALHOST, "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, 60)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOCALHOST}:{port}")
+        bucket = s3fs.S3FileSystem(skip_instance_cache=True)
+        bucket.mkdir("shards")
+        bucket.put(str(served), "shards/set", recursive=True)
+        yield "s3://shards/set"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: Limits, s3: str) -> None:
+    assert epoch_bytes(remote_data(s3, limits)) == epoch_bytes(remote_data(str(served), limits))
+    with pytest.raises(IndexMismatch, match="no such index"):
+        read_index("s3://shards/elsewhere")
+    missing = Shard("s3://shards/set/gone.tar", 100, "", 1)
+    with pytest.raises(StorageError, match=r"gone.tar: FileNotFoundError"):
+        Storage(limits).path(missing)
+
+
+def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: Limits) -> None:
+    for name, count in (("train", 3), ("val", 5)):
+        write_shards(tmp_path / name, (count,))
+    with file_server(tmp_path) as server:
+        cache = Storage(limits)
+        paths = {cache.path(Shard(f"{server.url}/{n}/part-00000.tar", 0, "", 0)) for n in ("train", "val")}
+        assert {path.read_bytes() for path in paths} == {
+            (tmp_path / n / "part-00000.tar").read_bytes() for n in ("train", "val")
+        }
+        assert read_bytes(f"{server.url}/train/part-00000.tar")
+        cache.close()
+    assert np.all([path.exists() for path in paths])

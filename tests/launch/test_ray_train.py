@@ -1,0 +1,203 @@
+"""The cluster path for real: README's main command, an interruption, a failing rank, and a submitted job."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from resnet_dist.errors import UserError
+from resnet_dist.launch.ray_train import Node, cpus_per_rank
+from tests.paths import ROOT
+
+COMMANDS = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))},
+    "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+def start(words: list[str], cwd: Path, environment: dict[str, str] = ENVIRONMENT) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=cwd, env=environment, text=True, start_new_session=True, **pipes)
+
+
+def only_run(folder: Path) -> Run:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/output/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    return run
+
+
+def main_command() -> list[str]:
+    """README's first command, less the installation."""
+    (line,) = re.findall(
+        r"^ *pip install uv && uv run (resnet-dist train .*)$", (ROOT / "README.md").read_text(), re.M
+    )
+    return shlex.split(line.partition("#")[0])
+
+
+@pytest.mark.timeout(400)
+def test_readmes_main_command(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    process = start(main_command(), tmp_path)
+    out, err = process.communicate(timeout=350)
+    assert process.returncode == 0, err
+    assert err == ""  # Ray's and MLflow's own chatter stays out of the terminal
+    assert "2 rank(s)" in out
+    assert out.endswith("browse     resnet-dist ui\n")
+    top1 = re.search(r"^top-1 +(\d+\.\d+)% of 360", out, re.M)
+    assert top1 is not None
+    assert float(top1[1]) >= 98.0
+    run = only_run(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["eval/samples"] == 360
+    checkpoint = re.search(r"^checkpoint (\S+)", out, re.M)
+    assert checkpoint is not None
+    assert (tmp_path / checkpoint[1] / "model.safetensors").exists()
+    while processes_of(process.pid):
+        time.sleep(0.2)  # Ray's processes end by themselves; the test's timeout is for those that do not
+
+
+def processes_of(session: int) -> str:
+    done = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_ctrl_c_checkpoints_and_a_failing_rank_speaks_once(tmp_path: Path, digits_data: Path) -> None:
+    shutil.copytree(digits_data, tmp_path / "output/data/digits")
+    words = [
+        "resnet-dist",
+        "train",
+        str(ROOT / "jobs/digits.py"),
+        "--name",
+        "x",
+        "--set",
+        "train.length=9000 steps",
+    ]
+    process = start(words, tmp_path)
+    assert process.stdout is not None
+    while "step 10/9000" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "interrupted at step" in err
+    assert only_run(tmp_path).info.status == "KILLED"
+    assert list((tmp_path / "output/runs/x/checkpoints").glob("step-*"))
+
+    for shard in (tmp_path / "output/data/digits/train").glob("*.tar"):
+        shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"JUNK"))
+    process = start(words, tmp_path)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "resumed at step" in out
+    assert len(re.findall("max_bad_fraction", out + err)) == 1
+    assert only_run(tmp_path).info.status == "FAILED"
+
+
+def test_ranks_that_do_not_fit_are_refused() -> None:
+    two = [Node(cpus=8, gpus=1)] * 2
+    assert cpus_per_rank(two, 2, gpu=True) == 8
+    assert cpus_per_rank(two, 3, gpu=False) == 4  # two on one node, one on the other
+    assert cpus_per_rank(two, 16, gpu=False) == 1
+    with pytest.raises(
+        UserError, match=r"--workers 3: each needs one CPU and one GPU.*use --workers 2 or fewer"
+    ):
+        cpus_per_rank(two, 3, gpu=True)
+    with pytest.raises(UserError, match="use --cpu"):
+        cpus_per_rank([Node(4, 0)], 1, gpu=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray head with token authentication: its dashboard's address, and the environment of its users."""
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    environment = {
+        **ENVIRONMENT,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+    port = free_port()
+    words = f"ray start --head --block --port {free_port()} --dashboard-port {port} --num-cpus 2"
+    # Another loopback address than a head of somebody else's.
+    words += " --node-ip-address 127.0.0.2 --disable-usage-stats"
+    address = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # sockets lie in it
+        process = start([*shlex.split(words), "--temp-dir", short], tmp_path, environment)
+        try:
+            while not answers(address):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.2)
+            yield address, environment
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code == 401  # it asks for the token
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.long
+@pytest.mark.timeout(500)
+def test_submit_to_a_real_head(tmp_path: Path, head: tuple[str, dict[str, str]]) -> None:
+    address, environment = head
+    recipe = str(ROOT / "jobs/digits.py")
+    words = ["resnet-dist", "submit", recipe, "--address", address, "--set", "train.length=20 steps"]
+    process = start(words, tmp_path, environment)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert err == ""
+    assert "step 20/20" in out  # the log was followed to its end
+    run = only_run(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.length"] == "20 steps"
+    assert len(run.data.tags["mlflow.source.git.commit"]) >= 40
+
+    process = start([*words, "--workers", "2", "--gpu"], tmp_path, environment)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 2, out + err  # the job's exit code
+    assert "each needs one CPU and one GPU" in out
+
+    process = start([*words, "--workers", "3"], tmp_path, environment)
+    assert process.communicate(timeout=200)[1].startswith("error: --workers 3")
+    assert process.returncode == 2
+
+    process = start(words, tmp_path, {**environment, "RAY_AUTH_MODE": "disabled"})
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert err.startswith(f"error: --address {address}: no Ray cluster answers there")

@@ -1,0 +1,303 @@
+"""Studies: which runs they have, what they say, and that no run is trained twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from resnet_dist import Recipe, RecipeError, Result, Study, Trial
+from resnet_dist.config import load_study
+from resnet_dist.errors import UserError
+from resnet_dist.model import build_model, count_parameters
+from resnet_dist.study.report import metrics_by_step, summarise
+from resnet_dist.study.request import StudyRequest
+from resnet_dist.study.run import StudyInterrupted, run_study
+from resnet_dist.tracking.open import open_publisher, open_study
+from resnet_dist.tracking.spool import Entry
+from resnet_dist.train import loop
+from tests.paths import ROOT
+
+JOB = ROOT / "jobs/plain_vs_residual.py"
+
+
+def job(*arguments: str) -> Study:
+    return load_study(JOB, arguments)
+
+
+@pytest.mark.parametrize("setting", ["digits", "cifar10"])
+def test_nets_differ_in_depth_shortcut_and_seed_alone(setting: str) -> None:
+    study = job(f"setting={setting}", "depths=[20,56]")
+    assert len(study.trials) == 12
+    assert len({trial.name for trial in study.trials}) == 12
+    varied = {"model.name", "model.shortcut", "seed"}
+    common = [
+        {key: value for key, value in trial.recipe.flat().items() if key not in varied}
+        for trial in study.trials
+    ]
+    assert all(fields == common[0] for fields in common)
+    for trial in study.trials:
+        recipe, tags = trial.recipe, trial.tags
+        assert recipe.model.name == f"resnet{tags['depth']}"
+        assert (
+            recipe.model.shortcut
+            == tags["shortcut"]
+            == {"plain": "none", "residual": "zero-pad"}[tags["net"]]
+        )
+        assert str(recipe.seed) == tags["seed"]
+        assert recipe.train.log_gradient_norms
+    seeds = [trial.recipe.seed for trial in study.trials]
+    assert seeds == sorted(seeds)  # whole comparisons, however early it is interrupted
+
+
+def test_plain_and_residual_nets_have_the_same_parameters_and_start() -> None:
+    for depth, parameters in ((20, 269_722), (56, 853_018)):
+        plain, residual = (
+            build_model(f"resnet{depth}", in_channels=3, num_classes=10, shortcut=shortcut, seed=0)
+            for shortcut in ("none", "zero-pad")
+        )
+        assert count_parameters(plain) == count_parameters(residual) == parameters
+        weights = plain.state_dict()
+        assert all((value == weights[name]).all() for name, value in residual.state_dict().items())
+
+
+def test_the_full_setting_is_the_papers() -> None:
+    study = job("setting=cifar10", "seeds=1")
+    assert [trial.name.removesuffix("-seed-0") for trial in study.trials] == [
+        f"{net}-{depth}" for depth in (20, 56, 110) for net in ("plain", "residual")
+    ]
+    recipe = study.trials[0].recipe
+    assert (recipe.train.length, recipe.data.global_batch_size, recipe.data.crop) == (
+        "64000 steps",
+        128,
+        "pad-crop",
+    )
+    assert (recipe.optim.lr, recipe.optim.momentum, recipe.optim.weight_decay) == (0.1, 0.9, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sets=1"], "sets is no argument of study()"),
+        (["seeds"], "--with seeds: must be NAME=VALUE"),
+        (["setting=imagenet"], "setting='imagenet': use one of digits, cifar10"),
+        (["depths=[20]"], "two depths or more"),
+        (["seeds=0"], "has no trials"),
+    ],
+)
+def test_mistakes_in_arguments(arguments: list[str], words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        job(*arguments)
+    assert words in str(caught.value)
+
+
+def test_mistakes_in_a_job_file(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("def study():\n    return 3\n")
+    with pytest.raises(RecipeError, match=r"returned int, must return a Study"):
+        load_study(tmp_path / "job.py")
+    with pytest.raises(RecipeError, match=r"defines no function study\(\) -> Study"):
+        load_study(ROOT / "jobs/digits.py")
+    with pytest.raises(RecipeError, match=r"no such job file"):
+        load_study(tmp_path / "other.py")
+    with pytest.raises(RecipeError, match=r"--set optim\.lrr: not a field"):
+        load_study(JOB, overrides=["optim.lrr=1"])
+    trial = job().trials[0]
+    with pytest.raises(RecipeError, match=r"several trials are called 'plain-20-seed-0'"):
+        replace(job(), trials=(trial, trial))
+    with pytest.raises(RecipeError, match=r"has no tag 'colour'"):
+        replace(job(), family="colour")
+    with pytest.raises(RecipeError, match=r"the name 'a/b'"):
+        replace(job(), name="a/b")
+
+
+def results(**losses: tuple[float, ...]) -> list[Result]:
+    return [
+        Result({"net": name[:-2], "depth": name[-2:], "seed": str(seed)}, {"train/loss": loss})
+        for name, by_seed in losses.items()
+        for seed, loss in enumerate(by_seed)
+    ]
+
+
+def test_the_conclusion_says_what_was_measured() -> None:
+    conclude = job().conclude
+    good = conclude(
+        results(plain20=(0.1, 0.2), plain56=(1.0, 2.0), residual20=(0.1, 0.1), residual56=(0.1, 0.3))
+    )
+    assert good.startswith("Depth hurts plain nets, skip connections undo it")
+    assert "1.5 with 56 plain layers, 0.15 with 20, 0.2 with 56 residual" in good
+    assert "2 of 2 seeds" in good
+    for plain56, residual56 in (((1.0, 0.1), (0.1, 0.01)), ((1.0, 2.0), (0.1, 1.9))):
+        partly = conclude(
+            results(plain20=(0.1, 0.2), plain56=plain56, residual20=(0.1, 0.1), residual56=residual56)
+        )
+        assert "in 1 of 2 seeds" in partly
+
+
+def test_a_result_is_the_mean_over_the_last_steps() -> None:
+    logged = [
+        Entry(0, step, {"train/loss": float(step), "train/top1": 0.5, "data/bad_samples": 0.0})
+        for step in (10, 20, 30, 20, 30, 40)  # a restart ran two again
+    ]
+    entries = [*logged, Entry(0, 40, {"eval/top1": 0.7}), Entry(0, note="a note")]
+    steps = metrics_by_step(entries)
+    assert list(steps) == [10, 20, 30, 40]
+    assert summarise(steps, last_steps=20) == {
+        "train/loss": 35.0,
+        "train/top1": 0.5,
+        "data/bad_samples": 0.0,
+        "eval/top1": 0.7,
+    }
+    assert summarise(steps, last_steps=10_000)["train/loss"] == 25.0
+
+
+class Lines:
+    """A Reporter that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+
+    def begin(self, total_steps: int) -> None:
+        pass
+
+    def entry(self, entry: Entry) -> None:
+        if entry.note:
+            self.say(entry.note)
+
+
+@pytest.fixture
+def request_of(digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyRequest:
+    """Three runs of six steps."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recipe = digits_recipe.with_overrides(
+        [
+            "train.length=6 steps",
+            "train.log_every=2 steps",
+            "train.eval_every=0 steps",
+            "train.log_gradient_norms=true",
+        ]
+    )
+    trials = tuple(
+        Trial(f"seed-{seed}", recipe.model_copy(update={"seed": seed}), {"net": "plain", "seed": str(seed)})
+        for seed in range(3)
+    )
+    study = Study("tiny", trials, "net", "net", 4, lambda found: f"{len(found)} runs", "Three small runs.")
+    return StudyRequest(study, str(JOB), tmp_path)
+
+
+def run(request: StudyRequest) -> tuple[Any, list[str]]:
+    lines = Lines()
+    return run_study(request, lines, open_study, open_publisher), lines.texts
+
+
+def interrupt_at(call: int) -> Callable[..., Any]:
+    """training_metrics, which sends this process a SIGINT when it is called the `call`th time."""
+    original, calls = loop.training_metrics, iter(range(1, 100))
+
+    def measure(*arguments: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    return measure
+
+
+def test_the_same_request_goes_on_and_repeats_nothing(
+    request_of: StudyRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_metrics", interrupt_at(4))  # the second run's first log line
+        with pytest.raises(StudyInterrupted) as caught:
+            run(request)
+    assert caught.value.finished == 1
+    client = mlflow.MlflowClient(f"sqlite:///{request.output}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+
+    def runs() -> dict[str, Any]:
+        return {found.info.run_name: found for found in client.search_runs([experiment.experiment_id])}
+
+    statuses = {name: found.info.status for name, found in runs().items()}
+    assert statuses == {"tiny": "KILLED", "tiny-seed-0": "FINISHED", "tiny-seed-1": "KILLED"}
+    assert runs()["tiny"].data.tags["conclusion"] == "tiny: 1 of 3 runs"
+    first = request.output / "runs/tiny-seed-0"
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+
+    summary, said = run(request)
+    assert "run tiny-seed-0: finished before" in said
+    assert "resumed at step 2 of 6" in said
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    attempts = [
+        json.loads((request.output / f"runs/tiny-seed-{n}/run.json").read_text())["attempt"] for n in range(3)
+    ]
+    assert attempts == [1, 2, 1]
+    found = runs()
+    assert {one.info.status for one in found.values()} == {"FINISHED"}
+    parent = found.pop("tiny")
+    assert len(found) == 3
+    for name, child in found.items():
+        tags = child.data.tags
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (tags["study"], tags["net"], tags["seed"]) == ("tiny", "plain", name[-1])
+        norms = mlflow.artifacts.load_dict(f"{child.info.artifact_uri}/gradient_norms.json")
+        assert list(norms) == ["2", "4", "6"]
+        assert len(norms["6"]) == 9
+        assert len(child.data.metrics) < 20  # no chart for every layer
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"figure.png", "runs.csv"}
+    assert parent.data.tags["conclusion"] == summary.conclusion == "3 runs"
+    assert parent.data.tags["mlflow.note.content"] == "Three small runs."
+    with summary.table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mlflow_run_id"] for row in rows] == [found[row["run"]].info.run_id for row in rows]
+    assert [float(row["train_loss"]) for row in rows] == pytest.approx(
+        [result.metrics["train/loss"] for result in summary.results], rel=1e-5
+    )
+
+    monkeypatch.setattr("resnet_dist.study.run.run_training", lambda *arguments: pytest.fail("trained again"))
+    again, said = run(request)
+    assert again == summary
+    assert len([text for text in said if text.endswith("finished before")]) == 3
+
+
+def test_a_changed_recipe_is_refused_before_anything_starts(request_of: StudyRequest) -> None:
+    study = request_of.study
+    run(replace(request_of, study=replace(study, trials=study.trials[:1])))
+    changed = replace(request_of, study=study.with_overrides(["optim.lr=0.3"]))
+    with pytest.raises(UserError, match=r"trial seed-0: run tiny-seed-0 .*optim\.lr was 0\.1, is 0\.3"):
+        run(changed)
+    with pytest.raises(UserError, match=r"trial seed-0: model\.name='resnet9'"):
+        run(replace(request_of, study=study.with_overrides(["model.name=resnet9"])))
+    assert not (request_of.output / "runs/tiny-seed-1").exists()
+
+
+def test_a_failed_run_ends_the_study_as_failed(request_of: StudyRequest) -> None:
+    good, bad = request_of.study.trials[:2]
+    bad = replace(bad, recipe=bad.recipe.with_overrides(["optim.lr=1e30", "schedule.warmup=0 steps"]))
+    with pytest.raises(RuntimeError, match="training loss is"):
+        run(replace(request_of, study=replace(request_of.study, trials=(good, bad))))
+    client = mlflow.MlflowClient(f"sqlite:///{request_of.output}/mlflow.db")
+    statuses = {found.info.run_name: found.info.status for found in client.search_runs(["1"])}
+    assert statuses == {"tiny": "FAILED", "tiny-seed-0": "FINISHED", "tiny-seed-1": "FAILED"}
+    assert (request_of.folder / "figure.png").exists()
+
+
+def test_a_finished_run_without_its_metrics_is_named(request_of: StudyRequest) -> None:
+    one = replace(request_of, study=replace(request_of.study, trials=request_of.study.trials[:1]))
+    run(one)
+    spool = request_of.output / "runs/tiny-seed-0/spool.jsonl"
+    spool.unlink()
+    with pytest.raises(UserError, match=r"spool\.jsonl: holds no training loss"):
+        run(one)
+    client = mlflow.MlflowClient(f"sqlite:///{request_of.output}/mlflow.db")
+    assert {found.info.run_name: found.info.status for found in client.search_runs(["1"])}["tiny"] == "FAILED"

@@ -1,0 +1,223 @@
+"""Optimizers: what each parameter gets, and restarts that cannot be seen with any of them."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.config import Optim, Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.model import build_model
+from resnet_dist.train import loop
+from resnet_dist.train.optim.build import build_optimizer, parameter_groups, set_learning_rate
+from resnet_dist.train.optim.muon import orthogonalize
+from resnet_dist.world import World
+from tests.train.runs import final_tensors, run
+
+OPTIMIZERS = {
+    "sgd": ["optim.lr=0.1"],
+    "adamw": ["optim.lr=0.003", "optim.weight_decay=0.05"],
+    "lamb": ["optim.lr=0.01", "optim.clip_norm=1.0"],
+    "lars": ["optim.lr=8", "optim.nesterov=false"],
+    "muon": ["optim.lr=0.05", "optim.sgd_lr=0.1", "optim.sgd_momentum=0.8"],
+}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.conv3 = nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 8, 3, bias=False)
+        self.down = nn.Conv2d(8, 16, 1, bias=False)
+        self.fc = nn.Linear(16, 4)
+        self.to(memory_format=torch.channels_last)
+
+    def fill_gradients(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+
+
+def rates_and_decays(model: nn.Module, optim: Optim) -> dict[str, tuple[float, float]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["lr_scale"], group["weight_decay"])
+        for group in parameter_groups(model, optim)
+        for p in group["params"]
+    }
+
+
+def test_what_each_parameter_gets() -> None:
+    model = Net()
+    usual = rates_and_decays(model, Optim(weight_decay=0.1))
+    assert {name: decay for name, (_, decay) in usual.items() if decay} == {
+        f"{name}.weight": 0.1 for name in ("conv1", "conv2", "conv3", "down", "fc")
+    }
+    assert {scale for scale, _ in usual.values()} == {1.0}
+    everywhere = rates_and_decays(model, Optim(weight_decay=0.1, decay_norms=True))
+    assert set(everywhere.values()) == {(1.0, 0.1)}
+    fast = rates_and_decays(model, Optim(weight_decay=0.1, decay_norms=True, bias_lr_scale=64))
+    assert {name for name, (scale, _) in fast.items() if scale != 1} == {"bn1.bias", "fc.bias"}
+    assert fast["fc.bias"] == (64.0, 0.1 / 64)
+    assert fast["bn1.weight"] == fast["fc.weight"] == (1.0, 0.1)
+    whitening = build_model("resnet9_fast", in_channels=3, num_classes=10)
+    fast = rates_and_decays(whitening, Optim(weight_decay=0.1, decay_norms=True, bias_lr_scale=64))
+    assert fast["whitening.bias"] == fast["fc.weight"] == (1.0, 0.1)
+    assert fast["stages.0.norm.bias"] == (64.0, 0.1 / 64)
+    model.conv1.weight.requires_grad_(False)
+    assert rates_and_decays(model, Optim()).keys() == usual.keys() - {"conv1.weight"}
+
+
+def test_rates_follow_the_schedule_in_their_proportions() -> None:
+    optimizer = build_optimizer(Net(), Optim(optimizer="muon", lr=0.2, sgd_lr=0.5, bias_lr_scale=64))
+    set_learning_rate(optimizer, 0.02)
+    rates = {
+        (group["orthogonalize"], p.ndim, group["lr"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert {(orthogonal, ndim) for orthogonal, ndim, _ in rates} == {(True, 4), (False, 2), (False, 1)}
+    assert sorted({rate for _, _, rate in rates}) == pytest.approx([0.02, 0.05, 64 * 0.05])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_is_torch_muon_and_sgd(nesterov: bool) -> None:
+    """torch.optim.Muon takes matrices: give it each weight as one, in the order that PyTorch flattens it in."""
+    ours, theirs = Net(), Net()
+    decay = {"weight_decay": 0.1}
+    optim = Optim(optimizer="muon", lr=0.05, momentum=0.8, nesterov=nesterov, sgd_lr=0.2, **decay)
+    optimizer = build_optimizer(ours, optim)
+    set_learning_rate(optimizer, optim.lr)
+    filters = [p for p in theirs.parameters() if p.ndim == 4]
+    matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in filters]
+    momentum = {"momentum": 0.8, "nesterov": nesterov}
+    muon = torch.optim.Muon(matrices, lr=0.05, **momentum, **decay)
+    sgd = torch.optim.SGD(
+        [
+            {"params": [theirs.fc.weight], **decay},
+            {"params": [p for p in theirs.parameters() if p.ndim == 1]},
+        ],
+        lr=0.2,
+        **momentum,
+    )
+    for seed in range(4):
+        ours.fill_gradients(seed)
+        theirs.fill_gradients(seed)
+        for matrix, p in zip(matrices, filters, strict=True):
+            assert p.grad is not None
+            matrix.grad = p.grad.flatten(1).clone()
+        optimizer.step()
+        muon.step()
+        sgd.step()
+    ours_by_name = dict(ours.named_parameters())
+    for name, p in theirs.named_parameters():
+        if p.ndim != 4:
+            torch.testing.assert_close(ours_by_name[name], p)
+    ours_4d = [p for p in ours.parameters() if p.ndim == 4]
+    for matrix, p, start in zip(matrices, ours_4d, filters, strict=True):
+        moved = (matrix - start.flatten(1)).norm()
+        assert (p.flatten(1) - matrix).norm() < 0.04 * moved  # bfloat16 rounds in another order
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 16, 144), (2, 32, 16)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+    assert torch.equal(orthogonalize(torch.zeros(1, 4, 9)).float(), torch.zeros(1, 4, 9))
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_rates_of_layers_adapt_without_decay_too(name: str) -> None:
+    """The step of a layer is as long as its weights, times the rate and (lars) the trust coefficient."""
+    model = Net()
+    fields = {"nesterov": False, "momentum": 0} if name == "lars" else {}
+    optim = Optim.model_validate({"optimizer": name, "lr": 0.5, "weight_decay": 0, **fields})
+    optimizer = build_optimizer(model, optim)
+    before = copy.deepcopy(model)
+    model.fill_gradients(0)
+    optimizer.step()
+    rate = 0.5 * (0.001 if name == "lars" else 1.0)
+    for new, old in zip(model.parameters(), before.parameters(), strict=True):
+        if new.ndim > 1:
+            torch.testing.assert_close((new - old).norm(), rate * old.norm(), rtol=1e-4, atol=0)
+
+
+def test_lamb_does_not_clip_by_itself() -> None:
+    optimizer = build_optimizer(Net(), Optim(optimizer="lamb"))
+    assert optimizer.defaults["max_grad_norm"] is None
+    assert optimizer.defaults["eps"] == 1e-6
+    assert build_optimizer(Net(), Optim(optimizer="adamw")).defaults["eps"] == 1e-8
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    with pytest.raises(UserError, match=r"optim\.optimizer='lamb' comes from timm.*pip install timm"):
+        build_optimizer(Net(), Optim(optimizer="lamb"))
+
+
+def test_the_longest_gradient(digits_recipe: Recipe, tmp_path: Path) -> None:
+    """Without momentum and decay, the first update is the gradient times the rate."""
+    plain = digits_recipe.with_overrides(
+        ["optim.momentum=0", "optim.nesterov=false", "optim.weight_decay=0", "train.length=1 steps"]
+    )
+    start = dict(loop.initial_state(plain, 10, World.single()).model.named_parameters())
+
+    def length(overrides: list[str], folder: str) -> Tensor:
+        recipe = plain.with_overrides([*overrides, "schedule.warmup=0 steps", "optim.lr=0.1"])
+        run(recipe, tmp_path / folder)
+        after = final_tensors(tmp_path / folder)
+        steps = [after[f"model/{name}"] - p.detach() for name, p in start.items()]
+        return torch.stack([step.norm() for step in steps]).norm() / 0.1
+
+    free = length([], "free")
+    assert free > 0.5
+    torch.testing.assert_close(
+        length(["optim.clip_norm=0.25"], "clipped"), torch.tensor(0.25), rtol=1e-4, atol=0
+    )
+    assert length(["optim.clip_norm=1e6"], "loose") == free
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resumed_equals_uninterrupted_bitwise(digits_recipe: Recipe, tmp_path: Path, name: str) -> None:
+    overrides = [f"optim.optimizer={name}", "train.ema_decay=0.9", "train.length=9 steps", *OPTIMIZERS[name]]
+    recipe = digits_recipe.with_overrides(overrides)
+    whole = run(recipe, tmp_path / "whole")
+    assert 0 < whole["train/loss", 9] < 2.5
+    run(recipe, tmp_path / "stopped", stop_after=2)
+    run(recipe, tmp_path / "stopped", stop_after=4)
+    run(recipe, tmp_path / "stopped")
+    ours, theirs = final_tensors(tmp_path / "stopped"), final_tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert any(key.startswith("optimizer/groups.0/step") for key in ours) == (name == "lamb")
+    assert any(key.endswith("conv1.weight/momentum_buffer") for key in ours) == (
+        name in ("sgd", "lars", "muon")
+    )
+    assert any(key.endswith("conv1.weight/exp_avg_sq") for key in ours) == (name in ("adamw", "lamb"))
+
+
+def test_each_optimizer_is_another_one(digits_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = digits_recipe.with_overrides(["train.length=2 steps", "optim.lr=0.01"])
+    weights = []
+    for name in OPTIMIZERS:
+        run(recipe.with_overrides([f"optim.optimizer={name}"]), tmp_path / name)
+        weights.append(final_tensors(tmp_path / name)["model/fc.weight"])
+    assert len({tuple(w.flatten().tolist()) for w in weights[:-1]}) == 4
+    # The linear layer of muon is SGD's, but its input is of other convolutions after the first step.
+    assert not torch.equal(weights[0], weights[-1])
+
+
+def test_muon_leaves_what_has_no_gradient() -> None:
+    model = Net()
+    optimizer = build_optimizer(model, Optim(optimizer="muon"))
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,149 @@
+"""A rank that stands still is named; one that is slow, new to a phase, or paused is not."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.config import Recipe
+from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.rank import run_attempt
+from resnet_dist.train import loop
+from resnet_dist.train.watch.progress import FIRST_TIME, Progress
+from resnet_dist.train.watch.watchdog import POLLS_TO_ANSWER, Stalled, Watchdog
+from resnet_dist.world import World
+from tests.train.ranks import run_ranks
+
+TIMEOUT = 20.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def progress() -> Progress:
+    progress = Progress()
+    for phase in ("waiting for data", "in the forward pass"):
+        progress.at(phase, 3)
+    return progress
+
+
+@pytest.fixture
+def watchdog(progress: Progress, clock: Clock) -> Watchdog:
+    dog = Watchdog(progress, threading.current_thread(), World.single(), TIMEOUT, clock)
+    dog.look()
+    return dog
+
+
+def seconds_until_alarm(dog: Watchdog, clock: Clock) -> tuple[float, str]:
+    start = clock.now
+    while clock.now - start < 10 * TIMEOUT:
+        clock.now += dog.poll_seconds
+        try:
+            dog.look()
+        except Stalled as alarm:
+            return clock.now - start, str(alarm)
+    return clock.now - start, "none"
+
+
+def test_a_phase_may_take_its_time_and_the_first_time_longer(
+    watchdog: Watchdog, progress: Progress, clock: Clock
+) -> None:
+    answer = (POLLS_TO_ANSWER + 1) * watchdog.poll_seconds
+    first, text = seconds_until_alarm(watchdog, clock)
+    assert FIRST_TIME * TIMEOUT <= first <= FIRST_TIME * TIMEOUT + answer
+    assert text.startswith("nothing moved for 60 s: at step 3, in the forward pass (")
+    progress.at("waiting for data", 4)
+    again, text = seconds_until_alarm(watchdog, clock)
+    assert TIMEOUT <= again <= TIMEOUT + answer + watchdog.poll_seconds
+    assert text.startswith("nothing moved for 20 s: at step 4, waiting for data (")
+
+
+def test_small_steps_are_progress(watchdog: Watchdog, progress: Progress, clock: Clock) -> None:
+    for _ in range(100):
+        progress.at("evaluating", 3)  # batch after batch
+        clock.now += TIMEOUT / 3
+        watchdog.look()
+
+
+def test_a_pause_of_the_whole_process_is_no_stall(
+    watchdog: Watchdog, progress: Progress, clock: Clock
+) -> None:
+    progress.at("waiting for data", 4)
+    watchdog.look()
+    clock.now += 1000 * TIMEOUT  # SIGSTOP, or a laptop that slept
+    watchdog.look()
+
+
+def stand_still(world: World, recipe_json: str, folder: str) -> str:
+    """Rank 1 never gets its seventh batch."""
+    batch_at = loop.Loader.batch_at
+
+    def hang(self: loop.Loader, step: int) -> object:
+        if step == 6 and world.rank == 1 and self.order.training:
+            threading.Event().wait()
+        return batch_at(self, step)
+
+    loop.Loader.batch_at = hang  # type: ignore[assignment,method-assign]
+    return words_of(world, recipe_json, folder)
+
+
+def stand_still_at_the_start(world: World, recipe_json: str, folder: str) -> str:
+    """Rank 1 does not come to the group that Control makes, where rank 0 waits in the store."""
+    control = loop.Control
+
+    def hang(*arguments: Any, **options: Any) -> loop.Control:
+        if world.rank == 1:
+            threading.Event().wait()
+        return control(*arguments, **options)
+
+    loop.Control = hang  # type: ignore[assignment,misc]
+    return words_of(world, recipe_json, folder)
+
+
+def words_of(world: World, recipe_json: str, folder: str) -> str:
+    try:
+        run_attempt(Attempt(recipe_json, folder, threads=1), world)
+    except Stalled as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.parametrize(
+    ("function", "timeout", "text"),
+    [
+        (
+            stand_still,
+            4,
+            r"rank 1 is standing still since 4 s at step 6, waiting for data \(loop\.py:.*the others wait ",
+        ),
+        (
+            stand_still_at_the_start,
+            2,
+            r"no rank moved for 6 s: at step 0, starting, are rank 0 \(control\.py:.*, rank 1 \(loop\.py:",
+        ),
+    ],
+)
+def test_two_ranks_name_the_one_that_stands_still(
+    digits_recipe: Recipe, tmp_path: Path, function: Callable[..., str], timeout: int, text: str
+) -> None:
+    recipe = digits_recipe.with_overrides([f"train.stall_timeout_seconds={timeout}"])
+    results = run_ranks(2, function, recipe.to_json(), str(tmp_path))
+    for result in results:
+        assert re.match(text, result), result
+        assert result.endswith(f"(train.stall_timeout_seconds={timeout})")
