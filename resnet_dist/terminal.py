@@ -21,7 +21,7 @@ class PlainReporter:
         self._training = training
         self._total = 0
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self._console.print(text)
 
     def begin(self, total_steps: int) -> None:
@@ -29,9 +29,9 @@ class PlainReporter:
 
     def entry(self, entry: Entry) -> None:
         if entry.note:
-            self.say(entry.note)
+            self.note(entry.note)
         elif entry.metrics and (self._training or "train/loss" not in entry.metrics):
-            self.say(f"step {entry.step}/{self._total}  {describe(entry.metrics)}")
+            self.note(f"step {entry.step}/{self._total}  {describe(entry.metrics)}")
 
 
 class BarReporter(PlainReporter):

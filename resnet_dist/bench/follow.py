@@ -12,7 +12,7 @@ from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.train.plan import plan_of
+from resnet_dist.train.plan import Plan, order_of
 
 
 @contextmanager
@@ -34,7 +34,8 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
     os.environ.pop(URI_VARIABLE, None)  # this process is the bench's own: it has no business on a server
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
     with make_reporter(Console(file=io.StringIO(), force_terminal=True)) as reporter:
-        reporter.begin(plan_of(recipe, read_index(recipe.data.train))[1].total)
+        order = order_of(recipe, read_index(recipe.data.train))
+        reporter.begin(Plan.of(recipe, order).total)
         run = RunFolder(spool.parent, "bench", None, 1, {}, key="bench")
         publisher = MlflowPublisher(RunRecord(run, recipe, "bench step", folder), reporter.entry)
         publisher.start()

@@ -17,7 +17,7 @@ from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.reader import BadSample, ShardReader
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.system.cpus import cpu_count
@@ -55,7 +55,7 @@ def bench_loader(data: Data, *, workers: int | None, against_raw: bool, rounds: 
         )
     with Loader(index, order, data, World.single(), seed=0) as loader:
         step = _run_for(loader, 0, 0.2)[0]  # threads started, files opened
-        encoded = _encoded(ShardReader(index, Limits.of(data)), index.num_samples) if against_raw else []
+        encoded = _encoded(ShardReader(index, CacheLimits.of(data)), index.num_samples) if against_raw else []
         speeds: dict[str, list[float]] = {"loader": [], "raw": []}
         for _ in range(rounds):
             start = time.perf_counter()

@@ -32,7 +32,7 @@ OVERRIDES = (
 )
 COMMAND = (sys.executable, "-c", "from resnet_dist.cli import main; main()", "train")
 POLL_SECONDS = 0.01
-MOST_SECONDS = 600.0  # for one start: what hangs is told, not waited for
+MAX_SECONDS = 600.0  # for one start: what hangs is told, not waited for
 STEP = "first step"
 
 Milestones = Mapping[str, Callable[[], bool]]  # in order: what has been reached, and whether it has
@@ -137,11 +137,11 @@ def reach(command: Sequence[str], milestones: Milestones, log: Path) -> dict[str
                 while not reached():
                     if process.poll() is not None and not reached():
                         raise StartFailed(f"ended before its {name}:\n{log.read_text()}")
-                    if time.monotonic() - start > MOST_SECONDS:
-                        raise StartFailed(f"no {name} after {MOST_SECONDS:.0f} s:\n{log.read_text()}")
+                    if time.monotonic() - start > MAX_SECONDS:
+                        raise StartFailed(f"no {name} after {MAX_SECONDS:.0f} s:\n{log.read_text()}")
                     time.sleep(POLL_SECONDS)
                 times[name] = time.monotonic() - start
-            if process.wait(timeout=MOST_SECONDS) != 0:
+            if process.wait(timeout=MAX_SECONDS) != 0:
                 raise StartFailed(f"ended with code {process.returncode}:\n{log.read_text()}")
         finally:
             if process.poll() is None:

@@ -33,7 +33,7 @@ from resnet_dist.model import MODELS
 from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE
 from resnet_dist.tracking.spool import Follower, Spool
 from resnet_dist.train.loop import train
-from resnet_dist.train.plan import plan_of
+from resnet_dist.train.plan import order_of
 from resnet_dist.train.tracker import NullTracker, Tracker
 from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
 from resnet_dist.world import World
@@ -192,7 +192,7 @@ def _loss_at(spool: Path, step: int) -> float:
 def first_batches(recipe: Recipe, world: World, steps: int) -> list[Labelled]:
     """What the loop meets at its first steps: uint8 images and labels, on the rank's device."""
     index = read_index(recipe.data.train)
-    order, _ = plan_of(recipe, index)
+    order = order_of(recipe, index)
     with Loader(index, order, recipe.data, world, seed=recipe.seed) as loader:
         batches = [loader.batch_at(step) for step in range(steps)]
     return [(batch.images_BSSC, batch.labels_B) for batch in batches]

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from resnet_dist.cli.options import (
-    BEGINS_AGAIN,
+    STARTS_OVER,
     Against,
     Buffers,
     Cache,
@@ -21,7 +21,7 @@ from resnet_dist.cli.options import (
     Overrides,
     Workers,
     err,
-    interrupted_says,
+    on_interrupt,
     out,
     use_gpu,
 )
@@ -31,7 +31,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
 
 
-@interrupted_says(BEGINS_AGAIN)
+@on_interrupt(STARTS_OVER)
 def bench_loader(
     shards: Annotated[str, typer.Argument(help="A folder or URL with an index.json.")],
     image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 224,
@@ -71,7 +71,7 @@ def bench_loader(
     out.print(f"memory     {speed.peak_bytes / 2**20:,.0f} MiB at most")
 
 
-@interrupted_says(BEGINS_AGAIN)
+@on_interrupt(STARTS_OVER)
 def bench_step(
     model: Annotated[str, typer.Option(help="As model.name of a recipe.")] = "resnet20",
     image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 32,
@@ -120,7 +120,7 @@ def bench_step(
         raise typer.Exit(1)
 
 
-@interrupted_says(BEGINS_AGAIN)
+@on_interrupt(STARTS_OVER)
 def bench_launch(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")] = Path("jobs/digits.py"),
     workers: Workers = None,

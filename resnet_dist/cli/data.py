@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from resnet_dist.cli.options import (
-    BEGINS_AGAIN,
     DEFAULT_SHARD_CACHE,
     FETCH_TIMEOUT_SECONDS,
-    GOES_ON,
+    RESUMES,
     SHARD_CACHE_BYTES,
+    STARTS_OVER,
     Split,
     err,
-    interrupted_says,
+    on_interrupt,
     out,
 )
 from resnet_dist.errors import UserError
@@ -23,10 +23,10 @@ from resnet_dist.system.cpus import cpu_count
 from resnet_dist.terminal import bars
 
 FEW_SAMPLES = 4096  # which one process writes before others have started
-MOST_LINES = 50  # of a report that are shown
+MAX_LINES_SHOWN = 50  # of a report that are shown
 
 
-@interrupted_says(GOES_ON)
+@on_interrupt(RESUMES)
 def prepare(
     source: Annotated[
         str,
@@ -76,7 +76,7 @@ def prepare(
             err.print(f"{name}: left out {len(lines):,} unreadable images, listed in {report}")
 
 
-@interrupted_says(BEGINS_AGAIN)
+@on_interrupt(STARTS_OVER)
 def index(
     shards: Annotated[
         list[str],
@@ -105,10 +105,10 @@ def index(
     from resnet_dist.data.shards.index import index_location
     from resnet_dist.data.shards.names import class_names, default_location, expand
     from resnet_dist.data.shards.verify import verify_index
-    from resnet_dist.data.storage.shard_cache import Limits
+    from resnet_dist.data.storage.shard_cache import CacheLimits
     from resnet_dist.data.storage.transfer import exists
 
-    limits = Limits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
+    limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()
     target = to
     if not (verify and len(shards) == 1 and to is None and exists(index_location(shards[0]))):
@@ -147,7 +147,9 @@ def index(
 
 
 def _report(lines: list[str], what: str) -> None:
-    for line in lines[:MOST_LINES]:
+    for line in lines[:MAX_LINES_SHOWN]:
         err.print(line)
     if lines:
-        err.print(f"{len(lines):,} {what}" + (f", {MOST_LINES} shown" if len(lines) > MOST_LINES else ""))
+        err.print(
+            f"{len(lines):,} {what}" + (f", {MAX_LINES_SHOWN} shown" if len(lines) > MAX_LINES_SHOWN else "")
+        )

@@ -47,7 +47,7 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except UserError as error:
-        if speaks or not _rank_0_spoke():
+        if speaks or not _rank_0_reported():
             err.print(f"error: {error}")
         return 2
     except KeyboardInterrupt:
@@ -65,13 +65,13 @@ def _explain(error: Exception) -> int:
             err.print(f"error: {error}")
         return error.exit_code
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
-        _rank_0_spoke()
+        _rank_0_reported()
         return code  # a mistake in the flags, which rank 0 explains
     traceback.print_exception(error)
     return 1
 
 
-def _rank_0_spoke() -> bool:
+def _rank_0_reported() -> bool:
     """Whether rank 0, which mostly finds the same mistake, has said it: torchrun then ends this rank.
 
     Leaving first would have rank 0 ended before its word. A mistake that only this node has, it does not know of.
@@ -100,7 +100,7 @@ def only_train_under_torchrun(context: typer.Context) -> None:
     raise UserError(f"torchrun would {command} once per rank; only train is for it: leave torchrun out")
 
 
-def leave_saying(words: str) -> Callable[[int], NoReturn]:
+def exit_with_message(words: str) -> Callable[[int], NoReturn]:
     """For `signals_call` around large imports: an exception in the middle of torch's leaves wreckage."""
 
     def leave(count: int) -> NoReturn:

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from resnet_dist.cli.main import leave_saying
+from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
-    BEGINS_AGAIN,
     DEFAULT_OUTPUT,
+    STARTS_OVER,
     Gpu,
     Output,
-    interrupted_says,
+    on_interrupt,
     out,
     use_gpu,
 )
@@ -22,7 +22,7 @@ from resnet_dist.system.signals import signals_call
 from resnet_dist.tracking.open import has_mlflow
 
 
-@interrupted_says(BEGINS_AGAIN)
+@on_interrupt(STARTS_OVER)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or an MLflow run id.")],
     shards: Annotated[str, typer.Argument(help="A folder with an index.json.")],
@@ -30,7 +30,7 @@ def evaluate(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Top-1, top-5 and loss of a trained model, every sample counted once."""
-    with signals_call(leave_saying(BEGINS_AGAIN)):  # as in `train`
+    with signals_call(exit_with_message(STARTS_OVER)):  # as in `train`
         from resnet_dist.data.shards.index import check_shards, read_index
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.train.evaluate import evaluate as evaluate_model

@@ -33,12 +33,12 @@ DEFAULT_OUTPUT = Path("output")
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
 SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
 FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
-GOES_ON = "interrupted; the same command goes on with what is not done yet"
-BEGINS_AGAIN = "interrupted; the same command begins again"
+RESUMES = "interrupted; the same command goes on with what is not done yet"
+STARTS_OVER = "interrupted; the same command begins again"
 
 
 @contextmanager
-def interrupted_says(words: str) -> Iterator[None]:
+def on_interrupt(words: str) -> Iterator[None]:
     """Inside, or in the function that this decorates, an interruption says `words` and ends with 130."""
     try:
         yield

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnet_dist.cli.main import leave_saying
+from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
-    GOES_ON,
+    RESUMES,
     Address,
     Gpu,
     Name,
@@ -20,7 +20,7 @@ from resnet_dist.cli.options import (
     Overrides,
     Workers,
     err,
-    interrupted_says,
+    on_interrupt,
     out,
 )
 from resnet_dist.config import load_recipe, load_study
@@ -50,7 +50,7 @@ def train(
     """Train a recipe to its end, or from where its run stopped."""
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     # Nothing has begun, and an exception in the middle of numpy's or torch's import leaves wreckage.
-    with signals_call(leave_saying(NOTHING_SAVED)):
+    with signals_call(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
 
@@ -82,7 +82,7 @@ def train(
         )
 
 
-@interrupted_says(GOES_ON)
+@on_interrupt(RESUMES)
 def study(
     job: Annotated[Path, typer.Argument(metavar="JOB.py", help="Defines study().")],
     arguments: Annotated[
@@ -101,7 +101,7 @@ def study(
 ) -> None:
     """Train the runs of a study one after another, draw what they say; the same command continues one."""
     value = load_study(job, arguments or (), overrides or ())
-    with signals_call(leave_saying(NOTHING_SAVED)):  # as in `train`
+    with signals_call(exit_with_message(NOTHING_SAVED)):  # as in `train`
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
 
@@ -128,7 +128,7 @@ def study(
     )
 
 
-@interrupted_says(NOT_SUBMITTED)
+@on_interrupt(NOT_SUBMITTED)
 def submit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
@@ -144,7 +144,7 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
     value = load_recipe(recipe, overrides or ())
-    with signals_call(leave_saying(NOT_SUBMITTED)):  # as in `train`
+    with signals_call(exit_with_message(NOT_SUBMITTED)):  # as in `train`
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 

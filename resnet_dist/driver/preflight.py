@@ -13,7 +13,7 @@ from resnet_dist.data.storage.urls import is_local
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import Options, check_batch_norm, check_model
-from resnet_dist.train.plan import plan_of
+from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.start.init_from import TORCHVISION
 from resnet_dist.train.start.initial import check_init_from
 
@@ -97,9 +97,9 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
     check_classes(recipe.train, len(train_index.classes))
     if is_new:
         check_init_from(recipe, len(train_index.classes))
-    plan = plan_of(recipe, train_index)[1]
+    plan = Plan.of(recipe, order_of(recipe, train_index))
     if plan.warmup > plan.total:
-        reporter.say(
+        reporter.note(
             f"schedule.warmup={recipe.schedule.warmup!r} is longer than train.length={recipe.train.length!r}: the rate "
             "does not reach optim.lr"
         )
@@ -120,5 +120,5 @@ def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
             f"data.eval={evaluation}"
         )
     source = open_source(source_name)
-    reporter.say(f"preparing {source.name} in {target}")
+    reporter.note(f"preparing {source.name} in {target}")
     prepare(source, target)

@@ -63,7 +63,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
             run = run.with_run_id(publisher.run_id)
             run.write()
             publisher.start()
-            reporter.say(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
+            reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
             reporter.begin(total_steps)
             outcome = launch(run)
             status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
@@ -155,7 +155,7 @@ def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[Ra
         workers=request.workers,
         gpu=request.gpu,
         address=request.address,
-        say=reporter.say,
+        report=reporter.note,
     )
 
 

@@ -71,7 +71,7 @@ def ray_launcher(
     workers: int | None,
     gpu: bool | None,
     address: str | None,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Iterator[RankLauncher]:
     """Connect to a cluster, or start one, for as long as the context lasts; yield what trains `recipe` on it.
 
@@ -81,13 +81,13 @@ def ray_launcher(
     address = address or os.environ.get("RAY_ADDRESS")
     count = workers or DEFAULT_WORKERS
     if address is None:
-        say("starting Ray on this machine")
+        report("starting Ray on this machine")
         count = workers_here(workers, gpu=gpu)
     with connected(address, workers=count):
         alive = nodes()
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
         placement = Placement(count, cpus_per_rank(alive, count, gpu=use_gpu), use_gpu)
-        yield lambda folder: fit_ranks(recipe, folder, placement, say)
+        yield lambda folder: fit_ranks(recipe, folder, placement, report)
 
 
 def workers_here(workers: int | None, *, gpu: bool | None) -> int:
@@ -136,14 +136,14 @@ def _connect(address: str | None, workers: int) -> None:
 
 
 def fit_ranks(
-    recipe: Recipe, folder: RunFolder, placement: Placement, say: Callable[[str], None]
+    recipe: Recipe, folder: RunFolder, placement: Placement, report: Callable[[str], None]
 ) -> Outcome | None:
     """Run one attempt to its end; None where it was interrupted before it could save.
 
     The first signal asks the ranks for a checkpoint by the run's stop file; a second one, or the end of the grace
     time, gives them up.
     """
-    stop, start = StopRequest(), _StartWatch(folder, placement, say)
+    stop, start = StopRequest(), _StartWatch(folder, placement, report)
 
     def ask(count: int) -> None:
         stop.ask(count)
@@ -168,8 +168,8 @@ def fit_ranks(
 class _StartWatch:
     """Reports once, with the resources that are missing, when no rank has begun after LONG_START_SECONDS."""
 
-    def __init__(self, folder: RunFolder, placement: Placement, say: Callable[[str], None]) -> None:
-        self._folder, self._placement, self._say = folder, placement, say
+    def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
+        self._folder, self._placement, self._report = folder, placement, report
         self._size_before = folder.spool_size()
         self._late_at = time.monotonic() + LONG_START_SECONDS
 
@@ -182,7 +182,7 @@ class _StartWatch:
         self._late_at = math.inf
         if not self.have_begun():
             need = f"{self._placement.threads} CPU(s){' and a GPU' if self._placement.gpu else ''}"
-            self._say(
+            self._report(
                 f"no rank has begun after {LONG_START_SECONDS:g} s: {self._placement.workers} wait for {need} each; "
                 f"{free_resources()} are free in the cluster"
             )

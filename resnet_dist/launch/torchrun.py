@@ -33,7 +33,7 @@ from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
 POLL_SECONDS = 0.1
-FIRST_WORD_SECONDS = 5.0  # that ranks which lost a peer leave to the one that failed
+FIRST_REPORT_SECONDS = 5.0  # that ranks which lost a peer leave to the one that failed
 
 
 class TorchrunRanks:
@@ -110,7 +110,7 @@ class TorchrunRanks:
         if not self._told:
             interrupted = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
             self.tell(None, code=2 if isinstance(error, UserError) else interrupted)
-            self._wait_until_heard()
+            self._wait_until_received()
 
     def _join(self, attempt: Attempt, *, gpu: bool) -> World:
         return World.join(
@@ -122,9 +122,9 @@ class TorchrunRanks:
             timeout_seconds=collective_timeout_seconds(attempt.recipe),
         )
 
-    def _wait_until_heard(self) -> None:
+    def _wait_until_received(self) -> None:
         """Leave last, so that all ranks leave with the same code: torchrun ends the rest when one has left."""
-        deadline = time.monotonic() + FIRST_WORD_SECONDS
+        deadline = time.monotonic() + FIRST_REPORT_SECONDS
         pause = threading.Event()
         while self._store.add("heard", 0) < self.world_size - 1 and time.monotonic() < deadline:
             pause.wait(POLL_SECONDS)
@@ -133,7 +133,7 @@ class TorchrunRanks:
         """The error to show: one that nobody has shown before, and a loss of peers only if it is all there is."""
         try:
             if is_echo(error):
-                self._store.wait(["failed"], timedelta(seconds=FIRST_WORD_SECONDS))
+                self._store.wait(["failed"], timedelta(seconds=FIRST_REPORT_SECONDS))
         except RuntimeError:  # nobody has
             if lost_peer(error):
                 words = str(error).splitlines()[0]

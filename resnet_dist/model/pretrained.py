@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 HEAD = "fc."  # the layer that depends on the classes
 COUNTERS = "num_batches_tracked"  # of batch norms: used by nobody here, and left out of old files
-MOST_NAMED = 6  # tensors named in one list of a report
+MAX_NAMED = 6  # tensors named in one list of a report
 
 State = Mapping[str, Tensor]
 
@@ -102,5 +102,5 @@ def load_fitting(model: nn.Module, state: State) -> Match:
 
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

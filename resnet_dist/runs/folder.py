@@ -25,6 +25,7 @@ RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
 STOP_FILE = "stop"
 LOCK_FILE = "lock"
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS_FOLDER
 
     def spool_size(self) -> int:
         """Bytes; it grows when ranks begin."""

@@ -52,7 +52,7 @@ def run_study(
             )
         with signals_call(interrupt):
             for number, trial in enumerate(request.study.trials, start=1):
-                reporter.say(f"trial {number} of {len(request.study.trials)}: {trial.name}")
+                reporter.note(f"trial {number} of {len(request.study.trials)}: {trial.name}")
                 finished.append(_train(request, trial, reporter, publisher, open_publisher))
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
@@ -98,7 +98,7 @@ def _train(
     assert asked.name is not None
     known = read_run(asked.output / "runs" / asked.name)
     if known is not None and _is_finished(known, asked.recipe, publisher):
-        reporter.say(f"run {known.name}: finished before")
+        reporter.note(f"run {known.name}: finished before")
         return known
     return run_training(asked, reporter, open_publisher).run
 

@@ -6,7 +6,8 @@ Ray and no MLflow: metrics go to a Tracker, and what happens to them is not its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +18,19 @@ from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError, UserError
 from resnet_dist.order.samples import Order
+from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
-from resnet_dist.train.plan import due, plan_of
+from resnet_dist.train.plan import Plan, due, order_of
 from resnet_dist.train.start.initial import begin_from, initial_state
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 from resnet_dist.train.step.train_step import TrainStep, compiled
 from resnet_dist.train.tracker import Tracker
 from resnet_dist.train.watch.control import Control, Stopped
-from resnet_dist.train.watch.guards import MOST_LISTED, Guard, check_agreement
-from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
+from resnet_dist.train.watch.guards import MAX_LISTED, Guard, check_agreement
+from resnet_dist.train.watch.progress import GATHERING, NEXT_BATCH, Progress
 from resnet_dist.world import World
 
 
@@ -40,6 +42,22 @@ class Outcome:
     total_steps: int
     metrics: dict[str, float]
     finished: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that the loop of one attempt works with."""
+
+    order: Order
+    plan: Plan
+    state: TrainState
+    guard: Guard
+    loader: Loader
+    eval_loader: Loader
+    checkpoints: Checkpointer
+    control: Control
+    train_step: TrainStep
+    predictor: nn.Module  # evaluated: the model itself, or its average
 
 
 def train(
@@ -55,11 +73,61 @@ def train(
     Raises TrainingError where training cannot go on, with the last checkpoint kept.
     """
     progress = progress or Progress()
+    with set_up(recipe, folder, world, tracker, stop_requested, progress) as parts:
+        state, plan, guard = parts.state, parts.plan, parts.guard
+        while not state.finished(plan.total):
+            if not state.evaluation_pending:
+                progress.at(NEXT_BATCH, state.step)
+                parts.train_step(parts.loader.batch_at(state.step))
+                state.step += 1
+                state.evaluation_pending = due(state.step, plan.eval, plan.total)
+                if due(state.step, plan.log, plan.total):
+                    progress.at(GATHERING, state.step)
+                    tracker.log(training_metrics(state, parts.order, world), state.step)
+                    log_gradient_norms(parts.train_step, tracker, state.step)
+                    guard.check_samples(state, list_bad_samples(state, tracker, world))
+                    guard.check_losses(state)
+            if state.evaluation_pending:
+                progress.at(GATHERING, state.step)
+                state.meter.gather(world)
+                guard.check_losses(
+                    state
+                )  # first: it names the bad micro-batch, an evaluation of NaN weights cannot
+                if metrics := evaluate_unless_stopped(parts, progress, world, tracker):
+                    tracker.log(metrics, state.step)
+                    guard.check_evaluation(metrics, state.step)
+                    state.evaluated(metrics, recipe.train.best_metric)
+                state.meter.restart_clock()
+            parts.control.agree()
+            if parts.checkpoints.should_save(state, plan, parts.control):
+                progress.at("saving", state.step)
+                state.meter.gather(world)
+                guard.check_losses(state)  # nothing is saved that comes after a loss that was not finite
+                parts.checkpoints.save(state)
+                parts.control.saved()
+            if parts.control.stop:
+                break
+        progress.at("writing the last checkpoint", state.step)
+        parts.checkpoints.wait()
+    return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
+
+
+@contextmanager
+def set_up(
+    recipe: Recipe,
+    folder: Path,
+    world: World,
+    tracker: Tracker,
+    stop_requested: Callable[[], bool],
+    progress: Progress,
+) -> Iterator[Parts]:
+    """Build the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after."""
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world)
     check_agreement(recipe, (train_index, eval_index), folder, world, report=tracker.note)
-    order, plan = plan_of(recipe, train_index)
+    order = order_of(recipe, train_index)
+    plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
     with (
@@ -73,7 +141,9 @@ def train(
             total_steps=plan.total,
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
-        Checkpointer(folder / "checkpoints", recipe, train_index.classes, world, tracker.note) as checkpoints,
+        Checkpointer(
+            folder / CHECKPOINTS_FOLDER, recipe, train_index.classes, world, tracker.note
+        ) as checkpoints,
         Control(world, stop_requested=stop_requested, save_requested=checkpoints.due_by_time) as control,
     ):
         if checkpoints.restore(state):
@@ -84,65 +154,27 @@ def train(
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
         state.meter.restart_clock()
-        while not state.finished(plan.total):
-            if not state.evaluation_pending:
-                progress.at(NEXT_BATCH, state.step)
-                train_step(loader.batch_at(state.step))
-                state.step += 1
-                state.evaluation_pending = due(state.step, plan.eval, plan.total)
-                if due(state.step, plan.log, plan.total):
-                    progress.at("gathering the metrics", state.step)
-                    tracker.log(training_metrics(state, order, world), state.step)
-                    if train_step.gradient_norms is not None:
-                        tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), state.step)
-                    guard.check_samples(state, list_bad_samples(state, tracker, world))
-                    guard.check_losses(state)
-            if state.evaluation_pending:
-                progress.at("gathering the metrics", state.step)
-                state.meter.gather(world)
-                guard.check_losses(state)  # which knows where, as an evaluation of ruined weights does not
-                if metrics := evaluate_unless_stopped(
-                    predictor, eval_loader, control, progress, world, tracker
-                ):
-                    tracker.log(metrics, state.step)
-                    guard.check_evaluation(metrics, state.step)
-                    state.evaluated(metrics, recipe.train.best_metric)
-                state.meter.restart_clock()
-            control.agree()
-            if (
-                control.stop
-                or control.save
-                or state.is_best()
-                or due(state.step, plan.checkpoint, plan.total)
-            ):
-                progress.at("saving", state.step)
-                state.meter.gather(world)
-                guard.check_losses(state)  # nothing is saved that comes after a loss that was not finite
-                checkpoints.save(state)
-                control.saved()
-            if control.stop:
-                break
-        progress.at("writing the last checkpoint", state.step)
-        checkpoints.wait()
-    return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
+        yield Parts(
+            order, plan, state, guard, loader, eval_loader, checkpoints, control, train_step, predictor
+        )
 
 
 def evaluate_unless_stopped(
-    predictor: nn.Module, loader: Loader, control: Control, progress: Progress, world: World, tracker: Tracker
+    parts: Parts, progress: Progress, world: World, tracker: Tracker
 ) -> dict[str, float] | None:
-    """Metrics of the evaluation set; None where a stop was asked for meanwhile."""
+    """Return the metrics of the evaluation set; None where the ranks agreed to stop before its end."""
 
     def before_batch() -> None:
         progress.at("evaluating")
-        control.agree()
-        if control.stop:
+        parts.control.agree()
+        if parts.control.stop:
             raise Stopped
 
     def report_bad(texts: list[str]) -> None:
         note_bad(texts, "bad evaluation sample", tracker)
 
     try:
-        return evaluate(predictor, loader, world, before_batch, report_bad)
+        return evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad)
     except Stopped:
         return None
     except UserError as error:
@@ -150,6 +182,7 @@ def evaluate_unless_stopped(
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:
+    """Return the metrics of all ranks since the last log line."""
     metrics = state.meter.flush(world)
     state.bad_samples += round(metrics["data/bad_samples"])
     metrics |= {
@@ -159,6 +192,12 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     }
     state.metrics |= metrics
     return metrics
+
+
+def log_gradient_norms(train_step: TrainStep, tracker: Tracker, step: int) -> None:
+    """Report the norm of every layer's gradient where the recipe asks for it."""
+    if train_step.gradient_norms is not None:
+        tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), step)
 
 
 def list_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[str]:
@@ -171,7 +210,7 @@ def list_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[
 
 
 def note_bad(texts: list[str], kind: str, tracker: Tracker) -> None:
-    for text in texts[:MOST_LISTED]:
+    for text in texts[:MAX_LISTED]:
         tracker.note(f"{kind} {text}")
-    if len(texts) > MOST_LISTED:
-        tracker.note(f"and {len(texts) - MOST_LISTED} more {kind}s")
+    if len(texts) > MAX_LISTED:
+        tracker.note(f"and {len(texts) - MAX_LISTED} more {kind}s")

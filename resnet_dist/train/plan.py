@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnet_dist.config import Recipe, steps_of
+from resnet_dist.config import Recipe, Schedule, Train, steps_of
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import RecipeError
 from resnet_dist.order.samples import Order
@@ -13,7 +13,7 @@ from resnet_dist.order.sizes import Sizes
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe's lengths, in steps, and the image size at each of them."""
+    """The recipe's lengths in steps, and the image size at each step."""
 
     total: int
     warmup: int
@@ -24,10 +24,37 @@ class Plan:
     milestones: tuple[int, ...]
     sizes: Sizes
 
+    @classmethod
+    def of(cls, recipe: Recipe, order: Order) -> Plan:
+        """Resolve every length of the recipe against the order of its training set. Raises RecipeError."""
 
-def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
-    """The order of the training set, and every length of the recipe in steps. Raises RecipeError."""
-    data, lengths = recipe.data, recipe.train
+        def steps(length: str, total_steps: int = 0) -> int:
+            return steps_of(
+                length,
+                steps_per_epoch=order.steps_per_epoch,
+                global_batch_size=recipe.data.global_batch_size,
+                total_steps=total_steps,
+            )
+
+        lengths = recipe.train
+        total = steps(lengths.length)
+        return cls(
+            total=total,
+            warmup=steps(recipe.schedule.warmup, total),
+            log=steps(lengths.log_every, total),
+            eval=steps(lengths.eval_every, total),
+            checkpoint=steps(lengths.checkpoint_every, total),
+            ema=_ema_steps(lengths, max(1, steps(lengths.ema_every, total)), total),
+            milestones=_in_order(
+                recipe.schedule, tuple(steps(length, total) for length in recipe.schedule.milestones)
+            ),
+            sizes=Sizes.of(recipe.data, lambda length: steps(length, total)),
+        )
+
+
+def order_of(recipe: Recipe, train_index: Index) -> Order:
+    """Return the order of the training set. Raises RecipeError where it is smaller than a global batch."""
+    data = recipe.data
     order = Order(
         train_index.counts,
         data.global_batch_size,
@@ -42,39 +69,26 @@ def plan_of(recipe: Recipe, train_index: Index) -> tuple[Order, Plan]:
             f"data.global_batch_size={data.global_batch_size} is more than the {order.num_samples} samples of "
             f"{train_index.location}, data.repeats={data.repeats} times each; use a smaller one"
         )
+    return order
 
-    def steps(length: str, total_steps: int = 0) -> int:
-        return steps_of(
-            length,
-            steps_per_epoch=order.steps_per_epoch,
-            global_batch_size=data.global_batch_size,
-            total_steps=total_steps,
-        )
 
-    total = steps(lengths.length)
-    milestones = tuple(steps(length, total) for length in recipe.schedule.milestones)
+def _in_order(schedule: Schedule, milestones: tuple[int, ...]) -> tuple[int, ...]:
     if list(milestones) != sorted(milestones):
         raise RecipeError(
-            f"schedule.milestones={recipe.schedule.milestones} are steps {milestones}; give them in order"
+            f"schedule.milestones={schedule.milestones} are steps {milestones}; give them in order"
         )
-    ema = max(1, steps(lengths.ema_every, total))
-    if lengths.ema_decay is not None and ema > total:
+    return milestones
+
+
+def _ema_steps(train: Train, ema: int, total: int) -> int:
+    if train.ema_decay is not None and ema > total:
         raise RecipeError(
-            f"train.ema_every={lengths.ema_every!r} is {ema} steps, more than the {total} of train.length="
-            f"{lengths.length!r}: the average would not move, and the weights of the start be evaluated; use a shorter one"
+            f"train.ema_every={train.ema_every!r} is {ema} steps, more than the {total} of train.length="
+            f"{train.length!r}: the average would not move, and the weights of the start be evaluated; use a shorter one"
         )
-    return order, Plan(
-        total=total,
-        warmup=steps(recipe.schedule.warmup, total),
-        log=steps(lengths.log_every, total),
-        eval=steps(lengths.eval_every, total),
-        checkpoint=steps(lengths.checkpoint_every, total),
-        ema=ema,
-        milestones=milestones,
-        sizes=Sizes.of(data, lambda length: steps(length, total)),
-    )
+    return ema
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """At every multiple and at the end; 0 means at the end only."""
+    """Report whether `step` is a multiple of `every`, or the end; `every` 0 means at the end only."""
     return step == total or (every > 0 and step % every == 0)

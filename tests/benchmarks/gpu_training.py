@@ -32,7 +32,7 @@ from resnet_dist.data.shards.index import Index, Shard, read_index
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.loop import Outcome, train
-from resnet_dist.train.plan import plan_of
+from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.start.initial import begin_from, initial_state
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.train_step import TrainStep
@@ -138,7 +138,8 @@ def time_run(recipe: Recipe, deadline: float) -> tuple[float, float] | None:
     prepare_device(recipe.train, world)
     torch.compiler.reset()  # the eighth network in one process would not be compiled any more
     index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
-    order, plan = plan_of(recipe, index)
+    order = order_of(recipe, index)
+    plan = Plan.of(recipe, order)
     state = initial_state(recipe, len(index.classes), world)
     begin_from(state, recipe, index, world, print)
     train_step = TrainStep(state, recipe, plan, world)
@@ -217,7 +218,8 @@ def measure(recipe: Recipe, source: str, arguments: argparse.Namespace) -> list[
     world = World.single(gpu=GPU)
     prepare_device(recipe.train, world)
     index = made_up_index() if source == "synthetic" else read_index(recipe.data.train)
-    order, plan = plan_of(recipe, index)
+    order = order_of(recipe, index)
+    plan = Plan.of(recipe, order)
     state = initial_state(recipe, 1_000, world)
     train_step = TrainStep(state, recipe, plan, world)
     with ExitStack() as stack:

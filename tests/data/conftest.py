@@ -18,7 +18,7 @@ from resnet_dist.data.images.decode import Pixels, open_image, whole
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, Shard
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.order.samples import Order
 from resnet_dist.world import World
 
@@ -63,12 +63,12 @@ def write_shards(folder: Path, counts: Sequence[int], suffix: str = ".tar") -> l
 
 
 @pytest.fixture
-def limits(tmp_path: Path) -> Limits:
-    return Limits(tmp_path / "cache", 2**30, 30.0)
+def limits(tmp_path: Path) -> CacheLimits:
+    return CacheLimits(tmp_path / "cache", 2**30, 30.0)
 
 
 @pytest.fixture
-def make_index(limits: Limits) -> Callable[[Sequence[str], Path], Index]:
+def make_index(limits: CacheLimits) -> Callable[[Sequence[str], Path], Index]:
     def make(names: Sequence[str], out: Path) -> Index:
         shards: list[Shard] = expand(list(names))
         return build_index(shards, out, limits)[0]

@@ -22,7 +22,7 @@ from resnet_dist.data.shards.index import IndexMismatch, read_index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import BadSample, ShardReader, parse_label
 from resnet_dist.data.shards.tar import TarError, find_image, find_label, group_samples, read_idx
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import decode_image, encoded, picture, write_shards, write_tar
 
@@ -165,7 +165,7 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path: Path, cut: int) -> None:
 
 def test_a_damaged_set_trains_or_is_refused(tmp_path: Path) -> None:
     """Through index and reader: a sample is either read as it was indexed, or bad by name."""
-    limits = Limits(tmp_path / "cache", 1, 1.0)
+    limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     for number in range(60):
         folder = tmp_path / str(number)
         names = write_shards(folder, (5, 4))
@@ -187,7 +187,7 @@ def test_a_damaged_set_trains_or_is_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_index_files_are_refused_or_read(tmp_path: Path) -> None:
-    limits = Limits(tmp_path / "cache", 1, 1.0)
+    limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     index, _ = build_index(expand(write_shards(tmp_path, (5, 4))), tmp_path, limits)
     content, path = Path(index.location).read_bytes(), tmp_path / "damaged.json"
     outcomes: Counter[str] = Counter()
@@ -205,7 +205,7 @@ def test_damaged_index_files_are_refused_or_read(tmp_path: Path) -> None:
 
 def test_damaged_idx_files_are_refused_or_read(tmp_path: Path) -> None:
     write_shards(tmp_path, (9,))
-    limits = Limits(tmp_path / "cache", 1, 1.0)
+    limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     index, _ = build_index(expand([str(tmp_path)]), tmp_path, limits)
     idx = next(tmp_path.glob("*.idx"))
     content, outcomes = idx.read_bytes(), Counter[str]()
@@ -280,7 +280,7 @@ def test_names_that_climb_out_of_the_folder_write_nothing(tmp_path: Path) -> Non
                 info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/passwd", 0
             tar.addfile(info, io.BytesIO(content))
     before = set(tmp_path.rglob("*"))
-    limits = Limits(tmp_path / "cache", 1, 1.0)
+    limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     index, problems = build_index(expand([str(path)]), path.parent, limits, classes=["a"])
     assert index.num_samples == 2  # the link is none
     assert len(problems) == 1  # without a label
@@ -313,7 +313,7 @@ def test_labels(text: bytes, is_json: bool, label: int | None) -> None:
 
 
 def test_an_index_that_lies(tmp_path: Path) -> None:
-    limits = Limits(tmp_path / "cache", 1, 1.0)
+    limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     index, _ = build_index(expand(write_shards(tmp_path, (5,))), tmp_path, limits)
     value = json.loads(Path(index.location).read_text())
     lies: list[Callable[[dict[str, object]], object]] = [

@@ -18,20 +18,20 @@ from resnet_dist.data.shards.index import Index, IndexMismatch, check_shards, re
 from resnet_dist.data.shards.names import class_names, expand, expand_braces
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import CLASSES, encoded, picture, write_shards
 from tests.data.servers import file_server
 
 
-def samples(index: Index, limits: Limits) -> list[tuple[bytes, int]]:
+def samples(index: Index, limits: CacheLimits) -> list[tuple[bytes, int]]:
     reader = ShardReader(index, limits)
     found = [tuple(reader.read(sample_id)) for sample_id in range(index.num_samples)]
     reader.close()
     return found  # type: ignore[return-value]
 
 
-def test_shards_of_webdatasets_shard_writer_with_json_labels(tmp_path: Path, limits: Limits) -> None:
+def test_shards_of_webdatasets_shard_writer_with_json_labels(tmp_path: Path, limits: CacheLimits) -> None:
     with webdataset.ShardWriter(str(tmp_path / "train-%06d.tar"), maxcount=7, verbose=0) as writer:
         for number in range(25):
             name = f"dir.with.dots/{number:04d}" if number % 2 else f"{number:04d}"
@@ -51,7 +51,7 @@ def test_shards_of_webdatasets_shard_writer_with_json_labels(tmp_path: Path, lim
     assert index.classes == tuple(str(label) for label in range(CLASSES))
 
 
-def test_an_index_of_wids_without_classes_or_sizes(tmp_path: Path, limits: Limits) -> None:
+def test_an_index_of_wids_without_classes_or_sizes(tmp_path: Path, limits: CacheLimits) -> None:
     names = write_shards(tmp_path, (4, 5))
     value = {
         "__kind__": "wids-shard-index-v1",
@@ -71,7 +71,7 @@ def test_an_index_of_wids_without_classes_or_sizes(tmp_path: Path, limits: Limit
     assert not (tmp_path / "other").exists()
 
 
-def test_timms_info(tmp_path: Path, limits: Limits) -> None:
+def test_timms_info(tmp_path: Path, limits: CacheLimits) -> None:
     write_shards(tmp_path, (4, 5, 3))
     info = {
         "splits": {
@@ -144,7 +144,7 @@ def test_a_range_with_a_step_counts_what_it_names() -> None:
     assert len(expand_braces("a-{0000000..9999999..1000}-{0..9}.tar")) == 100_000
 
 
-def test_checksums_in_capitals(tmp_path: Path, limits: Limits) -> None:
+def test_checksums_in_capitals(tmp_path: Path, limits: CacheLimits) -> None:
     index, _ = build_index(expand(write_shards(tmp_path, (4, 5))), tmp_path, limits)
     value = json.loads((tmp_path / "index.json").read_text())
     for entry in value["shardlist"]:
@@ -157,7 +157,7 @@ def test_checksums_in_capitals(tmp_path: Path, limits: Limits) -> None:
 @pytest.mark.parametrize("style", ["wids", "timm"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_an_index_from_elsewhere_names_no_file_here(
-    tmp_path: Path, limits: Limits, style: str, scheme: str
+    tmp_path: Path, limits: CacheLimits, style: str, scheme: str
 ) -> None:
     [name] = write_shards(tmp_path / "mine", (4,))
     wids = {"shardlist": [{"url": scheme + name, "nsamples": 4}]}
@@ -175,7 +175,7 @@ def test_an_index_from_elsewhere_names_no_file_here(
     assert build_index(here, tmp_path / "out", limits)[0].counts == (4,)
 
 
-def test_classes(tmp_path: Path, limits: Limits) -> None:
+def test_classes(tmp_path: Path, limits: CacheLimits) -> None:
     names = write_shards(tmp_path, (12,))
     (tmp_path / "names.txt").write_text("".join(f"class {n}\n" for n in range(CLASSES)))
     classes = class_names(str(tmp_path / "names.txt"))
@@ -189,7 +189,7 @@ def test_classes(tmp_path: Path, limits: Limits) -> None:
             class_names(wrong)
 
 
-def test_classes_outlive_a_new_index_and_are_not_made_of_ids(tmp_path: Path, limits: Limits) -> None:
+def test_classes_outlive_a_new_index_and_are_not_made_of_ids(tmp_path: Path, limits: CacheLimits) -> None:
     names = write_shards(tmp_path, (12,))
     build_index(expand(names), tmp_path, limits, classes=[f"class {n}" for n in range(CLASSES)])
     assert build_index(expand(names), tmp_path, limits)[0].classes[3] == "class 3"
@@ -199,7 +199,7 @@ def test_classes_outlive_a_new_index_and_are_not_made_of_ids(tmp_path: Path, lim
         build_index(expand([str(tmp_path / "a.tar")]), tmp_path / "own", limits)
 
 
-def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, limits: Limits) -> None:
+def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, limits: CacheLimits) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "good", "png": encoded(picture(1)), "cls": b"1"})
         writer.write({"__key__": "no-label", "png": encoded(picture(2))})
@@ -219,7 +219,7 @@ def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, li
             reader.read(sample_id)
 
 
-def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: Limits) -> None:
+def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: CacheLimits) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         for number in range(3):
             writer.write({"__key__": f"my photo {number}", "png": encoded(picture(number)), "cls": b"1"})
@@ -228,7 +228,7 @@ def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: Limits) -> None:
     assert [image for image, _ in samples(index, limits)] == [encoded(picture(n)) for n in range(3)]
 
 
-def test_names_that_are_not_ascii(tmp_path: Path, limits: Limits) -> None:
+def test_names_that_are_not_ascii(tmp_path: Path, limits: CacheLimits) -> None:
     """Which tarfile, below webdataset's writer, keeps in a PAX header, with a `?` for each in the plain one."""
     names = ["café", "日本/東京", "naïve.v1"]
     for form in ("PAX_FORMAT", "GNU_FORMAT"):
@@ -245,7 +245,7 @@ def test_names_that_are_not_ascii(tmp_path: Path, limits: Limits) -> None:
         assert samples(index, limits) == [(encoded(picture(n)), n) for n in range(3)]
 
 
-def test_dotted_labels(tmp_path: Path, limits: Limits) -> None:
+def test_dotted_labels(tmp_path: Path, limits: CacheLimits) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "a", "v1.png": encoded(picture(0)), "v1.cls": b"3"})
         writer.write({"__key__": "b", "v1.png": encoded(picture(1)), "v1.json": b'{"label": 4}'})
@@ -254,7 +254,7 @@ def test_dotted_labels(tmp_path: Path, limits: Limits) -> None:
     assert samples(index, limits) == [(encoded(picture(0)), 3), (encoded(picture(1)), 4)]
 
 
-def test_a_set_without_a_usable_label_gets_no_index(tmp_path: Path, limits: Limits) -> None:
+def test_a_set_without_a_usable_label_gets_no_index(tmp_path: Path, limits: CacheLimits) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "a", "png": encoded(picture(0)), "cls": b"cat"})
         writer.write({"__key__": "b", "png": encoded(picture(1))})
@@ -264,7 +264,7 @@ def test_a_set_without_a_usable_label_gets_no_index(tmp_path: Path, limits: Limi
     assert not (tmp_path / "index.json").exists()
 
 
-def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: Limits) -> None:
+def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: CacheLimits) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
         for name, content in (("caf\xe9.png", encoded(picture(1))), ("caf\xe9.cls", b"1"), ("b.cls", b"0")):
@@ -280,7 +280,7 @@ def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: Limits)
     assert reader.key(0) == "a.tar/caf\\udce9"
 
 
-def test_many_threads_ask_for_names_at_once(tmp_path: Path, limits: Limits) -> None:
+def test_many_threads_ask_for_names_at_once(tmp_path: Path, limits: CacheLimits) -> None:
     """Without an .idx names come from the headers, which all threads read through one open file."""
     names = write_shards(tmp_path, (30,))
     index, _ = build_index(expand(names), tmp_path, limits)
@@ -306,7 +306,7 @@ def ray_data() -> Iterator[object]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_ray_data_reads_ours_and_we_read_what_it_writes(
-    digits_data: Path, tmp_path: Path, limits: Limits, ray_data: object
+    digits_data: Path, tmp_path: Path, limits: CacheLimits, ray_data: object
 ) -> None:
     index = read_index(digits_data / "eval")
     ours = samples(index, limits)

@@ -70,7 +70,7 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.lines.append(text)
 
     def begin(self, total_steps: int) -> None:

@@ -164,7 +164,7 @@ class Lines:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.texts.append(text)
 
     def begin(self, total_steps: int) -> None:
@@ -172,7 +172,7 @@ class Lines:
 
     def entry(self, entry: Entry) -> None:
         if entry.note:
-            self.say(entry.note)
+            self.note(entry.note)
 
 
 @pytest.fixture

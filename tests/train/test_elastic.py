@@ -42,7 +42,8 @@ def curve(world_size: int, recipe: Recipe, folder: Path, *, double: bool = False
     results = run_ranks(world_size, function, recipe.to_json(), str(folder))
     assert all(result == results[0] for result in results), results
     losses, steps = results[0]
-    assert steps == loop.plan_of(recipe, loop.read_index(recipe.data.train))[1].total
+    order = loop.order_of(recipe, loop.read_index(recipe.data.train))
+    assert steps == loop.Plan.of(recipe, order).total
     return list(losses)
 
 

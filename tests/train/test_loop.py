@@ -91,7 +91,8 @@ def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None
     recipe = digits_recipe.with_overrides(
         ["train.length=40 steps", "optim.lr=0.05", "data.micro_batch_size=none"]
     )
-    order, plan = loop.plan_of(recipe, index)
+    order = loop.order_of(recipe, index)
+    plan = loop.Plan.of(recipe, order)
     state = loop.initial_state(recipe, 10, WORLD)
     step = loop.TrainStep(state, recipe, plan, WORLD)
     with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:

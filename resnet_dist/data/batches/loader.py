@@ -28,7 +28,7 @@ from resnet_dist.data.images.augment import recolors
 from resnet_dist.data.images.draws import Randomness, randomness
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import Limits, lies_here
+from resnet_dist.data.storage.shard_cache import CacheLimits, is_plain_local
 from resnet_dist.order.samples import Order
 from resnet_dist.order.sizes import Sizes
 from resnet_dist.world import World
@@ -78,11 +78,11 @@ class Loader:
         self._whole_size = data.image_size if order.training else data.evaluation_size
         self._sizes = sizes or Sizes.constant(self._whole_size)
         self._end = total_steps if order.training else order.steps_per_epoch
-        self._reader = ShardReader(index, Limits.of(data))
+        self._reader = ShardReader(index, CacheLimits.of(data))
         self._decoder = Decoder(self._reader, len(index.classes), data)
         self._lanes = order.lanes_of(world.rank, world.world_size)
         self._rows_MR = order.rows_of_samples(len(self._lanes))
-        self._some_are_fetched = not all(lies_here(shard) for shard in index.shards)
+        self._some_are_fetched = not all(is_plain_local(shard) for shard in index.shards)
         self._wanted: set[int] = set()
         self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
         self._ahead: deque[tuple[int, _Pending]] = deque()

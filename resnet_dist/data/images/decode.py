@@ -29,7 +29,7 @@ SMALL_PIXELS = 128 * 128  # up to here a whole decode into fresh memory is the c
 END_OF_IMAGE = b"\xff\xd9"  # a file that was cut off is bad as a whole, wherever the crop lies
 SCRATCH_BYTES = 32 * 2**20  # what a thread keeps between images: fresh memory costs a page fault every 4 KiB
 
-MOST_START_BYTES = 4096  # of a header that is remembered; a longer one has a thumbnail or a colour profile
+MAX_START_BYTES = 4096  # of a header that is remembered; a longer one has a thumbnail or a colour profile
 
 _scratch = threading.local()
 _one_large_image = threading.RLock()  # a thread that falls back to Pillow holds it already
@@ -175,7 +175,7 @@ def _jpeg_header(data: bytes) -> _JpegHeader | None:
     if data.startswith(start):
         return known
     header, num_bytes = _parse_header(data)
-    if header is not None and num_bytes <= MOST_START_BYTES:
+    if header is not None and num_bytes <= MAX_START_BYTES:
         _newest = data[:num_bytes], header
     return header
 

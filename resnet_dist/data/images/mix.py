@@ -17,7 +17,7 @@ from torch import Tensor
 from resnet_dist.config import Data
 from resnet_dist.order.philox import Purpose, uniform, words_of
 
-MOST_REJECTED = 2.0  # the largest alpha that is drawn by rejection
+MAX_REJECTED = 2.0  # the largest alpha that is drawn by rejection
 TRIES = 64  # of which each is taken with a probability of 1/6 at alpha 2, and more below
 
 
@@ -68,7 +68,7 @@ def beta(alpha: float, draws: list[float]) -> float:
     Above, where that would reject nearly all, by Ulrich's formula (Devroye, Non-Uniform Random Variate Generation,
     IX.3). NumPy's own beta may change its algorithm between releases.
     """
-    if alpha > MOST_REJECTED:
+    if alpha > MAX_REJECTED:
         radius = math.sqrt(1 - draws[0] ** (2 / (2 * alpha - 1)))
         return (1 + radius * math.cos(2 * math.pi * draws[1])) / 2
     for first, second in zip(draws[::2], draws[1::2], strict=True):

@@ -21,12 +21,18 @@ from resnet_dist.data.shards.index import (
 )
 from resnet_dist.data.shards.reader import parse_label
 from resnet_dist.data.shards.tar import TarError, find_image, find_label, group_samples, write_idx
-from resnet_dist.data.storage.shard_cache import Limits, Storage, check_command, difference, lies_here
+from resnet_dist.data.storage.shard_cache import (
+    CacheLimits,
+    ShardCache,
+    check_command,
+    difference,
+    is_plain_local,
+)
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
 
-MOST_CLASSES = 1_000_000  # without names for them: a label beyond is an id, a time, or damage
+MAX_CLASSES = 1_000_000  # without names for them: a label beyond is an id, a time, or damage
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +49,7 @@ class Found:
 def build_index(
     shards: Sequence[Shard],
     out: Path,
-    limits: Limits,
+    limits: CacheLimits,
     *,
     classes: Sequence[str] | None = None,
     workers: int = 4,
@@ -57,7 +63,7 @@ def build_index(
     """
     for shard in shards:
         check_command(shard.url, allowed=limits.allow_commands)
-    storage = Storage(limits, fresh=True)
+    storage = ShardCache(limits, fresh=True)
     found: list[Found] = []
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -80,7 +86,7 @@ def build_index(
         raise UserError(f"no sample has an image and a usable label; the first: {problems[0]}")
     if classes is None:
         classes = _known_classes(out, largest)
-    if classes is None and largest >= MOST_CLASSES:
+    if classes is None and largest >= MAX_CLASSES:
         raise UserError(
             f"{result.shard.url}: a label is {largest}, which would make as many classes; labels count from 0, or "
             "say --classes"
@@ -116,7 +122,7 @@ def _known_preparation(out: Path, shards: Sequence[Shard]) -> dict[str, object] 
     return noted if same and isinstance(noted, dict) else None
 
 
-def read_shard(shard: Shard, storage: Storage) -> Found:
+def read_shard(shard: Shard, storage: ShardCache) -> Found:
     """Count and checksum a shard, and write its `.idx` where it lies here. Raises TarError, StorageError."""
     fd, path = storage.open(shard)
     with os.fdopen(fd, "rb") as file:
@@ -140,7 +146,7 @@ def read_shard(shard: Shard, storage: Storage) -> Found:
                 largest = max(largest, number)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
-    if lies_here(shard):
+    if is_plain_local(shard):
         with contextlib.suppress(OSError):  # a folder that is only read: offsets are found when it is opened
             write_idx(idx_path(path), samples)
     known = _measured(shard, path, storage)
@@ -148,7 +154,7 @@ def read_shard(shard: Shard, storage: Storage) -> Found:
     return Found(replace(known, num_samples=len(samples)), largest, problems)
 
 
-def _measured(shard: Shard, path: Path, storage: Storage) -> Shard:
+def _measured(shard: Shard, path: Path, storage: ShardCache) -> Shard:
     """With size and checksum, of the file as it is stored."""
     if is_local(shard.url):
         path = local_path(shard.url)

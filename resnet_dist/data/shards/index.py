@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from resnet_dist.data.shards.tar import TarError, check_header, read_idx
-from resnet_dist.data.storage.shard_cache import StoredFile, lies_here
+from resnet_dist.data.storage.shard_cache import StoredFile, is_plain_local
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.data.storage.urls import is_local, join, local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import write_text_atomically
 
 INDEX_NAME = "index.json"
-MOST_HEADERS = 512  # shards whose offsets are compared at a start; a large set has tens of thousands
+MAX_HEADERS_CHECKED = 512  # shards whose offsets are compared at a start; a large set has tens of thousands
 
 
 class IndexMismatch(UserError):
@@ -159,7 +159,7 @@ def check_shards(index: Index) -> None:
     Reads little, so that a run can do it at its start. Of remote shards, each is verified when it is fetched.
     Raises IndexMismatch naming the shard.
     """
-    every = max(1, len(index.shards) // MOST_HEADERS)
+    every = max(1, len(index.shards) // MAX_HEADERS_CHECKED)
     for number, shard in enumerate(index.shards):
         if is_local(shard.url):
             _check_local(shard, index, headers=number % every == 0)
@@ -178,7 +178,7 @@ def _check_local(shard: Shard, index: Index, *, headers: bool) -> None:
             f"{path}: has {num_bytes:,} bytes, but {index.location} says {shard.num_bytes:,}; "
             "prepare the data again, or bring back the shard it was made from"
         )
-    if not headers or not lies_here(shard) or not idx_path(path).exists():
+    if not headers or not is_plain_local(shard) or not idx_path(path).exists():
         return
     try:
         samples = read_idx(idx_path(path))

@@ -19,7 +19,7 @@ from resnet_dist.errors import StorageError, UserError
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
-MOST_URLS = 1_000_000  # of one pattern: {0..999999999} is a slip of the hand
+MAX_URLS = 1_000_000  # of one pattern: {0..999999999} is a slip of the hand
 
 
 def expand(patterns: Sequence[str], split: str | None = None) -> list[Shard]:
@@ -82,8 +82,8 @@ def _expand_ranges(command: str) -> list[str]:
 def _check_count(pattern: str) -> None:
     """The library makes lists of whole ranges: look at their ends before it does."""
     ranges = RANGE.findall(pattern)
-    if math.prod(_count(*(int(word or 1) for word in numbers)) for numbers in ranges) > MOST_URLS:
-        raise UserError(f"{pattern!r} stands for more than {MOST_URLS:,} shards")
+    if math.prod(_count(*(int(word or 1) for word in numbers)) for numbers in ranges) > MAX_URLS:
+        raise UserError(f"{pattern!r} stands for more than {MAX_URLS:,} shards")
 
 
 def _count(first: int, last: int, step: int) -> int:

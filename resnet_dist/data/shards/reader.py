@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, idx_path
 from resnet_dist.data.shards.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
-from resnet_dist.data.storage.shard_cache import Limits, Storage, lies_here
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
 
 MAX_IMAGE_BYTES = 256 * 2**20  # of one encoded image; a tar may claim anything
 NEAR_BYTES = 16 * 2**10  # a small sample is read at once; to cut a large one apart would copy it again
 MAX_LABEL_BYTES = 16 * 2**20
-MOST_FILES, MOST_TABLES = 256, 8192  # kept open: descriptors are scarce, and a table costs milliseconds
-MOST_NAMED = (
+MAX_OPEN_FILES, MAX_OPEN_TABLES = (
+    256,
+    8192,
+)  # kept open: descriptors are scarce, and a table costs milliseconds
+MAX_NAMED = (
     8  # shards whose samples' keys are kept: bad samples come in crowds, and keys cost as much as a table
 )
 LABEL_FIELDS = ("label", "cls", "class_id")  # where a .json may have it
@@ -42,11 +45,11 @@ class BadSample(Exception):
 class ShardReader:
     """Reads samples by sample id, from any thread: by offset, image and label together."""
 
-    def __init__(self, index: Index, limits: Limits) -> None:
+    def __init__(self, index: Index, limits: CacheLimits) -> None:
         self._index = index
         self._ends = np.cumsum(index.counts)
         self._starts = self._ends - np.array(index.counts)
-        self._storage = Storage(limits)
+        self._storage = ShardCache(limits)
         self._lock = threading.Lock()
         self._naming = threading.Lock()
         self._opening: dict[int, threading.Lock] = {}
@@ -89,7 +92,7 @@ class ShardReader:
             if keys is None:
                 keys = [members[0].key for members in load_members(table.path, file.fd)]
                 self._keys[number] = keys
-                _drop_oldest(self._keys, MOST_NAMED)
+                _drop_oldest(self._keys, MAX_NAMED)
         return keys
 
     def want(self, numbers: Iterable[int]) -> None:
@@ -118,15 +121,15 @@ class ShardReader:
             # Evicted from the shard cache, but held open, a file would go on taking its space.
             for evicted in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
                 del self._files[evicted]
-            _drop_oldest(self._tables, MOST_TABLES)
-            _drop_oldest(self._files, _most_files())
+            _drop_oldest(self._tables, MAX_OPEN_TABLES)
+            _drop_oldest(self._files, _max_open_files())
         return table, file
 
 
-def _most_files() -> int:
+def _max_open_files() -> int:
     """A quarter of the descriptors that this process may have, at most: macOS gives 256."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_FILES if allowed == resource.RLIM_INFINITY else max(1, min(MOST_FILES, allowed // 4))
+    return MAX_OPEN_FILES if allowed == resource.RLIM_INFINITY else max(1, min(MAX_OPEN_FILES, allowed // 4))
 
 
 def _drop_oldest(kept: dict[int, Any], most: int) -> None:
@@ -150,7 +153,7 @@ class _Table:
     def __init__(self, shard: Shard, file: _File) -> None:
         self.path = file.path
         try:
-            self.places_N5 = places_of(load_members(file.path, file.fd, keep_idx=not lies_here(shard)))
+            self.places_N5 = places_of(load_members(file.path, file.fd, keep_idx=not is_plain_local(shard)))
         except TarError as error:
             raise IndexMismatch(f"{shard.url}: {error}") from None
         if len(self.places_N5) != shard.num_samples:

@@ -15,13 +15,13 @@ from resnet_dist.data.shards.index import (
     read_index,
 )
 from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
-from resnet_dist.data.storage.shard_cache import Limits, Storage, difference
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, difference
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path
 from resnet_dist.errors import UserError
 
 
 def verify_index(
-    location: str, limits: Limits, *, workers: int = 4, progress: Progress = lambda done, total: None
+    location: str, limits: CacheLimits, *, workers: int = 4, progress: Progress = lambda done, total: None
 ) -> list[str]:
     """Recompute every checksum and decode every image. Returns what is wrong, each with shard and key.
 
@@ -29,7 +29,7 @@ def verify_index(
     now. One that differs from the index is named too.
     """
     index = read_index(location)
-    reader, storage = ShardReader(index, limits), Storage(limits)
+    reader, storage = ShardReader(index, limits), ShardCache(limits)
     problems: list[str] = []
     first_ids = list(accumulate(index.counts, initial=0))
 
@@ -60,7 +60,7 @@ def verify_index(
     return problems
 
 
-def _damage_of_copy(shard: Shard, storage: Storage) -> str | None:
+def _damage_of_copy(shard: Shard, storage: ShardCache) -> str | None:
     """What is wrong with a remote shard's copy in the cache, where there is one that is kept as it came."""
     unpacked = compression_of(shard.url) or storage.fetched_checksum(shard)
     if unpacked or not storage.is_at_hand(shard):

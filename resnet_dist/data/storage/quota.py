@@ -21,7 +21,7 @@ from resnet_dist.errors import StorageError
 
 
 @dataclass(frozen=True)
-class Room:
+class Quota:
     """At most `max_bytes` in `folder`; a file that is never evicted is one that somebody is writing."""
 
     folder: Path

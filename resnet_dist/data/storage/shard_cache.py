@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from resnet_dist.config import Data
-from resnet_dist.data.storage.quota import Room
+from resnet_dist.data.storage.quota import Quota
 from resnet_dist.data.storage.transfer import fetch_file, run_command
 from resnet_dist.data.storage.unpack import compression_of_fetched, unpack
 from resnet_dist.data.storage.urls import COMMAND, compression_of, is_local, local_path, size_of
@@ -45,7 +45,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Limits:
+class CacheLimits:
     """What a cache may take, and how long it tries."""
 
     folder: Path
@@ -54,20 +54,20 @@ class Limits:
     allow_commands: bool = False
 
     @classmethod
-    def of(cls, data: Data) -> Limits:
+    def of(cls, data: Data) -> CacheLimits:
         folder = Path(data.shard_cache).expanduser()
         return cls(folder, data.shard_cache_bytes, data.fetch_timeout_seconds, data.allow_commands)
 
 
-class Storage:
+class ShardCache:
     """Local files of shards. One for each process; the cache folder is shared with the node's other ones.
 
     fresh: fetch anew what others left in the cache: whoever makes an index must see what is there now.
     """
 
-    def __init__(self, limits: Limits, *, fresh: bool = False) -> None:
+    def __init__(self, limits: CacheLimits, *, fresh: bool = False) -> None:
         self._limits = limits
-        self._room = Room(limits.folder, limits.max_bytes)
+        self._room = Quota(limits.folder, limits.max_bytes)
         self._token = uuid.uuid4().hex if fresh else ""
         self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._lock = threading.Lock()
@@ -77,18 +77,18 @@ class Storage:
     def want(self, shards: Iterable[StoredFile]) -> None:
         """Begin to fetch, in this order, what is not here yet."""
         for shard in shards:
-            if not (lies_here(shard) or _use(self._cached(shard))):
+            if not (is_plain_local(shard) or _use(self._cached(shard))):
                 self._begin(shard)
 
     def is_at_hand(self, shard: StoredFile) -> bool:
-        return lies_here(shard) or self._cached(shard).exists()
+        return is_plain_local(shard) or self._cached(shard).exists()
 
     def path(self, shard: StoredFile) -> Path:
         """A local, uncompressed tar. Waits until it is there; raises StorageError where it cannot be had.
 
         Another process may evict it at any time: `open` it, and what is open stays.
         """
-        if lies_here(shard):
+        if is_plain_local(shard):
             return local_path(shard.url)
         path = self._cached(shard)
         return path if _use(path) else self._begin(shard).result()
@@ -100,7 +100,7 @@ class Storage:
             try:
                 return os.open(path, os.O_RDONLY), path
             except FileNotFoundError:
-                if lies_here(shard):
+                if is_plain_local(shard):
                     raise StorageError(f"{path}: missing") from None
             except OSError as error:
                 raise StorageError(f"{path}: {error.strerror}") from None
@@ -111,7 +111,7 @@ class Storage:
 
     def forget(self, shard: StoredFile) -> None:
         """Give the space of a fetched shard back."""
-        if not lies_here(shard):
+        if not is_plain_local(shard):
             own_lock = (".lock",) if self._token else ()  # another process may hold what is not ours alone
             for suffix in (".tar", ".idx", ".sum", *own_lock):
                 self._cached(shard).with_suffix(suffix).unlink(missing_ok=True)
@@ -249,7 +249,7 @@ def _use(path: Path) -> bool:
     return False
 
 
-def lies_here(shard: StoredFile) -> bool:
+def is_plain_local(shard: StoredFile) -> bool:
     """Whether the shard can be read where it is, by offset."""
     return is_local(shard.url) and compression_of(shard.url) is None
 

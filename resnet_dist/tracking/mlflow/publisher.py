@@ -8,7 +8,7 @@ from pathlib import Path
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.runs.folder import Status
 from resnet_dist.tracking.mlflow.model import log_model
-from resnet_dist.tracking.mlflow.run import MlflowRun, told
+from resnet_dist.tracking.mlflow.run import MlflowRun, warn_on_error
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, read_layers
@@ -36,14 +36,14 @@ class MlflowPublisher:
 
     def log_results(self, checkpoint: Path | None) -> None:
         if self._recipe.train.log_gradient_norms:
-            with told(f"the gradient norms were not logged to MLflow; they are in {self._spool}"):
+            with warn_on_error(f"the gradient norms were not logged to MLflow; they are in {self._spool}"):
                 norms = read_layers(self._spool, GRADIENT_NORMS)
                 self._run.client.log_dict(self._run.run_id, norms, f"{GRADIENT_NORMS}.json")
         if checkpoint is not None:
-            with told(f"the model was not logged to MLflow; it is in {checkpoint}"):
+            with warn_on_error(f"the model was not logged to MLflow; it is in {checkpoint}"):
                 classes = read_index(self._recipe.data.train).classes
                 log_model(self._run, checkpoint, self._recipe, classes, step_of(checkpoint))
 
     def close(self, status: Status, timeout_seconds: float) -> None:
-        with told(f"the MLflow run could not be closed as {status}"):
+        with warn_on_error(f"the MLflow run could not be closed as {status}"):
             self._run.close(status, timeout_seconds)

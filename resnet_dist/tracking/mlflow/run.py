@@ -134,7 +134,7 @@ class MlflowRun:
         try:
             yield
         except BaseException:
-            with told("the MLflow run could not be closed as FAILED"):
+            with warn_on_error("the MLflow run could not be closed as FAILED"):
                 self.close("FAILED", CLOSE_SECONDS)
             raise
 
@@ -185,7 +185,7 @@ def _explained(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def warn_on_error(what: str) -> Iterator[None]:
     """What fails inside costs a warning that begins with `what`: a training that went well stays one."""
     try:
         yield

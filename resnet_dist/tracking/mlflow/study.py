@@ -10,14 +10,14 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.runs.folder import Status
 from resnet_dist.system.files import write_text_atomically
-from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, PARENT_TAG, MlflowRun, told
+from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, PARENT_TAG, MlflowRun, warn_on_error
 from resnet_dist.tracking.protocol import StudyRecord
 
 STUDY_FILE = "study.json"
 
 
 class MlflowStudy:
-    """Opened before the first run; what fails later is told and never stops the study."""
+    """Opened before the first run; what fails later is warn_on_error and never stops the study."""
 
     def __init__(self, record: StudyRecord) -> None:
         """Create the parent run, or continue the one that the study's folder names. Raises UserError."""
@@ -47,11 +47,11 @@ class MlflowStudy:
 
     def log_files(self, *files: Path) -> None:
         for file in files:
-            with told(f"{file.name} was not logged to MLflow; it is in {self._folder}"):
+            with warn_on_error(f"{file.name} was not logged to MLflow; it is in {self._folder}"):
                 self._run.client.log_artifact(self._run.run_id, str(file))
 
     def close(self, status: Status, conclusion: str) -> None:
-        with told("the conclusion of the study was not logged to MLflow"):
+        with warn_on_error("the conclusion of the study was not logged to MLflow"):
             self._run.set_tags({"conclusion": conclusion})
-        with told(f"the MLflow run of the study could not be closed as {status}"):
+        with warn_on_error(f"the MLflow run of the study could not be closed as {status}"):
             self._run.close(status, CLOSE_SECONDS)

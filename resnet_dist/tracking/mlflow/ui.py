@@ -17,7 +17,7 @@ from resnet_dist.tracking.mlflow.run import URI_VARIABLE, page_of, tracking_uri
 STOP_SECONDS = 5.0  # for the server to end by itself
 
 
-def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
+def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     """Run `mlflow server` on the store of `output` until it is interrupted; returns its exit code.
 
     Raises UserError where there is nothing to serve, or the port cannot be had.
@@ -36,7 +36,7 @@ def serve_store(output: Path, port: int, say: Callable[[str], None]) -> int:
     experiments = mlflow.MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"])
     named = [experiment for experiment in experiments if experiment.name != "Default"]
     address = f"http://127.0.0.1:{port}"
-    say(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
+    report(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     # Its job workers are eight more processes that a page of metrics does not need.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+
 MANIFEST = "checkpoint.json"
 REQUIRED = ("scalars", "recipe", "classes")  # of a manifest
 REQUIRED_FILES = ("model", "optimizer", "meter")
@@ -102,7 +104,7 @@ def read_newest(location: Path, only: tuple[str, ...]) -> Checkpoint:
     Raises DamagedCheckpoint where there is none.
     """
     candidates = [location] if (location / MANIFEST).exists() else []
-    candidates += reversed(list_checkpoints(location / "checkpoints"))
+    candidates += reversed(list_checkpoints(location / CHECKPOINTS_FOLDER))
     problem = DamagedCheckpoint(f"a checkpoint folder holds {MANIFEST}, a run folder holds checkpoints/")
     for folder in candidates:
         try:

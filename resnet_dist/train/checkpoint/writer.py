@@ -31,7 +31,9 @@ from resnet_dist.train.checkpoint.folder import (
     remove_unfinished,
     write_checkpoint,
 )
+from resnet_dist.train.plan import Plan, due
 from resnet_dist.train.state.train_state import TrainState
+from resnet_dist.train.watch.control import Control
 from resnet_dist.world import World
 
 
@@ -100,6 +102,10 @@ class Checkpointer:
         if self._interval_seconds is None or not self._world.is_main:
             return False
         return time.monotonic() - self._saved_at >= self._interval_seconds
+
+    def should_save(self, state: TrainState, plan: Plan, control: Control) -> bool:
+        """Report whether this step is to be saved: when stopping, asked for, the best so far, or due."""
+        return control.stop or control.save or state.is_best() or due(state.step, plan.checkpoint, plan.total)
 
     def save(self, state: TrainState) -> None:
         """Copy `state` and begin to write it. Returns before it is on disk.

@@ -18,7 +18,7 @@ from resnet_dist.model import Match, from_torchvision, load_fitting, match
 from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
 
 TORCHVISION = "torchvision:"
-LEAST_SHARE = (
+MIN_SHARE = (
     0.8  # of model and weights, heads left out, that must fit: room for a new stem or for added layers
 )
 NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights in a file
@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, source: str, weights: Weights) -> Match:
 
 
 def check_match(source: str, found: Match) -> None:
-    if min(found.model_share, found.weights_share) < LEAST_SHARE:
+    if min(found.model_share, found.weights_share) < MIN_SHARE:
         raise UserError(
             f"model.init_from={source!r} is another network: it has {found.model_share:.0%} of the model, and the "
             f"model {found.weights_share:.0%} of it ({found})"

@@ -7,17 +7,19 @@ float32 gradients of all micro-batches has 29 bits to spare, and rounds to the s
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
 from resnet_dist.world import World
 
 
-class ExactGradients:
-    """Adds up the gradients of micro-batches, over this rank's and over the ranks, in float64.
+class ExactSums:
+    """Sums the gradients of micro-batches and of ranks in float64, in place of DDP's all-reduce.
 
-    It takes the place of DDP's all-reduce, at twice the traffic and after the backward pass, not beside it. The
-    ranks have equal weights to begin with: one seed drew them, or one file held them.
+    It costs twice the traffic, after the backward pass instead of beside it. The ranks begin with equal weights:
+    one seed drew them, or one file held them.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
@@ -29,14 +31,20 @@ class ExactGradients:
             part.view_as(p) for part, p in zip(self._sum.split(sizes), self._parameters, strict=True)
         ]
 
+    def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
+        return micro_batch_samples  # `finish` divides by the number of micro-batches, in float64
+
+    def backward_of(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def add(self) -> None:
-        """After the backward pass of a micro-batch: take what lies in `.grad`, and leave zeros there."""
+        """Add `.grad` to the sum after the backward pass of a micro-batch, and leave zeros there."""
         torch._foreach_add_(self._parts, self._gradients())
         torch._foreach_zero_(self._gradients())
 
-    def finish(self, micro_batches: int) -> None:
-        """After the last one: put the mean over `micro_batches`, those of all ranks, into `.grad`."""
-        mean = self._world.sum(self._sum).div_(micro_batches)
+    def finish(self, num_micro_batches: int) -> None:
+        """Put the mean over the micro-batches of all ranks into `.grad`."""
+        mean = self._world.sum(self._sum).div_(num_micro_batches)
         means = [
             part.view_as(p)
             for part, p in zip(

@@ -6,13 +6,10 @@ B · world_size samples. C channels, H height, W width.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config import Recipe, Train
 from resnet_dist.data.batches.loader import Batch
@@ -24,19 +21,14 @@ from resnet_dist.train.plan import Plan, due
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.batch_norm import RunningStatistics
 from resnet_dist.train.step.block_drops import block_scales
-from resnet_dist.train.step.exact_sums import ExactGradients
+from resnet_dist.train.step.exact_sums import ExactSums
 from resnet_dist.train.step.gradient_norms import GradientNorms
+from resnet_dist.train.step.gradient_sums import DdpSums, GradientSums, distribute
 from resnet_dist.train.step.loss import sample_losses
 from resnet_dist.train.watch.progress import Progress
 from resnet_dist.world import World
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# torch 2.15 renamed the argument and warns of the old name.
-_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
-_KEEP_BUFFERS: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers": False
-}
 
 
 class TrainStep:
@@ -52,10 +44,10 @@ class TrainStep:
         self.state, self.recipe, self.plan = state, recipe, plan
         self.rank, self.world_size = world.rank, world.world_size
         self.progress = progress or Progress()
-        self.distributed = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
+        network = distribute(LossModel(state.model, recipe.train, world.device), recipe.train, world)
         exact = recipe.train.gradient_sums == "fp64"
-        self.exact = ExactGradients(state.model, world) if exact else None
-        self.network = compiled(self.distributed, recipe.train)
+        self.gradient_sums: GradientSums = ExactSums(state.model, world) if exact else DdpSums(network)
+        self.network = compiled(network, recipe.train)
         self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
         self.gradient_norms = GradientNorms(state.model) if recipe.train.log_gradient_norms else None
         # A CUDA graph leaves gradients in memory that its next replay overwrites: add them up in memory of our own.
@@ -86,54 +78,52 @@ class TrainStep:
         state.metrics["train/lr"] = rate
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss of the global batch, in `.grad`; returns (M, 3) sums of loss, hits and weights."""
-        local_batch_size = len(batch.ids_B)
-        micro_batch_size = self.recipe.data.micro_batch_size or local_batch_size
-        count = local_batch_size // micro_batch_size
+        """Leave the gradients of the global batch's mean loss in `.grad`; return (M, 3) sums of loss, hits, weights."""
+        rank_samples = len(batch.ids_B)
+        size = self.recipe.data.micro_batch_size or rank_samples
+        count = rank_samples // size
         sums_M3 = torch.zeros(count, 3, dtype=torch.float64, device=batch.weights_B.device)
         for number in range(count):
-            rows = slice(number * micro_batch_size, (number + 1) * micro_batch_size)
-            mixed = mix(
-                normalize(batch.images_BSSC[rows], self.recipe.data),
-                self.recipe.data,
-                seed=self.recipe.seed,
-                step=self.state.step,
-                micro_batch=self.rank * count + number,
-            )
-            labels, weights = batch.labels_B[rows], batch.weights_B[rows]
-            first = self.rank * local_batch_size + rows.start  # in the global batch
-            scales = block_scales(
-                self.state.model,
-                seed=self.recipe.seed,
-                step=self.state.step,
-                places=range(first, first + len(labels)),
-                device=labels.device,
-            )
+            inputs = self.inputs_of(batch, number, size)
             last = number == count - 1
             self.statistics.begin_micro_batch(number, count)
             self.progress.at("in the forward pass")
-            with synchronised_if(self.distributed, last=last):
-                loss, sums_3 = self.network(
-                    mixed.images_MCHW, labels, weights, self.scalar(mixed.share), *scales
-                )
+            with self.gradient_sums.backward_of(last=last):
+                loss, sums_3 = self.network(*inputs)
                 if last:
                     self.statistics.begin_average()
                 self.progress.at("in the backward pass")
                 if number == 0:
-                    # Not sooner: the backward pass then finds the memory that it needs, and saves 4 % of a step on a
-                    # CPU. The forward pass has to do without it, which matters only to a device that is full.
+                    # Not sooner: the backward pass then reuses this memory, which saves 4 % of a step on a CPU. The
+                    # forward pass has to do without it, which matters only to a device that is full.
                     self.state.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
-                # DDP averages over ranks: dividing by this rank's share makes it the mean over the global
-                # batch. A bad sample has weight 0; not counting it in the divisor would cost a collective.
-                self.state.scaler.scale(
-                    loss / (local_batch_size if self.exact is None else len(labels))
-                ).backward()
-            if self.exact is not None:
-                self.exact.add()
-            sums_M3[number] = sums_3  # a CUDA graph's next replay overwrites what it returned
-        if self.exact is not None:
-            self.exact.finish(count * self.world_size)
+                self.state.scaler.scale(loss / self.gradient_sums.divisor(rank_samples, size)).backward()
+            self.gradient_sums.add()
+            sums_M3[number] = sums_3  # copied: the next replay of a CUDA graph overwrites what it returned
+        self.gradient_sums.finish(count * self.world_size)
         return sums_M3
+
+    def inputs_of(self, batch: Batch, number: int, size: int) -> tuple[Tensor | None, ...]:
+        """Return the arguments of the network for micro-batch `number` of this rank's batch, `size` samples of it."""
+        rank_samples = len(batch.ids_B)
+        rows = slice(number * size, (number + 1) * size)
+        mixed = mix(
+            normalize(batch.images_BSSC[rows], self.recipe.data),
+            self.recipe.data,
+            seed=self.recipe.seed,
+            step=self.state.step,
+            micro_batch=self.rank * (rank_samples // size) + number,
+        )
+        labels_M, weights_M = batch.labels_B[rows], batch.weights_B[rows]
+        first = self.rank * rank_samples + rows.start  # place in the global batch
+        scales = block_scales(
+            self.state.model,
+            seed=self.recipe.seed,
+            step=self.state.step,
+            places=range(first, first + len(labels_M)),
+            device=labels_M.device,
+        )
+        return mixed.images_MCHW, labels_M, weights_M, self.scalar(mixed.share), *scales
 
     def scalar(self, share: float) -> Tensor | None:
         """`share` as compiled code takes it: a number would be a constant of it. None in a recipe without mixing."""
@@ -179,35 +169,9 @@ class LossModel(nn.Module):
         return losses.sum(), sums
 
 
-def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
-    """DDP around the network, or the network itself where there is nothing for it to add up."""
-    if world.world_size == 1:
-        return network
-    if train.sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: parameters and their names stay
-    if train.gradient_sums == "fp64":
-        return network  # ExactGradients adds up in its place
-    return DistributedDataParallel(
-        network,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # RunningStatistics averages the buffers: no rank's statistics are thrown away.
-        **_KEEP_BUFFERS,
-        # No static_graph: it saves a search for unused parameters, which is not made, and with no_sync() it stops
-        # summing gradients without a word (pytorch/pytorch#187732).
-    )
-
-
 def compiled(module: nn.Module, train: Train) -> nn.Module:
     """The module, in compiled code where the recipe wants it; its parameters keep their names in `module`."""
     if train.compile == "none":
         return module
     # A size that moves would compile again, into slower code for all sizes.
     return cast(nn.Module, torch.compile(module, mode=train.compile, dynamic=False))
-
-
-def synchronised_if(network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Hold back DDP's all-reduce until the last micro-batch of a step."""
-    if last or not isinstance(network, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return network.no_sync()

@@ -19,7 +19,7 @@ from resnet_dist.train.state.meter import NotFinite
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.world import World
 
-MOST_LISTED = 20  # samples that one message names
+MAX_LISTED = 20  # samples that one message names
 
 
 def check_agreement(
@@ -110,8 +110,8 @@ class Guard:
         ids_B = self.order.ids_at(step - 1, self.order.lanes_of(where.rank, self.world_size))
         size = self.recipe.data.micro_batch_size or len(ids_B)
         ids = ids_B[where.micro_batch * size : (where.micro_batch + 1) * size].tolist()
-        named = ", ".join(self.index.place(sample_id) for sample_id in ids[:MOST_LISTED])
-        more = f" and {len(ids) - MOST_LISTED} more" if len(ids) > MOST_LISTED else ""
+        named = ", ".join(self.index.place(sample_id) for sample_id in ids[:MAX_LISTED])
+        more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
         return f"on rank {where.rank} in micro-batch {where.micro_batch} (samples {named}{more})"
 
 

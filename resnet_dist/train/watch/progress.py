@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 NEXT_BATCH = "waiting for data"  # the phase that begins a step
+GATHERING = "gathering the metrics"
 FIRST_TIME = 3  # compiling, filling a cache and a first fetch take minutes, once
 
 

@@ -14,7 +14,7 @@ from resnet_dist.data.batches import resident as cache
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING
 from tests.data.conftest import CLASSES, data_of, global_batches, loaders, picture, write_shards
@@ -29,7 +29,7 @@ WORLD_SIZES = (1, 2, 3, 4, 6, 8, 12, 24)
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("uneven")
     names = write_shards(folder, COUNTS)
-    return build_index(expand(names), folder, Limits(folder / "cache", 1, 1.0))[0]
+    return build_index(expand(names), folder, CacheLimits(folder / "cache", 1, 1.0))[0]
 
 
 def digests_and_ids(

@@ -20,7 +20,7 @@ from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import RecipeError
 from resnet_dist.order.samples import Order
 from tests.data.conftest import data_of, encoded, global_batches, picture, write_shards
@@ -34,7 +34,7 @@ STEPS = sum(COUNTS) // 24
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("repeats")
-    return build_index(expand(write_shards(folder, COUNTS)), folder, Limits(folder / "cache", 1, 1.0))[0]
+    return build_index(expand(write_shards(folder, COUNTS)), folder, CacheLimits(folder / "cache", 1, 1.0))[0]
 
 
 def contents(batches: list[list[Batch]]) -> list[tuple[bytes, bytes, bytes]]:

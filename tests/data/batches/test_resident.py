@@ -11,7 +11,7 @@ from resnet_dist.data.batches import resident as cache
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.system.memory import available_memory
 from tests.data.conftest import data_of, loaders, write_shards
@@ -80,7 +80,7 @@ TOTAL_BYTES = sum(COUNTS) * 8 * 8 * 3
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
     folder = tmp_path / "set"
-    return build_index(expand(write_shards(folder, COUNTS)), folder, Limits(folder / "cache", 1, 1.0))[0]
+    return build_index(expand(write_shards(folder, COUNTS)), folder, CacheLimits(folder / "cache", 1, 1.0))[0]
 
 
 def test_each_rank_of_a_node_keeps_a_set(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,12 @@ from resnet_dist.data.images.pixels import resize, resize_batch
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import RecipeError
 from resnet_dist.order.samples import PADDING, Order
 from resnet_dist.order.sizes import Sizes
 from resnet_dist.train.evaluate import evaluation_loader
-from resnet_dist.train.plan import plan_of
+from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.world import World
 from tests.data.conftest import SIZE, data_of, encoded, picture, write_shards
 
@@ -33,7 +33,7 @@ MOVING = Sizes(((0, 4), (2, 6), (5, 8)))  # of images of 8 pixels
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("sizes")
-    return build_index(expand(write_shards(folder, COUNTS)), folder, Limits(folder / "cache", 1, 1.0))[0]
+    return build_index(expand(write_shards(folder, COUNTS)), folder, CacheLimits(folder / "cache", 1, 1.0))[0]
 
 
 def batches(
@@ -83,15 +83,18 @@ def test_lengths_become_steps_once(digits_recipe: Recipe) -> None:
     points = 'data.train_sizes=[["0 epochs", 4], ["1 epoch", 6], ["1500 samples", 8]]'
     moving = digits_recipe.with_overrides([points])
     index = read_index(digits_recipe.data.train)
-    assert plan_of(moving, index)[1].sizes == Sizes(((0, 4), (11, 6), (12, 8)))
-    assert plan_of(digits_recipe, index)[1].sizes == Sizes.constant(8)
+    assert Plan.of(moving, order_of(moving, index)).sizes == Sizes(((0, 4), (11, 6), (12, 8)))
+    assert Plan.of(digits_recipe, order_of(digits_recipe, index)).sizes == Sizes.constant(8)
     linear = ["data.train_size_curve=linear", "data.train_size_multiple=2"]
-    assert plan_of(moving.with_overrides(linear), index)[1].sizes.multiple == 2
+    assert (
+        Plan.of(moving.with_overrides(linear), order_of(moving.with_overrides(linear), index)).sizes.multiple
+        == 2
+    )
     back = digits_recipe.with_overrides(['data.train_sizes=[["2 epochs", 4], ["22 steps", 8]]'])
     with pytest.raises(
         RecipeError, match="data.train_sizes: '22 steps' is step 22, which is not after '2 epochs'"
     ):
-        plan_of(back, index)
+        Plan.of(back, order_of(back, index))
     assert Recipe.from_json(moving.to_json()) == moving
 
 

@@ -28,12 +28,12 @@ from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_tar
 from tests.data.shards.test_reader import checksums
 
-NO_CACHE = Limits(Path("/nowhere"), 1, 1.0)
+NO_CACHE = CacheLimits(Path("/nowhere"), 1, 1.0)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder: Path, tmp_path
 
 
 def test_indexing_what_was_prepared_keeps_what_it_was_prepared_with(
-    folder: Path, tmp_path: Path, limits: Limits
+    folder: Path, tmp_path: Path, limits: CacheLimits
 ) -> None:
     source, out = open_source(str(folder), whole_split="train"), tmp_path / "out"
     prepare(source, out, PrepareOptions(shards=2))

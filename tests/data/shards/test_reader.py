@@ -27,10 +27,10 @@ from resnet_dist.data.shards import reader as shards
 from resnet_dist.data.shards.index import IndexMismatch, check_shards, idx_path, read_index
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.tar import read_idx
-from resnet_dist.data.storage.shard_cache import Limits
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 
-NO_CACHE = Limits(Path("/nowhere"), 1, 1.0)  # shards on this machine need none
+NO_CACHE = CacheLimits(Path("/nowhere"), 1, 1.0)  # shards on this machine need none
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -186,7 +186,7 @@ def test_open_files_leave_descriptors_for_the_rest(
     monkeypatch: pytest.MonkeyPatch, allowed: int, most: int
 ) -> None:
     monkeypatch.setattr(shards.resource, "getrlimit", lambda kind: (allowed, allowed))
-    assert shards._most_files() == most
+    assert shards._max_open_files() == most
 
 
 @pytest.mark.parametrize("what", ["index.json", "000002.tar", "000002.idx"])
@@ -208,8 +208,8 @@ def test_threads_that_share_one_open_file(digits_data: Path, monkeypatch: pytest
     index = read_index(digits_data / "train")
     expected = [ShardReader(index, NO_CACHE).read(i).image for i in range(0, 1437, 7)]
     with ThreadPoolExecutor(8) as pool:
-        monkeypatch.setattr(shards, "MOST_FILES", 1)
-        monkeypatch.setattr(shards, "MOST_TABLES", 1)
+        monkeypatch.setattr(shards, "MAX_OPEN_FILES", 1)
+        monkeypatch.setattr(shards, "MAX_OPEN_TABLES", 1)
         reader = ShardReader(index, NO_CACHE)
         assert list(pool.map(lambda i: reader.read(i).image, range(0, 1437, 7))) == expected
     assert all(Image.open(io.BytesIO(data)).size == (8, 8) for data in expected)

@@ -15,22 +15,22 @@ from filelock import FileLock
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage import quota as room_module
+from resnet_dist.data.storage import quota as quota_module
 from resnet_dist.data.storage import shard_cache as storage
-from resnet_dist.data.storage.quota import Room
-from resnet_dist.data.storage.shard_cache import Limits, Storage
+from resnet_dist.data.storage.quota import Quota
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
 from resnet_dist.errors import StorageError
 from tests.data.conftest import write_shards
 from tests.data.servers import file_server
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Room:
+def room(tmp_path: Path) -> Quota:
     (tmp_path / "ab").mkdir()
-    return Room(tmp_path, 100)
+    return Quota(tmp_path, 100)
 
 
-def tar(room: Room, name: str) -> Path:
+def tar(room: Quota, name: str) -> Path:
     return room.folder / "ab" / f"{name}.tar"
 
 
@@ -38,7 +38,7 @@ def lock(path: Path) -> FileLock:
     return FileLock(path.with_suffix(".lock"))
 
 
-def reserved(room: Room, path: Path, num_bytes: int, *, seconds: float = 60, closed: bool = False) -> None:
+def reserved(room: Quota, path: Path, num_bytes: int, *, seconds: float = 60, closed: bool = False) -> None:
     event = threading.Event()
     if closed:
         event.set()
@@ -47,7 +47,7 @@ def reserved(room: Room, path: Path, num_bytes: int, *, seconds: float = 60, clo
     assert not path.with_suffix(".coming").exists()
 
 
-def test_a_file_on_its_way_takes_its_room(room: Room) -> None:
+def test_a_file_on_its_way_takes_its_room(room: Quota) -> None:
     first, second = tar(room, "first"), tar(room, "second")
     with lock(first), lock(second):
         assert room._reserve(first, 60)
@@ -59,7 +59,7 @@ def test_a_file_on_its_way_takes_its_room(room: Room) -> None:
     assert not first.with_suffix(".coming").exists()
 
 
-def test_what_has_come_is_not_counted_twice(room: Room) -> None:
+def test_what_has_come_is_not_counted_twice(room: Quota) -> None:
     first, second = tar(room, "first"), tar(room, "second")
     with lock(first), lock(second):
         assert room._reserve(first, 60)
@@ -69,7 +69,7 @@ def test_what_has_come_is_not_counted_twice(room: Room) -> None:
         assert room._reserve(second, 40)  # goes on where it stopped
 
 
-def test_shards_give_way_and_what_dead_processes_left_too(room: Room) -> None:
+def test_shards_give_way_and_what_dead_processes_left_too(room: Quota) -> None:
     old, left, new = tar(room, "old"), tar(room, "left"), tar(room, "new")
     old.write_bytes(bytes(40))
     for suffix in (".idx", ".sum"):
@@ -98,7 +98,7 @@ class Waited(threading.Event):
         return super().wait(timeout)
 
 
-def test_waiting_ends_when_room_is_given_back(room: Room) -> None:
+def test_waiting_ends_when_room_is_given_back(room: Quota) -> None:
     first, second, closed = tar(room, "first"), tar(room, "second"), Waited()
     done = threading.Event()
 
@@ -116,7 +116,7 @@ def test_waiting_ends_when_room_is_given_back(room: Room) -> None:
     assert done.is_set()
 
 
-def test_nothing_is_dropped_in_vain(room: Room) -> None:
+def test_nothing_is_dropped_in_vain(room: Quota) -> None:
     kept, first, second = tar(room, "kept"), tar(room, "first"), tar(room, "second")
     kept.write_bytes(bytes(30))
     with lock(first), lock(second):
@@ -127,8 +127,8 @@ def test_nothing_is_dropped_in_vain(room: Room) -> None:
         assert not kept.exists()
 
 
-def test_waiting_ends_with_an_error(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "POLL_SECONDS", 0.01)
+def test_waiting_ends_with_an_error(room: Quota, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota_module, "POLL_SECONDS", 0.01)
     first, second = tar(room, "first"), tar(room, "second")
     with lock(first):
         assert room._reserve(first, 60)
@@ -166,12 +166,12 @@ def test_a_shard_that_is_renamed_while_one_counts_is_counted_once(
     monkeypatch.setattr(Path, "glob", looked)
     for name in names:
         (tmp_path / "00" / name).write_bytes(bytes(100))
-        assert sorted(size for _, size, _ in Room(tmp_path, 10_000)._files()) == [100, 1000]
+        assert sorted(size for _, size, _ in Quota(tmp_path, 10_000)._files()) == [100, 1000]
         (tmp_path / "00/a.tar").unlink()
 
 
 def test_shards_fetched_side_by_side_stay_within_the_limit(
-    tmp_path: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limits: CacheLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "served"
     build_index(expand(write_shards(folder, (40, 41, 42, 43, 44, 45, 46, 47))), folder, limits)
@@ -193,7 +193,7 @@ def test_shards_fetched_side_by_side_stay_within_the_limit(
     monkeypatch.setattr(storage, "fetch_file", watched)
     with file_server(folder) as server:
         shards = read_index(server.url).shards
-        cache = Storage(replace(limits, max_bytes=most))
+        cache = ShardCache(replace(limits, max_bytes=most))
         cache.want(shards)
         for shard in shards:
             fd, _ = cache.open(shard)

@@ -30,7 +30,7 @@ from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.verify import verify_index
 from resnet_dist.data.storage import transfer as remote
-from resnet_dist.data.storage.shard_cache import Limits, Storage, StoredFile
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, StoredFile
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
@@ -42,7 +42,7 @@ STEPS = sum(COUNTS) // 48
 
 
 @pytest.fixture
-def served(tmp_path: Path, limits: Limits) -> Path:
+def served(tmp_path: Path, limits: CacheLimits) -> Path:
     """A folder with shards and an index that names them relative to itself."""
     folder = tmp_path / "served"
     build_index(expand(write_shards(folder, COUNTS)), folder, limits)
@@ -57,7 +57,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
 
 
-def remote_data(url: str, limits: Limits, **changes: object) -> Data:
+def remote_data(url: str, limits: CacheLimits, **changes: object) -> Data:
     own = {
         "shard_cache": str(limits.folder),
         "shard_cache_bytes": limits.max_bytes,
@@ -85,7 +85,7 @@ def faults(seed: int, share: float) -> Callable[[int], str | None]:
     return lambda number: draws[number]
 
 
-def test_an_epoch_over_http_is_the_local_one(served: Path, limits: Limits) -> None:
+def test_an_epoch_over_http_is_the_local_one(served: Path, limits: CacheLimits) -> None:
     with file_server(served) as server:
         assert epoch_bytes(remote_data(server.url, limits)) == epoch_bytes(remote_data(str(served), limits))
         assert server.requests["index.json"] == 1
@@ -93,13 +93,13 @@ def test_an_epoch_over_http_is_the_local_one(served: Path, limits: Limits) -> No
             assert server.sent[path.name] == path.stat().st_size  # each byte once
 
 
-def test_a_server_without_ranges(served: Path, limits: Limits) -> None:
+def test_a_server_without_ranges(served: Path, limits: CacheLimits) -> None:
     with file_server(served, ranges=False) as server:
         assert epoch_bytes(remote_data(server.url, limits)) == epoch_bytes(remote_data(str(served), limits))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_faults_on_the_way_change_nothing(served: Path, limits: Limits, seed: int) -> None:
+def test_faults_on_the_way_change_nothing(served: Path, limits: CacheLimits, seed: int) -> None:
     with file_server(served) as server, faulty_proxy(server.port, faults(seed, 0.2)) as proxy:
         found = epoch_bytes(remote_data(proxy.url, limits))
         assert sum(proxy.faults.values()) - proxy.faults[None] > 10
@@ -108,7 +108,7 @@ def test_faults_on_the_way_change_nothing(served: Path, limits: Limits, seed: in
 
 @pytest.mark.parametrize("fault", ["500", "reset", "truncate", "stall"])
 def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
-    served: Path, limits: Limits, fault: str
+    served: Path, limits: CacheLimits, fault: str
 ) -> None:
     def after_index(number: int) -> str | None:
         return None if number == 0 else fault
@@ -120,7 +120,7 @@ def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
             epoch_bytes(data)
 
 
-def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Limits) -> None:
+def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: CacheLimits) -> None:
     """Else Ctrl-C would wait for as long as the shard is tried: here, beyond the test's own limit."""
 
     def fault(number: int) -> str | None:
@@ -134,7 +134,7 @@ def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Limit
     assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "fetch"))]
 
 
-def test_what_is_not_there_ends_at_once(served: Path, limits: Limits) -> None:
+def test_what_is_not_there_ends_at_once(served: Path, limits: CacheLimits) -> None:
     next(served.glob("*3.tar")).unlink()
     with file_server(served) as server:
         with pytest.raises(StorageError, match=r"part-00003.tar: FileNotFoundError"):
@@ -143,7 +143,7 @@ def test_what_is_not_there_ends_at_once(served: Path, limits: Limits) -> None:
             read_index(f"{server.url}/elsewhere")
 
 
-def test_other_bytes_than_were_indexed_are_refused(served: Path, limits: Limits) -> None:
+def test_other_bytes_than_were_indexed_are_refused(served: Path, limits: CacheLimits) -> None:
     path = next(served.glob("*2.tar"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -152,12 +152,12 @@ def test_other_bytes_than_were_indexed_are_refused(served: Path, limits: Limits)
         epoch_bytes(remote_data(server.url, limits))
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(served: Path, limits: Limits) -> None:
+def test_a_broken_transfer_goes_on_where_it_stopped(served: Path, limits: CacheLimits) -> None:
     path = served / "part-00002.tar"
     size = path.stat().st_size
     with file_server(served) as server:
         shard = StoredFile(f"{server.url}/part-00002.tar", size, checksum(path))
-        cache = Storage(limits)
+        cache = ShardCache(limits)
         partial = cache._cached(shard).with_suffix(".raw.partial")
         partial.parent.mkdir(parents=True)
         partial.write_bytes(path.read_bytes()[: size // 2])
@@ -167,11 +167,11 @@ def test_a_broken_transfer_goes_on_where_it_stopped(served: Path, limits: Limits
         assert not partial.exists()
 
 
-def test_a_partial_file_of_other_bytes_is_fetched_anew(served: Path, limits: Limits) -> None:
+def test_a_partial_file_of_other_bytes_is_fetched_anew(served: Path, limits: CacheLimits) -> None:
     path = served / "part-00002.tar"
     with file_server(served) as server:
         shard = StoredFile(f"{server.url}/part-00002.tar", path.stat().st_size, checksum(path))
-        cache = Storage(limits)
+        cache = ShardCache(limits)
         partial = cache._cached(shard).with_suffix(".raw.partial")
         partial.parent.mkdir(parents=True)
         partial.write_bytes(b"x" * 5000)
@@ -183,15 +183,15 @@ PROCESS = """
 import sys
 from pathlib import Path
 from resnet_dist.data.index import read_index
-from resnet_dist.data.storage import Limits, Storage
-cache = Storage(Limits(Path(sys.argv[2]), 2**30, 30.0))
+from resnet_dist.data.storage import CacheLimits, ShardCache
+cache = ShardCache(CacheLimits(Path(sys.argv[2]), 2**30, 30.0))
 for shard in read_index(sys.argv[1]).shards:
     print(len(cache.path(shard).read_bytes()))
 cache.close()
 """
 
 
-def test_processes_that_share_a_cache_fetch_each_shard_once(served: Path, limits: Limits) -> None:
+def test_processes_that_share_a_cache_fetch_each_shard_once(served: Path, limits: CacheLimits) -> None:
     with file_server(served) as server:
         command = [sys.executable, "-c", PROCESS, server.url, str(limits.folder)]
         with ThreadPoolExecutor(4) as pool:
@@ -206,12 +206,12 @@ def test_processes_that_share_a_cache_fetch_each_shard_once(served: Path, limits
             assert server.sent[path.name] == path.stat().st_size
 
 
-def test_the_cache_stays_within_its_limit(served: Path, limits: Limits) -> None:
+def test_the_cache_stays_within_its_limit(served: Path, limits: CacheLimits) -> None:
     sizes = sorted(path.stat().st_size for path in served.glob("*.tar"))
     small = replace(limits, max_bytes=sizes[-1] + sizes[-2])
     with file_server(served) as server:
         index = read_index(server.url)
-        cache = Storage(small)
+        cache = ShardCache(small)
         for shard in (*index.shards, *index.shards):
             fd, _ = cache.open(shard)
             os.close(fd)
@@ -225,11 +225,11 @@ def test_the_cache_stays_within_its_limit(served: Path, limits: Limits) -> None:
             epoch_bytes(remote_data(server.url, replace(limits, max_bytes=1000, folder=limits.folder / "b")))
 
 
-def test_the_shard_that_was_not_used_for_longest_goes_first(served: Path, limits: Limits) -> None:
+def test_the_shard_that_was_not_used_for_longest_goes_first(served: Path, limits: CacheLimits) -> None:
     index = read_index(served)
     with file_server(served) as server:
         shards = [replace(shard, url=f"{server.url}/{shard.name}") for shard in index.shards[:4]]
-        cache = Storage(replace(limits, max_bytes=sum(s.num_bytes for s in shards[:3])))
+        cache = ShardCache(replace(limits, max_bytes=sum(s.num_bytes for s in shards[:3])))
         for age, shard in zip((30, 20, 10), shards[:3], strict=True):
             path = cache.path(shard)
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
@@ -252,7 +252,7 @@ def compress(path: Path, suffix: str) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compressed_shards_here_and_remote(served: Path, limits: Limits, suffix: str) -> None:
+def test_compressed_shards_here_and_remote(served: Path, limits: CacheLimits, suffix: str) -> None:
     expected = epoch_bytes(remote_data(str(served), limits))
     names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
     index, problems = build_index(expand(names), served, limits)
@@ -267,7 +267,7 @@ def test_compressed_shards_here_and_remote(served: Path, limits: Limits, suffix:
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("remote_shard", [False, True])
 def test_an_index_sees_what_is_there_now(
-    tmp_path: Path, limits: Limits, suffix: str, remote_shard: bool
+    tmp_path: Path, limits: CacheLimits, suffix: str, remote_shard: bool
 ) -> None:
     """Not what an earlier index left in the cache; a damaged one leaves nothing there."""
     folder = tmp_path / "packed"
@@ -294,7 +294,7 @@ def test_an_index_sees_what_is_there_now(
         assert build_index(expand(names), tmp_path, limits)[0].counts == (31,)
 
 
-def test_evicted_shards_are_let_go(served: Path, limits: Limits) -> None:
+def test_evicted_shards_are_let_go(served: Path, limits: CacheLimits) -> None:
     """Held open, a file that was removed goes on taking its space."""
     with file_server(served) as server:
         index = read_index(server.url)
@@ -309,10 +309,10 @@ def test_evicted_shards_are_let_go(served: Path, limits: Limits) -> None:
         reader.close()
 
 
-def test_a_command_that_hangs_is_ended(tmp_path: Path, limits: Limits) -> None:
+def test_a_command_that_hangs_is_ended(tmp_path: Path, limits: CacheLimits) -> None:
     marker = tmp_path / "pid"
     shard = Shard(f"pipe:echo $$ > {marker}; sleep 1000", 0, "", 1)
-    cache = Storage(replace(limits, allow_commands=True, timeout_seconds=0.5))
+    cache = ShardCache(replace(limits, allow_commands=True, timeout_seconds=0.5))
     with pytest.raises(StorageError, match="wrote nothing for"):
         cache.path(shard)
     cache.close()
@@ -320,7 +320,7 @@ def test_a_command_that_hangs_is_ended(tmp_path: Path, limits: Limits) -> None:
         os.kill(int(marker.read_text()), 0)
 
 
-def test_a_compressed_shard_that_unpacks_to_too_much(tmp_path: Path, limits: Limits) -> None:
+def test_a_compressed_shard_that_unpacks_to_too_much(tmp_path: Path, limits: CacheLimits) -> None:
     bomb = tmp_path / "bomb.tar.gz"
     bomb.write_bytes(gzip.compress(bytes(50_000_000)))
     with pytest.raises(UserError, match="unpacks to more than"):
@@ -328,13 +328,13 @@ def test_a_compressed_shard_that_unpacks_to_too_much(tmp_path: Path, limits: Lim
     assert not [path for path in limits.folder.rglob("*") if path.is_file() and path.stat().st_size > 1000]
 
 
-def test_commands_are_refused_unless_allowed(served: Path, limits: Limits, tmp_path: Path) -> None:
+def test_commands_are_refused_unless_allowed(served: Path, limits: CacheLimits, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     command = f"pipe:touch {marker}; cat {served}/part-00000.tar"
     with pytest.raises(UserError, match="--allow-commands"):
         build_index(expand([command]), tmp_path, limits)
     with pytest.raises(UserError, match="--allow-commands"):
-        Storage(limits).path(Shard(command, 0, "", COUNTS[0]))
+        ShardCache(limits).path(Shard(command, 0, "", COUNTS[0]))
     assert not marker.exists()
     allowed = replace(limits, allow_commands=True)
     index, _ = build_index(expand([command]), tmp_path, allowed)
@@ -343,12 +343,12 @@ def test_commands_are_refused_unless_allowed(served: Path, limits: Limits, tmp_p
         build_index(expand(["pipe:cat /nowhere"]), tmp_path, allowed)
 
 
-def test_a_scheme_that_nobody_knows(limits: Limits, tmp_path: Path) -> None:
+def test_a_scheme_that_nobody_knows(limits: CacheLimits, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nosuch"):
         build_index(expand(["nosuch://bucket/a.tar"]), tmp_path, limits)
 
 
-def test_an_index_over_http_is_verified(served: Path, limits: Limits) -> None:
+def test_an_index_over_http_is_verified(served: Path, limits: CacheLimits) -> None:
     with file_server(served) as server:
         assert verify_index(server.url, limits) == []
         names = f"{server.url}/part-{{00000..0000{len(COUNTS) - 1}}}.tar"
@@ -360,7 +360,9 @@ def test_an_index_over_http_is_verified(served: Path, limits: Limits) -> None:
         )
 
 
-def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(served: Path, limits: Limits) -> None:
+def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(
+    served: Path, limits: CacheLimits
+) -> None:
     def change(path: Path) -> None:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
@@ -368,7 +370,7 @@ def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(served: P
 
     with file_server(served) as server:
         assert verify_index(server.url, limits) == []
-        cache, shard = Storage(limits), read_index(server.url).shards[2]
+        cache, shard = ShardCache(limits), read_index(server.url).shards[2]
         change(cache.path(shard))
         [problem] = verify_index(server.url, limits)
         assert re.match(r"http\S*part-00002.tar: the copy in \S* has sha256:.* it was fetched anew$", problem)
@@ -381,10 +383,10 @@ def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(served: P
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_verifying_unpacks_compressed_shards_anew(served: Path, limits: Limits, suffix: str) -> None:
+def test_verifying_unpacks_compressed_shards_anew(served: Path, limits: CacheLimits, suffix: str) -> None:
     names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
     index, _ = build_index(expand(names), served, limits)
-    cache = Storage(limits)
+    cache = ShardCache(limits)
     expected = cache.path(index.shards[0]).read_bytes()
     cache.path(index.shards[0]).write_bytes(bytes(len(expected)))
     cache.path(index.shards[0]).with_suffix(".idx").unlink(missing_ok=True)
@@ -393,7 +395,7 @@ def test_verifying_unpacks_compressed_shards_anew(served: Path, limits: Limits, 
     cache.close()
 
 
-def test_indexing_leaves_nothing_in_the_cache(served: Path, limits: Limits, tmp_path: Path) -> None:
+def test_indexing_leaves_nothing_in_the_cache(served: Path, limits: CacheLimits, tmp_path: Path) -> None:
     with file_server(served) as server:
         names = f"{server.url}/part-{{00000..0000{len(COUNTS) - 1}}}.tar"
         build_index(expand([names]), tmp_path / "own", limits)
@@ -403,7 +405,7 @@ def test_indexing_leaves_nothing_in_the_cache(served: Path, limits: Limits, tmp_
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_what_a_command_writes_says_how_it_is_compressed(
-    served: Path, limits: Limits, tmp_path: Path, suffix: str
+    served: Path, limits: CacheLimits, tmp_path: Path, suffix: str
 ) -> None:
     path, allowed = served / "part-00000.tar", replace(limits, allow_commands=True)
     packed = compress(path, suffix) if suffix else path
@@ -414,13 +416,13 @@ def test_what_a_command_writes_says_how_it_is_compressed(
     assert verify_index(str(tmp_path), allowed) == []
 
 
-def test_a_file_that_has_grown_ends_at_once(served: Path, limits: Limits) -> None:
+def test_a_file_that_has_grown_ends_at_once(served: Path, limits: CacheLimits) -> None:
     path = served / "part-00002.tar"
     shard = StoredFile("", path.stat().st_size, checksum(path))
     with path.open("ab") as file:
         file.write(bytes(5000))
     with file_server(served, ranges=False) as server:
-        cache = Storage(limits)
+        cache = ShardCache(limits)
         with pytest.raises(StorageError, match=r"part-00002.tar: has .* bytes, but the index says"):
             cache.path(replace(shard, url=f"{server.url}/{path.name}"))
         cache.close()
@@ -464,10 +466,10 @@ def test_what_trying_again_cannot_mend_is_not_tried_again(error: Exception, perm
     assert (len(tries) == 1) == permanent
 
 
-def test_closing_ends_a_pause(served: Path, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_ends_a_pause(served: Path, limits: CacheLimits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 200.0)
     with file_server(served) as server, faulty_proxy(server.port, lambda number: "500") as proxy:
-        cache = Storage(replace(limits, timeout_seconds=10_000))
+        cache = ShardCache(replace(limits, timeout_seconds=10_000))
         fetched = cache._begin(Shard(f"{proxy.url}/part-00000.tar", 1, "", 1))
         while not proxy.faults:
             time.sleep(0.01)
@@ -478,8 +480,8 @@ def test_closing_ends_a_pause(served: Path, limits: Limits, monkeypatch: pytest.
         assert time.monotonic() - start < 60
 
 
-def test_closing_while_another_process_fetches_blames_nobody(limits: Limits) -> None:
-    cache, shard = Storage(limits), Shard("http://127.0.0.1:9/a.tar", 1, "", 1)
+def test_closing_while_another_process_fetches_blames_nobody(limits: CacheLimits) -> None:
+    cache, shard = ShardCache(limits), Shard("http://127.0.0.1:9/a.tar", 1, "", 1)
     lock = cache._cached(shard).with_suffix(".lock")
     lock.parent.mkdir(parents=True)
     with FileLock(lock):
@@ -489,9 +491,9 @@ def test_closing_while_another_process_fetches_blames_nobody(limits: Limits) -> 
             fetched.result()
 
 
-def test_what_is_wanted_is_evicted_last(served: Path, limits: Limits) -> None:
+def test_what_is_wanted_is_evicted_last(served: Path, limits: CacheLimits) -> None:
     with file_server(served) as server:
-        cache, shard = Storage(limits), read_index(server.url).shards[0]
+        cache, shard = ShardCache(limits), read_index(server.url).shards[0]
         path = cache.path(shard)
         os.utime(path, (1, 1))
         cache.want([shard])
@@ -522,7 +524,7 @@ def nginx(served: Path, tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nginx_with_faults_in_between(served: Path, limits: Limits, nginx: int, seed: int) -> None:
+def test_nginx_with_faults_in_between(served: Path, limits: CacheLimits, nginx: int, seed: int) -> None:
     with faulty_proxy(nginx, faults(seed, 0.25)) as proxy:
         found = epoch_bytes(remote_data(proxy.url, limits))
         assert {"500", "reset", "truncate", "stall"} <= set(proxy.faults)
@@ -557,20 +559,20 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: Limits, s3: str) -> None:
+def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: CacheLimits, s3: str) -> None:
     assert epoch_bytes(remote_data(s3, limits)) == epoch_bytes(remote_data(str(served), limits))
     with pytest.raises(IndexMismatch, match="no such index"):
         read_index("s3://shards/elsewhere")
     missing = Shard("s3://shards/set/gone.tar", 100, "", 1)
     with pytest.raises(StorageError, match=r"gone.tar: FileNotFoundError"):
-        Storage(limits).path(missing)
+        ShardCache(limits).path(missing)
 
 
-def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: Limits) -> None:
+def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: CacheLimits) -> None:
     for name, count in (("train", 3), ("val", 5)):
         write_shards(tmp_path / name, (count,))
     with file_server(tmp_path) as server:
-        cache = Storage(limits)
+        cache = ShardCache(limits)
         paths = {cache.path(Shard(f"{server.url}/{n}/part-00000.tar", 0, "", 0)) for n in ("train", "val")}
         assert {path.read_bytes() for path in paths} == {
             (tmp_path / n / "part-00000.tar").read_bytes() for n in ("train", "val")

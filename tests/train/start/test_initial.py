@@ -227,7 +227,7 @@ class Words:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.said.append(text)
 
     def begin(self, total_steps: int) -> None:

@@ -29,7 +29,7 @@ def test_norms_of_the_first_step_by_hand(digits_recipe: Recipe, tmp_path: Path) 
     recipe = digits_recipe.with_overrides(["train.log_gradient_norms=true", "train.log_every=1 steps"])
     model = loop.initial_state(recipe, 10, WORLD).model
     index = loop.read_index(recipe.data.train)
-    with loop.Loader(index, loop.plan_of(recipe, index)[0], recipe.data, WORLD, seed=recipe.seed) as loader:
+    with loop.Loader(index, loop.order_of(recipe, index), recipe.data, WORLD, seed=recipe.seed) as loader:
         batch = loader.batch_at(0)
     for half in (slice(0, 64), slice(64, 128)):  # the micro-batches, which batch norm sees apart
         logits = model(normalize(batch.images_BSSC[half], recipe.data))

@@ -17,7 +17,8 @@ from resnet_dist.train import loop
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.optim.build import set_learning_rate
 from resnet_dist.train.state.train_state import TrainState
-from resnet_dist.train.step.train_step import LossModel, distribute
+from resnet_dist.train.step.gradient_sums import distribute
+from resnet_dist.train.step.train_step import LossModel
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
 
@@ -28,7 +29,8 @@ GPU = torch.device("cuda", 0)
 def begin(recipe: Recipe) -> tuple[TrainState, loop.TrainStep, Batch]:
     """A state, its step, and the first batch. It asks no device for leave: fp16 runs on a CPU too, slowly."""
     index = loop.read_index(recipe.data.train)
-    order, plan = loop.plan_of(recipe, index)
+    order = loop.order_of(recipe, index)
+    plan = loop.Plan.of(recipe, order)
     state = loop.initial_state(recipe, 10, WORLD)
     step = loop.TrainStep(state, recipe, plan, WORLD)
     with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:
@@ -158,7 +160,7 @@ def test_synchronised_norms_keep_names_and_parameters(digits_recipe: Recipe) -> 
     for synchronised, kind in ((False, nn.BatchNorm2d), (True, nn.SyncBatchNorm)):
         train = train_options(sync_batch_norm=synchronised, gradient_sums="fp64")
         network = LossModel(model, train, two.device)
-        assert distribute(network, train, two) is network  # ExactGradients adds up, in place of DDP
+        assert distribute(network, train, two) is network  # ExactSums adds up, in place of DDP
         norms = [
             module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]

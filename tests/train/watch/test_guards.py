@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_samples(
         [*lengths, f"train.{looks}_every=1 steps", "data.micro_batch_size=16"]
     )
     index = loop.read_index(recipe.data.train)
-    order, _ = loop.plan_of(recipe, index)
+    order = loop.order_of(recipe, index)
     step, rank, row = next(
         (step, rank, int(np.flatnonzero(ids == 77)[0]))
         for step in range(order.steps_per_epoch)
