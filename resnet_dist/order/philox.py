@@ -32,7 +32,6 @@ class Purpose(IntEnum):
     COLOR = 8
     ERASE = 9
     MIX = 10
-    RETRY = 11
     DEPTH = 12
     FLIP = 13
 

@@ -16,8 +16,7 @@ from resnet_dist.data.batches.resident import Samples
 from resnet_dist.data.images.augment import augment_
 from resnet_dist.data.images.crop import to_sizes
 from resnet_dist.data.images.decode import open_image
-from resnet_dist.data.images.draws import Randomness
-from resnet_dist.data.images.pixels import Draws
+from resnet_dist.data.images.draws import Draws, Randomness
 from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING

@@ -1,1 +1,11 @@
-"""TODO map."""
+"""Encoded bytes to pixels of the step's size, augmented by draws that depend on the sample's identity alone.
+
+decode.py       reads the header of an image, then decodes the image or the part that a crop needs
+jpeg_region.py  decodes a part of a JPEG with nvImageCodec, if it is installed
+draws.py        the random draws of every sample of a batch
+crop.py         chooses crop boxes, decodes them and resizes them: one image at a time
+augment.py      the augmentations after the crop, for a batch; `normalize` for the model's input
+pixels.py       windows, mirrors, rectangles and resizing, without any randomness
+policy.py       RandAugment, TrivialAugment and color jitter of one image
+mix.py          mixup and CutMix of a micro-batch, on its device
+"""

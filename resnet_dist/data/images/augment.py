@@ -1,9 +1,8 @@
-"""Per-sample transforms: pixels of any size → pixels of the step's size, drawn from the sample's identity.
+"""The augmentations after the first stage (crop.py), for a batch of images that have one size already.
 
-`to_sizes` crops and resizes one image while it is decoded; `augmented` does the rest with a batch of images that
-have one size already, on the CPU or on a GPU, and so serves the caches too.
+They work on the CPU and on a GPU, and so serve both caches of decoded images. Random numbers come from draws.py.
 
-Shapes: N images, R copies of one, H height, W width, C channels, S the image size that the model sees.
+Shapes: N images, B rows of a batch, H height, W width, S size of a square, C channels.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from resnet_dist.data.images.policy import jitter_color, rand_augment, trivial_a
 def augmented(
     source_NSSC: Tensor, rows_B: NDArray[np.int64], data: Data, random: Randomness | None, size: int
 ) -> Tensor:
-    """Images `rows_B` of `source`, with all that comes after the first stage, at `size`: a new tensor, where it is.
+    """Return images `rows_B` of `source_NSSC`, augmented: a new tensor (B, size, size, C) on the same device.
 
-    `random` has a row for each; None only takes them.
+    random: a row for each image. None: copy the images without augmentation, at the size they have.
     """
+    # Copy the images first, unless `windows` is the first operation on them: it makes a copy itself.
     if random is None or recolors(data) or not moves(data, source_NSSC.shape[1], size):
         source_NSSC = take(source_NSSC, rows_B)
         rows_B = np.arange(len(rows_B))
@@ -40,20 +40,22 @@ def augmented(
 def augment_(
     images_NSSC: Tensor, rows_B: NDArray[np.int64], data: Data, random: Randomness, size: int
 ) -> Tensor:
-    """As `augmented`; perhaps in place, where `rows_B` are all rows in their order."""
+    """Return images `rows_B`, augmented, (B, size, size, C); the argument may be overwritten.
+
+    Only `windows` selects rows: where it is not used, `rows_B` must be all rows in their order.
+    """
     wide = images_NSSC.shape[1]
     if recolors(data):
         for row, pixels_SSC in enumerate(images_NSSC.numpy()):
             pixels_SSC[:] = recolored(pixels_SSC, data, random, row)
-    if moves(data, wide, size):  # taking and moving images is one copy on a CPU
-        places = wide + 2 * data.pad - size + 1  # of the window in the padded image, along each axis
-        down_B, right_B = (random.batch_N4[:, 1:3] * places).astype(np.int64).T - data.pad
+    if moves(data, wide, size):
+        num_places = wide + 2 * data.pad - size + 1  # of the window along each axis of the padded image
+        down_B, right_B = (random.batch_N4[:, 1:3] * num_places).astype(np.int64).T - data.pad
         images_NSSC = windows(images_NSSC, rows_B, down_B, right_B, size)
     elif wide != size:
         images_NSSC = resize_batch(images_NSSC, size)
-    if (
-        data.flip and data.crop != "random-resized-crop"
-    ):  # whose images are mirrored while they are in the processor's cache
+    # Skip random resized crops: `to_sizes` has mirrored them while they were in the processor's cache.
+    if data.flip and data.crop != "random-resized-crop":
         flip_(images_NSSC, random.flip_N)
     if data.erase:
         chosen_B = random.batch_N4[:, 3] < data.erase
@@ -62,16 +64,17 @@ def augment_(
 
 
 def moves(data: Data, wide: int, size: int) -> bool:
-    """Whether images of `wide` are seen through a window of `size` that can be at more than one place."""
+    """Report whether images of size `wide` are seen through a window of `size` that has more than one place."""
     return data.crop == "pad-crop" and (data.pad > 0 or size != wide)
 
 
 def recolors(data: Data) -> bool:
+    """Report whether `recolored` changes anything."""
     return data.policy != "none" or data.color_jitter > 0
 
 
 def recolored(pixels_SSC: Pixels, data: Data, random: Randomness, row: int) -> Pixels:
-    """What works on single images: the policy and the colors, by the draws of a row."""
+    """Apply the policy and the color jitter to one image, by the draws of a row."""
     if data.policy == "rand-augment":
         draws_K4 = random.policy_NK[row].reshape(-1, 4)
         pixels_SSC = rand_augment(pixels_SSC, draws_K4, magnitude=data.policy_magnitude)
@@ -82,19 +85,20 @@ def recolored(pixels_SSC: Pixels, data: Data, random: Randomness, row: int) -> P
     return pixels_SSC
 
 
-def normalize(images_NHWC: torch.Tensor, data: Data, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 (N, H, W, C) → (N, C, H, W) of zero mean and unit variance, on the images' device.
+def normalize(images_NHWC: Tensor, data: Data, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uint8 (N, H, W, C) as (N, C, H, W) of zero mean and unit variance, on the same device.
 
-    Bytes travel to the device, a quarter of what floats would; the result is channels-last in memory.
+    The result is channels-last in memory. Transfer images before this call: bytes are a quarter of float32's.
     """
     mean, scale = _normalization(data.mean, data.std, images_NHWC.device, dtype)
     return images_NHWC.permute(0, 3, 1, 2).to(dtype, copy=True).sub_(mean).mul_(scale)
 
 
-@lru_cache(maxsize=8)  # a new tensor each step would copy to the device, and wait for it
+# Cache the constants on the device: creating them in every step would copy them there and wait.
+@lru_cache(maxsize=8)
 def _normalization(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     mean_1C11 = torch.tensor(mean, dtype=torch.float64)[None, :, None, None] * 255
     scale_1C11 = 1 / (torch.tensor(std, dtype=torch.float64)[None, :, None, None] * 255)
     return mean_1C11.to(device, dtype), scale_1C11.to(device, dtype)

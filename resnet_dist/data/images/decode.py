@@ -1,7 +1,9 @@
-"""Encoded bytes → pixels, height x width x channels, uint8: of a whole image, or of the part that a crop needs.
+"""Encoded bytes → pixels: of a whole image, or of the part that a crop needs.
 
-The crop is chosen first, from the header alone. Of a JPEG only its part is decoded (data/region.py), and one of
-twice the wanted size or more at half the scale, a quarter or an eighth.
+The header is read first, so that the caller can choose a crop before anything is decoded. Of a JPEG, only the crop
+is decoded (jpeg_region.py); a crop of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of the scale.
+
+Shapes: pixels are uint8, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -20,19 +22,18 @@ from resnet_dist.data.images.jpeg_region import decode_region
 
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 80_000_000  # a larger image is refused: a small file can claim to be any size
-LARGE_PIXELS = 8_000_000  # from here on one at a time, or many threads would need gigabytes
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what Pillow may try: its other parsers need not meet strange bytes
-MAX_SCALE = 8  # the strongest shrinking of JPEG's own inverse transform
-
-SMALL_PIXELS = 128 * 128  # up to here a whole decode into fresh memory is the cheapest
-END_OF_IMAGE = b"\xff\xd9"  # a file that was cut off is bad as a whole, wherever the crop lies
-SCRATCH_BYTES = 32 * 2**20  # what a thread keeps between images: fresh memory costs a page fault every 4 KiB
-
-MAX_START_BYTES = 4096  # of a header that is remembered; a longer one has a thumbnail or a colour profile
+MAX_PIXELS = 80_000_000  # Refuse larger images: a small file can claim to be of any size.
+LARGE_PIXELS = 8_000_000  # Decode images from this size on one at a time: many threads would need gigabytes.
+SMALL_PIXELS = 128 * 128  # Decode images up to this size whole, into fresh memory: it is the fastest way.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow tries no others: its rare parsers are a needless risk.
+MAX_SCALE = 8  # the strongest reduction that JPEG's inverse transform offers
+MAX_SCRATCH_BYTES = 32 * 2**20  # A thread keeps this much between images: fresh memory costs page faults.
+MAX_HEADER_BYTES = 4096  # Remember no longer header: it holds a thumbnail or a color profile.
+END_OF_IMAGE = b"\xff\xd9"
 
 _scratch = threading.local()
-_one_large_image = threading.RLock()  # a thread that falls back to Pillow holds it already
+# The lock is reentrant: a thread that falls back to Pillow may hold it already.
+_one_large_image = threading.RLock()
 
 
 class Box(NamedTuple):
@@ -45,7 +46,7 @@ class Box(NamedTuple):
 
 
 class Image(Protocol):
-    """An encoded image whose header was read. Height and width are those a viewer shows."""
+    """An encoded image whose header has been read. Height and width are those that a viewer shows."""
 
     @property
     def height(self) -> int: ...
@@ -54,16 +55,20 @@ class Image(Protocol):
     def width(self) -> int: ...
 
     def pixels(self, box: Box, size: int) -> Pixels:
-        """(H, W, C) of `box`, which will be resized to `size` x `size`: shrunk by `scale_for` it where the
-        box lies on that grid, and the format can. Good until this thread asks for the next image's.
+        """Return `box` as (H, W, C), to be resized to `size` x `size` by the caller.
 
-        Raises ValueError where the bytes cannot be decoded.
+        It is already shrunk by `scale_for`, where the box lies on the grid of that scale and the format allows it.
+        The pixels are valid until this thread asks for those of the next image. Raises ValueError where the bytes
+        cannot be decoded.
         """
         ...
 
 
 def open_image(data: bytes, channels: int) -> Image:
-    """Read the header. Raises ValueError where the bytes are not an image, or one of more than MAX_PIXELS."""
+    """Read the header; an image that is not a JPEG is decoded at once.
+
+    channels: 1 or 3. Raises ValueError where the bytes are not an image, or one of more than MAX_PIXELS.
+    """
     header = _jpeg_header(data) if simplejpeg.is_jpeg(data) else None
     if header is not None:
         _check_size(header.height, header.width)
@@ -72,22 +77,22 @@ def open_image(data: bytes, channels: int) -> Image:
 
 
 def whole(image: Image) -> Pixels:
-    """All of an image. Good until this thread asks for the next image's pixels."""
+    """Return all of an image, (H, W, C). The pixels are valid until this thread asks for those of the next image."""
     return image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))
 
 
 def _thread_buffer(num_bytes: int) -> Pixels:
-    """Memory of this thread, of at least so many bytes; what was in it is lost."""
+    """Return this thread's buffer, of at least `num_bytes`. Its previous content is lost."""
     buffer: Pixels | None = getattr(_scratch, "buffer", None)
     if buffer is None or len(buffer) < num_bytes:
         buffer = np.empty(num_bytes, np.uint8)
-        if num_bytes <= SCRATCH_BYTES:
+        if num_bytes <= MAX_SCRATCH_BYTES:
             _scratch.buffer = buffer
     return buffer
 
 
 def scale_for(height: int, width: int, size: int) -> int:
-    """1, 2, 4 or 8: how much a crop may shrink while it is decoded, and still be no smaller than it is wanted."""
+    """Return the factor by which a crop may shrink while it is decoded and stay at least `size`: 1, 2, 4 or 8."""
     scale = 1
     while scale < MAX_SCALE and min(height, width) >= 2 * scale * size:
         scale *= 2
@@ -95,7 +100,7 @@ def scale_for(height: int, width: int, size: int) -> int:
 
 
 class _Decoded:
-    """An image that is not a JPEG: Pillow decodes it as a whole."""
+    """An image that Pillow has decoded as a whole: any but an ordinary JPEG."""
 
     def __init__(self, pixels_HWC: Pixels) -> None:
         self._pixels = pixels_HWC
@@ -106,10 +111,12 @@ class _Decoded:
 
 
 class _Jpeg:
+    """A JPEG of which each crop is decoded when it is asked for."""
+
     def __init__(self, data: bytes, channels: int, header: _JpegHeader) -> None:
         self._data, self._header = data, header
         self._channels, self._space = channels, "GRAY" if channels == 1 else "RGB"
-        turned = header.orientation >= 5  # by a quarter: 5 to 8 exchange the axes
+        turned = header.orientation >= 5  # 5 to 8 turn the image by a quarter, which exchanges the axes
         self.height = header.width if turned else header.height
         self.width = header.height if turned else header.width
 
@@ -126,10 +133,11 @@ class _Jpeg:
                 return self._decode_part(box, scale_for(box.height, box.width, size))
             return _cut(_orient(self._decode(), orientation), box)
         except ValueError:
-            # CMYK, or an error that Pillow may forgive
+            # Let Pillow try: it decodes CMYK, and tolerates some errors.
             return _cut(_decode_with_pillow(self._data, self._channels), box)
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
+        """Return `box` of an image without rotation, at 1/`scale` where it lies on the grid of that scale."""
         header = self._header
         if scale > 1 and not any(edge % scale for edge in box):
             height, width = -(-header.height // scale), -(-header.width // scale)
@@ -141,11 +149,13 @@ class _Jpeg:
         return _cut(self._decode(), box) if part is None else part
 
     def _is_worth_cutting(self, box: Box) -> bool:
+        """Report whether `decode_region` can decode `box`, and does so faster than a whole decode."""
         header = self._header
         return (
             self._channels == header.components == 3
             and box != (0, 0, header.height, header.width)
             and header.height * header.width > SMALL_PIXELS
+            # Decode a truncated file whole, which fails: it is bad wherever the crop lies.
             and self._data.endswith(END_OF_IMAGE)
         )
 
@@ -157,31 +167,33 @@ class _Jpeg:
 
 
 class _JpegHeader(NamedTuple):
+    """The facts that decoding needs; height and width are of the stored pixels, before `orientation`."""
+
     height: int
     width: int
-    components: int  # 1 grey, 3 colour, 4 CMYK
+    components: int  # 1 gray, 3 color, 4 CMYK
     orientation: int  # EXIF's, 1 to 8
 
 
-# The images of a set often come from one encoder, and begin with the same bytes: those of the newest header, and
-# what they say. To read them in Python takes as long as decoding a small image. One tuple: threads replace it whole.
+# Remember the newest header with its bytes: the images of a data set often begin with the same ones, and parsing
+# them in Python takes as long as decoding a small image. It is one tuple, so that threads replace it atomically.
 _newest: tuple[bytes, _JpegHeader | None] = (b"\0", None)
 
 
 def _jpeg_header(data: bytes) -> _JpegHeader | None:
-    """What the markers before the first scan say; None where they say nothing that can be relied on."""
+    """Return the facts in the markers before the first scan; None where they are missing or unreliable."""
     global _newest
     start, known = _newest
     if data.startswith(start):
         return known
     header, num_bytes = _parse_header(data)
-    if header is not None and num_bytes <= MAX_START_BYTES:
+    if header is not None and num_bytes <= MAX_HEADER_BYTES:
         _newest = data[:num_bytes], header
     return header
 
 
 def _parse_header(data: bytes) -> tuple[_JpegHeader | None, int]:
-    """The header, and how many bytes say all of it."""
+    """Return the header, and the number of leading bytes that determine it."""
     at, end, orientation = 2, len(data), 1
     while at + 10 <= end and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
@@ -206,18 +218,18 @@ def _orientation(exif: bytes) -> int:
         tags = Pillow.Exif()
         tags.load(exif)
         value = tags.get(0x0112, 1)
-    except Exception:  # whatever a damaged block makes the parser raise: the pixels are good all the same
+    except Exception:  # The parser raises anything on a damaged block; the pixels are good all the same.
         return 1
     return value if value in range(1, 9) else 1
 
 
 def _orient(pixels_HWC: Pixels, orientation: int) -> Pixels:
-    """Stored pixels → as a viewer shows them."""
+    """Turn and mirror stored pixels to those that a viewer shows."""
     if orientation >= 5:
         pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    down = orientation in (3, 4, 7, 8)  # of the result, axes exchanged or not
-    right = orientation in (2, 3, 6, 7)
-    return pixels_HWC[:: -1 if down else 1, :: -1 if right else 1]
+    reverse_rows = orientation in (3, 4, 7, 8)
+    reverse_columns = orientation in (2, 3, 6, 7)
+    return pixels_HWC[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
 
 
 def _decode_with_pillow(data: bytes, channels: int) -> Pixels:
@@ -231,7 +243,7 @@ def _decode_with_pillow(data: bytes, channels: int) -> Pixels:
             with _one_large_image if large else nullcontext():
                 image.load()
                 pixels = _to_8_bits(ImageOps.exif_transpose(image), channels)
-    except Exception as error:  # Pillow's plugins raise whatever their format's parser does
+    except Exception as error:  # Pillow's plugins raise any exception that their format's parser raises.
         raise ValueError(f"not a readable image: {type(error).__name__}: {error}") from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -241,14 +253,16 @@ def _to_8_bits(image: object, channels: int) -> Pixels:
 
     assert isinstance(image, Pillow.Image)
     mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would clip at 255
-        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.array(Pillow.fromarray(grey).convert(mode))
-    if image.has_transparency_data:  # shows white, not the colour that happens to lie there
+    if image.mode.startswith("I"):
+        # Keep the upper 8 of 16 bits: Pillow's own conversion would clip at 255.
+        gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.array(Pillow.fromarray(gray).convert(mode))
+    if image.has_transparency_data:
+        # Show white where the image is transparent, not the arbitrary color stored there.
         rgba = image.convert("RGBA")
         ground = Pillow.new("RGBA", rgba.size, "white")
         image = Pillow.alpha_composite(ground, rgba)
-    return np.array(image.convert(mode))  # a copy: torch warns of memory that cannot be written
+    return np.array(image.convert(mode))  # Copy: torch warns of memory that is not writable.
 
 
 def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:

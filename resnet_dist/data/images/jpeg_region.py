@@ -1,9 +1,9 @@
-"""A part of a JPEG without the work for the rest of it: nvImageCodec drives libjpeg-turbo's partial decoding.
+"""Decodes a part of a JPEG without the work for the rest: nvImageCodec drives libjpeg-turbo's partial decoding.
 
-The pixels are those of a whole decode, bit for bit: where the library is missing, images are decoded whole
-and the batches are the same. Except for a file that is damaged in its middle: the rest of it is never looked at,
-so a crop may be good where a whole decode refuses the sample. To look would cost what this saves; `prepare` leaves
-out, and `index --verify` names, what a whole decode refuses.
+The pixels equal those of a whole decode, bit for bit. Where the library is missing, images are decoded whole and
+the batches are the same. The one exception is a file that is damaged in its middle: the rest of it is not read, so a
+crop may be good where a whole decode would fail. Reading it would cost what this module saves; `prepare` leaves
+such files out, and `index --verify` lists them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLUGINS = "NVIMGCODEC_EXTENSIONS_PATH"
-KEEP_BYTES = 32 * 2**20  # of memory that a thread uses again: fresh memory costs a page fault every 4 KiB
+MAX_REUSED_BYTES = 32 * 2**20  # A thread keeps this much between images: fresh memory costs page faults.
 
 _thread = threading.local()
 _start = threading.Lock()
 
 
 def decode_region(data: bytes, top: int, left: int, height: int, width: int) -> NDArray[np.uint8] | None:
-    """(height, width, 3) RGB of a part of a JPEG; None where it cannot be had this way.
+    """Return a part of a JPEG as (height, width, 3) RGB; None where nvImageCodec is missing or fails.
 
-    Good until this thread asks for the next one. EXIF's orientation is left alone.
+    Positions are in pixels as stored: EXIF's orientation is not applied. The pixels are valid until this thread asks
+    for the next part.
     """
     decoder = _decoder_of_thread()
     if decoder is None:
@@ -40,18 +41,18 @@ def decode_region(data: bytes, top: int, left: int, height: int, width: int) -> 
         region = codec.Region(top, left, top + height, left + width)
         stream = codec.CodeStream(data).get_sub_code_stream(region=region)
         image = decode(stream, image=_thread.image, params=params)
-    except RuntimeError:  # a header that it does not understand
+    except RuntimeError:  # nvImageCodec does not understand the header.
         return None
     if image is None:
         _thread.image = None
         return None
-    _thread.image = image if height * width * 3 <= KEEP_BYTES else None
+    _thread.image = image if height * width * 3 <= MAX_REUSED_BYTES else None
     pixels: NDArray[np.uint8] = np.asarray(image)
     return pixels if pixels.shape == (height, width, 3) else None
 
 
 def _decoder_of_thread() -> tuple[Any, Any, Any] | None:
-    """(module, decode, parameters), made once in each thread; None where nvImageCodec is not installed."""
+    """Return (module, decode, parameters), made once in each thread; None where nvImageCodec cannot be used."""
     try:
         decoder: tuple[Any, Any, Any] | None = _thread.decoder
     except AttributeError:
@@ -62,7 +63,7 @@ def _decoder_of_thread() -> tuple[Any, Any, Any] | None:
 
 
 def _make_decoder() -> tuple[Any, Any, Any] | None:
-    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a bad sample is the loader's to report
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # The loader reports bad samples itself.
     try:
         with _only_libjpeg_turbo():
             import nvidia.nvimgcodec as codec
@@ -70,19 +71,20 @@ def _make_decoder() -> tuple[Any, Any, Any] | None:
             decoder = codec.Decoder(
                 device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
                 backends=[codec.Backend(codec.CPU_ONLY)],
-                max_num_cpu_threads=1,  # this thread: the loader has as many as it wants
+                max_num_cpu_threads=1,  # The loader has decoding threads of its own.
             )
         return codec, decoder.decode, codec.DecodeParams(apply_exif_orientation=False)
-    except (ImportError, OSError, AttributeError, RuntimeError):  # not installed, or not for this machine
+    except (ImportError, OSError, AttributeError, RuntimeError):
+        # The library is not installed, or not built for this machine.
         return None
 
 
 @contextmanager
 def _only_libjpeg_turbo() -> Iterator[None]:
-    """Inside, nvImageCodec finds no other plug-in than that for libjpeg-turbo. Raises ImportError without it.
+    """Hide all plug-ins of nvImageCodec but that for libjpeg-turbo. Raises ImportError where the package is missing.
 
-    When it is imported it loads all that it finds, and complains on standard error of every CUDA library that
-    is not there.
+    On import, nvImageCodec loads every plug-in that it finds, and reports every missing CUDA library on standard
+    error.
     """
     package = find_spec("nvidia.nvimgcodec")
     if package is None or package.origin is None:

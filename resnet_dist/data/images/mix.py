@@ -1,7 +1,8 @@
 """Mixup and CutMix: every image of a micro-batch is mixed with its neighbour in it.
 
-Drawn from (seed, step, number of the micro-batch), so that any number of ranks mixes the same images the same
-way. The labels are not mixed here: the loss is, which is the same for cross-entropy and needs no soft targets.
+The draws depend on (seed, step, number of the micro-batch), so that any number of ranks mixes the same images in
+the same way. Labels are not mixed here: the loss mixes, which is equivalent for cross-entropy and needs no soft
+targets.
 
 Shapes: M images of a micro-batch, C channels, H height, W width.
 """
@@ -17,8 +18,8 @@ from torch import Tensor
 from resnet_dist.config import Data
 from resnet_dist.order.philox import Purpose, uniform, words_of
 
-MAX_REJECTED = 2.0  # the largest alpha that is drawn by rejection
-TRIES = 64  # of which each is taken with a probability of 1/6 at alpha 2, and more below
+MAX_REJECTION_ALPHA = 2.0  # the largest alpha that is drawn by rejection
+TRIES = 64  # Each try succeeds with a probability of 1/6 at alpha 2, and of more below.
 
 
 class Mixed(NamedTuple):
@@ -29,12 +30,15 @@ class Mixed(NamedTuple):
 
     @staticmethod
     def partner(values_M: Tensor) -> Tensor:
-        """For each image, the value of the sample that it was mixed with."""
+        """Return, for each image, the value of the sample that it is mixed with."""
         return values_M.roll(1, 0)
 
 
 def mix(images_MCHW: Tensor, data: Data, *, seed: int, step: int, micro_batch: int) -> Mixed:
-    """`micro_batch` counts through the global batch. A recipe without mixing gives the images and 1.0."""
+    """Mix the images of one micro-batch; without mixing in the recipe, return them as they are with a share of 1.
+
+    micro_batch: its number in the global batch, over all ranks.
+    """
     if not (data.mixup or data.cutmix) or len(images_MCHW) < 2:
         return Mixed(images_MCHW, 1.0)
     number = np.array([micro_batch])
@@ -50,7 +54,7 @@ def _blend(images_MCHW: Tensor, share: float) -> Mixed:
 
 
 def _cut(images_MCHW: Tensor, share: float, top_draw: float, left_draw: float) -> Mixed:
-    """A box of (1 - share) of the area, around a point anywhere, is the partner's."""
+    """Replace a box of (1 - share) of the area by the partner's; its center is anywhere, its edges are clipped."""
     height, width = images_MCHW.shape[2:]
     side = math.sqrt(1 - share)
     middle_down, middle_right = int(top_draw * height), int(left_draw * width)
@@ -63,12 +67,13 @@ def _cut(images_MCHW: Tensor, share: float, top_draw: float, left_draw: float) -
 
 
 def beta(alpha: float, draws: list[float]) -> float:
-    """A draw from Beta(alpha, alpha), fixed by the uniforms that it is given: by Jöhnk's rejection up to 2.
+    """Draw from Beta(alpha, alpha), as a pure function of uniform draws from [0, 1).
 
-    Above, where that would reject nearly all, by Ulrich's formula (Devroye, Non-Uniform Random Variate Generation,
-    IX.3). NumPy's own beta may change its algorithm between releases.
+    An alpha up to MAX_REJECTION_ALPHA is drawn by Jöhnk's rejection; above, where that would reject nearly every
+    try, by Ulrich's formula (Devroye, Non-Uniform Random Variate Generation, IX.3). NumPy's own beta is not used: its
+    algorithm may change between releases.
     """
-    if alpha > MAX_REJECTED:
+    if alpha > MAX_REJECTION_ALPHA:
         radius = math.sqrt(1 - draws[0] ** (2 / (2 * alpha - 1)))
         return (1 + radius * math.cos(2 * math.pi * draws[1])) / 2
     for first, second in zip(draws[::2], draws[1::2], strict=True):

@@ -1,6 +1,6 @@
-"""What moves pixels: windows, mirrors, rectangles and resizing, of one image or of a batch on its device.
+"""Operations on pixels: windows, mirrors, rectangles and resizing, of one image or of a batch on its device.
 
-Nothing here draws anything: what is done to which image is an argument.
+Nothing here is random: the caller passes what is done to which image.
 
 Shapes: N images, B rows of a batch, H height, W width, S size of a square, C channels.
 """
@@ -16,23 +16,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_dist.data.images.decode import Pixels
-
-Draws = NDArray[np.float64]
+from resnet_dist.data.images.draws import Draws
 
 
 def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
-    """On a GPU without waiting for it: from memory that it can read by itself, beside what it computes."""
+    """Copy to `device`; to a GPU from pinned memory, so that the host does not wait for the copy."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def resize(pixels_HWC: Pixels, height: int, width: int) -> Pixels:
-    """Antialiased bilinear, as Pillow's: (H, W, C) → (height, width, C)."""
-    if min(pixels_HWC.strides) < 0:  # torch knows no negative strides
+    """Resize one image as Pillow does, antialiased bilinear: (H, W, C) → (height, width, C)."""
+    if min(pixels_HWC.strides) < 0:  # torch does not support negative strides.
         pixels_HWC = np.ascontiguousarray(pixels_HWC)
     if pixels_HWC.shape[:2] == (height, width):
         return pixels_HWC
-    # Seen as N C H W with channels last in memory, also of a cut: torch then resizes whole pixels, and answers so.
+    # Pass a channels-last view, without a copy: torch then resizes whole pixels, and returns the same layout.
     images_NCHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
     out = F.interpolate(images_NCHW, (height, width), mode="bilinear", antialias=True)
     resized: Pixels = out[0].permute(1, 2, 0).numpy()
@@ -40,11 +39,11 @@ def resize(pixels_HWC: Pixels, height: int, width: int) -> Pixels:
 
 
 def resize_batch(images_NSSC: Tensor, size: int) -> Tensor:
-    """As `resize`, of a batch where it is: (N, S, S, C) → (N, size, size, C)."""
+    """Resize a batch on its device: (N, S, S, C) → (N, size, size, C). A GPU's result may differ by rounding."""
     images_NCHW = images_NSSC.permute(0, 3, 1, 2)
     if images_NSSC.device.type == "cpu":
         out = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
-    else:  # no kernel for bytes there
+    else:  # torch has no GPU kernel for bytes.
         out = F.interpolate(images_NCHW.float(), (size, size), mode="bilinear", antialias=True)
         out = out.round().clamp(0, 255).to(torch.uint8)
     return out.permute(0, 2, 3, 1).contiguous()
@@ -57,7 +56,10 @@ def windows(
     right_B: NDArray[np.int64],
     size: int,
 ) -> Tensor:
-    """Images `rows_B`, each through a window of `size`, its corner moved down and right; black outside the image."""
+    """Return images `rows_B`, each seen through a window, (B, size, size, C); black outside the image.
+
+    down_B, right_B: pixels from the corner of the image to that of the window, negative for up and left.
+    """
     wide = source_NSSC.shape[1]
     down_BS, right_BS = down_B[:, None] + np.arange(size), right_B[:, None] + np.arange(size)
     if source_NSSC.device.type == "cpu":
@@ -68,14 +70,17 @@ def windows(
     for moved_BS, view in ((down_BS, out), (right_BS, out.transpose(1, 2))):
         outside = np.nonzero((moved_BS < 0) | (moved_BS >= wide))
         if out.device.type == "cpu":
-            view.numpy()[outside] = 0  # in half of torch's time
+            view.numpy()[outside] = 0  # NumPy takes half the time of torch.
         elif len(outside[0]):
             view[tuple(to_device(i, out.device) for i in outside)] = 0
     return out
 
 
 def pixels_at(source_NSSC: Tensor, rows_B: NDArray[np.int64], down_BS: Tensor, right_BS: Tensor) -> Tensor:
-    """Of images `rows_B`, the pixels at these rows and columns, the nearest where there are none: (B, S, S, C)."""
+    """Return the pixels of images `rows_B` at rows `down_BS` and columns `right_BS`, (B, S, S, C).
+
+    A position outside the image gives the nearest pixel inside.
+    """
     size = source_NSSC.shape[1]
     first_B1 = to_device(rows_B, source_NSSC.device)[:, None] * size
     rows_BS = first_B1 + down_BS.clamp(0, size - 1)
@@ -83,16 +88,17 @@ def pixels_at(source_NSSC: Tensor, rows_B: NDArray[np.int64], down_BS: Tensor, r
 
 
 def _rows_at(pixels_NSSC: Pixels, rows_BS: NDArray[np.int64], right_B: NDArray[np.int64]) -> Tensor:
-    """A copy for each row of pixels, not one for each pixel: rows of all images, moved by `right`."""
+    """Copy rows of pixels at once instead of single pixels: row numbers count through all images."""
     n, wide, _, channels = pixels_NSSC.shape
     size = rows_BS.shape[1]
-    # A row is one item of size * channels bytes; one begins at every pixel, so they overlap.
+    # View the memory as overlapping items of size * channels bytes, one that begins at every pixel.
     row = np.dtype((np.void, size * channels))
     all_rows = np.ndarray((n * wide * wide - size + 1,), row, pixels_NSSC, 0, (channels,))
     first_BS = rows_BS * wide + right_B[:, None]
     inside_BS = first_BS.clip(0, len(all_rows) - 1)
     out = all_rows[inside_BS].view(np.uint8).reshape(len(right_B), size, size, channels)
-    # The first row of all and the last cannot be read as if there were pixels beside them.
+    # Repair the first and the last rows in memory: they cannot be read beyond the ends, so they were read inside
+    # and are rotated now. `windows` paints the pixels outside the image.
     for image, line in zip(*np.nonzero(first_BS != inside_BS), strict=True):
         moved = first_BS[image, line] - inside_BS[image, line]
         out[image, line] = np.roll(out[image, line], -moved, axis=0)
@@ -100,7 +106,7 @@ def _rows_at(pixels_NSSC: Pixels, rows_BS: NDArray[np.int64], right_B: NDArray[n
 
 
 def flip_(images_NSSC: Tensor, flip_N: NDArray[np.bool]) -> None:
-    """Mirror the images that are marked, in place."""
+    """Mirror the marked images left to right, in place."""
     rows = np.flatnonzero(flip_N)
     images = mirrored(take(images_NSSC, rows))
     if images_NSSC.device.type == "cpu":
@@ -110,12 +116,12 @@ def flip_(images_NSSC: Tensor, flip_N: NDArray[np.bool]) -> None:
 
 
 def mirrored(images_NSSC: Tensor) -> Tensor:
-    # Seen as N C S S with channels last in memory, which has a vectorised mirror.
+    # Pass a channels-last view: torch has a vectorized mirror for this layout.
     return images_NSSC.permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
 
 
 def take(source_NSSC: Tensor, rows_B: NDArray[np.int64]) -> Tensor:
-    """A copy of some images. On a CPU by NumPy, which copies whole images and so several times faster."""
+    """Copy images `rows_B`. On a CPU NumPy does it: it copies whole images, several times faster than torch."""
     if source_NSSC.device.type == "cpu":
         return torch.from_numpy(source_NSSC.numpy()[rows_B])
     return source_NSSC.index_select(0, to_device(rows_B, source_NSSC.device))
@@ -124,7 +130,10 @@ def take(source_NSSC: Tensor, rows_B: NDArray[np.int64]) -> Tensor:
 def erased(
     images_NSSC: Tensor, chosen_N: NDArray[np.bool], draws_N4: Draws, mean: tuple[float, ...]
 ) -> Tensor:
-    """A rectangle of 2 to 33 % of the area and 0.3 to 3.3 in shape painted over (arXiv 1708.04896)."""
+    """Paint a rectangle of the chosen images with the mean color (random erasing, arXiv 1708.04896).
+
+    It has 2 to 33 % of the area, and 0.3 to 3.3 in shape. mean: per channel, of pixels scaled to 0..1.
+    """
     size, device = images_NSSC.shape[1], images_NSSC.device
     area, ratio = size * size * (0.02 + 0.31 * draws_N4[:, 0]), 0.3 * (3.3 / 0.3) ** draws_N4[:, 1]
     high = np.clip(np.sqrt(area / ratio).round(), 1, size) * chosen_N

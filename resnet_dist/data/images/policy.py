@@ -1,9 +1,9 @@
-"""Augmentation policies on one image: torchvision's operations, with draws of our own.
+"""Augmentation policies on one image: torchvision's operations, with our own draws.
 
-torchvision's transforms draw from one global generator, which the order in which threads run would decide.
-Here the operation, its strength and its sign come from the sample's identity.
+torchvision's transforms draw from one global generator, so their result would depend on the order in which threads
+run. Here the operation, its strength and its sign come from the sample's identity.
 
-Shapes: S image size, C channels.
+Shapes: S image size, C channels, K operations, four draws for each.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from resnet_dist.data.images.decode import Pixels
 
-BINS = 31  # strengths 0 to 30, as in the papers
+BINS = 31  # levels of strength, 0 to 30, as in the papers
 
 
 @dataclass(frozen=True)
 class _Op:
-    """An operation and its strength at level 0 and at level 30; `signed` ones go either way."""
+    """An operation, and its strength at level 0 and at level 30; a `signed` one may be negated."""
 
     name: str
     low: float = 0.0
@@ -35,7 +35,7 @@ class _Op:
 def _space(
     *, shear: float, translate: float, rotate: float, change: float, posterize: float
 ) -> tuple[_Op, ...]:
-    """The operations of both papers; they differ in how far each goes."""
+    """Return the operations of both papers, which differ only in the largest strengths."""
     moves = {"shear_x": shear, "shear_y": shear, "translate_x": translate, "translate_y": translate}
     changes = dict.fromkeys(("brightness", "color", "contrast", "sharpness"), change)
     return (
@@ -48,13 +48,13 @@ def _space(
     )
 
 
-# Strengths as torchvision's RandAugment and TrivialAugmentWide have them; translations in parts of the image.
+# Strengths are those of torchvision's RandAugment and TrivialAugmentWide; translations are shares of the image.
 RAND_AUGMENT = _space(shear=0.3, translate=150 / 331, rotate=30, change=0.9, posterize=4)
 TRIVIAL_AUGMENT = _space(shear=0.99, translate=32 / 224, rotate=135, change=0.99, posterize=2)
 
 
 def rand_augment(pixels_SSC: Pixels, draws_K4: NDArray[np.float64], *, magnitude: int) -> Pixels:
-    """As many operations as there are rows of draws, all of one strength (arXiv 1909.13719)."""
+    """Apply K operations, all of one strength (arXiv 1909.13719). magnitude: 0 to 30."""
     for op_draw, sign_draw, *_ in draws_K4.tolist():
         op = RAND_AUGMENT[int(op_draw * len(RAND_AUGMENT))]
         pixels_SSC = apply(op, pixels_SSC, level=magnitude, negative=sign_draw < 0.5)
@@ -62,13 +62,14 @@ def rand_augment(pixels_SSC: Pixels, draws_K4: NDArray[np.float64], *, magnitude
 
 
 def trivial_augment(pixels_SSC: Pixels, draws_4: NDArray[np.float64]) -> Pixels:
-    """One operation of any strength (arXiv 2103.10158)."""
+    """Apply one operation of any strength (arXiv 2103.10158)."""
     op_draw, sign_draw, level_draw, _ = draws_4.tolist()
     op = TRIVIAL_AUGMENT[int(op_draw * len(TRIVIAL_AUGMENT))]
     return apply(op, pixels_SSC, level=int(level_draw * BINS), negative=sign_draw < 0.5)
 
 
 def apply(op: _Op, pixels_SSC: Pixels, *, level: int, negative: bool) -> Pixels:
+    """Apply an operation at `level`, 0 to 30; `negative` negates the strength of a signed one."""
     strength = op.low + (op.high - op.low) * level / (BINS - 1)
     if op.signed and negative:
         strength = -strength
@@ -76,7 +77,7 @@ def apply(op: _Op, pixels_SSC: Pixels, *, level: int, negative: bool) -> Pixels:
 
 
 def jitter_color(pixels_SSC: Pixels, draws_4: NDArray[np.float64], *, strength: float) -> Pixels:
-    """Brightness, contrast and saturation by factors from 1 - strength to 1 + strength, in an order drawn."""
+    """Change brightness, contrast and saturation by factors from 1 - strength to 1 + strength, in a random order."""
     from torchvision.transforms.v2 import functional as F
 
     change = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
@@ -85,7 +86,7 @@ def jitter_color(pixels_SSC: Pixels, draws_4: NDArray[np.float64], *, strength: 
 
     def all_three(image_CSS: Tensor) -> Tensor:
         for number in order:
-            if number != 2 or image_CSS.shape[0] == 3:  # grey has no saturation
+            if number != 2 or image_CSS.shape[0] == 3:  # A gray image has no saturation.
                 image_CSS = change[number](image_CSS, factors[number])
         return image_CSS
 
@@ -112,7 +113,7 @@ def _affine(image_CSS: Tensor, **changes: Any) -> Tensor:
 def _shear(tangent: float, axis: int, image_CSS: Tensor) -> Tensor:
     degrees = [0.0, 0.0]
     degrees[axis] = float(np.degrees(np.arctan(tangent)))
-    # About the corner, as Pillow's shear that the papers used.
+    # Shear about the corner, as Pillow does: the papers used Pillow.
     return _affine(image_CSS, shear=degrees, center=[0, 0])
 
 

@@ -1,4 +1,4 @@
-"""Repeated augmentation and mirroring by turns: each sample so many times, every time in its own way."""
+"""Repeated augmentation and alternate mirroring: each sample has several copies, augmented independently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from resnet_dist.config import Data, Recipe
 from resnet_dist.data.batches.loader import Batch
-from resnet_dist.data.images.crop import to_size, to_sizes
+from resnet_dist.data.images.crop import to_sizes
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.draws import randomness
 from resnet_dist.data.shards.build import build_index
@@ -27,7 +27,7 @@ from tests.data.conftest import data_of, encoded, global_batches, picture, write
 
 COUNTS = (61, 0, 40, 77, 30)
 REPEATS = 4
-FIELDS = {"global_batch_size": 96, "lanes": 6, "repeats": REPEATS}  # 24 samples a step
+FIELDS = {"global_batch_size": 96, "lanes": 6, "repeats": REPEATS}  # 24 distinct samples per step
 STEPS = sum(COUNTS) // 24
 
 
@@ -49,7 +49,7 @@ def contents(batches: list[list[Batch]]) -> list[tuple[bytes, bytes, bytes]]:
 
 
 def test_the_order_without_repeats_is_what_it_was() -> None:
-    """Runs that began with an earlier release go on: the digest is that of version 0.2.0."""
+    """The digest is that of version 0.2.0: runs that began with it can be resumed."""
     digest = hashlib.sha256()
     for counts, batch, lanes, window, seed in (
         ((100,) * 13, 64, 8, 50, 3),
@@ -68,13 +68,13 @@ def orders(draw: st.DrawFn) -> Order:
     lanes, repeats = draw(st.sampled_from([1, 2, 4, 12])), draw(st.integers(1, 5))
     batch = lanes * repeats * draw(st.integers(1, 4))
     counts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=9))
-    counts[0] += batch // repeats  # at least one step
+    counts[0] += batch // repeats  # An epoch needs at least one step.
     seed = draw(st.integers(0, 2**32 - 1))
     return Order(tuple(counts), batch, lanes, draw(st.integers(1, 90)), seed, training=True, repeats=repeats)
 
 
 @given(orders(), st.integers(0, 4))
-def test_every_sample_comes_exactly_so_often_and_in_one_batch_and_lane(order: Order, epoch: int) -> None:
+def test_every_sample_comes_repeats_times_in_one_batch_and_one_lane(order: Order, epoch: int) -> None:
     seen: Counter[int] = Counter()
     for step in range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch):
         by_lane = [order.ids_at(step, [lane]) for lane in range(order.lanes)]
@@ -83,11 +83,11 @@ def test_every_sample_comes_exactly_so_often_and_in_one_batch_and_lane(order: Or
             assert set(Counter(ids.tolist()).values()) == {order.repeats}
             grouped = ids[order.rows_of_samples(1)]
             assert (grouped == grouped[:, :1]).all()
-            if order.distinct_per_lane > 1:  # what mixing mixes
+            if order.distinct_per_lane > 1:  # Mixing needs neighbours that differ.
                 assert (ids != np.roll(ids, 1)).all()
             seen.update(ids.tolist())
     assert set(seen.values()) == {order.repeats}
-    missing = order.num_samples - len(seen)  # the tail, another one each epoch
+    missing = order.num_samples - len(seen)  # the incomplete last batch, of other samples in each epoch
     assert 0 <= missing < order.global_batch_size // order.repeats
 
 
@@ -145,7 +145,7 @@ def test_copies_differ_and_the_first_is_what_it_is_alone(index: Index, crop: str
         for sample_id in np.unique(batch.ids_B):
             copies_of_it = images[batch.ids_B == sample_id]
             different.append(len({image.tobytes() for image in copies_of_it}))
-        assert np.mean(different) > 3.5  # of 4
+        assert np.mean(different) > 3.5  # Two of the 4 may be equal by chance.
 
 
 def test_each_sample_is_read_and_decoded_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +160,12 @@ def test_each_sample_is_read_and_decoded_once(index: Index, monkeypatch: pytest.
     [[batch]] = global_batches(index, data_of(index, crop="random-resized-crop", **FIELDS), 1, range(1))
     assert len(batch.ids_B) == 96
     assert set(reads) >= set(batch.ids_B.tolist())
-    assert max(Counter(reads).values()) == 1  # with those of the batches ahead, which are others
+    assert max(Counter(reads).values()) == 1  # Batches decoded ahead hold other samples.
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg"])
 @pytest.mark.parametrize("size", [16, 160])
-def test_views_cut_from_one_decoding_are_those_of_an_image_decoded_for_each(form: str, size: int) -> None:
+def test_views_cut_from_one_decoding_equal_views_decoded_one_by_one(form: str, size: int) -> None:
     smooth = np.add.outer(np.arange(300), np.arange(400))[..., None] * np.array([1, 2, 3]) // 8
     image = open_image(encoded((smooth % 256).astype(np.uint8), form), 3)
     fields = data_of(Index("x", (), ()), crop="random-resized-crop")
@@ -173,13 +173,13 @@ def test_views_cut_from_one_decoding_are_those_of_an_image_decoded_for_each(form
         draws = list(np.random.default_rng(seed).random((REPEATS, 40)))
         mirror = [True, False, True, False]
         alone = [
-            to_size(image, fields, row, size=size, mirror=flip).copy()
+            to_sizes(image, fields, [row], [flip], size)[0].copy()
             for row, flip in zip(draws, mirror, strict=True)
         ]
         together = to_sizes(image, fields, draws, mirror, size)
         for ours, theirs in zip(together, alone, strict=True):
             difference = np.abs(ours.astype(int) - theirs)
-            if form == "png" or size == 160:  # nothing is decoded at a smaller scale
+            if form == "png" or size == 160:  # Nothing is decoded at a smaller scale.
                 assert difference.max() == 0
             assert difference.mean() < 2
 
@@ -208,7 +208,7 @@ def flips(ids: np.ndarray, data: Data, epoch: int, copy: int = 0) -> np.ndarray:
     return randomness(ids, data, seed=3, epoch=epoch, copies_N=copies).flip_N
 
 
-def test_mirroring_by_turns(index: Index) -> None:
+def test_alternate_mirroring_changes_with_every_copy_and_epoch(index: Index) -> None:
     ids, data = np.arange(1000), data_of(index, flip="alternate")
     first = flips(ids, data, 0)
     assert 0.45 < first.mean() < 0.55
@@ -252,12 +252,12 @@ def test_a_flip_is_true_false_or_alternate(digits_recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["data.repeats=3"], "repeats=3 does not divide the 16 samples .* from each of lanes=8"),
         (["data.repeats=16", "data.mixup=0.2"], "repeats=16 with mixup=0.2 .* mix an image with itself"),
     ],
 )
-def test_repeats_that_cannot_be(digits_recipe: Recipe, overrides: list[str], words: str) -> None:
-    with pytest.raises(RecipeError, match=words):
+def test_impossible_repeats_are_refused(digits_recipe: Recipe, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         digits_recipe.with_overrides(overrides)

@@ -1,4 +1,4 @@
-"""Progressive resizing: the size of every step, and batches that have it, on every path."""
+"""Progressive resizing: the image size of every step, and batches of that size from every kind of loader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resnet_dist.config import Data, Recipe, Train, steps_of
 from resnet_dist.data.batches.loader import Batch, Loader
-from resnet_dist.data.images.crop import to_size
+from resnet_dist.data.images.crop import to_sizes
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.pixels import resize, resize_batch
 from resnet_dist.data.shards.build import build_index
@@ -27,7 +27,7 @@ from tests.data.conftest import SIZE, data_of, encoded, picture, write_shards
 
 COUNTS = (61, 0, 40, 77, 30)
 STEPS = sum(COUNTS) // 48
-MOVING = Sizes(((0, 4), (2, 6), (5, 8)))  # of images of 8 pixels
+MOVING = Sizes(((0, 4), (2, 6), (5, 8)))  # for images of 8 pixels
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 def batches(
     index: Index, data: Data, steps: range, *, sizes: Sizes | None = MOVING, world_size: int = 1
 ) -> list[torch.Tensor]:
-    """The images of every step, of all ranks in order."""
+    """Return the images of every step, of all ranks in order."""
     ranks = [
         loader(index, data, World(r, 0, world_size, torch.device("cpu")), sizes) for r in range(world_size)
     ]
@@ -69,7 +69,7 @@ def test_linear_sizes_are_interpolated_and_rounded(gaps: list[tuple[int, int]], 
 
 
 def test_ffcvs_sizes() -> None:
-    """160 to 192 by 32 between two epochs: half way it changes."""
+    """From 160 to 192 in multiples of 32, the size changes half way."""
     sizes = Sizes(((100, 160), (200, 192)), multiple=32)
     assert [sizes.at(step) for step in (0, 100, 149, 151, 200, 10_000)] == [160, 160, 160, 192, 192, 192]
 
@@ -99,7 +99,7 @@ def test_lengths_become_steps_once(digits_recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (['data.train_sizes=[["0 epochs", 9]]'], "train_sizes goes to 9, but image_size=8"),
         (['data.train_sizes=[["0 epochs", 0]]'], "data.train_sizes.0.1=0"),
@@ -110,10 +110,10 @@ def test_lengths_become_steps_once(digits_recipe: Recipe) -> None:
         ),
     ],
 )
-def test_sizes_that_cannot_be(digits_recipe: Recipe, overrides: list[str], words: str) -> None:
+def test_impossible_sizes_are_refused(digits_recipe: Recipe, overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         digits_recipe.with_overrides(overrides)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 class Compiled(Train):
@@ -192,7 +192,7 @@ def test_without_a_crop_a_smaller_size_is_the_image_shrunk(index: Index) -> None
 
 
 def test_shrinking_on_a_device_differs_by_rounding() -> None:
-    """The arithmetic that is done there, done here."""
+    """The arithmetic of `resize_batch` on a GPU is repeated here on the CPU."""
     images = torch.from_numpy(np.stack([picture(number, 32) for number in range(5)]))
     ours = resize_batch(images, 24)
     scaled = torch.nn.functional.interpolate(
@@ -205,17 +205,18 @@ def test_shrinking_on_a_device_differs_by_rounding() -> None:
         assert np.array_equal(image.numpy(), resize(alone.numpy(), 24, 24))
 
 
-def test_random_crops_are_of_the_size(index: Index) -> None:
+def test_random_crops_have_the_size_asked_for(index: Index) -> None:
     data = data_of(index, crop="random-resized-crop", flip=False)
     image = open_image(encoded(picture(3, 40)), 3)
     draws = np.random.default_rng(0).random(40)
     for size in (8, 24):
-        assert to_size(image, data, draws, size=size).shape == (size, size, 3)
+        [view] = to_sizes(image, data, [draws], [False], size)
+        assert view.shape == (size, size, 3)
 
 
 @pytest.mark.parametrize(("largest", "ahead"), [(4, 5), (8, 3)])
 def test_batches_in_flight_count_the_largest_size(index: Index, largest: int, ahead: int) -> None:
-    """Of 48 images of 8 x 8 x 3, four fit in the bytes with the one in use; of a quarter of that, all five."""
+    """Four batches of 48 images of 8 x 8 x 3 fit, with the one in use; at a quarter of the area, all five do."""
     data = data_of(index, prefetch_batches=5, prefetch_bytes=4 * 48 * 8 * 8 * 3)
     with loader(index, data, World.single(), Sizes(((0, 4), (10**6, largest)))) as loading:
         loading.batch_at(0)

@@ -1,4 +1,4 @@
-"""Augmentation: what each field changes, from identity alone, alike on every path."""
+"""Augmentation: the effect of each field, and draws that depend on identity alone."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_smaller_window_is_padding_and_cropping(size: int) -> None:
         assert np.array_equal(image, padded_crop(source[row].numpy(), down, right)[:size, :size])
 
 
-def test_a_gpus_way_of_shifting_gives_the_same() -> None:
-    """The indexing that is done there, done here."""
+def test_the_shifting_of_a_gpu_gives_the_same_pixels() -> None:
+    """`pixels_at`, which `windows` uses on a GPU, runs on the CPU here."""
     source, rows = images(5), np.array([0, 4, 2, 2])
     down, right = np.array([-3, 0, 2, 1]), np.array([2, -1, 0, -4])
     expected = windows(source, rows, down, right, SIZE)
@@ -71,7 +71,7 @@ def test_a_gpus_way_of_shifting_gives_the_same() -> None:
     assert not expected[torch.from_numpy(~inside)].any()
 
 
-def test_flipping_mirrors_the_marked_ones_alone() -> None:
+def test_flipping_mirrors_only_the_marked_images() -> None:
     source = images(6)
     found, marked = source.clone(), np.array([True, False, False, True, True, False])
     flip_(found, marked)
@@ -94,10 +94,10 @@ def test_erasing_paints_one_rectangle_with_the_mean() -> None:
             assert painted.sum() == len(rows) * len(columns)
             assert painted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
             areas.append(painted.mean())
-    assert 0.1 < np.mean(areas) < 0.25  # 2 to 33 %
+    assert 0.1 < np.mean(areas) < 0.25  # Areas are drawn between 2 and 33 %.
 
 
-def test_draws_are_those_of_the_sample_not_of_its_place() -> None:
+def test_draws_depend_on_the_sample_and_not_on_its_row() -> None:
     fields = data(crop="random-resized-crop", policy="rand-augment", color_jitter=0.4, erase=0.3, flip=True)
     ids = np.array([5, 900_000_000_000, 3, 77])
     both = randomness(ids, fields, seed=1, epoch=2)
@@ -108,7 +108,7 @@ def test_draws_are_those_of_the_sample_not_of_its_place() -> None:
     for seed, epoch in ((1, 3), (2, 2)):
         other = randomness(ids, fields, seed=seed, epoch=epoch)
         assert not np.array_equal(other.batch_N4, both.batch_N4)
-    # What another field draws, a field leaves alone.
+    # A field does not change the draws of another one.
     plain = randomness(ids, data(crop="random-resized-crop"), seed=1, epoch=2)
     assert np.array_equal(plain.crop_NK, both.crop_NK)
     assert np.array_equal(plain.batch_N4, both.batch_N4)
@@ -158,7 +158,8 @@ def test_mixup_and_cutmix() -> None:
         assert ((cut.images_MCHW == batch) | (cut.images_MCHW == batch.roll(1, 0))).all()
     assert torch.equal(batch, before)
     assert 0.3 < np.mean(shares) < 0.7
-    assert np.mean([min(share, 1 - share) for share in shares]) < 0.25  # alpha below 1: mostly one of them
+    # With alpha below 1, most of each mixed image comes from one of the two.
+    assert np.mean([min(share, 1 - share) for share in shares]) < 0.25
     labels = torch.arange(6)
     assert Mixed.partner(labels).tolist() == [5, 0, 1, 2, 3, 4]
     untouched = mix(batch, data(), seed=0, step=0, micro_batch=0)
@@ -166,7 +167,7 @@ def test_mixup_and_cutmix() -> None:
     assert untouched.share == 1
 
 
-def test_both_take_turns_and_micro_batches_differ() -> None:
+def test_mixup_and_cutmix_alternate_at_random_and_micro_batches_differ() -> None:
     batch = torch.rand(4, 3, 8, 8)
     fields = data(mixup=0.2, cutmix=1.0)
     kinds = set()
@@ -193,7 +194,7 @@ def test_beta_has_its_moments(alpha: float) -> None:
 
 
 def test_beta_up_to_2_draws_what_it_always_drew() -> None:
-    """Runs that began with an earlier release go on: the digest is that of version 0.3.0."""
+    """The digest is that of version 0.3.0: runs that began with it can be resumed."""
     rng, digest = np.random.default_rng(1), hashlib.sha256()
     for alpha in (0.1, 0.4, 1.0, 1.5, 2.0):
         for _ in range(50):
@@ -202,7 +203,7 @@ def test_beta_up_to_2_draws_what_it_always_drew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"cache": "ram", "crop": "random-resized-crop"}, "cache='ram'.*crop='random-resized-crop'"),
         ({"cache": "device", "policy": "rand-augment"}, "cache='device'.*policy='rand-augment'"),
@@ -211,15 +212,15 @@ def test_beta_up_to_2_draws_what_it_always_drew() -> None:
         ({"cutmix": 1.0, "global_batch_size": 1, "lanes": 1}, "cutmix=1.0.*global_batch_size=1"),
     ],
 )
-def test_what_cannot_go_together_is_refused(
-    digits_recipe: Recipe, changes: dict[str, object], words: str
+def test_fields_that_contradict_each_other_are_refused(
+    digits_recipe: Recipe, changes: dict[str, object], message: str
 ) -> None:
     overrides = [f"data.{name}={value}" for name, value in changes.items()]
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(RecipeError, match=message):
         digits_recipe.with_overrides(["data.micro_batch_size=none", *overrides])
 
 
-def test_a_rank_with_one_image_has_nothing_to_mix_it_with() -> None:
+def test_mixing_with_one_image_per_rank_is_refused() -> None:
     fields = data(mixup=0.2, lanes=8)
     check_world_size(fields, 4)
     check_world_size(data(lanes=8), 8)
@@ -229,7 +230,7 @@ def test_a_rank_with_one_image_has_nothing_to_mix_it_with() -> None:
         check_world_size(fields, 8)
 
 
-def test_nothing_asked_for_is_nothing_done() -> None:
+def test_without_augmentation_images_are_copied_unchanged() -> None:
     source, rows = images(5), np.array([3, 0, 4])
     random = randomness(rows, data(), seed=0, epoch=0)
     assert torch.equal(augmented(source, rows, data(), random, SIZE), source[[3, 0, 4]])

@@ -1,4 +1,4 @@
-"""Pixels: the part that a crop needs equals that part of the whole, and agrees with Pillow in every format."""
+"""Decoding: the part that a crop needs equals that part of a whole decode, and agrees with Pillow in every format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from resnet_dist.config import Data
 from resnet_dist.data.images import decode
-from resnet_dist.data.images.crop import middle, random_box, to_size
+from resnet_dist.data.images.crop import middle, random_box, to_sizes
 from resnet_dist.data.images.decode import Box, open_image, scale_for
 from resnet_dist.data.images.draws import randomness
 from resnet_dist.data.images.pixels import resize
@@ -33,7 +33,7 @@ IMAGENET_SAMPLE = Path(__file__).parents[3] / "shared/data/imagenet-sample-200.t
 
 
 def photo(height: int, width: int, *, grain: int = 8) -> Image.Image:
-    """Smooth colors, as JPEGs are made for, that change every `grain` pixels."""
+    """Return smooth colors that change every `grain` pixels, as in a photograph."""
     shape = height // grain + 2, width // grain + 2, 3
     coarse = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -109,7 +109,8 @@ def test_only_the_part_that_a_crop_needs_is_decoded(monkeypatch: pytest.MonkeyPa
     image = open_image(jpeg(photo(496, 304)), 3)
     for box, size in ((Box(5, 9, 16, 200), 224), (Box(0, 0, 496, 304), 224), (Box(0, 0, 304, 304), 76)):
         image.pixels(box, size)
-    assert shapes == [(16, 200, 3), (496, 304, 3), (124, 76, 3)]  # 304 / 76 = 4: a quarter
+    # The last one is decoded at a quarter of the scale: 304 / 76 = 4.
+    assert shapes == [(16, 200, 3), (496, 304, 3), (124, 76, 3)]
 
 
 @needs_region_decoder
@@ -146,11 +147,12 @@ def is_refused(data: bytes) -> bool:
 def test_a_file_damaged_in_its_middle_is_bad_as_a_whole_and_may_be_good_for_a_crop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The one case in which the region decoder makes a difference: without it, the sample is bad for every crop."""
+    """Only here does the region decoder make a difference: without it, the sample is bad for every crop."""
     good = jpeg(photo(400, 300))
     above, plain = Box(0, 0, 60, 60), decode_image(good, 3)[:60, :60]
     half = len(good) // 2
-    noise = (random.Random(seed).randbytes(20) for seed in range(1000))  # libjpeg makes do with most of it
+    # Try several: libjpeg tolerates most of them.
+    noise = (random.Random(seed).randbytes(20) for seed in range(1000))
     data = next(filter(is_refused, (good[:half] + some + good[half + 20 :] for some in noise)))
     image = open_image(data, 3)
     if find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None:
@@ -173,7 +175,7 @@ def test_a_shrunk_crop_agrees_with_pillow() -> None:
 
 
 def difference(ours: np.ndarray, data: bytes, box: Box, size: int) -> float:
-    """Mean absolute difference to Pillow's antialiased crop, of 255."""
+    """Return the mean absolute difference from Pillow's antialiased crop, in levels of 255."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)
     theirs = np.asarray(image.crop(corners).resize((size, size), Image.Resampling.BILINEAR))
@@ -194,7 +196,7 @@ def test_crops_of_real_photographs_agree_with_pillow() -> None:
         for encoded, draws in zip(images, random.crop_NK, strict=True):
             image = open_image(encoded, 3)
             box = random_box(image.height, image.width, 224, draws)
-            found.append(difference(to_size(image, data, draws), encoded, box, 224))
+            found.append(difference(to_sizes(image, data, [draws], [False], 224)[0], encoded, box, 224))
     print(f"mean {np.mean(found):.3f}, largest {np.max(found):.3f}")
     assert np.mean(found) <= 2
     assert np.max(found) <= 6
@@ -219,14 +221,16 @@ def test_a_turned_image_of_the_wanted_size_is_mirrored() -> None:
     exif[0x0112] = 3
     fields = Data(train="", eval="", image_size=40, global_batch_size=8)
     image = open_image(jpeg(photo(40, 40), exif=exif), 3)
-    plain = to_size(image, fields, None).copy()
-    assert np.array_equal(to_size(image, fields, None, mirror=True), plain[:, ::-1])
+    [plain] = to_sizes(image, fields, [None], [False], 40)
+    plain = plain.copy()
+    [mirrored] = to_sizes(image, fields, [None], [True], 40)
+    assert np.array_equal(mirrored, plain[:, ::-1])
 
 
-def test_a_header_is_not_taken_for_that_of_another_image_with_the_same_beginning(
+def test_a_remembered_header_is_used_only_for_images_that_begin_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The newest header is remembered: images differ in height alone, in width, colors, EXIF, or end inside it."""
+    """The images differ in one thing alone (size, quality, EXIF, colors), or end inside their header."""
     exif = Image.Exif()
     exif[0x0112] = 6
     images = [
@@ -245,21 +249,24 @@ def test_a_header_is_not_taken_for_that_of_another_image_with_the_same_beginning
         return decode._jpeg_header(data)
 
     alone = [parsed(data) for data in images]
-    assert len(set(alone)) == 7  # what ends inside its header has none; of other quality is no other header
+    # Six headers, of which one belongs to two qualities, and None for the images that end inside theirs.
+    assert len(set(alone)) == 7
     generator = random.Random(0)
     for number in generator.choices(range(len(images)), k=2000):
         assert decode._jpeg_header(images[number]) == alone[number]
-        assert decode._jpeg_header(images[number]) == alone[number]  # remembered
+        assert decode._jpeg_header(images[number]) == alone[number]  # The second call finds it remembered.
 
 
-def test_an_image_of_the_wanted_size_is_taken_as_it_is_unless_it_is_to_be_cut() -> None:
+def test_an_image_of_the_wanted_size_is_unchanged_unless_it_is_cropped_or_mirrored() -> None:
     data = jpeg(photo(32, 32))
     fields = Data(train="", eval="", image_size=32, global_batch_size=8)
-    assert np.array_equal(to_size(open_image(data, 3), fields, None), decode_image(data, 3))
+    [plain] = to_sizes(open_image(data, 3), fields, [None], [False], 32)
+    assert np.array_equal(plain, decode_image(data, 3))
     cut = fields.model_copy(update={"eval_crop": 0.875})
     expected = resize(decode_image(data, 3)[2:30, 2:30], 32, 32)
-    assert np.array_equal(to_size(open_image(data, 3), cut, None), expected)
-    mirrored = to_size(open_image(data, 3), fields, None, mirror=True)
+    [enlarged] = to_sizes(open_image(data, 3), cut, [None], [False], 32)
+    assert np.array_equal(enlarged, expected)
+    [mirrored] = to_sizes(open_image(data, 3), fields, [None], [True], 32)
     assert np.array_equal(mirrored, decode_image(data, 3)[:, ::-1])
 
 
@@ -304,7 +311,7 @@ def test_cmyk_has_the_colors_that_pillow_shows() -> None:
 
 
 @pytest.mark.parametrize("form", ["png", "webp"])
-def test_what_is_transparent_is_white(form: str) -> None:
+def test_transparent_pixels_are_white(form: str) -> None:
     rgba = np.zeros((4, 6, 4), np.uint8)
     rgba[:, :2] = (255, 0, 0, 255)
     rgba[:, 2:4] = (0, 0, 255, 0)
@@ -333,7 +340,8 @@ def test_bmp_and_one_bit() -> None:
     assert np.array_equal(decode_image(saved(bits, "png"), 1)[..., 0], np.eye(8) * 255)
 
 
-@pytest.mark.parametrize("edge", [8950, 65_000])  # Pillow alone would decode the first: 80.1 million pixels
+# Pillow alone would decode the first: it has 80.1 million pixels.
+@pytest.mark.parametrize("edge", [8950, 65_000])
 def test_decompression_bombs_are_refused_before_they_are_decoded(edge: int) -> None:
     large = bytearray(jpeg(photo(16, 16)))
     at = large.index(b"\xff\xc0") + 5
@@ -356,7 +364,7 @@ def test_only_formats_of_pictures_are_tried() -> None:
             decode_image(saved(photo(8, 8), form), 3)
 
 
-def test_the_middle() -> None:
+def test_middle_is_the_central_square() -> None:
     assert middle(500, 375, 400, 1.0) == Box(62, 0, 375, 375)
     assert middle(256, 256, 224, 0.875) == Box(16, 16, 224, 224)
     assert middle(1, 1, 224, 0.1) == Box(0, 0, 1, 1)
