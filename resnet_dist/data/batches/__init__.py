@@ -1,1 +1,6 @@
-"""TODO map."""
+"""Batches: the samples of a step, read, decoded and augmented by threads ahead of the loop.
+
+loader.py    the batches of one rank by step, and the threads that prepare them
+fill.py      one thread's task: samples of the index become rows of a batch
+resident.py  decoded images that stay in memory or on the device, and the memory that batches reuse
+"""

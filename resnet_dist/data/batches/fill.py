@@ -1,6 +1,6 @@
-"""Samples of the index → rows of a batch: read, decode, augment, in one thread's task.
+"""One thread's task: read, decode and augment samples of the index into rows of a batch.
 
-Shapes: M samples of a task, R copies of each, S image size, C channels.
+Shapes: M samples of a task, R copies of each, B rows of a batch, S image size, C channels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING
 
-Views = tuple[
-    Sequence[Draws | None], Sequence[bool]
-]  # of one image: each one's crop, and whether it is mirrored
+# The views that are decoded of one image: the draws of each one's crop, and whether each is mirrored.
+Views = tuple[Sequence[Draws | None], Sequence[bool]]
 WHOLE: Views = (None,), (False,)
 
 
 class Decoder:
-    """Fills batches; any number of threads may do so at once."""
+    """Fills batches. Any number of threads may call it at once."""
 
     def __init__(self, reader: ShardReader, num_classes: int, data: Data) -> None:
         self._reader, self._num_classes, self._data = reader, num_classes, data
@@ -36,44 +35,50 @@ class Decoder:
     def fill(
         self,
         batch: Samples,
-        ids: NDArray[np.int64],
+        ids_B: NDArray[np.int64],
         rows_MR: NDArray[np.int64],
         random: Randomness | None,
         size: int,
     ) -> None:
-        """Make some samples of a batch with all their copies, in place.
+        """Write M samples with all their copies into `batch`, in place.
 
-        rows_MR: where they go; a sample without copies goes right behind the one before it.
-        random: None: no augmentation. size: what decoding brings images to; augmentation, to the batch's.
-        Raises StorageError or IndexMismatch where a shard cannot be had. A bad sample is black, with weight 0.
+        ids_B: sample ids of all rows of the batch.
+        rows_MR: the rows to fill. With R = 1 they are adjacent.
+        random: the draws of all rows of the batch. None: no augmentation.
+        size: the size to which images are decoded; augmentation brings them to the batch's.
+
+        A bad sample becomes black with weight 0. Raises StorageError or IndexMismatch where a shard cannot be read.
         """
         single = rows_MR.shape[1] == 1
         rows = slice(int(rows_MR[0, 0]), int(rows_MR[-1, 0]) + 1) if single else rows_MR.ravel()
+        # Decode straight into the batch where its rows are adjacent, and of the size that decoding gives.
         in_place = single and size == batch.images_NSSC.shape[1]
         shape = (rows_MR.size, size, size, self._data.channels)
         part = Samples.around(batch.images_NSSC[rows] if in_place else torch.empty(shape, dtype=torch.uint8))
-        own = None if random is None else random.rows(rows)
-        self._decode(part, ids[rows_MR[:, 0]], own)
+        part_random = None if random is None else random.rows(rows)
+        self._decode(part, ids_B[rows_MR[:, 0]], part_random)
         images = part.images_NSSC
-        if own is not None:
-            images = augment_(images, np.arange(rows_MR.size), self._data, own, batch.images_NSSC.shape[1])
+        if part_random is not None:
+            all_rows = np.arange(rows_MR.size)
+            images = augment_(images, all_rows, self._data, part_random, batch.images_NSSC.shape[1])
         if not (in_place and images is part.images_NSSC):
             batch.images_NSSC.numpy()[rows] = images.numpy()
         batch.labels_N.numpy()[rows] = part.labels_N.numpy()
         batch.weights_N.numpy()[rows] = part.weights_N.numpy()
-        places = rows_MR.ravel().tolist()
-        bad = {places[row]: text for row, text in part.bad.items()}
+        batch_rows = rows_MR.ravel().tolist()
+        bad = {batch_rows[row]: text for row, text in part.bad.items()}
         batch.bad.update(bad)
         batch.blacken(list(bad))
 
     def _decode(self, part: Samples, ids_M: NDArray[np.int64], random: Randomness | None) -> None:
-        """Read and decode each sample once, for all its copies, which are neighbours here."""
+        """Read and decode each sample once, for all its copies, which are adjacent rows of `part`."""
         images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
         copies, size = len(images) // len(ids_M), images.shape[1]
         places, views_M = self._reader.locate(ids_M), _views(len(ids_M), copies, random)
         for number, (sample_id, place, views) in enumerate(zip(ids_M.tolist(), places, views_M, strict=True)):
             first = number * copies
-            rows = first if copies == 1 else slice(first, first + copies)  # numpy is quicker with a number
+            # Index by a number where there is one copy: NumPy is faster with it than with a slice.
+            rows = first if copies == 1 else slice(first, first + copies)
             if sample_id == PADDING:
                 images[rows] = 0
                 continue
@@ -84,8 +89,8 @@ class Decoder:
                 images[rows] = found[0] if len(found) == 1 else found
                 labels[rows] = check_label(label, self._num_classes)
                 weights[rows] = 1.0
-            except UserError:
-                raise  # not the sample's fault
+            except UserError:  # It is a ValueError too, but not the sample's fault.
+                raise
             except (BadSample, ValueError) as problem:
                 images[rows] = 0
                 text = f"{self._reader.key(sample_id)}: {problem}"
@@ -93,7 +98,7 @@ class Decoder:
 
 
 def _views(count: int, copies: int, random: Randomness | None) -> list[Views]:
-    """Of each sample, the views that decoding makes: one for each copy, or one that all copies begin from."""
+    """Return the views to decode of each of `count` samples: one for each copy, or the whole image for all copies."""
     if random is None or not random.crop_NK.size:
         return [WHOLE] * count
     mirror, crops = random.flip_N.tolist(), list(random.crop_NK)

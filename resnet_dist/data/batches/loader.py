@@ -1,7 +1,8 @@
-"""The loader: order + shards + decode → the batch of a step, decoded by threads, ahead of the loop.
+"""The loader: gives a rank its batch of any step, which threads decode ahead of the loop.
 
-Decoders release the GIL, so threads of this process beat worker processes: nothing is pickled or copied.
-Shapes: B samples that this rank has of a step: M distinct ones, R copies of each; S image size, C channels.
+The image decoders release the GIL, so threads are faster than worker processes: nothing is pickled or copied.
+
+Shapes: B samples of a step on this rank: M distinct ones, R copies of each; S image size, C channels.
 """
 
 from __future__ import annotations
@@ -33,32 +34,34 @@ from resnet_dist.order.samples import Order
 from resnet_dist.order.sizes import Sizes
 from resnet_dist.world import World
 
-# Handing a task to a thread costs what decoding a tiny image does, and a batch is ready when its last task is.
-PIXELS_PER_TASK, SAMPLES_PER_TASK = 16 * 224 * 224, 128
-SMALL_SAMPLE_BYTES = 8 * 2**10  # in its shard, with the tar's headers, on average
-SMALL_SIZE = 64  # pixels: to enlarge an image to more takes longer than what needs Python's lock
-CHUNK_BYTES = 256 * 2**20  # of a set that is kept: what is decoded here before it goes to where it is kept
+# A task should be large, since submitting it costs as much as decoding a tiny image, and small, since a batch is
+# ready only when its last task is done.
+MAX_PIXELS_PER_TASK, MAX_SAMPLES_PER_TASK = 16 * 224 * 224, 128
+# Images below both limits are decoded by one thread, see `_threads_for`.
+SMALL_SAMPLE_BYTES = 8 * 2**10  # of a sample in its shard, with the tar's headers, on average
+SMALL_SIZE = 64  # pixels: resizing to more takes longer than the part of the work that holds the GIL
+CHUNK_BYTES = 256 * 2**20  # images of a cached set that are decoded before they are copied to its place
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank has of one step."""
+    """The samples of one step on one rank."""
 
     images_BSSC: Tensor  # uint8
     labels_B: Tensor  # int64
     weights_B: Tensor  # float32: 1, or 0 for a bad sample and for padding
-    ids_B: NDArray[np.int64]  # sample ids, PADDING where a last evaluation step has none
+    ids_B: NDArray[np.int64]  # sample ids; PADDING fills the last step of an evaluation
     bad: tuple[str, ...]  # keys of samples that could not be decoded, with the reason
-    wait_seconds: float  # how long the loop stood still for it
+    wait_seconds: float  # time that the loop spent waiting for this batch
 
 
 class Loader:
-    """Batches of one rank by step. Close it, or use it as a context manager, to end its threads.
+    """The batches of one rank by step. Close it, or use it as a context manager, to end its threads.
 
-    sizes: the image size of every step; None: `data.image_size`, or in evaluation that of evaluation.
-    total_steps: the length of training, beyond which nothing is decoded ahead.
+    sizes: the image size of every step. Default: `data.image_size`, or `data.evaluation_size` in evaluation.
+    total_steps: the length of training, beyond which nothing is decoded ahead. Default: no limit.
 
-    Raises UserError where `data.cache` asks for more memory than there is.
+    Raises UserError where `data.cache` needs more memory than is free.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Loader:
     ) -> None:
         self.index, self.order, self.data = index, order, data
         self._seed, self._device = seed, world.device
-        # What decoding brings an image to; only a random crop is brought to the step's size at once.
+        # Decode images to this size; augmentation changes it to the step's. Random crops have the step's at once.
         self._whole_size = data.image_size if order.training else data.evaluation_size
         self._sizes = sizes or Sizes.constant(self._whole_size)
         self._end = total_steps if order.training else order.steps_per_epoch
@@ -84,7 +87,8 @@ class Loader:
         self._rows_MR = order.rows_of_samples(len(self._lanes))
         self._some_are_fetched = not all(is_plain_local(shard) for shard in index.shards)
         self._wanted: set[int] = set()
-        self._buffers = Buffers(self._batches_ahead + 3)  # decoded, in use, and let go of a little later
+        # Beside the batches ahead: the one to be returned, the one in use, and one that is released a little later.
+        self._buffers = Buffers(self._batches_ahead + 3)
         self._ahead: deque[tuple[int, _Pending]] = deque()
         self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest)
         self._pool = _start_threads(self.threads)
@@ -97,17 +101,13 @@ class Loader:
                 raise
 
     def batch_at(self, step: int) -> Batch:
-        """The batch of `step`, counted from the start of training. In sequence it is decoded ahead of use.
+        """Return the batch of `step`, counted from the start of training. Ask in sequence: batches are decoded ahead.
 
-        Raises StorageError where a shard cannot be had, IndexMismatch where it is not the one that was
-        indexed. A bad sample comes as zeros of weight 0.
+        A bad sample is black, with weight 0. Raises StorageError where a shard cannot be read, IndexMismatch where it
+        is not the one that was indexed.
         """
         start = time.perf_counter()
-        if not self._ahead or self._ahead[0][0] != step:
-            self._drop_ahead()
-        last = self._ahead[-1][0] if self._ahead else step - 1
-        for later in range(last + 1, step + 1 + min(self._batches_ahead, self._steps_after(step))):
-            self._ahead.append((later, self._submit(later)))
+        self._submit_until(step)
         pending = self._ahead.popleft()[1]
         for task in pending.tasks:
             task.result()
@@ -117,18 +117,19 @@ class Loader:
         return Batch(samples.images_NSSC, samples.labels_N, samples.weights_N, pending.ids_B, bad, waited)
 
     def drain(self) -> int:
-        """Wait for what is decoded ahead, and drop it: how many samples that was. For benchmarks, between rounds."""
-        samples = 0
+        """Wait for the batches decoded ahead, drop them, and return their number of samples. For benchmarks."""
+        num_samples = 0
         for _, pending in self._ahead:
             for task in pending.tasks:
                 task.result()
-            samples += len(pending.ids_B)
+            num_samples += len(pending.ids_B)
         self._ahead.clear()
-        return samples
+        return num_samples
 
     def close(self) -> None:
+        """Drop the batches decoded ahead, and end the threads."""
         self._drop_ahead()
-        self._reader.close()  # first: decoders may be waiting for a shard that does not come
+        self._reader.close()  # Close it before the pool: its threads may be waiting for a shard that never comes.
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -141,14 +142,22 @@ class Loader:
 
     @property
     def _batches_ahead(self) -> int:
-        """Batches decoded beyond the one that is used: within `prefetch_batches` and `prefetch_bytes`."""
+        """The number of batches decoded beyond the one in use, within `prefetch_batches` and `prefetch_bytes`."""
         images = self.order.per_lane * len(self._lanes)
         batch_bytes = images * self._sizes.largest**2 * self.data.channels
         return max(1, min(self.data.prefetch_batches, self.data.prefetch_bytes // batch_bytes - 1))
 
     def _steps_after(self, step: int) -> int:
-        """Steps that follow `step`, to the end of training or of the evaluation."""
+        """Return the number of steps after `step`, to the end of training or evaluation."""
         return sys.maxsize if self._end is None else max(0, self._end - 1 - step)
+
+    def _submit_until(self, step: int) -> None:
+        """Submit the batch of `step` and those to decode ahead; drop others, where `step` is not the next one."""
+        if not self._ahead or self._ahead[0][0] != step:
+            self._drop_ahead()
+        last = self._ahead[-1][0] if self._ahead else step - 1
+        for later in range(last + 1, step + 1 + min(self._batches_ahead, self._steps_after(step))):
+            self._ahead.append((later, self._submit(later)))
 
     def _drop_ahead(self) -> None:
         for _, pending in self._ahead:
@@ -157,22 +166,29 @@ class Loader:
         self._ahead.clear()
 
     def _submit(self, step: int) -> _Pending:
+        """Start the work for one batch, in threads."""
         ids = self.order.ids_at(step, self._lanes)
         random = self._randomness(ids, step) if self.order.training else None
         size = self._sizes.at(step)
-        if self._cached is None:
-            if self._some_are_fetched:
-                self._fetch_ahead(step)
-            samples = Samples.around(self._buffers.take((len(ids), size, size, self.data.channels)))
-            cropped = self.order.training and self.data.crop == "random-resized-crop"
-            tasks = self._submit_decoding(
-                samples, ids, self._rows_MR, random, size if cropped else self._whole_size
-            )
-            return _Pending(ids, tasks, lambda: samples)
-        if self.data.cache == "device":  # which works in sequence anyway
-            chosen = self._cached.select(ids, self.data, random, size)
-            return _Pending(ids, [], lambda: chosen)
-        task = self._pool.submit(self._cached.select, ids, self.data, random, size)
+        if self._cached is not None:
+            return self._submit_selection(self._cached, ids, random, size)
+        if self._some_are_fetched:
+            self._fetch_ahead(step)
+        samples = Samples.around(self._buffers.take((len(ids), size, size, self.data.channels)))
+        cropped = self.order.training and self.data.crop == "random-resized-crop"
+        decoded_size = size if cropped else self._whole_size
+        tasks = self._submit_decoding(samples, ids, self._rows_MR, random, decoded_size)
+        return _Pending(ids, tasks, lambda: samples)
+
+    def _submit_selection(
+        self, cached: Samples, ids: NDArray[np.int64], random: Randomness | None, size: int
+    ) -> _Pending:
+        """Select a batch from the cached set."""
+        if self.data.cache == "device":
+            # Use no thread: the device runs its work in sequence anyway.
+            selected = cached.select(ids, self.data, random, size)
+            return _Pending(ids, [], lambda: selected)
+        task = self._pool.submit(cached.select, ids, self.data, random, size)
         return _Pending(ids, [task], task.result)
 
     def _randomness(self, ids: NDArray[np.int64], step: int) -> Randomness:
@@ -182,9 +198,9 @@ class Loader:
         return randomness(ids, self.data, seed=self._seed, epoch=epoch, copies_N=copies)
 
     def _fetch_ahead(self, step: int) -> None:
-        """Shards are asked for a window and half a shard before the first step that reads them."""
-        samples = self.order.window + self.order.num_samples // len(self.index.shards) // 2
-        steps = min(samples // self.order.distinct_per_lane, self._steps_after(step))
+        """Request shards early: a window of samples and half a shard before the first step that reads them."""
+        num_samples = self.order.window + self.order.num_samples // len(self.index.shards) // 2
+        steps = min(num_samples // self.order.distinct_per_lane, self._steps_after(step))
         wanted = self.order.shards_ahead(step, self._lanes, 1 + steps)
         self._reader.want(number for number in wanted if number not in self._wanted)
         self._wanted = set(wanted)
@@ -203,7 +219,7 @@ class Loader:
         ]
 
     def _decode_all(self) -> Samples:
-        """Every image of the index at one size, before its augmentation."""
+        """Decode every image of the index at one size, without augmentation."""
         device = self._device if self.data.cache == "device" else torch.device("cpu")
         count, size, channels = self.index.num_samples, self._whole_size, self.data.channels
         check_fits(count, size, self.data, device)
@@ -225,13 +241,14 @@ class _Pending:
 
     ids_B: NDArray[np.int64]
     tasks: Sequence[Future[Any]]
-    samples: Callable[[], Samples]  # once the tasks are done
+    samples: Callable[[], Samples]  # to be called when the tasks are done
 
 
 def _start_threads(count: int) -> ThreadPoolExecutor:
-    """Threads in which torch starts no others: those spin while they wait for more, and take CPUs from decoding.
+    """Start a pool of threads in which torch uses no threads of its own: their busy waiting would slow decoding.
 
-    torch keeps their number for each thread; one that is asked for the first time takes the newest of any thread.
+    torch keeps this number per thread, but a thread that reads it for the first time gets the value that any thread
+    set last. So every thread reads and sets it here, and the caller's value is set once more at the end.
     """
 
     def work_alone() -> None:
@@ -240,30 +257,32 @@ def _start_threads(count: int) -> ThreadPoolExecutor:
 
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "decode", initializer=work_alone)
-    all_there = threading.Barrier(count)
+    all_started = threading.Barrier(count)
     try:
-        for waiting in [pool.submit(all_there.wait) for _ in range(count)]:
+        for waiting in [pool.submit(all_started.wait) for _ in range(count)]:
             waiting.result()
     finally:
-        all_there.abort()
+        all_started.abort()
         torch.set_num_threads(before)
     return pool
 
 
 def _threads_for(index: Index, data: Data, size: int) -> int:
-    """One per CPU of this rank; but one for decoding small images, of which Python's lock lets only one be worked at.
+    """Return the number of threads: one per CPU of this rank, but a single one for decoding small images.
 
-    Two threads that take turns are slower than one, by a quarter on CIFAR-10.
+    Small images spend most of their time under the GIL, and two threads that take turns are slower than one, by a
+    quarter on CIFAR-10.
     """
-    said = all(shard.num_bytes for shard in index.shards if shard.num_samples)
-    small = said and sum(shard.num_bytes for shard in index.shards) < SMALL_SAMPLE_BYTES * index.num_samples
+    bytes_known = all(shard.num_bytes for shard in index.shards if shard.num_samples)
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    small = bytes_known and num_bytes < SMALL_SAMPLE_BYTES * index.num_samples
     if small and size <= SMALL_SIZE and data.cache == "none" and not recolors(data):
         return 1
     return torch.get_num_threads()
 
 
 def _parts(rows_MR: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Samples of a batch, cut into tasks for threads."""
-    images = min(SAMPLES_PER_TASK, max(1, PIXELS_PER_TASK // size**2))
-    samples = max(1, images // rows_MR.shape[1])
-    return [rows_MR[low : low + samples] for low in range(0, len(rows_MR), samples)]
+    """Cut the samples of a batch into tasks for threads."""
+    num_images = min(MAX_SAMPLES_PER_TASK, max(1, MAX_PIXELS_PER_TASK // size**2))
+    num_samples = max(1, num_images // rows_MR.shape[1])
+    return [rows_MR[low : low + num_samples] for low in range(0, len(rows_MR), num_samples)]

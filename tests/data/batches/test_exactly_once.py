@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resnet_dist.config import Data
-from resnet_dist.data.batches import resident as cache
+from resnet_dist.data.batches import resident
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
@@ -35,7 +35,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 def digests_and_ids(
     index: Index, data: Data, world_size: int, steps: Iterable[int], *, training: bool = True
 ) -> tuple[list[str], list[np.ndarray]]:
-    """Of every step: a digest of pixels, labels, weights and ids of all ranks in order, and the ids."""
+    """Return two lists by step: a digest of pixels, labels, weights and ids of all ranks in order, and the ids."""
     digests, ids = [], []
     for parts in global_batches(index, data, world_size, steps, training=training):
         digest = hashlib.sha256()
@@ -55,13 +55,13 @@ def test_every_world_size_sees_the_same_batches_and_every_sample_once(index: Ind
     for epoch in range(2):
         seen = np.concatenate(ids[epoch * STEPS : (epoch + 1) * STEPS])
         assert len(np.unique(seen)) == len(seen) == STEPS * 48
-        assert TOTAL - len(seen) < 48  # the tail, another one each epoch
+        assert TOTAL - len(seen) < 48  # the incomplete last batch, of other samples in each epoch
     for world_size in WORLD_SIZES[1:]:
         assert digests_and_ids(index, data, world_size, range(2 * STEPS))[0] == expected
 
 
 @pytest.mark.parametrize("start", [1, STEPS // 3, STEPS - 1, STEPS, STEPS + 7])
-def test_resuming_anywhere_with_any_world_size(index: Index, start: int) -> None:
+def test_resuming_at_any_step_with_any_world_size_gives_the_same_batches(index: Index, start: int) -> None:
     data = data_of(index)
     expected = digests_and_ids(index, data, 1, range(2 * STEPS))[0]
     for world_size in WORLD_SIZES:
@@ -87,8 +87,8 @@ def test_pixels_and_labels_are_those_of_the_id(index: Index) -> None:
 
 
 def test_a_set_that_does_not_fit_is_refused(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache.available_memory() > 2**20
-    monkeypatch.setattr(cache, "available_memory", lambda: TOTAL * 8 * 8 * 3)
+    assert resident.available_memory() > 2**20
+    monkeypatch.setattr(resident, "available_memory", lambda: TOTAL * 8 * 8 * 3)
     with pytest.raises(UserError, match="data.cache='ram' needs .* for .* images of 8 x 8 pixels"):
         loaders(index, data_of(index, cache="ram"), 1)
 
@@ -98,7 +98,7 @@ def test_a_set_that_does_not_fit_is_refused(index: Index, monkeypatch: pytest.Mo
     [
         ("ram", {}),
         ("ram", {"crop": "none", "flip": False}),
-        ("ram", {"policy": "trivial-augment"}),  # on a device it is refused
+        ("ram", {"policy": "trivial-augment"}),  # Only "ram": cache="device" refuses policies.
         ("device", {"crop": "none"}),
         ("device", {"pad": 3, "erase": 0.5}),
     ],

@@ -1,4 +1,4 @@
-"""Through the real loader: the same batches on any number of ranks, before and after a restart."""
+"""The loader: the same batches on any number of ranks and after a restart, its threads, and bad samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(rank: int, size: int) -> World:
 
 
 def whole_batches(data: Data, steps: list[int], size: int) -> list[tuple[torch.Tensor, ...]]:
-    """Images, labels, weights and ids of every step, over all ranks."""
+    """Return images, labels, weights and ids of every step, over all ranks."""
     return [
         tuple(torch.cat(tensors) for tensors in zip(*(fields(part) for part in parts), strict=True))
         for parts in global_batches(read_index(data.train), data, size, steps)
@@ -50,7 +50,7 @@ def data(digits_recipe: Recipe) -> Data:
 
 
 def test_any_number_of_ranks_and_any_restart_sees_the_same(data: Data) -> None:
-    steps = list(range(14))  # an epoch has eleven
+    steps = list(range(14))  # An epoch has eleven.
     whole = whole_batches(data, steps, 1)
     for size in (2, 4, 8):
         for ours, theirs in zip(whole_batches(data, steps, size), whole, strict=True):
@@ -73,7 +73,7 @@ def test_small_images_are_decoded_by_one_thread(data: Data) -> None:
     index = read_index(data.train)
     large = replace(index, shards=tuple(replace(s, num_bytes=10_000 * s.num_samples) for s in index.shards))
     first, *rest = index.shards
-    unsaid = replace(index, shards=(replace(first, num_bytes=0), *rest))
+    unknown = replace(index, shards=(replace(first, num_bytes=0), *rest))
     default = data.model_copy(update={"loader_workers": None})
     recolored = default.model_copy(update={"policy": "trivial-augment"})
 
@@ -83,14 +83,14 @@ def test_small_images_are_decoded_by_one_thread(data: Data) -> None:
             return loader.threads
 
     assert threads(index, default) == 1
-    assert threads(index, data) == 2  # as it says
+    assert threads(index, data) == 2  # `loader_workers` of the fixture
     for other in (default.model_copy(update=u) for u in ({"cache": "ram"}, {"image_size": 224})):
         assert threads(index, other) == 3
-    assert threads(index, recolored) == threads(large, default) == threads(unsaid, default) == 3
+    assert threads(index, recolored) == threads(large, default) == threads(unknown, default) == 3
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_torch_starts_no_threads_for_those_that_decode(data: Data) -> None:
+def test_torch_starts_no_threads_inside_decoding_threads(data: Data) -> None:
     index = read_index(data.train)
     order = Order(index.counts, 64, 8, 64, seed=0, training=True)
     with Loader(index, order, data, World.single(), seed=0) as loader, ThreadPoolExecutor(1) as other:
@@ -101,7 +101,7 @@ def test_torch_starts_no_threads_for_those_that_decode(data: Data) -> None:
         assert other.submit(torch.get_num_threads).result() == 3
 
 
-def test_epochs_are_augmented_differently_and_ids_are_what_they_say(data: Data) -> None:
+def test_without_augmentation_an_id_has_the_same_image_in_every_epoch(data: Data) -> None:
     plain = data.model_copy(update={"crop": "none", "flip": False})
     images: dict[int, torch.Tensor] = {}
     for batch_images, _, _, ids in whole_batches(plain, list(range(11)), 1):
@@ -131,7 +131,7 @@ def test_evaluation_yields_each_sample_once(data: Data, size: int) -> None:
     assert sorted(ids) == list(range(360))
 
 
-def test_a_bad_sample_has_weight_zero_and_moves_nobody(data: Data, tmp_path: Path) -> None:
+def test_a_bad_sample_has_weight_zero_and_changes_no_other_sample(data: Data, tmp_path: Path) -> None:
     clean = whole_batches(data, list(range(11)), 1)
     folder = tmp_path / "train"
     shutil.copytree(data.train, folder)
@@ -156,7 +156,7 @@ def test_a_bad_sample_has_weight_zero_and_moves_nobody(data: Data, tmp_path: Pat
 def test_batches_in_flight_stay_within_their_bytes(
     data: Data, batches: int, limit: int, expected: int
 ) -> None:
-    """A batch of 128 digits has 8,192 bytes; the one in use counts too."""
+    """A batch of 128 digits has 8,192 bytes; the batch in use counts too."""
     changed = data.model_copy(update={"prefetch_batches": batches, "prefetch_bytes": limit})
     index = read_index(data.train)
     order = Order(index.counts, 128, 8, 64, 3, training=True)
@@ -166,11 +166,11 @@ def test_batches_in_flight_stay_within_their_bytes(
 
 
 def test_nothing_is_decoded_beyond_the_end(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    index, asked = read_index(data.train), []
+    index, requested = read_index(data.train), []
     original = Order.ids_at
 
     def ids_at(self: Order, step: int, lanes: range) -> np.ndarray:
-        asked.append(step)
+        requested.append(step)
         return original(self, step, lanes)
 
     monkeypatch.setattr(Order, "ids_at", ids_at)
@@ -179,14 +179,14 @@ def test_nothing_is_decoded_beyond_the_end(data: Data, monkeypatch: pytest.Monke
     with Loader(index, order, ahead, world(0, 1), seed=3, total_steps=14) as loader:
         for step in range(8, 14):
             loader.batch_at(step)
-    assert asked == list(range(8, 14))
-    asked.clear()
+    assert requested == list(range(8, 14))
+    requested.clear()
     order = evaluation_order(index, data)
     with Loader(index, order, ahead, world(0, 1), seed=0) as loader:
         for _ in range(2):
             for step in range(order.steps_per_epoch):
                 loader.batch_at(step)
-    assert asked == 2 * list(range(order.steps_per_epoch))
+    assert requested == 2 * list(range(order.steps_per_epoch))
 
 
 def test_close_ends_the_threads(data: Data) -> None:
@@ -195,7 +195,7 @@ def test_close_ends_the_threads(data: Data) -> None:
 
 
 @pytest.mark.parametrize("data_bytes", [b"", b"not an image", b"\xff\xd8\xff\xe0" + bytes(40)])
-def test_bytes_that_are_no_image(data_bytes: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_refused(data_bytes: bytes) -> None:
     with pytest.raises(ValueError, match="not a readable image"):
         decode_image(data_bytes, 3)
 

@@ -1,4 +1,4 @@
-"""What a kept set may take: the machine's memory, the container's, a share of it, and in which parts it comes."""
+"""The memory of a cached data set: limits of machine and container, the share of a rank, decoding in chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.data.batches import loader
-from resnet_dist.data.batches import resident as cache
+from resnet_dist.data.batches import resident
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
@@ -54,22 +54,22 @@ def test_a_container_of_version_2(root: Path) -> None:
     assert available_memory(root) == 5 * GIB
 
 
-def test_a_limit_above_binds_too(root: Path) -> None:
+def test_the_limit_of_a_parent_group_counts_too(root: Path) -> None:
     write(root / "proc/self/cgroup", "0::/pod/container\n")
     group(root / "sys/fs/cgroup/pod/container", str(8 * GIB), GIB, version=2)
     group(root / "sys/fs/cgroup/pod", str(4 * GIB), 3 * GIB, version=2)
     assert available_memory(root) == GIB
 
 
-def test_version_1_and_a_name_that_only_the_host_knows(root: Path) -> None:
+def test_version_1_and_a_group_whose_path_exists_only_on_the_host(root: Path) -> None:
     write(root / "proc/self/cgroup", "5:cpu,cpuacct:/a\n4:memory:/docker/abc\n0::/\n")
     group(root / "sys/fs/cgroup/memory", str(6 * GIB), 2 * GIB, version=1, file_cache=GIB)
     assert available_memory(root) == 5 * GIB
     group(root / "sys/fs/cgroup/memory/docker/abc", str(3 * GIB), 4 * GIB, version=1)
-    assert available_memory(root) == 0  # over its limit, until the kernel acts
+    assert available_memory(root) == 0  # The group is over its limit, until the kernel acts.
 
 
-def test_this_machine() -> None:
+def test_this_machine_has_a_plausible_amount() -> None:
     assert 2**20 < available_memory() < 2**60
 
 
@@ -83,8 +83,8 @@ def index(tmp_path: Path) -> Index:
     return build_index(expand(write_shards(folder, COUNTS)), folder, CacheLimits(folder / "cache", 1, 1.0))[0]
 
 
-def test_each_rank_of_a_node_keeps_a_set(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "available_memory", lambda: 2 * TOTAL_BYTES)
+def test_each_rank_of_a_node_keeps_its_own_set(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "available_memory", lambda: 2 * TOTAL_BYTES)
     loaders(index, data_of(index, cache="ram"), 1)[0].close()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(
@@ -93,18 +93,18 @@ def test_each_rank_of_a_node_keeps_a_set(index: Index, monkeypatch: pytest.Monke
         loaders(index, data_of(index, cache="ram"), 1)
 
 
-def test_a_set_passes_through_the_host_in_parts(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_decoded_in_chunks_that_share_memory(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _batches(index, "none")
-    original, taken = cache.Buffers.take, []
+    original, taken = resident.Buffers.take, []
 
-    def take(self: cache.Buffers, shape: tuple[int, ...]) -> object:
+    def take(self: resident.Buffers, shape: tuple[int, ...]) -> object:
         taken.append(shape[0])
         return original(self, shape)
 
-    monkeypatch.setattr(cache.Buffers, "take", take)
+    monkeypatch.setattr(resident.Buffers, "take", take)
     monkeypatch.setattr(loader, "CHUNK_BYTES", 10 * 8 * 8 * 3)
     assert _batches(index, "device") == expected
-    assert taken == [10]  # images of 123, and the same memory for each part
+    assert taken == [10]  # One buffer of 10 images serves all 123.
 
 
 def _batches(index: Index, cache: str) -> list[bytes]:
