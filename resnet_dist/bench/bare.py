@@ -1,11 +1,11 @@
-"""The loop that one writes by hand: what `bench step` holds ours against. It uses nothing of train/.
+"""The baseline of `bench step`: a training loop as one writes it by hand. It uses nothing of train/.
 
-No schedule, no metrics but the loss, no checkpoints, no tracker, no averaged batch norm, no bad samples.
+It has no schedule, no metrics but the loss, no checkpoints, no tracker, no averaged batch norm, no bad samples.
 
-With several ranks, DDP's default broadcasts rank 0's running statistics before every forward pass, and waits for
-them; ours switches that off, and sums the ranks' statistics while the device works. Either way the ranks agree on
-them, so that is what a loop written by hand pays. `sync_buffers=False` lets the bare loop keep each
-rank's own, which costs nothing: less work than ours does, and the stricter comparison.
+With several ranks, DDP's default broadcasts rank 0's running statistics of batch norm before every forward pass, and
+waits for them. Our loop switches that off, and sums the ranks' statistics while the device works. Both make the ranks
+agree, so by default the baseline keeps DDP's way. With `sync_buffers=False` each rank of the bare loop keeps its own
+statistics, at no cost: that is less work than ours does, and so the stricter comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.config import Recipe
 from resnet_dist.model import build_model
 
-# torch 2.15 renamed the argument and warns of the old name.
+# Find the name that this torch has: version 2.15 renamed the argument, and warns about the old name.
 SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -34,7 +34,7 @@ Labelled = tuple[Tensor, Tensor]  # uint8 images (B, S, S, C), labels (B)
 
 
 class BareLoop:
-    """PyTorch, and DDP where a process group has been set up; the settings are those of `recipe`."""
+    """A model in plain PyTorch with the settings of `recipe`, under DDP where a process group exists."""
 
     def __init__(
         self, recipe: Recipe, num_classes: int, device: torch.device, *, sync_buffers: bool = True
@@ -76,7 +76,7 @@ class BareLoop:
         return F.cross_entropy(self.model(pixels), labels)
 
     def run(self, batches: Sequence[Labelled]) -> tuple[float, list[float]]:
-        """One step for each batch: seconds, and the losses."""
+        """Take one step with each batch. Return the seconds in all, and the loss of each step on this rank."""
         losses = []
         start = time.perf_counter()
         for images, labels in batches:
@@ -86,6 +86,7 @@ class BareLoop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            losses.append(loss.detach().clone())  # a CUDA graph's next replay overwrites what it returned
-        values = torch.stack(losses).tolist()  # waits for the device
+            # Clone the loss: the next replay of a CUDA graph overwrites its output.
+            losses.append(loss.detach().clone())
+        values = torch.stack(losses).tolist()  # This waits for the device.
         return time.perf_counter() - start, values

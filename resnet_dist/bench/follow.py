@@ -1,4 +1,4 @@
-"""What goes on beside the ranks of a real run: metrics are uploaded to MLflow, and a bar moves on a terminal."""
+"""The work beside the ranks of a real run: the upload of metrics to MLflow, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from resnet_dist.train.plan import Plan, order_of
 
 @contextmanager
 def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
-    """Follow `spool` as the driver does, with an MLflow store in `folder` and a terminal that nobody looks at.
+    """Follow `spool` as the driver does, with an MLflow store in `folder` and a terminal without a screen.
 
-    Without MLflow or rich, metrics go no further than the spool.
+    Where MLflow or rich is missing, metrics stay in the spool.
     """
     try:
         from rich.console import Console
@@ -31,8 +31,9 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    os.environ.pop(URI_VARIABLE, None)  # this process is the bench's own: it has no business on a server
-    logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
+    os.environ.pop(URI_VARIABLE, None)  # A bench must not write to the user's server.
+    # Hide the log lines about each table of the new store.
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
     with make_reporter(Console(file=io.StringIO(), force_terminal=True)) as reporter:
         order = order_of(recipe, read_index(recipe.data.train))
         reporter.begin(Plan.of(recipe, order).total)

@@ -1,4 +1,4 @@
-"""`resnet-dist bench loader`: images per second of the loader, against decoding alone in the same run."""
+"""`resnet-dist bench loader`: images per second of the loader, and in turn with it of decoding alone."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from resnet_dist.order.samples import Order
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.world import World
 
-RAW_IMAGES = 2000  # encoded images that are held in memory for the decode-only rounds
-MIN_SECONDS = 1.0  # of one round: shorter ones measure the machine's noise
+RAW_IMAGES = 2000  # encoded images held in memory for the rounds that only decode
+WARM_UP_SECONDS = 0.2
+MIN_SECONDS = 1.0  # A shorter round would measure the machine's noise.
 
 
 @dataclass(frozen=True)
 class LoaderSpeed:
-    """Medians over the rounds, in images per second."""
+    """Medians over all rounds, in images per second."""
 
     rounds: int
     threads: int
     loader: float
-    raw: float | None  # decode only, as many threads, results thrown away
-    peak_bytes: int  # of the process, all rounds
+    raw: float | None  # decoding alone, by as many threads, without keeping the pixels
+    peak_bytes: int  # memory of the process over all rounds
 
     @property
     def share_of_raw(self) -> float | None:
@@ -43,8 +44,12 @@ class LoaderSpeed:
 
 
 def bench_loader(data: Data, *, workers: int | None, against_raw: bool, rounds: int = 5) -> LoaderSpeed:
-    """Epochs through the loader, and in turn with them decoding alone. Raises UserError for too few images."""
-    torch.set_num_threads(cpu_count())  # what a rank on its own has; torch counts cores
+    """Measure `rounds` rounds of the loader, each followed by one of decoding alone if `against_raw`.
+
+    workers: decoding threads, in both. Default: as many as the loader chooses.
+    Raises UserError for fewer images than a batch has.
+    """
+    torch.set_num_threads(cpu_count())  # Use the CPUs that a single rank has: torch's default counts cores.
     data = data.model_copy(update={"loader_workers": workers})
     index = read_index(data.train)
     order = Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=0, training=True)
@@ -54,7 +59,7 @@ def bench_loader(data: Data, *, workers: int | None, against_raw: bool, rounds: 
             "a smaller --global-batch-size"
         )
     with Loader(index, order, data, World.single(), seed=0) as loader:
-        step = _run_for(loader, 0, 0.2)[0]  # threads started, files opened
+        step = _run_for(loader, 0, WARM_UP_SECONDS)[0]  # This starts threads and opens files.
         encoded = _encoded(ShardReader(index, CacheLimits.of(data)), index.num_samples) if against_raw else []
         speeds: dict[str, list[float]] = {"loader": [], "raw": []}
         for _ in range(rounds):
@@ -64,15 +69,15 @@ def bench_loader(data: Data, *, workers: int | None, against_raw: bool, rounds: 
             if encoded:
                 speeds["raw"].append(_raw_speed(encoded, data.channels, loader.threads))
     raw = statistics.median(speeds["raw"]) if encoded else None
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) reports bytes on macOS, KiB on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return LoaderSpeed(rounds, loader.threads, statistics.median(speeds["loader"]), raw, peak)
 
 
 def _run_for(loader: Loader, step: int, seconds: float) -> tuple[int, int]:
-    """Whole batches for at least `seconds`: the next step, and how many images they had.
+    """Load whole batches for at least `seconds`. Return the next step, and the number of images decoded.
 
-    It begins and ends with nothing decoded ahead: all that is counted was decoded here, and nothing else was.
+    Nothing is decoded ahead at the start or at the end, so exactly the images that were decoded here are counted.
     """
     start, images = time.perf_counter(), 0
     while images == 0 or time.perf_counter() - start < seconds:
@@ -82,6 +87,7 @@ def _run_for(loader: Loader, step: int, seconds: float) -> tuple[int, int]:
 
 
 def _encoded(reader: ShardReader, num_samples: int) -> list[bytes]:
+    """Read about RAW_IMAGES good images, spread over the whole set."""
     images = []
     try:
         for sample_id in range(0, num_samples, -(-num_samples // RAW_IMAGES)):
@@ -99,7 +105,7 @@ def _encoded(reader: ShardReader, num_samples: int) -> list[bytes]:
 
 
 def _raw_speed(encoded: list[bytes], channels: int, threads: int) -> float:
-    """Decoding whole images, and nothing else: what no loader that decodes everything can exceed."""
+    """Measure images per second of decoding whole images: the limit of a loader that decodes images whole."""
 
     def decode(images: Iterable[bytes]) -> None:
         for image in images:
@@ -110,6 +116,7 @@ def _raw_speed(encoded: list[bytes], channels: int, threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         while rounds == 0 or time.perf_counter() - start < MIN_SECONDS:
             parts = [encoded[i : i + 16] for i in range(0, len(encoded), 16)]
+            # Exhaust the results: this waits for the threads, and raises their errors.
             for _ in pool.map(decode, parts):
                 pass
             rounds += 1

@@ -1,4 +1,4 @@
-"""What a figure was measured on: a number without its machine says nothing."""
+"""The description of the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resnet_dist.system.cpus import cpu_count
 
 
 def describe_machine(*, gpu: bool) -> str:
-    """Processor, CPUs that this process may use, GPU, and the version of torch."""
+    """Return one line: the processor, the CPUs that this process may use, the GPUs, and the version of torch."""
     parts = [f"{_cpu_name()} ({cpu_count()} CPUs)"]
     if gpu:
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
@@ -22,5 +22,5 @@ def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or not x86
+    except (OSError, StopIteration):  # This is not Linux, or not x86.
         return platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
-"""The least program that trains one step with Ray Train, or without: what `bench launch` holds `train` against.
+"""The baseline of `bench launch`: the smallest program that trains one step, with Ray Train or without.
 
-Run as a script, by `bench launch`. It reads no data, writes no metrics and keeps no checkpoint.
+`bench launch` runs it as a script. It reads no data, writes no metrics and keeps no checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def train_one_step(config: dict[str, Any]) -> None:
-    """One rank: a step on random images. Rank 0 then makes the file `config["mark"]`."""
+    """Train one step on random images, on one rank. Rank 0 then creates the file `config["mark"]`."""
     import torch
     from torch.nn import functional as F
 
@@ -40,12 +40,13 @@ def train_one_step(config: dict[str, Any]) -> None:
 
 
 def train_on_ray(config: dict[str, Any], folder: str, cpus: int) -> None:
+    """Run `train_one_step` on `config["ranks"]` workers of a new local Ray instance."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     ray.init(
-        address="local",  # not a cluster of somebody else's that runs here
+        address="local",  # Never join another cluster that runs on this machine.
         num_cpus=cpus,
         include_dashboard=False,
         logging_level=logging.ERROR,

@@ -1,4 +1,4 @@
-"""Some ranks on this machine, as processes of their own: what torchrun would start, from inside a command."""
+"""Runs a function on several ranks of this machine, one process each, as torchrun would."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.multiprocessing.spawn import spawn
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.world import World
 
-RankMain = Callable[..., Any]  # (world, *arguments) → something that can be pickled; a function of a module
+# A function at module level, (world, *arguments) → a value that can be pickled.
+RankMain = Callable[..., Any]
 
 
 def run_ranks(main: RankMain, world_size: int, *arguments: Any, gpu: bool) -> list[Any]:
-    """`main(world, *arguments)` on every rank; what each returned, in rank order.
+    """Call `main(world, *arguments)` on every rank, and return the results in rank order.
 
-    The CPUs are shared out evenly. Raises torch's ProcessException where a rank fails, and ends the others.
+    The ranks share the CPUs evenly. Raises torch's ProcessException where a rank fails, after ending the others.
     """
     results = mp.get_context("spawn").SimpleQueue()
     shared = (main, world_size, _free_port(), gpu, results, arguments)

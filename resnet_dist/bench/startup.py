@@ -1,7 +1,7 @@
-"""`resnet-dist bench launch`: from the command to the first completed step, against a minimal program.
+"""`resnet-dist bench launch`: the time from the command to the first completed step, against a minimal program.
 
-Both are processes of their own, started in turn. Ours is `train` as a person types it, on data and an MLflow
-store that exist; the other (minimal.py) starts as many ranks, and takes a step of the same model on noise.
+Both run as separate processes, in turn. Ours is the `train` command, with existing data and an existing MLflow
+store. The other (minimal.py) starts as many ranks, and takes one step of the same model on noise.
 """
 
 from __future__ import annotations
@@ -15,44 +15,46 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from resnet_dist.bench import minimal
-from resnet_dist.config import load_recipe
+from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import resolve_paths
 from resnet_dist.runs.folder import RUN_FILE, SPOOL_FILE
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.tracking.spool import Follower
 
-# Of our command: a run that ends soon after its first step, which it tells of at once.
+# Our command reports its first step at once, and ends soon after it.
 OVERRIDES = (
     *("train.length=2 steps", "train.log_every=1 steps", "train.eval_every=0 steps"),
-    "train.ema_every=1 steps",  # an average that moves less often than there are steps is refused
+    "train.ema_every=1 steps",  # A recipe that averages less often than it has steps would be refused.
 )
 COMMAND = (sys.executable, "-c", "from resnet_dist.cli import main; main()", "train")
 POLL_SECONDS = 0.01
-MAX_SECONDS = 600.0  # for one start: what hangs is told, not waited for
+MAX_SECONDS = 600.0  # for one start: a program that hangs is reported as failed
 STEP = "first step"
 
-Milestones = Mapping[str, Callable[[], bool]]  # in order: what has been reached, and whether it has
+# In order: the name of each milestone, and a function that reports whether it is reached.
+Milestones = Mapping[str, Callable[[], bool]]
 
 
 class StartFailed(RuntimeError):
-    """A start that ended, or took too long, before its first step."""
+    """Raised where a program fails, ends early, or takes too long."""
 
 
 @dataclass(frozen=True)
 class LaunchSpeed:
-    """Seconds from the command to the first completed step, of every start."""
+    """Seconds from the command to the first completed step, for every start."""
 
     ours: tuple[float, ...]
     minimal: tuple[float, ...]
-    parts: dict[str, float]  # of ours, in order: medians
+    parts: dict[str, float]  # median seconds of the parts of our start, in order
 
     @property
     def ratios(self) -> list[float]:
-        """Ours over the minimal program's, of every pair."""
+        """Our seconds over the minimal program's, for every pair of starts."""
         return [ours / other for ours, other in zip(self.ours, self.minimal, strict=True)]
 
     @property
@@ -61,9 +63,9 @@ class LaunchSpeed:
 
 
 def bench_launch(recipe_file: Path, *, workers: int, local: bool, gpu: bool, rounds: int) -> LaunchSpeed:
-    """`rounds` starts of each, in turn, after one of each that is not counted and prepares the data.
+    """Time `rounds` starts of each program, in turn, after one of each that prepares the data and is not counted.
 
-    Raises RecipeError for a bad recipe, StartFailed with the program's own words.
+    Raises RecipeError for a bad recipe, StartFailed with the program's output.
     """
     recipe = load_recipe(recipe_file)
     ranks = 0 if local else workers
@@ -73,60 +75,68 @@ def bench_launch(recipe_file: Path, *, workers: int, local: bool, gpu: bool, rou
         resolved = resolve_paths(recipe, output)
         for number in range(1 + rounds):
             ours.append(_start_ours(recipe_file, output, f"launch-{number}", ranks, gpu=gpu))
-            program = [
-                *(f"--model={recipe.model.name}", f"--image-size={recipe.data.image_size}"),
-                *(f"--channels={recipe.data.channels}", f"--ranks={ranks}"),
-                f"--classes={len(read_index(resolved.data.train).classes)}",
-                f"--batch-size={recipe.data.global_batch_size // max(1, ranks)}",
-                f"--cpus={max(cpu_count(), ranks)}",
-                *(["--gpu"] if gpu else []),
-            ]
-            other.append(_start_minimal(program, output / f"minimal-{number}")[STEP])
-    parts = {name: statistics.median(times[name] for times in ours[1:]) for name in ours[0]}
-    lengths = [later - sooner for sooner, later in zip([0.0, *parts.values()], parts.values(), strict=False)]
+            arguments = _minimal_arguments(resolved, ranks, gpu=gpu)
+            other.append(_start_minimal(arguments, output / f"minimal-{number}")[STEP])
+    reached = {name: statistics.median(times[name] for times in ours[1:]) for name in ours[0]}
+    seconds = [end - begin for begin, end in pairwise([0.0, *reached.values()])]
     return LaunchSpeed(
         tuple(times[STEP] for times in ours[1:]),
         tuple(other[1:]),
-        dict(zip(parts, lengths, strict=True)),
+        dict(zip(reached, seconds, strict=True)),
     )
 
 
 def _start_ours(recipe: Path, output: Path, name: str, ranks: int, *, gpu: bool) -> dict[str, float]:
-    words = [str(recipe), f"--output={output}", f"--name={name}", "--gpu" if gpu else "--cpu"]
-    words += [f"--workers={ranks}"] if ranks else ["--local"]
-    words += [word for override in OVERRIDES for word in ("--set", override)]
+    arguments = [str(recipe), f"--output={output}", f"--name={name}", "--gpu" if gpu else "--cpu"]
+    arguments += [f"--workers={ranks}"] if ranks else ["--local"]
+    arguments += [f"--set={override}" for override in OVERRIDES]
     run, log = output / "runs" / name, output / f"{name}.log"
     follower = Follower(run / SPOOL_FILE)
     milestones: dict[str, Callable[[], bool]] = {
-        "imports and checks": lambda: log.stat().st_size > 0,  # it says that it starts Ray
+        "imports and checks": lambda: log.stat().st_size > 0,  # The first line reports that Ray is starting.
         "Ray and MLflow": (run / RUN_FILE).exists,
         "ranks": (run / SPOOL_FILE).exists,
         STEP: lambda: any(entry.step == 1 for entry in follower.read()),
     }
     if not ranks:
+        # Without Ray there is no such line, so the first two parts are one.
         del milestones["imports and checks"]
         milestones = {"imports, checks, MLflow": milestones.pop("Ray and MLflow"), **milestones}
-    return reach([*COMMAND, *words], milestones, log)
+    return reach([*COMMAND, *arguments], milestones, log)
 
 
-def _start_minimal(words: Sequence[str], folder: Path) -> dict[str, float]:
-    """In a folder of its own, where no file of this package can take another module's place."""
+def _minimal_arguments(recipe: Recipe, ranks: int, *, gpu: bool) -> list[str]:
+    """Return the arguments of minimal.py that make its step as large as that of `recipe`."""
+    return [
+        *(f"--model={recipe.model.name}", f"--image-size={recipe.data.image_size}"),
+        *(f"--channels={recipe.data.channels}", f"--ranks={ranks}"),
+        f"--classes={len(read_index(recipe.data.train).classes)}",
+        f"--batch-size={recipe.data.global_batch_size // max(1, ranks)}",
+        f"--cpus={max(cpu_count(), ranks)}",
+        *(["--gpu"] if gpu else []),
+    ]
+
+
+def _start_minimal(arguments: Sequence[str], folder: Path) -> dict[str, float]:
+    """Run a copy of minimal.py in its own folder: beside it, files of this package could shadow other modules."""
     folder.mkdir()
     program, mark = folder / "minimal.py", folder / "mark"
     shutil.copy(minimal.__file__, program)
-    command = [sys.executable, str(program), *words, f"--folder={folder}", f"--mark={mark}"]
+    command = [sys.executable, str(program), *arguments, f"--folder={folder}", f"--mark={mark}"]
     return reach(command, {STEP: mark.exists}, folder / "log")
 
 
 def reach(command: Sequence[str], milestones: Milestones, log: Path) -> dict[str, float]:
-    """Run `command` to its end: after how many seconds it reached each of `milestones`, one after the other.
+    """Run `command` to its end, and return the seconds after which it reached each of `milestones`, in order.
 
-    Its output goes to `log`. Raises StartFailed where it ends before the last one, or badly.
+    Its output goes to `log`. Raises StartFailed where it ends before the last milestone, takes more than MAX_SECONDS,
+    or exits with an error.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    # Under `uv run`, Ray's hook starts workers through another `uv run`, in an uploaded folder. Ours sets it itself.
+    # Switch off Ray's hook for `uv run`, as our command does itself: for the other program it would start workers
+    # through another `uv run`, in an uploaded folder.
     environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    environment.pop("MLFLOW_TRACKING_URI", None)  # a bench has no business on a server
+    environment.pop("MLFLOW_TRACKING_URI", None)  # A bench must not write to the user's server.
     environment.pop("RAY_ADDRESS", None)
     times: dict[str, float] = {}
     with log.open("wb") as file:

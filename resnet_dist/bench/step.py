@@ -1,10 +1,13 @@
 """`resnet-dist bench step`: our whole training loop against a bare one, in turn, in the same processes.
 
-Ours is `train.loop.train` as it is, from its first step to its last, with its loader, log lines that reach
-MLflow, a progress bar and checkpoints. It tells a Progress where it is; between two steps that stops the clock,
-runs the bare loop (bare.py) for as many steps, and lets ours go on: both meet the same heat and the same
-neighbours. With several ranks bare.py's DDP sends its buffers in every forward pass, as is DDP's default, and ours
-does not: `--bare-buffers none` measures against a bare loop without. What idles beside them, the bar and the upload's polling, is 0.4 % of a core and runs beside both.
+Ours is `train.loop.train`, unchanged, from its first step to its last, with its loader, log lines that reach MLflow, a
+progress bar and checkpoints. It reports its phases to a Progress. Here that is `Turns`, which stops the clock between
+two steps, runs the bare loop (bare.py) for as many steps, and lets ours continue: both meet the same temperature and
+the same load by other programs.
+
+With several ranks, the DDP of the bare loop sends its buffers in every forward pass, which is DDP's default, and ours
+does not; `--bare-buffers none` compares with a bare loop that does not either. The progress bar and the polling of the
+upload take 0.4 % of a core, and run beside both loops.
 """
 
 from __future__ import annotations
@@ -38,22 +41,22 @@ from resnet_dist.train.tracker import NullTracker, Tracker
 from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
 from resnet_dist.world import World
 
-EPOCH_STEPS = 16  # of the synthetic set, which is held in memory
-LR = 0.01  # small enough for the same batches to give both loops the same losses for some steps
+EPOCH_STEPS = 16  # steps of an epoch of the synthetic set, which is cached
+LR = 0.01  # small enough that rounding does not move the losses of the two loops apart in the first steps
 
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """Images per second over all ranks, round by round, and what shows that both loops did the same work."""
+    """Images per second over all ranks in each round, and the losses, which show that both loops did the same work."""
 
     ours: tuple[float, ...]
     bare: tuple[float, ...]
-    our_loss: float  # mean over the first round's steps
-    bare_loss: float
+    our_loss: float  # mean over the steps of the first round
+    bare_loss: float  # the same, over the same batches
 
     @property
     def ratios(self) -> list[float]:
-        """Ours over the bare loop's, of every round: what slows a round slows its neighbour too."""
+        """Our speed over the bare loop's in each round: other programs slow down both."""
         return [ours / bare for ours, bare in zip(self.ours, self.bare, strict=True)]
 
     @property
@@ -77,9 +80,10 @@ def bench_step(
     overrides: Iterable[str] = (),
     sync_buffers: bool = True,
 ) -> StepSpeed:
-    """`rounds` rounds of `steps` steps of each loop, after one that is not counted. `sync_buffers`: see bare.py.
+    """Measure `rounds` rounds of `steps` steps of each loop, after a round that is not counted.
 
-    Raises UserError where the ranks cannot share a batch, or have no GPU each.
+    overrides: KEY=VALUE, for the recipe of both loops. sync_buffers: of the bare loop, see bare.py.
+    Raises UserError where the ranks cannot share a batch evenly, or there are fewer GPUs than ranks.
     """
     if global_batch_size % ranks:
         raise UserError(
@@ -113,12 +117,12 @@ def bench_step(
 
 @dataclass(frozen=True)
 class Pace:
-    """When the loops take turns. A round is `steps` steps of each.
+    """The plan by which the loops take turns. A round is `steps` steps of each.
 
-    Machines that others use, or that clock up and down, drift by more in seconds than what is to be measured: on
-    CPUs a turn is one step. On a GPU it is a round: a turn ends by waiting for the device, as no step does. The
-    first turn of a round is longer, so that the log line and the checkpoint before it are uploaded and written
-    while our clock runs.
+    On CPUs a turn is one step, because machines that are shared, or that change their clock, drift within seconds by
+    more than the difference to be measured. On a GPU a turn is a round, because a turn ends by waiting for the device,
+    which no step does otherwise. The first turn of a round is longer, so that our clock runs while the log line and the
+    checkpoint before it are uploaded and written.
     """
 
     steps: int
@@ -130,7 +134,7 @@ class Pace:
 
     @property
     def first(self) -> int:
-        """Steps after a log line until a turn ends."""
+        """The number of steps from a log line to the end of the next turn."""
         return min(5, self.steps - 1)
 
     def ends_turn(self, step: int) -> bool:
@@ -138,16 +142,19 @@ class Pace:
         return place >= self.first and (place - self.first) % self.turn_steps == 0
 
     def round_of(self, step: int) -> int:
-        """Of the turn that ends after `step` steps. Rounds end `first` steps after a log line, too; 0 warms up."""
+        """Return the round of the turn that ends after `step` steps; round 0 warms up.
+
+        Rounds, too, end `first` steps after a log line.
+        """
         return max(0, -(-(step - self.first) // self.steps) - 1)
 
     def total(self, rounds: int) -> int:
-        """Steps until the last turn has ended, and one that tells of it."""
+        """Return the number of steps to the end of the last turn, and one more: its start reports the end."""
         return (1 + rounds) * self.steps + self.first + 1
 
 
 def make_recipe(data: Data, model: str, pace: Pace, rounds: int) -> Recipe:
-    """Both loops' settings. Ours logs and writes a checkpoint in every round: more often than most recipes."""
+    """Return the settings of both loops. Ours logs and saves in every round, more often than most recipes do."""
     return Recipe(
         name="bench-step",
         data=data,
@@ -158,15 +165,15 @@ def make_recipe(data: Data, model: str, pace: Pace, rounds: int) -> Recipe:
             length=f"{pace.total(rounds)} steps",
             log_every=f"{pace.steps} steps",
             checkpoint_every=f"{pace.steps} steps",
-            eval_every="0 steps",  # once, at the end
+            eval_every="0 steps",  # Evaluate once, at the end.
         ),
     )
 
 
 def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace, sync_buffers: bool) -> StepSpeed:
     spool = folder / SPOOL_FILE
-    other = BareLoop(recipe, CLASSES, world.device, sync_buffers=sync_buffers)
-    turns = Turns(world, other, first_batches(recipe, world, pace.steps), pace)
+    bare_loop = BareLoop(recipe, CLASSES, world.device, sync_buffers=sync_buffers)
+    turns = Turns(world, bare_loop, first_batches(recipe, world, pace.steps), pace)
     with ExitStack() as stack:
         tracker: Tracker = NullTracker()
         if world.is_main:
@@ -175,22 +182,22 @@ def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace, sync_buff
         train(recipe, folder, world, tracker, (folder / STOP_FILE).exists, turns)
     ours, bare = zip(*turns.rounds(), strict=True)
     images = pace.steps * recipe.data.global_batch_size
-    losses = world.gather(turns.losses[: pace.steps])  # a rank knows those of its own samples
+    losses = world.gather(turns.losses[: pace.steps])  # Each rank has the losses of its own samples.
     return StepSpeed(
         tuple(images / seconds for seconds in ours),
         tuple(images / seconds for seconds in bare),
         _loss_at(spool, pace.steps) if world.is_main else math.nan,
-        statistics.mean(loss for of_rank in losses for loss in of_rank),
+        statistics.mean(loss for rank_losses in losses for loss in rank_losses),
     )
 
 
 def _loss_at(spool: Path, step: int) -> float:
-    """What the log line of `step` says: the mean since the one before."""
+    """Return the loss in the log line of `step`: the mean since the previous line."""
     return next(e.metrics["train/loss"] for e in Follower(spool).read() if e.step == step)
 
 
 def first_batches(recipe: Recipe, world: World, steps: int) -> list[Labelled]:
-    """What the loop meets at its first steps: uint8 images and labels, on the rank's device."""
+    """Return the batches of the first `steps` steps: uint8 images and labels, on the rank's device."""
     index = read_index(recipe.data.train)
     order = order_of(recipe, index)
     with Loader(index, order, recipe.data, world, seed=recipe.seed) as loader:
@@ -200,21 +207,21 @@ def first_batches(recipe: Recipe, world: World, steps: int) -> list[Labelled]:
 
 @dataclass(frozen=True)
 class Turn:
-    """Some steps of ours, and as many of the bare loop."""
+    """Some steps of our loop, and as many of the bare loop."""
 
-    end: int  # steps done, of each
+    end: int  # steps that each loop has done at the end of this turn
     our_seconds: float
     bare_seconds: float
 
 
 class Turns(Progress):
-    """Told by our loop where it is, it stops the clock there and hands the machine to the bare loop for a while."""
+    """A Progress that stops the clock of our loop at the end of a turn, and runs the bare loop meanwhile."""
 
     def __init__(self, world: World, bare: BareLoop, batches: Sequence[Labelled], pace: Pace) -> None:
         super().__init__()
         self._world, self._bare, self._batches, self._pace = world, bare, batches, pace
         self.turns: list[Turn] = []
-        self.losses: list[float] = []  # the bare loop's, step by step
+        self.losses: list[float] = []  # of the bare loop, step by step
         self._start = 0.0
 
     def at(self, phase: str, step: int | None = None) -> None:
@@ -244,7 +251,7 @@ class Turns(Progress):
         self._start = time.perf_counter()
 
     def rounds(self) -> list[tuple[float, float]]:
-        """Seconds of ours and of the bare loop in each round, the first left out: it warms up."""
+        """Return the seconds of our loop and of the bare loop in each round, without round 0, which warms up."""
         by_round: dict[int, list[Turn]] = {}
         for turn in self.turns:
             by_round.setdefault(self._pace.round_of(turn.end), []).append(turn)

@@ -1,4 +1,4 @@
-"""Images of noise as shards, for benches that are not to depend on anybody's data."""
+"""Shards of noise images, for benches that need no data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Noise:
-    """The JPEG file of a number: another picture for each, made when it is read."""
+    """A JPEG file of noise, different for every number, which is made when it is read."""
 
     number: int
     size: int
@@ -28,7 +28,10 @@ class Noise:
 
 
 def write_noise(folder: Path, size: int, *, train: int, evaluation: int) -> None:
-    """`train` and `evaluation` images of size x size pixels as shards with an index, in folders train and eval."""
+    """Write shards with an index to the folders train and eval in `folder`.
+
+    size: height and width of the images in pixels. train, evaluation: the number of images in each.
+    """
 
     def items(first: int, count: int) -> list[Item]:
         numbers = range(first, first + count)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.data.batches import loader
-from resnet_dist.data.batches import resident
+from resnet_dist.data.batches import loader, resident
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
