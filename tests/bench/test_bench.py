@@ -1,4 +1,4 @@
-"""The benches at sizes that take seconds: what they compare is equal work, and both sides are measured."""
+"""The benches at sizes that take seconds: both sides do equal work, and both are measured."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_both_loops_take_as_many_steps_in_every_round(steps: int, gpu: bool) -> 
     assert all(min(end for end in ends if end > step) - step == (pace.first or steps) for step in logged)
 
 
-def test_other_work_is_told_from_the_loss() -> None:
-    """Label smoothing is unknown to the bare loop."""
+def test_different_work_shows_in_the_loss() -> None:
+    """The bare loop ignores label smoothing."""
     speed = bench_step(**TINY, ranks=1, overrides=["train.label_smoothing=0.2"])
     assert not speed.same_work
 
@@ -62,7 +62,7 @@ def test_other_work_is_told_from_the_loss() -> None:
         ({"ranks": 1, "overrides": ["train.precision=fp8"]}, "train.precision='fp8'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(fields: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         bench_step(**(TINY | fields))  # type: ignore[arg-type]
 
@@ -78,14 +78,14 @@ def test_launch_times_both_programs() -> None:
     assert sum(speed.parts.values()) == pytest.approx(speed.ours[0])
 
 
-def test_a_program_that_ends_early_is_told_with_its_words(tmp_path: Path) -> None:
+def test_a_program_that_ends_early_is_reported_with_its_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
     with pytest.raises(StartFailed, match=r"ended before its first step:\nno such thing"):
         reach(command, {STEP: (tmp_path / "never").exists}, tmp_path / "log")
 
 
 def test_neither_program_is_started_through_uv(tmp_path: Path) -> None:
-    """Ray's hook for `uv run` would pack and install this folder for the workers of one of them."""
+    """Ray's hook for `uv run` would package and install this folder for the workers of one of them."""
     program = "import os; print(os.environ['RAY_ENABLE_UV_RUN_RUNTIME_ENV'])"
     log = tmp_path / "log"
     reach([sys.executable, "-c", program], {STEP: lambda: log.read_text() == "0\n"}, log)

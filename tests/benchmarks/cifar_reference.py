@@ -1,12 +1,12 @@
-"""ResNet-20 on CIFAR-10, ours against a plain PyTorch loop: the same accuracy within noise, over some seeds.
+"""Accuracy of ResNet-20 on CIFAR-10, ours against a plain PyTorch loop: equal within noise, over several seeds.
 
     python tests/benchmarks/cifar_reference.py IMAGES [--train 4000 --test 2000 --epochs 10 --seeds 3]
 
-IMAGES is a tar of JPEG files, train/CLASS/NAME and test/CLASS/NAME. As many of each class are taken as make up
---train and --test. Ours is the command line, `prepare` and `train --local`. The reference shares nothing with it
-but those files and the constants below: it reads with ImageFolder, augments with torchvision, and has a
-model, an optimizer's groups, a schedule and an evaluation of its own. Exits with 1 where the means differ by more
-than two standard errors and by more than a point.
+IMAGES is a tar of JPEG files, train/CLASS/NAME and test/CLASS/NAME. --train and --test images are taken from it, the
+same number of each class. Ours is the command line: `prepare` and `train --local`. The reference shares only those
+files and the constants below with it: it reads with ImageFolder, augments with torchvision, and has its own model,
+optimizer groups, schedule and evaluation. The exit code is 1 where the means differ by more than two standard errors
+and by more than one percentage point.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.1, 0.9, 1e-4
 
 
 def extract_balanced(archive: Path, folder: Path, counts: dict[str, int]) -> None:
-    """The first files of every class, `counts[split]` of each split in all."""
+    """Extract the first files of every class, `counts[split]` in all of each split."""
     taken: Counter[str] = Counter()
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -55,7 +56,7 @@ def extract_balanced(archive: Path, folder: Path, counts: dict[str, int]) -> Non
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions; the shortcut takes every other pixel and has zeros for the new channels (option A)."""
+    """Two 3x3 convolutions; the shortcut takes every other pixel and pads new channels with zeros (option A)."""
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ def resnet20() -> nn.Sequential:
 
 
 def reference_accuracy(folder: Path, epochs: int, seed: int) -> float:
-    """Top-1 on test/ after the last epoch of training on train/."""
+    """Train on train/, and return the top-1 accuracy on test/ after the last epoch."""
     torch.manual_seed(seed)
     random.seed(seed)
     normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
@@ -149,13 +150,13 @@ def reference_accuracy(folder: Path, epochs: int, seed: int) -> float:
 # --- ours: the command line ---
 
 
-def command(*words: str) -> None:
+def command(*arguments: str) -> None:
     program = "import sys; from resnet_dist.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise SystemExit(f"resnet-dist {' '.join(words)}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"resnet-dist {' '.join(arguments)}\n{done.stdout}{done.stderr}")
 
 
 def write_recipe(path: Path, data: Path, epochs: int) -> None:
@@ -219,7 +220,7 @@ def main() -> None:
             times.append(time.monotonic())
             reference.append(reference_accuracy(images, options.epochs, seed))
             times.append(time.monotonic())
-            seconds = [later - sooner for sooner, later in zip(times[:-1], times[1:], strict=True)]
+            seconds = [end - begin for begin, end in pairwise(times)]
             print(
                 f"seed {seed}: ours {ours[-1]:.2%} in {seconds[0]:.0f} s, reference {reference[-1]:.2%} in {seconds[1]:.0f} s",
                 flush=True,

@@ -1,9 +1,9 @@
-"""What the data plane takes at scale: the order of a billion samples, and memory over many epochs.
+"""Time and memory of the data plane at scale: the order of a billion samples, and the loader over many epochs.
 
     uv run python tests/benchmarks/data_limits.py [SHARDS]
 
-Prints one line for each; with SHARDS (a folder with an index) also the memory of ten epochs of 224-pixel
-random crops. Each measurement runs in a process of its own, so that peaks are its own.
+It prints one line for each measurement; with SHARDS (a folder with an index) also the memory of ten epochs of
+224-pixel random crops. Each measurement runs in its own process, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ import time
 
 
 def peak_mib() -> float:
+    """Return the peak memory of this process in MiB, on Linux."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def order_of(shards: int, samples: int, batch: int, lanes: int, world_size: int, epoch_share: float) -> None:
+    """Print the time and the memory for the order of one rank, from `epoch_share` of the epoch to its end."""
     import numpy as np
 
     from resnet_dist.order.samples import Order
 
-    before = peak_mib()
+    before_mib = peak_mib()
     start = time.perf_counter()
     order = Order((samples // shards,) * shards, batch, lanes, 4096, 0, training=True)
     own = order.lanes_of(world_size // 2, world_size)
     first = int(epoch_share * order.steps_per_epoch)
     order.ids_at(first, own)
-    began = time.perf_counter() - start
-    # To the end of the epoch, or all of it.
+    first_seconds = time.perf_counter() - start
     last = order.steps_per_epoch
     ids = [order.ids_at(step, own) for step in range(first, last)]
-    whole = time.perf_counter() - start
-    peak = peak_mib() - before
+    all_seconds = time.perf_counter() - start
+    more_mib = peak_mib() - before_mib
     assert len(np.unique(np.concatenate(ids))) == (last - first) * len(own) * order.per_lane
     print(
         f"{samples:,} samples in {shards:,} shards, one of {world_size:,} ranks, from {epoch_share:.0%} of the epoch: "
-        f"first batch {began:.2f} s, {last - first:,} steps {whole:.2f} s, {peak:.0f} MiB more"
+        f"first batch {first_seconds:.2f} s, {last - first:,} steps {all_seconds:.2f} s, {more_mib:.0f} MiB more"
     )
 
 
 def memory_of(shards: str) -> None:
+    """Print the peak memory of a loader after one epoch and after ten."""
     import torch
 
     from resnet_dist.config import Data
@@ -69,6 +71,7 @@ def memory_of(shards: str) -> None:
 
 
 def alone(function: object, *arguments: object) -> None:
+    """Call a function in a new process."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)  # type: ignore[arg-type]
     process.start()
     process.join()

@@ -1,9 +1,9 @@
-"""The data plane on a GPU machine: run it where torch sees a CUDA device. Needs neither Ray nor MLflow.
+"""The data plane on a machine with a CUDA device. It needs neither Ray nor MLflow.
 
     python tests/benchmarks/gpu_data.py [SHARDS]
 
-Compares batches of data.cache=device with those of the CPU, byte for byte, and prints images per second of
-the three cache modes with images of 32 pixels, and of SHARDS (an index of photographs) at 224 pixels.
+It compares batches of data.cache=device with those of the CPU, byte for byte, and prints images per second of the
+three cache modes with images of 32 pixels, and of SHARDS (an index of photographs) at 224 pixels.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from resnet_dist.bench.synthetic import Noise
 from resnet_dist.config import Data
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.images.augment import normalize
@@ -26,24 +26,6 @@ from resnet_dist.order.samples import Order
 from resnet_dist.world import World
 
 
-def noise(number: int) -> bytes:
-    import simplejpeg
-
-    pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-    encoded: bytes = simplejpeg.encode_jpeg(pixels, 75)
-    return encoded
-
-
-class Noise:
-    """A picture of a number, made when it is read."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __call__(self) -> bytes:
-        return noise(self.number)
-
-
 def loader_of(data: Data, device: str) -> Loader:
     index = read_index(data.train)
     order = Order(index.counts, data.global_batch_size, data.lanes, data.window, 0, training=True)
@@ -51,6 +33,7 @@ def loader_of(data: Data, device: str) -> Loader:
 
 
 def speed(data: Data, device: str, seconds: float = 8.0) -> float:
+    """Return images per second of the loader and of normalization, after five steps that are not counted."""
     with loader_of(data, device) as loader:
         for step in range(5):
             loader.batch_at(step)
@@ -70,7 +53,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else "no CUDA device: a rehearsal on the CPU")
     with tempfile.TemporaryDirectory() as folder:
-        items = [Item(number % 10, "jpg", Noise(number), str(number)) for number in range(20_000)]
+        items = [Item(number % 10, "jpg", Noise(number, 32), str(number)) for number in range(20_000)]
         prepare(Source("noise", tuple("0123456789"), {"train": items}), Path(folder))
         shards = f"{folder}/train"
         fields = {"image_size": 32, "global_batch_size": 512, "crop": "pad-crop", "flip": True, "erase": 0.3}

@@ -1,14 +1,15 @@
-"""Training on a GPU: the figures that the jobs expect, in parts of under ten minutes. Needs neither Ray nor MLflow.
+"""Training on a GPU: the figures that the jobs expect, in calls of under ten minutes. Needs neither Ray nor MLflow.
 
-    python tests/benchmarks/gpu_training.py cifar FOLDER --depth 20 [--seed 0]     again until it prints a result
+    python tests/benchmarks/gpu_training.py cifar FOLDER --depth 20 [--seed 0]     repeat until it prints a result
     python tests/benchmarks/gpu_training.py fast FOLDER [--seeds 20]
     python tests/benchmarks/gpu_training.py throughput [--shards FOLDER]
     python tests/benchmarks/gpu_training.py report
 
-FOLDER is CIFAR-10 as prepared: `resnet-dist prepare cifar10 FOLDER`, or from an image folder in its place. Every part
-appends a line to --results, with what --set changed. `cifar` and `fast` stop by themselves after --minutes: `cifar` goes
-on from its checkpoint when it is called again, `fast` tells of the seeds that were finished and begins anew, as does
-`throughput`. torch 2.11 or newer. Without CUDA it runs on the CPU, as a rehearsal, with the word "cpu" in every line.
+FOLDER is the prepared CIFAR-10: `resnet-dist prepare cifar10 FOLDER`, or the same from an image folder. Every part
+appends a line to --results, which includes the overrides by --set. `cifar` and `fast` stop by themselves after
+--minutes. Called again, `cifar` resumes from its checkpoint; `fast` reports the seeds that it has finished and starts
+over when it is called again, as does `throughput`. It needs torch 2.11 or newer. Without CUDA it runs on the CPU, as a
+rehearsal, and every line has "cpu" as its device.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ from resnet_dist.world import World
 JOBS = Path(__file__).parents[2] / "jobs"
 RECORD_IMAGES_PER_SECOND = 7_950  # ResNet-50 on an H200 in MLPerf, with data
 PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}  # percent, He et al. 2015, table 6
-WARM_UP_STEPS = 5  # which compile, and choose kernels; an average of weights is among them
+WARM_UP_STEPS = 5  # They compile, choose kernels, and average the weights once.
 GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else "cpu"
 
 
 class Printer:
-    """A Tracker that shows evaluations, and notes what is said."""
+    """A Tracker that prints metrics and notes."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         print(
@@ -62,13 +63,13 @@ class Printer:
 
 
 def run(recipe: Recipe, folder: Path, minutes: float) -> Outcome:
-    """Train from the newest checkpoint in `folder`, for so long."""
+    """Train from the newest checkpoint in `folder`, until the end or for so many minutes."""
     deadline = time.monotonic() + 60 * minutes
     return train(recipe, folder, World.single(gpu=GPU), Printer(), lambda: time.monotonic() > deadline)
 
 
 def cifar(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """cifar10_resnet at its full length, against the paper's error; None where it has to go on another time."""
+    """Train cifar10_resnet at its full length, against the paper's error. None: not finished, call it again."""
     depth, seed = arguments.depth, arguments.seed
     overrides = [
         *data_of(arguments.folder),
@@ -84,7 +85,7 @@ def cifar(arguments: argparse.Namespace) -> dict[str, Any] | None:
     recipe = load_recipe(JOBS / "cifar10_resnet.py", [*overrides, *arguments.overrides])
     outcome = run(recipe, arguments.work / f"cifar-{depth}-{seed}", arguments.minutes)
     if not outcome.finished:
-        print(f"at step {outcome.step} of {outcome.total_steps}: call it again to go on")
+        print(f"at step {outcome.step} of {outcome.total_steps}: call it again to resume")
         return None
     return {
         "depth": depth,
@@ -95,11 +96,11 @@ def cifar(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def fast(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """cifar10_fast over many seeds; None where not one was finished.
+    """Train cifar10_fast with many seeds. None: no seed was finished.
 
-    The clock holds all steps of a run, from asking for the first batch until the device has finished the last. It does
-    not hold reading the data, the first weights, WARM_UP_STEPS steps that compile and whose outcome is thrown away, and
-    evaluation. The steps are those of `train`, whose log lines, two in a run, are not there.
+    The time includes all steps of a run, from the request of the first batch until the device has finished the last
+    step. It excludes reading the data, the first weights, evaluation, and WARM_UP_STEPS steps that compile, whose
+    result is discarded. The steps are those of `train`, but without its log lines, two in a run.
     """
     recipe = load_recipe(
         JOBS / "cifar10_fast.py",
@@ -133,10 +134,10 @@ def fast(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def time_run(recipe: Recipe, deadline: float) -> tuple[float, float] | None:
-    """Seconds of all steps of a run, and its top-1; None where the deadline came first."""
+    """Return the seconds of all steps of a run, and its top-1 accuracy; None where the deadline comes first."""
     world = World.single(gpu=GPU)
     prepare_device(recipe.train, world)
-    torch.compiler.reset()  # the eighth network in one process would not be compiled any more
+    torch.compiler.reset()  # Without it, torch would not compile the eighth network of a process any more.
     index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     order = order_of(recipe, index)
     plan = Plan.of(recipe, order)
@@ -159,13 +160,13 @@ def time_run(recipe: Recipe, deadline: float) -> tuple[float, float] | None:
 
 
 def warm_up(state: TrainState, train_step: TrainStep, loader: Loader, world: World) -> None:
-    """Some steps, after which `state` is what it was before."""
+    """Take some steps, then restore `state`."""
     tensors = {
         file: {name: tensor.clone() for name, tensor in group.items()}
         for file, group in state.tensors().items()
     }
     scalars = state.scalars()
-    assert not tensors["optimizer"]  # or clearing it below would not be the beginning
+    assert not tensors["optimizer"]  # It is cleared below, so it must be empty here.
     for step in range(min(WARM_UP_STEPS, train_step.plan.total)):
         train_step(loader.batch_at(step))
         state.step += 1
@@ -175,7 +176,7 @@ def warm_up(state: TrainState, train_step: TrainStep, loader: Loader, world: Wor
 
 
 def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
-    """ResNet-50 at 224 pixels: images/s of our train step on made-up batches and from shards, eager and compiled."""
+    """Measure images/s of ResNet-50 at 224 pixels, on a synthetic batch and from shards, eager and compiled."""
     found: dict[str, Any] = {}
     for mode in ("none", "default"):
         for source in ("synthetic", *(["shards"] if arguments.shards else [])):
@@ -196,7 +197,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def imagenet(arguments: argparse.Namespace, mode: str) -> Recipe:
     size = arguments.batch_size
-    shards = str(arguments.shards or "synthetic")  # of which nothing is read
+    shards = str(arguments.shards or "synthetic")  # Nothing is read from the latter.
     return load_recipe(
         JOBS / "imagenet_rn50.py",
         [
@@ -214,10 +215,10 @@ def imagenet(arguments: argparse.Namespace, mode: str) -> Recipe:
 
 
 def measure(recipe: Recipe, source: str, arguments: argparse.Namespace) -> list[float]:
-    """Images per second of --rounds intervals of --steps steps, after one that compiles and chooses kernels."""
+    """Return images per second of --rounds rounds of --steps steps, after one that compiles and chooses kernels."""
     world = World.single(gpu=GPU)
     prepare_device(recipe.train, world)
-    index = made_up_index() if source == "synthetic" else read_index(recipe.data.train)
+    index = synthetic_index() if source == "synthetic" else read_index(recipe.data.train)
     order = order_of(recipe, index)
     plan = Plan.of(recipe, order)
     state = initial_state(recipe, 1_000, world)
@@ -239,8 +240,8 @@ def measure(recipe: Recipe, source: str, arguments: argparse.Namespace) -> list[
         return speeds
 
 
-def made_up_index() -> Index:
-    """Of as many samples as ImageNet: a plan has to have some."""
+def synthetic_index() -> Index:
+    """Return an index of as many samples as ImageNet has: the plan needs their number."""
     shards = tuple(Shard(f"{number}.tar", 0, "", 1_281) for number in range(1_000))
     return Index("synthetic", shards, tuple(map(str, range(1_000))))
 

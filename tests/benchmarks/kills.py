@@ -1,11 +1,11 @@
-"""Kill a digits run at random instants, continue it by the same command, and compare it with one that ran through.
+"""Kill a digits run at random instants, resume it by the same command, and compare it with an uninterrupted run.
 
     python tests/benchmarks/kills.py --kills 20 --seed 0 --ranks 2 --launcher torchrun
 
-The instants are uniform over the time that a whole run takes, from the start of the command to its exit: imports,
-joining, training, evaluating, writing checkpoints, uploading. The victim is the command itself or one of its ranks.
-A run that reaches its end is compared, and the next one begins, until all kills are spent. Weights, optimizer and
-sums must be equal bit for bit, and MLflow must hold every metric once. Prints a table; exits 1 on any difference.
+The instants are uniform over the time of a whole run, from the start of the command to its exit: imports, joining,
+training, evaluating, writing checkpoints, uploading. The victim is the command itself or one of its ranks. A run that
+reaches its end is compared, and the next one starts, until all kills are used. Weights, optimizer and sums must be
+equal bit for bit, and MLflow must hold every metric once. It prints a table, and exits with 1 on any difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Before mlflow is imported.
+# Set it before the import of mlflow, which reads it.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import mlflow
@@ -35,8 +35,8 @@ from resnet_dist.data.prepare.split import prepare
 from resnet_dist.train.checkpoint.folder import MANIFEST, list_checkpoints, read_checkpoint
 from tests.paths import ROOT
 
-EXIT_SECONDS = 120  # for a command whose rank was killed to end by itself
-ORPHAN_SECONDS = 20.0
+EXIT_SECONDS = 120  # limit for a command to end by itself after its rank was killed
+ORPHAN_SECONDS = 20.0  # limit for ranks to end by themselves after their command was killed
 OVERRIDES = {
     "train.length": "60 steps",
     "train.eval_every": "20 steps",
@@ -49,7 +49,7 @@ Histories = dict[str, list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Setup:
-    """What is run, and where."""
+    """The command that is run and killed, and the folder of its output."""
 
     folder: Path
     launcher: str
@@ -67,7 +67,7 @@ class Setup:
             ],
         }[self.launcher]
         flags = {"local": ["--local"], "ray": ["--workers", str(self.ranks)], "torchrun": []}[self.launcher]
-        sets = [word for key, value in self.overrides.items() for word in ("--set", f"{key}={value}")]
+        sets = [f"--set={key}={value}" for key, value in self.overrides.items()]
         return [*program, str(ROOT / "jobs/digits.py"), "--name", name, "--cpu", *flags, *sets]
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
@@ -90,21 +90,21 @@ class Kill:
     run: str
     seconds: float  # since the start of the command
     victim: str
-    checkpoint: str  # the newest at that instant
-    writing: bool  # whether one was being written
+    checkpoint: str  # the newest one at that instant
+    writing: bool  # True while a checkpoint was being written
     exit_code: int
 
 
 def kill_and_compare(
     setup: Setup, *, kills: int, seed: int, report: bool = True
 ) -> tuple[list[Kill], list[str]]:
-    """All kills, and every difference from the run that nobody touched."""
+    """Return all kills, and every difference from the uninterrupted run."""
     rng = random.Random(seed)
     prepare(open_source("digits"), setup.folder / "output/data/digits")
     begin = time.monotonic()
     whole = setup.start("whole")
     if whole.wait() != 0:
-        raise SystemExit(f"the run that nobody touched failed:\n{setup.log('whole')}")
+        raise SystemExit(f"the uninterrupted run failed:\n{setup.log('whole')}")
     duration = time.monotonic() - begin
     if report:
         print(f"uninterrupted: {duration:.1f} s, {setup.ranks} rank(s), {setup.launcher}", flush=True)
@@ -114,7 +114,9 @@ def kill_and_compare(
     while len(done) < kills:
         number += 1
         name = f"killed-{number}"
-        for kill in _run_to_the_end(setup, name, rng, duration, first=len(done) + 1, most=kills - len(done)):
+        for kill in _run_to_the_end(
+            setup, name, rng, duration, first=len(done) + 1, max_kills=kills - len(done)
+        ):
             done.append(kill)
             if report:
                 writing = " (writing one)" if kill.writing else ""
@@ -131,14 +133,14 @@ def kill_and_compare(
 
 
 def _run_to_the_end(
-    setup: Setup, name: str, rng: random.Random, duration: float, *, first: int, most: int
+    setup: Setup, name: str, rng: random.Random, duration: float, *, first: int, max_kills: int
 ) -> Iterator[Kill]:
-    """Start the same command until it ends by itself, killing at most `most` of them."""
+    """Start the same command until it ends by itself, and yield each kill, at most `max_kills` of them."""
     killed = 0
     while True:
         process = setup.start(name)
         try:
-            if killed < most and _runs_for(process, seconds := rng.uniform(0, duration)):
+            if killed < max_kills and _runs_for(process, seconds := rng.uniform(0, duration)):
                 checkpoints = setup.folder / f"output/runs/{name}/checkpoints"
                 newest = next((path.name for path in reversed(list_checkpoints(checkpoints))), "none")
                 writing = any(checkpoints.glob(".step-*.partial"))
@@ -163,9 +165,9 @@ def _runs_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def _kill_one(process: subprocess.Popen[bytes], rng: random.Random) -> str | None:
-    """Kill the command or one of its ranks, by its process id, and see the command end.
+    """Kill the command or one of its ranks, by its process id, and wait for the command to end.
 
-    None where the victim had ended by itself meanwhile.
+    Return the name of the victim, or None where it had ended by itself before.
     """
     family = _descendants(process.pid)
     ranks = [member for member in family if member.is_rank()]
@@ -177,9 +179,8 @@ def _kill_one(process: subprocess.Popen[bytes], rng: random.Random) -> str | Non
         process.wait(EXIT_SECONDS)
     except subprocess.TimeoutExpired:
         raise SystemExit(f"the command did not end {EXIT_SECONDS} s after its rank was killed") from None
-    for orphan in _alive_after(
-        family, ORPHAN_SECONDS
-    ):  # of a launcher that was killed: a scheduler would end them
+    # End the orphans of a killed launcher, as a scheduler would.
+    for orphan in _alive_after(family, ORPHAN_SECONDS):
         orphan.kill()
     assert not _alive_after(family, ORPHAN_SECONDS)
     if victim is None:
@@ -189,7 +190,7 @@ def _kill_one(process: subprocess.Popen[bytes], rng: random.Random) -> str | Non
 
 @dataclass(frozen=True)
 class Member:
-    """A process that the command started. Its start time tells it from a later one of the same id."""
+    """A process that the command started. Its start time distinguishes it from a later process of the same id."""
 
     pid: int
     parent: int
@@ -198,25 +199,25 @@ class Member:
     @classmethod
     def of(cls, pid: int) -> Member | None:
         try:
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
-        return None if words[0] in "ZX" else cls(pid, int(words[1]), words[19])
+        return None if fields[0] in "ZX" else cls(pid, int(fields[1]), fields[19])
 
     def is_rank(self) -> bool:
         try:
-            words = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
+            arguments = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
         except OSError:
             return False
-        # What torchrun starts, and how Ray names the process of a Train worker.
-        return "resnet_dist" in words or any("RayTrainWorker" in word for word in words)
+        # torchrun starts a rank as `-m resnet_dist`; Ray names the process of a Train worker RayTrainWorker.
+        return "resnet_dist" in arguments or any("RayTrainWorker" in argument for argument in arguments)
 
     def is_alive(self) -> bool:
         now = Member.of(self.pid)
         return now is not None and now.start == self.start
 
     def kill(self) -> bool:
-        """Whether it was still there to be killed."""
+        """Kill the process, and report whether it was still alive."""
         try:
             if self.is_alive():
                 os.kill(self.pid, signal.SIGKILL)
@@ -227,6 +228,7 @@ class Member:
 
 
 def _descendants(root: int) -> list[Member]:
+    """Return all processes that descend from the process `root`."""
     everyone = [
         member for path in Path("/proc").glob("[0-9]*") if (member := Member.of(int(path.name))) is not None
     ]
@@ -238,6 +240,7 @@ def _descendants(root: int) -> list[Member]:
 
 
 def _alive_after(family: list[Member], seconds: float) -> list[Member]:
+    """Wait until all of `family` have ended, for at most `seconds`, and return those still alive."""
     deadline = time.monotonic() + seconds
     while (alive := [member for member in family if member.is_alive()]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -251,7 +254,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def compare(folder: Path, whole: str, other: str) -> list[str]:
-    """What differs between two finished runs: tensors of the last checkpoint, and metrics in MLflow."""
+    """Return the differences of two finished runs, in the tensors of the last checkpoint and the metrics in MLflow."""
     differences = []
     ours, theirs = (_last_tensors(folder / f"output/runs/{name}/checkpoints") for name in (whole, other))
     if ours.keys() != theirs.keys():
@@ -276,7 +279,7 @@ def _last_tensors(checkpoints: Path) -> dict[str, torch.Tensor]:
 
 
 def _metrics(folder: Path, name: str) -> Histories:
-    """(step, value) of every metric that does not tell the time, in the order of steps, doubled ones included."""
+    """Return (step, value) of every metric but those of speed, in the order of steps, with any duplicates."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/output/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
@@ -300,7 +303,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=1)
     parser.add_argument("--launcher", choices=("local", "torchrun", "ray"), default="local")
-    parser.add_argument("--steps", type=int, default=60, help="more: more kills fall into the training")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="with more steps, more kills fall into the training"
+    )
     options = parser.parse_args()
     if options.launcher == "local" and options.ranks != 1:
         parser.error("--launcher local trains as one rank; use torchrun or ray for more")

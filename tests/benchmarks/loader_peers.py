@@ -2,13 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["resnet-dist", "litdata", "mosaicml-streaming"]
 # ///
-"""Our loader beside its peers, each with two workers, in one interleaved run; medians of the rounds.
+"""Images per second of our loader and its peers, each with two workers, in turn; medians over the rounds.
 
     uv run --with litdata --with mosaicml-streaming python tests/benchmarks/loader_peers.py IMAGES
 
-IMAGES is an image folder (class = folder) of JPEGs. Every loader gives batches of 224 random resized crops,
-antialiased, flipped at random, as uint8; the first round of each is not counted. `raw` decodes whole images
-with two threads and throws them away.
+IMAGES is an image folder (class = folder) of JPEGs. Every loader yields batches of random resized crops of 224 pixels,
+antialiased, flipped at random, as uint8; the first round of each is not counted. `raw` only decodes whole images, with
+two threads.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from PIL import Image
 WORKERS, BATCH, SIZE = 2, 40, 224
 
 
-def repeated(images: Path, folder: Path, at_least: int) -> int:
-    """Links to the images, as often as it takes: workers of a few hundred images would never warm up."""
+def repeat(images: Path, folder: Path, min_images: int) -> int:
+    """Link the images into `folder`, repeated to `min_images` or more, and return their number.
+
+    With only a few hundred images, worker processes would never warm up.
+    """
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    times = -(-at_least // len(files))
+    times = -(-min_images // len(files))
     for number in range(times):
         for path in files:
             target = folder / path.parent.name / f"{number}-{path.name}"
@@ -144,7 +147,7 @@ class Ours:
         self.step, self.steps_per_epoch = 0, order.steps_per_epoch
 
     def __iter__(self) -> Any:
-        """An epoch: begun with nothing decoded ahead, and with nothing decoded beyond its end."""
+        """Yield one epoch. Nothing is decoded before it starts or beyond its end."""
         end = self.step + self.steps_per_epoch
         with self.begin(end) as loader:
             for step in range(self.step, end):
@@ -154,6 +157,7 @@ class Ours:
 
 
 def raw_decode(images: list[bytes]) -> float:
+    """Return images per second of decoding alone."""
     import simplejpeg
 
     def decode(some: list[bytes]) -> None:
@@ -168,6 +172,7 @@ def raw_decode(images: list[bytes]) -> float:
 
 
 def epoch(loader: Any) -> float:
+    """Return images per second of one epoch."""
     start, images = time.perf_counter(), 0
     for batch, *_ in loader:
         assert batch.dtype == torch.uint8
@@ -179,13 +184,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--at-least", type=int, default=1600)
+    parser.add_argument("--min-images", type=int, default=1600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp())
     try:
         folder = work / "images"
-        count = repeated(arguments.images, folder, arguments.at_least)
+        count = repeat(arguments.images, folder, arguments.min_images)
         from resnet_dist.data.prepare.sources import open_source
         from resnet_dist.data.prepare.split import prepare
 
@@ -193,7 +198,7 @@ def main() -> None:
         encoded = [path.read_bytes() for path in sorted(folder.glob("*/*"))]
         peers = {"ImageFolder": image_folder, "webdataset": webdataset, "Mosaic": mosaic, "litData": litdata}
         loaders: dict[str, Any] = {name: make(folder, work) for name, make in peers.items()}
-        torch.multiprocessing.set_start_method("fork", force=True)  # litData's writer leaves another
+        torch.multiprocessing.set_start_method("fork", force=True)  # litData's writer has changed the method.
         loaders["resnet_dist"] = Ours(work)
         speeds: dict[str, list[float]] = {name: [] for name in [*loaders, "raw"]}
         for number in range(arguments.rounds + 1):
