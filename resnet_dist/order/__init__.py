@@ -1,4 +1,4 @@
-"""What happens at step s, as pure functions of the step and the seed: nothing depends on the ranks or on a restart.
+"""The order of training as pure functions of the step and the seed, independent of the ranks and of restarts.
 
 philox    random numbers from (seed, epoch, purpose, id) instead of from a state
 samples   the sample ids of every step, for each lane
