@@ -132,7 +132,7 @@ class Order:
         return by_lane.transpose(0, 2, 1).reshape(-1, self.repeats)
 
     def shards_ahead(self, step: int, lanes: Sequence[int], steps: int) -> list[int]:
-        """Return the numbers of the shards that `lanes` read in the next `steps` steps from `step`, first needed first."""
+        """Return the numbers of the shards that `lanes` read in `steps` steps from `step` on, first needed first."""
         first, last = step % self.steps_per_epoch, step % self.steps_per_epoch + steps
         numbers = self._shards_of(step // self.steps_per_epoch, lanes, first, last)
         if last > self.steps_per_epoch:

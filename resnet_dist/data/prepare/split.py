@@ -24,7 +24,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.order.philox import Purpose, permutation
 from resnet_dist.system.files import write_text_atomically
 
-MIN_SHARDS = 8  # where the set has as many images, so that the ranks of a small set read different files
+MIN_SHARDS = 8  # per split, if it has as many images: then the ranks of a small set read different files
 PLAN_NAME = ".plan.json"  # in the folder of a split until its index is written
 COUNT_KEY = "number_of_shards"  # in the plan
 LOCK_NAME = ".lock"

@@ -74,8 +74,8 @@ def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[Sha
                 yield futures[future], future.result()
         except BrokenProcessPool:
             raise UserError(
-                f"one of {num_workers} processes was killed, most likely because memory ran out; repeat the same call to "
-                "resume, with fewer --workers it takes less"
+                f"one of {num_workers} processes was killed, most likely because memory ran out; repeat the same "
+                "call to resume, with fewer --workers it takes less"
             ) from None
         finally:
             # Let the workers finish the shards they have begun, but begin no others.

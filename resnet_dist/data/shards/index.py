@@ -23,12 +23,10 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import write_text_atomically
 
 INDEX_NAME = "index.json"
-PREPARED_KEY = (
-    "prepared"  # in index.json: the options of `resnet-dist prepare`, which compares them when repeated
-)
-MAX_HEADERS_CHECKED = (
-    512  # shards whose headers are read at a start; a large set has tens of thousands of shards
-)
+# The options of `resnet-dist prepare` in index.json; `prepare` compares them when it is repeated.
+PREPARED_KEY = "prepared"
+# Shards whose headers are read at a start: a large set has tens of thousands of shards.
+MAX_HEADERS_CHECKED = 512
 
 
 class IndexMismatch(UserError):

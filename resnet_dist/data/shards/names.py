@@ -71,7 +71,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _expand_ranges(command: str) -> list[str]:
-    """Expand `pipe:curl …/{000000..000146}.tar` to 147 commands. Other braces stay: they may be awk's or a variable's."""
+    """Expand `pipe:curl …/{000000..000146}.tar` to 147 commands. Other braces stay: they belong to the shell or awk."""
     _check_count(command)
     ends = [0, *(end for match in RANGE.finditer(command) for end in match.span()), len(command)]
     pieces = [command[low:high] for low, high in pairwise(ends)]  # text and ranges in turn
@@ -80,7 +80,7 @@ def _expand_ranges(command: str) -> list[str]:
 
 
 def _check_count(pattern: str) -> None:
-    """Raise UserError for more than MAX_URLS names. Looks at the ends of ranges, because braceexpand lists them whole."""
+    """Raise UserError for more than MAX_URLS names. Check first, because braceexpand lists a whole range in memory."""
     ranges = RANGE.findall(pattern)
     if math.prod(_count(*(int(number or 1) for number in numbers)) for numbers in ranges) > MAX_URLS:
         raise UserError(f"{pattern!r} names more than {MAX_URLS:,} shards")

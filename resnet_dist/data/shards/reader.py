@@ -51,7 +51,7 @@ class ShardReader:
         self._cache = ShardCache(limits)
         self._lock = threading.Lock()
         self._keys_lock = threading.Lock()
-        # The next four are by the number of a shard in the index.
+        # The next four are keyed by the number of a shard in the index.
         self._opening: dict[int, threading.Lock] = {}
         self._tables: dict[int, _Table] = {}
         self._files: dict[int, _File] = {}
@@ -78,7 +78,7 @@ class ShardReader:
         return _read(file.fd, *table.places_N5[position].tolist())
 
     def key(self, sample_id: int) -> str:
-        """Return SHARD/KEY of a sample, for messages; where the shard cannot be read, the position in place of the key."""
+        """Return SHARD/KEY of a sample, for messages; its position where the shard cannot be read."""
         number, position = self._place_of(sample_id)
         name = self._index.shards[number].name
         try:

@@ -25,7 +25,7 @@ def local_path(url: str) -> Path:
 
 
 def compression_of(url: str) -> str | None:
-    """Return "gzip" or "zstd" by the file name; None for a plain tar, and for a command, whose text does not show it."""
+    """Return "gzip" or "zstd" by the file name; None for a plain tar and for a command, whose output is unknown."""
     if url.startswith(COMMAND):
         return None
     name = (urlsplit(url).path if "://" in url else url).rstrip().lower()
