@@ -101,7 +101,7 @@ def index(
     shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
 ) -> None:
     """Make an index for WebDataset shards that something else wrote; --verify checks an indexed set."""
-    from resnet_dist.data.shards.build import build_index, compressed
+    from resnet_dist.data.shards.build import build_index, num_compressed
     from resnet_dist.data.shards.index import index_location
     from resnet_dist.data.shards.names import class_names, default_location, expand
     from resnet_dist.data.shards.verify import verify_index
@@ -116,9 +116,9 @@ def index(
         target = to or default_location(found)
         if target is None:
             raise UserError("--out: say where the index goes, these shards are not all in one folder here")
-        if compressed(found):
+        if num_compressed(found):
             err.print(
-                f"{compressed(found)} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
+                f"{num_compressed(found)} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
                 f"so each is unpacked whole into {limits.folder} before its first use"
             )
         with bars(out, ["index"], "shards") as tell:

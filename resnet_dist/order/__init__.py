@@ -1,1 +1,6 @@
-"""TODO map."""
+"""The order of training as pure functions of the step and the seed, independent of the ranks and of restarts.
+
+philox    random numbers from (seed, epoch, purpose, id) instead of from a state
+samples   the sample ids of every step, for each lane
+sizes     the image size of every step
+"""

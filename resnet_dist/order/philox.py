@@ -1,4 +1,4 @@
-"""Random words from identity: a pure function of (seed, epoch, purpose, id), never of a process or of time.
+"""Random 32-bit words from identity: a pure function of (seed, epoch, purpose, id), never of a process or of time.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), vectorised over the
 counter. NumPy's generator of that name gives one stream at a time; a batch needs one stream per sample.
@@ -20,7 +20,10 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """What the words are for: streams of different purposes never meet."""
+    """The use of a stream of random words. Streams of different purposes never share a counter.
+
+    The values decide what every seed draws: never change one.
+    """
 
     SHARDS = 1
     ROTATION = 2
@@ -37,7 +40,7 @@ class Purpose(IntEnum):
 
 
 def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> Words:
-    """Four random 32-bit words per counter: four arrays of n values below 2**32 → (n, 4)."""
+    """Return four random words per counter, (n, 4). counter: four arrays of n values below 2**32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -61,7 +64,10 @@ def words_of(
     sub: int | NDArray[np.int64] = 0,
     blocks: int = 1,
 ) -> Words:
-    """Random words of every id: (n,) → (n, 4 * blocks). `sub`, of all or of each, separates streams of one purpose."""
+    """Return 4 * blocks random words for each of n ids, (n, 4 * blocks).
+
+    sub: a number for all ids, or one for each, that separates streams of one purpose.
+    """
     n = len(ids)
     subs = np.broadcast_to(np.asarray(sub).astype(np.uint64), n)
     wide = np.repeat(ids.astype(np.uint64), blocks)
@@ -72,12 +78,12 @@ def words_of(
 
 
 def uniform(words: Words) -> NDArray[np.float64]:
-    """Words → [0, 1), the same shape."""
+    """Return the words as numbers in [0, 1), the same shape."""
     return words.astype(np.float64) * 2.0**-32
 
 
 def permutation(n: int, purpose: Purpose, *, seed: int, epoch: int = 0) -> NDArray[np.int64]:
-    """A random order of 0..n-1, the same on every machine and release."""
+    """Return a random order of 0..n-1, the same on every machine and in every release."""
     words = words_of(np.arange(n), purpose, seed=seed, epoch=epoch).astype(np.uint64)
-    # Sort by 64 random bits; ties, one in 2**64 for a pair, keep their order.
+    # Sort by 64 random bits. Equal ones, with probability 2**-64 for a pair, keep their order.
     return np.argsort((words[:, 0] << _SHIFT) | words[:, 1], kind="stable").astype(np.int64)

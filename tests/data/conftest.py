@@ -1,4 +1,4 @@
-"""Shards that others might have written, for the tests of the data plane."""
+"""Shards as other programs write them, and loaders over them, for the tests of the data plane."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = 10
 
 
 def picture(number: int, size: int = SIZE) -> np.ndarray:
-    """(size, size, 3): another one for every number."""
+    """Return a random picture, (size, size, 3) uint8, a different one for every number."""
     return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
@@ -38,12 +38,12 @@ def encoded(pixels: np.ndarray, form: str = "png", **options: object) -> bytes:
 
 
 def decode_image(data: bytes, channels: int) -> Pixels:
-    """(H, W, channels) uint8 of all of an image. Raises ValueError where the bytes are not one that can be read."""
+    """Decode a whole image, (H, W, channels) uint8. Raises ValueError where the bytes cannot be decoded."""
     return whole(open_image(data, channels)).copy()
 
 
 def write_tar(path: Path, numbers: Sequence[int]) -> None:
-    """Samples as a user of plain webdataset writes them."""
+    """Write samples as a user of plain webdataset does; a sample's number decides its picture and its label."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
         for number in numbers:
@@ -53,6 +53,7 @@ def write_tar(path: Path, numbers: Sequence[int]) -> None:
 
 
 def write_shards(folder: Path, counts: Sequence[int], suffix: str = ".tar") -> list[str]:
+    """Write a shard for each count, with samples 0, 1, 2 …, and return their paths."""
     first, names = 0, []
     for shard, count in enumerate(counts):
         path = folder / f"part-{shard:05d}{suffix}"
@@ -90,7 +91,7 @@ def data_of(index: Index, **changes: object) -> Data:
         "loader_workers": 2,
     }
     if changes.get("crop", "pad-crop") != "pad-crop":
-        del fields["pad"]  # which nothing reads then, and a recipe may not set
+        del fields["pad"]  # other crops do not read it, and a recipe must not set a field that nothing reads
     return Data.model_validate(fields | changes)
 
 
@@ -106,7 +107,7 @@ def loaders(index: Index, data: Data, world_size: int, *, training: bool = True)
 def global_batches(
     index: Index, data: Data, world_size: int, steps: Iterable[int], *, training: bool = True
 ) -> list[list[Batch]]:
-    """Of every step, the batches of all ranks in order."""
+    """Return for every step the batches of all ranks, in the order of the ranks."""
     with contextlib.ExitStack() as stack:
         ranks = [
             stack.enter_context(loader) for loader in loaders(index, data, world_size, training=training)

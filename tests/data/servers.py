@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, seconds: float = 30.0) -> None:
-    """Until something listens there; raises TimeoutError."""
+    """Wait until something listens on the port. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((LOCALHOST, port), timeout=1):
@@ -34,7 +34,7 @@ def wait_for_port(port: int, seconds: float = 30.0) -> None:
 
 
 class FileServer:
-    """The files of a folder. `served` counts GET requests and bytes of each; `ranges` may be switched off."""
+    """The files of a folder over HTTP. `requests` and `sent` count GET requests and bytes by file name."""
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
         self.requests: Counter[str] = Counter()
@@ -43,7 +43,7 @@ class FileServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # else every answer of two writes waits 40 ms
+            disable_nagle_algorithm = True  # with it, every answer of two writes would wait 40 ms
 
             def do_HEAD(self) -> None:
                 self.answer(body=False)
@@ -57,9 +57,9 @@ class FileServer:
                     self.send_error(404)
                     return
                 content = path.read_bytes()
-                total, asked = len(content), re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-                if asked and ranges:
-                    start, end = int(asked[1]), int(asked[2] or total - 1)
+                total, requested = len(content), re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                if requested and ranges:
+                    start, end = int(requested[1]), int(requested[2] or total - 1)
                     content = content[start : end + 1]
                     self.send_response(206)
                     self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{total}")
@@ -74,7 +74,7 @@ class FileServer:
                     outer.sent[path.name] += len(content)
                     self.wfile.write(content)
 
-            def log_message(self, *words: object) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer((LOCALHOST, 0), Handler)
@@ -90,10 +90,10 @@ class FileServer:
 
 
 class FaultyProxy:
-    """Passes HTTP on to `port`, one request a connection. `fault(n)` says what happens to the n-th request.
+    """A proxy that forwards HTTP to `port`, one request per connection, and applies `fault(n)` to the n-th request.
 
-    None: nothing. "500": an answer of its own. "reset", "truncate", "stall": after half of the answer the
-    connection is reset, closed, or left open without another byte.
+    None: forward the answer. "500": answer with that status. "reset", "truncate", "stall": after half of the answer,
+    reset the connection, close it, or keep it open without another byte.
     """
 
     def __init__(self, port: int, fault: Callable[[int], str | None]) -> None:
@@ -147,7 +147,7 @@ class FaultyProxy:
                 client.settimeout(0.1)
                 while not self._closing.is_set():
                     with contextlib.suppress(TimeoutError):
-                        if not client.recv(1):  # the other side gave up
+                        if not client.recv(1):  # closed by the client
                             return
 
 

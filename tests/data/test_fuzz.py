@@ -26,12 +26,12 @@ from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import decode_image, encoded, picture, write_shards, write_tar
 
-IMAGES, TARS, INDEXES, IDX_FILES = 9000, 6000, 3000, 2000  # 20,000 damaged files
-GROWTH = 700 * 2**20  # bytes that all of them together may add to the process: the largest image takes 240 MB
+NUM_IMAGES, NUM_TARS, NUM_INDEXES, NUM_IDX_FILES = 9000, 6000, 3000, 2000  # 20,000 damaged files in all
+MAX_GROWTH_BYTES = 700 * 2**20  # of the process in one test; the largest image takes 240 MB
 
 
 def damaged(content: bytes, generator: random.Random) -> bytes:
-    """One to three of: bits flipped, bytes set, cut off, a stretch removed, doubled, or made zero."""
+    """Damage the content one to three times: flip a bit, or set, cut off, remove, double or zero some bytes."""
     data = bytearray(content)
     for _ in range(generator.randint(1, 3)):
         if not data:
@@ -54,35 +54,35 @@ def damaged(content: bytes, generator: random.Random) -> bytes:
     return bytes(data)
 
 
-CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak what is there now
+CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: writing 5 resets VmHWM to VmRSS
 
 
 def memory(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most."""
+    """Return the memory of this process in bytes. field: VmRSS, its memory now, or VmHWM, its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 @pytest.fixture(autouse=True)
 def memory_stays_bounded() -> Iterator[None]:
-    """By this test: what the process had at most before may be more than it."""
+    """Limit the memory that one test adds. Resets the peak first, because an earlier test may have taken more."""
     if not CLEAR_PEAK.exists():
         yield
         return
     CLEAR_PEAK.write_text("5")
     before = memory("VmRSS")
     yield
-    assert memory("VmHWM") - before < GROWTH
+    assert memory("VmHWM") - before < MAX_GROWTH_BYTES
 
 
 @pytest.mark.skipif(not CLEAR_PEAK.exists(), reason="needs Linux")
-def test_the_guard_sees_what_a_test_takes_even_when_more_was_taken_before() -> None:
-    np.ones(GROWTH // 4, np.uint8).sum()
+def test_the_memory_guard_sees_a_test_even_when_an_earlier_one_took_more() -> None:
+    np.ones(MAX_GROWTH_BYTES // 4, np.uint8).sum()
     CLEAR_PEAK.write_text("5")
     before = memory("VmRSS")
-    assert memory("VmHWM") - before < GROWTH // 100
-    np.ones(GROWTH // 8, np.uint8).sum()
-    assert GROWTH // 10 < memory("VmHWM") - before < GROWTH // 6
+    assert memory("VmHWM") - before < MAX_GROWTH_BYTES // 100
+    np.ones(MAX_GROWTH_BYTES // 8, np.uint8).sum()
+    assert MAX_GROWTH_BYTES // 10 < memory("VmHWM") - before < MAX_GROWTH_BYTES // 6
 
 
 def originals() -> list[bytes]:
@@ -102,7 +102,7 @@ def originals() -> list[bytes]:
 def test_damaged_images_decode_or_are_refused() -> None:
     outcomes: Counter[str] = Counter()
     files = originals()
-    for number in range(IMAGES):
+    for number in range(NUM_IMAGES):
         generator = random.Random(number)
         data = damaged(files[number % len(files)], generator)
         try:
@@ -113,11 +113,11 @@ def test_damaged_images_decode_or_are_refused() -> None:
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
             outcomes["decoded"] += 1
-    assert min(outcomes.values()) > IMAGES // 10  # both ways out were met
+    assert min(outcomes.values()) > NUM_IMAGES // 10  # both outcomes occurred
 
 
 def samples_in(path: Path) -> dict[str, tuple[bytes | None, bytes | None]]:
-    """Key → bytes of image and label, as our reader finds them."""
+    """Return image and label bytes by key, as our reader finds them."""
     content = path.read_bytes()
     with path.open("rb") as file:
         return {
@@ -130,12 +130,12 @@ def samples_in(path: Path) -> dict[str, tuple[bytes | None, bytes | None]]:
 
 
 def test_damaged_tars_are_refused_or_hold_every_sample(tmp_path: Path) -> None:
-    """Where a tar is taken, no header was lost: only names or payloads can differ from what was written."""
+    """In a tar that is accepted, only names or contents may differ from what was written: no header is lost."""
     whole = tmp_path / "whole.tar"
     write_tar(whole, range(6))
     content, expected = whole.read_bytes(), samples_in(whole)
     path, outcomes = tmp_path / "damaged.tar", Counter[str]()
-    for number in range(TARS):
+    for number in range(NUM_TARS):
         path.write_bytes(damaged(content, random.Random(number)))
         try:
             found = samples_in(path)
@@ -143,15 +143,15 @@ def test_damaged_tars_are_refused_or_hold_every_sample(tmp_path: Path) -> None:
             assert "damaged.tar" in str(error)
             outcomes["refused"] += 1
             continue
-        outcomes["taken"] += 1
+        outcomes["accepted"] += 1
         if path.read_bytes().count(b"ustar") >= 12 and path.stat().st_size >= len(content):
             assert len(found) >= len(expected)
-    assert min(outcomes.values()) > TARS // 10
+    assert min(outcomes.values()) > NUM_TARS // 10
 
 
 @pytest.mark.parametrize("cut", range(1, 27))
 def test_a_tar_cut_anywhere_is_refused(tmp_path: Path, cut: int) -> None:
-    """webdataset and tarfile lose the samples behind a cut inside a header without a word."""
+    """webdataset and tarfile silently lose the samples behind a cut inside a header."""
     path = tmp_path / "cut.tar"
     write_tar(path, range(6))
     with path.open("rb") as file:
@@ -164,7 +164,7 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path: Path, cut: int) -> None:
 
 
 def test_a_damaged_set_trains_or_is_refused(tmp_path: Path) -> None:
-    """Through index and reader: a sample is either read as it was indexed, or bad by name."""
+    """Through index and reader, a sample is either read as it was indexed, or bad and named."""
     limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     for number in range(60):
         folder = tmp_path / str(number)
@@ -191,7 +191,7 @@ def test_damaged_index_files_are_refused_or_read(tmp_path: Path) -> None:
     index, _ = build_index(expand(write_shards(tmp_path, (5, 4))), tmp_path, limits)
     content, path = Path(index.location).read_bytes(), tmp_path / "damaged.json"
     outcomes: Counter[str] = Counter()
-    for number in range(INDEXES):
+    for number in range(NUM_INDEXES):
         path.write_bytes(damaged(content, random.Random(number)))
         try:
             found = read_index(path)
@@ -200,7 +200,7 @@ def test_damaged_index_files_are_refused_or_read(tmp_path: Path) -> None:
         except IndexMismatch as error:
             assert "damaged.json" in str(error)
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > INDEXES // 20
+    assert min(outcomes.values()) > NUM_INDEXES // 20
 
 
 def test_damaged_idx_files_are_refused_or_read(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_damaged_idx_files_are_refused_or_read(tmp_path: Path) -> None:
     index, _ = build_index(expand([str(tmp_path)]), tmp_path, limits)
     idx = next(tmp_path.glob("*.idx"))
     content, outcomes = idx.read_bytes(), Counter[str]()
-    for number in range(IDX_FILES):
+    for number in range(NUM_IDX_FILES):
         idx.write_bytes(damaged(content, random.Random(number)))
         reader = ShardReader(index, limits)
         try:
@@ -224,7 +224,7 @@ def test_damaged_idx_files_are_refused_or_read(tmp_path: Path) -> None:
             assert ".idx" in str(error) or "samples" in str(error)
             outcomes["refused"] += 1
         reader.close()
-    assert min(outcomes["read"], outcomes["refused"]) > IDX_FILES // 20
+    assert min(outcomes["read"], outcomes["refused"]) > NUM_IDX_FILES // 20
 
 
 NAMES = st.text(st.sampled_from("ab./_ -\\é\n"), min_size=1, max_size=24)
@@ -260,7 +260,7 @@ def test_any_names_group_as_webdataset_groups_them(members: list[tuple[str, str,
     )
     try:
         theirs = [{key for key in sample if not key.startswith("__")} for sample in group_by_keys(files)]
-    except ValueError:  # a member twice in one sample
+    except ValueError:  # raised for a member that appears twice in one sample
         with pytest.raises(TarError, match="twice"):
             list(group_samples(buffer, "x.tar"))
         return
@@ -282,8 +282,8 @@ def test_names_that_climb_out_of_the_folder_write_nothing(tmp_path: Path) -> Non
     before = set(tmp_path.rglob("*"))
     limits = CacheLimits(tmp_path / "cache", 1, 1.0)
     index, problems = build_index(expand([str(path)]), path.parent, limits, classes=["a"])
-    assert index.num_samples == 2  # the link is none
-    assert len(problems) == 1  # without a label
+    assert index.num_samples == 2  # links are skipped
+    assert len(problems) == 1  # the absolute name has no label
     assert {p.name for p in set(tmp_path.rglob("*")) - before} <= {"index.json", "evil.idx", "cache"}
 
 

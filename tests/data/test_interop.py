@@ -1,4 +1,4 @@
-"""Others read our shards, and we read theirs: webdataset, wids, timm's index, Ray Data."""
+"""Other tools read our shards and we read theirs: webdataset, wids, timm's index, Ray Data."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_index_of_wids_without_classes_or_sizes(tmp_path: Path, limits: Cache
     assert len(samples(read_index(tmp_path / "own"), limits)) == 9
     value["shardlist"][1]["nsamples"] = 6  # type: ignore[index]
     (tmp_path / "wids.json").write_text(json.dumps(value))
-    with pytest.raises(UserError, match="has 5 samples, but the index that named it says 6"):
+    with pytest.raises(UserError, match="has 5 samples, but the index that named it records 6"):
         build_index(expand([str(tmp_path / "wids.json")]), tmp_path / "other", limits)
     assert not (tmp_path / "other").exists()
 
@@ -104,7 +104,7 @@ def test_names_of_shards(tmp_path: Path) -> None:
     a, b = (str(tmp_path / f"part-0000{n}.tar") for n in range(2))
     assert [shard.url for shard in expand([f"{b}::{a}"])] == [b, a]
     assert [shard.url for shard in expand([str(tmp_path)])] == [a, b]
-    for wrong, words in (
+    for wrong, message in (
         ([f"{a}::"], "empty name"),
         ([a, a], "named twice"),
         (["a-{0..9999999999}.tar"], "more than 1,000,000"),
@@ -112,7 +112,7 @@ def test_names_of_shards(tmp_path: Path) -> None:
         (["a-{0..1999}-{0..1999..2}.tar"], "more than 1,000,000"),
         ([str(tmp_path / "none.json")], "no such index"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             expand(wrong)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no shards in this folder"):
@@ -171,7 +171,7 @@ def test_an_index_from_elsewhere_names_no_file_here(
     ):
         expand([f"{server.url}/theirs.json"])
     assert not list((tmp_path / "mine").glob("*.idx"))
-    here = expand([str(served / "theirs.json")])  # a person's own index may
+    here = expand([str(served / "theirs.json")])  # an index on this machine may name paths
     assert build_index(here, tmp_path / "out", limits)[0].counts == (4,)
 
 
@@ -214,8 +214,8 @@ def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, li
     ]
     reader = ShardReader(index, limits)
     assert reader.read(0).label == 1
-    for sample_id, words in ((1, "no label"), (2, "no image"), (3, "not a number")):
-        with pytest.raises(BadSample, match=words):
+    for sample_id, message in ((1, "no label"), (2, "no image"), (3, "not a number")):
+        with pytest.raises(BadSample, match=message):
             reader.read(sample_id)
 
 
@@ -229,7 +229,7 @@ def test_names_with_spaces_need_no_idx(tmp_path: Path, limits: CacheLimits) -> N
 
 
 def test_names_that_are_not_ascii(tmp_path: Path, limits: CacheLimits) -> None:
-    """Which tarfile, below webdataset's writer, keeps in a PAX header, with a `?` for each in the plain one."""
+    """webdataset's writer, through tarfile, puts such a name in a PAX header, and a `?` per character in the plain one."""
     names = ["café", "日本/東京", "naïve.v1"]
     for form in ("PAX_FORMAT", "GNU_FORMAT"):
         folder = tmp_path / form
@@ -281,7 +281,7 @@ def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: CacheLi
 
 
 def test_many_threads_ask_for_names_at_once(tmp_path: Path, limits: CacheLimits) -> None:
-    """Without an .idx names come from the headers, which all threads read through one open file."""
+    """Without an .idx, names come from the headers, which all threads read through one open file."""
     names = write_shards(tmp_path, (30,))
     index, _ = build_index(expand(names), tmp_path, limits)
     next(tmp_path.glob("*.idx")).unlink()
@@ -295,7 +295,7 @@ def test_many_threads_ask_for_names_at_once(tmp_path: Path, limits: CacheLimits)
 def ray_data() -> Iterator[object]:
     ray = pytest.importorskip("ray")
     datasets = pytest.importorskip("ray.data")
-    folder = tempfile.mkdtemp(prefix="rd-")  # short: Ray's socket paths go below it
+    folder = tempfile.mkdtemp(prefix="rd-")  # a short path: Ray's sockets lie below it
     ray.init(
         num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder
     )

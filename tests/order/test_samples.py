@@ -14,7 +14,7 @@ def orders(draw: st.DrawFn, *, training: bool) -> Order:
     lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24]))
     batch = lanes * draw(st.integers(1, 4))
     counts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=12))
-    counts[0] += batch  # at least one step
+    counts[0] += batch  # enough for one step
     return Order(
         tuple(counts), batch, lanes, draw(st.integers(1, 90)), draw(st.integers(0, 2**32 - 1)), training
     )
@@ -74,7 +74,7 @@ def test_a_stretch_of_a_lane_equals_sorting_all_of_it(length: int, window: int, 
 
 
 def test_a_window_that_needs_many_bits_gives_the_same_order() -> None:
-    """Keys too wide to be sorted with their offsets inside."""
+    """Cover keys that are too wide to be sorted together with their offsets."""
     length, window = 100_000, 60_000
     keys = np.arange(length) + window * (_delays(0, length, seed=7, epoch=3, lane=2) / 2**32)
     found = emissions(30_000, 5_000, length=length, window=window, seed=7, epoch=3, lane=2)

@@ -1,4 +1,4 @@
-"""Where samples come from before they are shards: a name or a folder → classes and items of every split."""
+"""Sources of samples: the name of a data set, or a folder of images → class names and the items of every split."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from resnet_dist.errors import UserError
 from resnet_dist.order.philox import Purpose, permutation
 
 IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
-EVAL_NAMES = ("eval", "val", "valid", "validation", "test")  # the first that is there
-HELD_OUT = 0.2  # share of a source without splits of its own
+EVAL_NAMES = ("eval", "val", "valid", "validation", "test")  # eval folder: the first that exists
+HELD_OUT = 0.2  # share of the images that becomes the eval split where a source has no splits
 DOWNLOADS = Path("~/.cache/resnet-dist/downloads")
 TORCHVISION_SETS = {
     "cifar10": "CIFAR10",
@@ -30,27 +30,30 @@ SPLITS = ("train", "eval")
 
 @dataclass(frozen=True)
 class Item:
-    """One image before it is read. `read` returns the encoded bytes, of the format `extension` names."""
+    """An image that is not read yet."""
 
     label: int
-    extension: str
+    extension: str  # without a dot; the format of the encoded bytes
     read: Callable[[], bytes]
-    name: str = ""  # for a person: the file, or its number in the set
-    num_bytes: int = 0  # of the file; 0 where it is made when it is read
+    name: str = ""  # for messages: the file, or the number in the set
+    num_bytes: int = 0  # of the file; 0: unknown until it is read
 
 
 @dataclass(frozen=True)
 class Source:
-    name: str
-    classes: tuple[str, ...]
+    """A data set that can be prepared."""
+
+    name: str  # part of the file names of its shards
+    classes: tuple[str, ...]  # by label
     splits: Mapping[str, Sequence[Item]]  # "train" and "eval"
 
 
 def open_source(name: str, *, seed: int = 0, whole_split: str | None = None) -> Source:
-    """`digits`, a set that torchvision downloads, or a folder of images.
+    """Open `digits`, a data set that torchvision downloads, or a folder of images.
 
-    whole_split: where a folder has no splits of its own, this one gets all of it; None holds a fifth out.
-    Raises UserError where `name` is none of these, or cannot be downloaded.
+    seed: of the held-out fifth, where the source has no splits. whole_split: put all of a folder without splits into
+    this split; None: hold out a fifth as `eval`. Raises UserError where `name` is none of these, cannot be
+    downloaded, or has no images.
     """
     if name == "digits":
         return _digits(seed)
@@ -85,8 +88,8 @@ def _torchvision_set(name: str) -> Source:
 
 
 def _digits(seed: int) -> Source:
-    """1,797 handwritten digits of 8x8 pixels, 17 grey levels (Kaynak 1995, UCI), inside scikit-learn."""
-    from sklearn.datasets import load_digits  # a second to import, and only needed here
+    """Open scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 grey levels (Kaynak 1995, UCI)."""
+    from sklearn.datasets import load_digits  # imported here, because it takes a second
 
     bunch = load_digits()
     items = [
@@ -107,7 +110,7 @@ def _png(pixels_HW: np.ndarray) -> bytes:
 
 
 def _image_folder(folder: Path, seed: int, whole_split: str | None) -> Source:
-    """class = folder. `train/` beside `eval/`, `test/` or `val/` are the splits; else a fifth is held out."""
+    """Open a folder with one folder per class, or with `train/` and one of EVAL_NAMES, each with these folders."""
     train = folder / "train"
     evals = [folder / name for name in EVAL_NAMES if (folder / name).is_dir()]
     if train.is_dir() != bool(evals) and any(
@@ -131,7 +134,7 @@ def _image_folder(folder: Path, seed: int, whole_split: str | None) -> Source:
 
 
 def _plain(name: str) -> str:
-    """A folder's name as part of a shard's: what a URL or a `.idx` would choke on is left out."""
+    """Return a folder's name as part of a shard's name, without characters that break a URL or an `.idx`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "images"
 
 
@@ -164,8 +167,9 @@ def _folder_items(folder: Path, classes: tuple[str, ...]) -> list[Item]:
 
 
 def _hold_out(items: Sequence[Item], seed: int) -> dict[str, Sequence[Item]]:
+    """Split the items at random: a share of HELD_OUT, rounded up, is `eval`, the rest `train`."""
     shuffled = permutation(len(items), Purpose.SPLIT, seed=seed)
-    held_out = set(shuffled[: -(-len(items) // round(1 / HELD_OUT))].tolist())  # rounded up
+    held_out = set(shuffled[: -(-len(items) // round(1 / HELD_OUT))].tolist())
     return {
         "train": [item for number, item in enumerate(items) if number not in held_out],
         "eval": [item for number, item in enumerate(items) if number in held_out],

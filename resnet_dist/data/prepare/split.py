@@ -1,7 +1,7 @@
-"""Write a source as shuffled WebDataset shards with an index.
+"""Write the splits of a source as shuffled WebDataset shards with an index.
 
-What goes into which shard follows from the source and the options alone, so processes can write shards side by
-side, an interrupted call can go on, and the same call gives the same bytes.
+Which image goes into which shard follows from the source and the options alone. So processes can write shards side
+by side, an interrupted call can be resumed, and the same call gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,26 +18,20 @@ import numpy as np
 from filelock import FileLock
 
 from resnet_dist.data.prepare.sources import Item, Source
-from resnet_dist.data.prepare.write import (
-    PrepareOptions,
-    ShardTask,
-    WrittenShard,
-    encoded,
-    write_shards,
-)
-from resnet_dist.data.shards.index import INDEX_NAME, Index, read_index, write_index
+from resnet_dist.data.prepare.write import PrepareOptions, ShardTask, WrittenShard, encode, write_shards
+from resnet_dist.data.shards.index import INDEX_NAME, PREPARED_KEY, Index, read_index, write_index
 from resnet_dist.errors import UserError
 from resnet_dist.order.philox import Purpose, permutation
 from resnet_dist.system.files import write_text_atomically
 
-MIN_SHARDS = 8  # so that several ranks of a small set read different files
-PLAN_NAME = ".plan.json"  # of a preparation under way
-COUNT_KEY = "number_of_shards"  # in it
+MIN_SHARDS = 8  # per split, if it has as many images: then the ranks of a small set read different files
+PLAN_NAME = ".plan.json"  # in the folder of a split until its index is written
+COUNT_KEY = "number_of_shards"  # in the plan
 LOCK_NAME = ".lock"
 REPORT_NAME = "unreadable.txt"
-PROBES = 100  # images that are measured to guess what all will take
+NUM_PROBES = 100  # images that are encoded to estimate the size of all
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 
 def prepare(
@@ -47,23 +41,24 @@ def prepare(
     *,
     splits: Sequence[str] | None = None,
     workers: int = 1,
-    progress: Progress = lambda split, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> dict[str, Index]:
-    """Write `splits` of `source` (None: all) to `out/SPLIT/`, over as many processes as `workers`.
+    """Write `splits` of `source` (None: all) to `out/SPLIT/` and return their indexes. workers: processes.
 
-    Shards are written aside and renamed, the index last: an interrupted call leaves no half-written file under
-    a final name, and the same call goes on where it stopped; one that is complete already stays as it is. Same
-    source and options give byte-identical shards. Images that cannot be read are left out and listed in
-    `unreadable.txt`. `progress(split, done, total)` is called after every shard, in samples.
+    Shards are written aside and renamed, the index last. So an interrupted call leaves no half-written file under
+    a final name, the same call resumes it, and a split that is complete stays as it is. The same source and options
+    give byte-identical shards. Images that cannot be read are left out and listed in `unreadable.txt`.
+    `progress(split, done, total)` is called after every shard, in samples.
 
-    Raises UserError where a folder holds something else, or with `strict` where an image cannot be read.
+    Raises UserError where a folder holds something else, where no image can be read, where a file cannot be written,
+    or, with `strict`, where an image cannot be read.
     """
     indexes = {}
     for split in splits or source.splits:
         if split not in source.splits:
             raise UserError(f"--split {split}: {source.name} has {', '.join(source.splits)}")
-        tell = partial(progress, split)
-        indexes[split] = _prepare_split(source, split, out / split, options, workers, tell)
+        report_progress = partial(progress, split)
+        indexes[split] = _prepare_split(source, split, out / split, options, workers, report_progress)
     return indexes
 
 
@@ -73,24 +68,60 @@ def _prepare_split(
     folder: Path,
     options: PrepareOptions,
     workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Index:
     items = source.splits[split]
     if not items:
         raise UserError(f"{source.name} has no samples in split {split}")
     plan = _plan(source.name, items, options)
     if (folder / INDEX_NAME).exists():
-        _check_same(folder / INDEX_NAME, plan, "prepared")
+        _check_same(folder / INDEX_NAME, plan, PREPARED_KEY)
         return read_index(folder)
-    theirs = any(folder.glob("*.tar")) and not (folder / PLAN_NAME).exists()
-    if theirs and not (folder / INDEX_NAME).exists():  # looked at last: another call may have just finished
+    has_other_tars = any(folder.glob("*.tar")) and not (folder / PLAN_NAME).exists()
+    # Look for the index last: another call may have written it, and removed the plan, in the meantime.
+    if has_other_tars and not (folder / INDEX_NAME).exists():
         raise UserError(f"{folder}: holds tars that `prepare` did not write; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK_NAME):  # another call may be writing the same: then this one finds it done
+    # Wait for another call that writes the same split, and then find its index.
+    with FileLock(folder / LOCK_NAME):
         if (folder / INDEX_NAME).exists():
-            _check_same(folder / INDEX_NAME, plan, "prepared")
+            _check_same(folder / INDEX_NAME, plan, PREPARED_KEY)
             return read_index(folder)
         return _write_split(source, split, folder, options, plan, workers, progress)
+
+
+def _plan(name: str, items: Sequence[Item], options: PrepareOptions) -> dict[str, object]:
+    """Return all that decides the bytes of the shards, for comparison with what a folder holds."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(
+            f"{item.name}\0{item.label}\0{item.extension}\0{item.num_bytes}\n".encode(
+                errors="surrogateescape"
+            )
+        )
+    settings = {key: value for key, value in asdict(options).items() if key != "strict"}
+    return {"source": name, "samples": len(items), "items": digest.hexdigest(), **settings}
+
+
+def _check_same(path: Path, plan: dict[str, object], key: str | None) -> None:
+    """Raise UserError unless the JSON file at `path` (or its value of `key`) has the values of `plan`."""
+    try:
+        value = json.loads(path.read_text())
+        found = value.get(key) if key else value
+    except (ValueError, AttributeError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: was not written by `prepare`; give another folder")
+    different = [
+        "other images" if name == "items" else f"{name}={found.get(name)}"
+        for name in reversed(plan)
+        if plan[name] != found.get(name)
+    ]
+    if different:
+        raise UserError(
+            f"{path.parent}: holds shards that were prepared with {', '.join(different)}; give another folder, or "
+            "delete this one"
+        )
 
 
 def _write_split(
@@ -100,7 +131,7 @@ def _write_split(
     options: PrepareOptions,
     plan: dict[str, object],
     workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Index:
     items = source.splits[split]
     order = permutation(len(items), Purpose.SHARDS, seed=options.seed)
@@ -123,7 +154,7 @@ def _write_split(
         if options.strict or len(unreadable) == len(items):
             raise UserError(f"{len(unreadable)} images cannot be read, the first is {unreadable[0]}")
     else:
-        (folder / REPORT_NAME).unlink(missing_ok=True)  # an earlier call's
+        (folder / REPORT_NAME).unlink(missing_ok=True)  # of an earlier call
     index = write_index(folder, shards, source.classes, prepared=plan)
     (folder / PLAN_NAME).unlink()
     (folder / LOCK_NAME).unlink(missing_ok=True)
@@ -133,7 +164,10 @@ def _write_split(
 def _planned_shards(
     path: Path, items: Sequence[Item], options: PrepareOptions, plan: dict[str, object]
 ) -> int:
-    """How many shards: once in the plan, no image that has changed since can cut the set in another way."""
+    """Return the number of shards and record it in the plan, so that a resumed call cuts the set the same way.
+
+    Without the record, an image that has changed since could change the estimate.
+    """
     if path.exists():
         _check_same(path, plan, None)
         count = json.loads(path.read_text()).get(COUNT_KEY)
@@ -144,51 +178,20 @@ def _planned_shards(
     return count
 
 
-def _plan(name: str, items: Sequence[Item], options: PrepareOptions) -> dict[str, object]:
-    """What decides the bytes of the shards, for comparison with what a folder holds."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(
-            f"{item.name}\0{item.label}\0{item.extension}\0{item.num_bytes}\n".encode(
-                errors="surrogateescape"
-            )
-        )
-    settings = {key: value for key, value in asdict(options).items() if key != "strict"}
-    return {"source": name, "samples": len(items), "items": digest.hexdigest(), **settings}
-
-
-def _check_same(path: Path, plan: dict[str, object], key: str | None) -> None:
-    try:
-        value = json.loads(path.read_text())
-        found = value.get(key) if key else value
-    except (ValueError, AttributeError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: was not written by `prepare`; give another folder")
-    different = [
-        "other images" if name == "items" else f"{name}={found.get(name)}"
-        for name in reversed(plan)
-        if plan[name] != found.get(name)
-    ]
-    if different:
-        raise UserError(
-            f"{path.parent}: holds shards that were prepared with {', '.join(different)}; give another folder, or "
-            "delete this one"
-        )
-
-
 def _count_shards(items: Sequence[Item], options: PrepareOptions) -> int:
+    """Return `options.shards`, or how many shards of about `shard_bytes` the set needs, estimated from some images."""
     if options.shards is not None:
         return min(options.shards, len(items))
-    probes = items[:: -(-len(items) // PROBES)]
+    probes = items[:: -(-len(items) // NUM_PROBES)]  # evenly spread
     sizes = []
     for item in probes:
-        with contextlib.suppress(Exception):  # whatever cannot be read is reported when its turn comes
-            sizes.append(len(encoded(item, options)[1]))
+        # Skip an image that cannot be read: it is reported when its shard is written.
+        with contextlib.suppress(Exception):
+            sizes.append(len(encode(item, options)[1]))
     mean_bytes = float(np.mean(sizes)) if sizes else 0.0
     return min(len(items), max(MIN_SHARDS, round(mean_bytes * len(items) / options.shard_bytes)))
 
 
-def _cut(count: int, parts: int) -> list[range]:
-    bounds = np.linspace(0, count, parts + 1).round().astype(int).tolist()
+def _cut(num_samples: int, num_parts: int) -> list[range]:
+    bounds = np.linspace(0, num_samples, num_parts + 1).round().astype(int).tolist()
     return [range(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""TODO map."""
+"""Write shards: each from its own samples alone, so that processes can write them side by side and in any order."""
 
 from __future__ import annotations
 
@@ -22,135 +22,111 @@ from resnet_dist.data.shards.tar import TarError, group_samples, read_idx, write
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import checksum
 
-SHARD_BYTES = 256 * 2**20  # what a large set is cut into: 100 to 500 MB suit object stores and local disks
+SHARD_BYTES = 256 * 2**20  # default size of a shard: 100 to 500 MB suit object stores and local disks
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How a source becomes shards. Either `shards` of them, or of about `shard_bytes`."""
+    """The options that decide what is in the shards of a split: either `shards` of them, or of about `shard_bytes`."""
 
     seed: int = 0
     shards: int | None = None
     shard_bytes: int = SHARD_BYTES
-    resize_short: int | None = None  # pixels: a longer short side is shrunk to it, and encoded as JPEG
-    quality: int = 92
-    strict: bool = False  # an image that cannot be read is an error
+    # Pixels. An image with a longer short side is shrunk to it, and encoded as JPEG.
+    resize_short: int | None = None
+    quality: int = 92  # of these JPEGs
+    strict: bool = False  # fail where an image cannot be read
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The samples of one shard, and the number of the first one's key."""
+    """A shard to be written."""
 
     path: Path
     items: Sequence[Item]
-    first_key: int
+    first_key: int  # number of the first sample in its split; the others follow
     options: PrepareOptions
 
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard on disk, and a line for each image that is left out of it."""
+    """A shard on disk."""
 
     shard: Shard
-    unreadable: list[str]
+    unreadable: list[str]  # one line per image that was left out
 
 
-def write_shards(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask, WrittenShard]]:
-    if workers == 1 or len(tasks) == 1:
+def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[ShardTask, WrittenShard]]:
+    """Write the shards in `num_workers` processes and yield each when it is on disk.
+
+    Raises UserError where a file cannot be written, or a process was killed.
+    """
+    if num_workers == 1 or len(tasks) == 1:
         for task in tasks:
-            yield task, _write(task)
+            yield task, _write_shard(task)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_start_worker) as pool:
+    # Not fork: a fork of a process with threads may hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_workers, len(tasks)), spawn, initializer=_start_worker) as pool:
         try:
-            futures = {pool.submit(_write, task): task for task in tasks}
+            futures = {pool.submit(_write_shard, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
             raise UserError(
-                f"one of {workers} processes was killed, most likely because memory ran out; the same call goes on "
-                "from here, with fewer --workers it takes less"
+                f"one of {num_workers} processes was killed, most likely because memory ran out; repeat the same "
+                "call to resume, with fewer --workers it takes less"
             ) from None
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # shards under way are finished, no other is begun
+            # Let the workers finish the shards they have begun, but begin no others.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """In a worker: Ctrl-C is the parent's to answer, and without the parent there is nothing to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import_webdataset_alone()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _write_shard(task: ShardTask) -> WrittenShard:
+    """Write one shard, or keep the one that an earlier call wrote. Lists the images that could not be read.
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _import_webdataset_alone() -> None:
-    """Without torch, which it does without where there is none: seconds and 300 MB in every worker."""
-    if "torch" in sys.modules:
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import webdataset  # noqa: F401
-    finally:
-        del sys.modules["torch"]  # shrinking needs it
-
-
-def _write(task: ShardTask) -> WrittenShard:
-    """Write one shard; one that is there already, from an earlier call, is only read.
-
-    What is missing from it is tried again: an image that can be read by now has the shard written once more. So
-    has one with a sample that belongs elsewhere.
+    The shard is written once more where a missing image can be read by now, or where it holds a sample of another
+    shard, as after a change of the number of shards.
     """
     if not (task.path.exists() and idx_path(task.path).exists()):
         _write_tar(task)
-    for last in (False, True):
-        shard = index_shard(task.path)
+    for is_last in (False, True):
+        shard = _index_tar(task.path)
         keys = {members[0].key for members in read_idx(idx_path(task.path))}
         expected = {_key(n): item for n, item in enumerate(task.items, start=task.first_key)}
         missing = [item for key, item in expected.items() if key not in keys]
-        reasons = [_reason(item, task.options) for item in missing]
-        if last or (None not in reasons and keys <= expected.keys()):
+        problems = [_problem(item, task.options) for item in missing]
+        if is_last or (None not in problems and keys <= expected.keys()):
             break
         _write_tar(task)
-    sometimes = "could be read now, but not when its shard was written"
-    lines = [f"{item.name}: {reason or sometimes}" for item, reason in zip(missing, reasons, strict=True)]
+    intermittent = "could be read now, but not when its shard was written"
+    lines = [
+        f"{item.name}: {problem or intermittent}" for item, problem in zip(missing, problems, strict=True)
+    ]
     return WrittenShard(shard, lines)
 
 
-def _reason(item: Item, options: PrepareOptions) -> str | None:
-    """Why an image cannot be read; None where it can."""
-    try:
-        encoded(item, options)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
-
-
 def _write_tar(task: ShardTask) -> None:
+    """Write the tar aside, flush it to disk and rename it. Leaves out images that cannot be read."""
     from webdataset import TarWriter
 
     partial_path = task.path.with_name(f".{task.path.name}.partial")
     try:
         with partial_path.open("wb") as file:
-            # A fixed time and owner, or the same samples would give other bytes tomorrow.
+            # Fix time and owner: the same samples must give the same bytes on any day and machine.
             with TarWriter(file, mtime=0, encoder=False, compress=False, user="", group="") as writer:
                 for number, item in enumerate(task.items, start=task.first_key):
                     try:
-                        extension, data = encoded(item, task.options)
+                        extension, data = encode(item, task.options)
                     except (OSError, ValueError):
-                        continue  # `_write` sees that it is missing, and says why
+                        continue  # `_write_shard` finds that it is missing and reports why
                     writer.write({"__key__": _key(number), extension: data, "cls": b"%d" % item.label})
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:  # a full disk: not the images' fault
+    except OSError as error:  # of the output, such as a full disk: errors of an image are caught above
         partial_path.unlink(missing_ok=True)
         raise UserError(
-            f"{task.path}: could not be written ({error}); the same call goes on from here"
+            f"{task.path}: could not be written ({error}); repeat the same call to resume"
         ) from None
     except BaseException:
         partial_path.unlink(missing_ok=True)
@@ -158,14 +134,10 @@ def _write_tar(task: ShardTask) -> None:
     partial_path.replace(task.path)
 
 
-def _key(number: int) -> str:
-    return f"{number:09d}"
+def encode(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
+    """Return extension and bytes to write: the item's own bytes, unless the image must be shrunk.
 
-
-def encoded(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
-    """Extension and bytes to write: the item's own, untouched, unless it is to be shrunk.
-
-    Raises OSError or ValueError where it cannot be read and decoded.
+    Raises OSError or ValueError where the image cannot be read and decoded.
     """
     data = item.read()
     image = open_image(data, 3)
@@ -182,10 +154,48 @@ def encoded(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
     return "jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(small), options.quality, colorsubsampling="420")
 
 
-def index_shard(path: Path) -> Shard:
-    """Read a tar once: write its `.idx`, return its counts and checksum. Raises TarError."""
+def _problem(item: Item, options: PrepareOptions) -> str | None:
+    """Return why an image cannot be read; None where it can."""
+    try:
+        encode(item, options)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _key(number: int) -> str:
+    return f"{number:09d}"
+
+
+def _index_tar(path: Path) -> Shard:
+    """Write the `.idx` of a tar; return its size, checksum and number of samples. Raises TarError."""
     with path.open("rb") as file:
         samples = list(group_samples(file, str(path)))
     if not write_idx(idx_path(path), samples):
         raise TarError(f"{path}: a member's name has a space")
     return Shard(str(path), path.stat().st_size, checksum(path), len(samples))
+
+
+def _start_worker() -> None:
+    """Prepare a worker process: it ignores Ctrl-C, which the parent handles, and ends when the parent has died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _import_webdataset_without_torch()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _import_webdataset_without_torch() -> None:
+    """Import webdataset as if torch were not installed: torch would cost every worker seconds and 300 MB."""
+    if "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import webdataset  # noqa: F401
+    finally:
+        del sys.modules["torch"]  # allow its import again: shrinking needs it

@@ -1,7 +1,7 @@
-"""The index: which shards there are, how many samples each holds, their checksums and the names of the classes.
+"""The index of a set of shards: the number of samples in each, their checksums, and the names of the classes.
 
-`index.json` follows the wids layout, with checksums and class names added; beside every tar lies a DALI
-`.idx` file with the offset and size of every member. Both are read by others' tools as they are.
+`index.json` follows the wids layout, with checksums and class names added. Beside every tar lies a DALI `.idx` file
+with the offset and size of every member. wids and DALI read these files as they are.
 """
 
 from __future__ import annotations
@@ -18,28 +18,35 @@ from typing import Any
 from resnet_dist.data.shards.tar import TarError, check_header, read_idx
 from resnet_dist.data.storage.shard_cache import StoredFile, is_plain_local
 from resnet_dist.data.storage.transfer import read_bytes
-from resnet_dist.data.storage.urls import is_local, join, local_path
+from resnet_dist.data.storage.urls import IDX_SUFFIX, is_local, join, local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import write_text_atomically
 
 INDEX_NAME = "index.json"
-MAX_HEADERS_CHECKED = 512  # shards whose offsets are compared at a start; a large set has tens of thousands
+# The options of `resnet-dist prepare` in index.json; `prepare` compares them when it is repeated.
+PREPARED_KEY = "prepared"
+# Shards whose headers are read at a start: a large set has tens of thousands of shards.
+MAX_HEADERS_CHECKED = 512
 
 
 class IndexMismatch(UserError):
-    """Shards and index disagree, or one of them is missing."""
+    """An index that disagrees with its shards, or either of them missing."""
 
 
 @dataclass(frozen=True)
 class Shard(StoredFile):
-    num_samples: int
+    """A tar of samples."""
+
+    num_samples: int  # 0: unknown
 
 
 @dataclass(frozen=True)
 class Index:
-    location: str
+    """The shards of a set and its class names. Sample ids count through the shards in their order."""
+
+    location: str  # path or URL of the index file
     shards: tuple[Shard, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # by label
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -50,7 +57,10 @@ class Index:
         return sum(self.counts)
 
     def place(self, sample_id: int) -> str:
-        """The shard and the position in it of a sample, for messages: `train-000003.tar[17]`."""
+        """Return the shard of a sample and its position there, for messages: `train-000003.tar[17]`.
+
+        Raises IndexError where there is no such sample.
+        """
         for shard in self.shards:
             if sample_id < shard.num_samples:
                 return f"{shard.name}[{sample_id}]"
@@ -58,7 +68,10 @@ class Index:
         raise IndexError(sample_id)
 
     def digest(self) -> str:
-        """SHA-256 over the shards' names and checksums: equal on every rank that sees the same data."""
+        """Return the SHA-256 of names, counts, sizes and checksums of the shards, and of the class names.
+
+        It is equal on every rank that sees the same data.
+        """
         text = "".join(f"{s.name} {s.num_samples} {s.num_bytes} {s.checksum}\n" for s in self.shards)
         return hashlib.sha256((text + "\0".join(self.classes)).encode()).hexdigest()
 
@@ -69,9 +82,10 @@ def write_index(
     classes: Sequence[str],
     prepared: Mapping[str, object] | None = None,
 ) -> Index:
-    """Write `index.json`, in one rename: a folder with an index is a complete one.
+    """Write the index and return it.
 
-    Shards in the index's own folder are named relative to it, so that the folder can be moved.
+    The file appears in one rename, so a folder with an index is complete. Shards in the index's own folder are named
+    relative to it, so that the folder can be moved. prepared: the options of `resnet-dist prepare`.
     """
     path = Path(index_location(location))
     base = str(path.parent) + "/"
@@ -93,20 +107,20 @@ def write_index(
         "classes": list(classes),
     }
     if prepared is not None:
-        value["prepared"] = dict(prepared)  # how; `prepare` compares it when it is called again
+        value[PREPARED_KEY] = dict(prepared)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(value, indent=1) + "\n")
     return Index(str(path), tuple(shards), tuple(classes))
 
 
 def index_location(location: str | Path) -> str:
-    """Of a folder, or of an index file: where the index is."""
+    """Return the path or URL of the index file: `location` itself, or the file in that folder."""
     text = str(location)
     return text if text.endswith(".json") else join(text, INDEX_NAME)
 
 
 def read_index(location: str | Path) -> Index:
-    """The index of a folder, a URL, or an index file. Raises IndexMismatch where it is missing or not one."""
+    """Read the index of a folder or URL, or an index file. Raises IndexMismatch where it is missing or not one."""
     where = index_location(location)
     try:
         value = json.loads(read_bytes(where))
@@ -115,16 +129,16 @@ def read_index(location: str | Path) -> Index:
     except (FileNotFoundError, NotADirectoryError):
         raise IndexMismatch(
             f"{where}: no such index; `resnet-dist prepare` writes shards with one, `resnet-dist index` makes one "
-            "for shards that are there"
+            "for existing shards"
         ) from None
     except StorageError as error:
         raise IndexMismatch(str(error)) from None
-    except OSError as error:  # a folder of that name, or one that may not be read
+    except OSError as error:  # for example a folder of that name, or no permission
         raise IndexMismatch(f"{where}: cannot be read: {error.strerror}") from None
     except KeyError as error:
         if error.args == ("classes",):
             raise IndexMismatch(
-                f"{where}: says nothing of classes; `resnet-dist index {where}` makes an index that does"
+                f"{where}: has no class names; `resnet-dist index {where}` makes an index that has them"
             ) from None
         raise IndexMismatch(f"{where}: not an index of shards (no {error})") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -132,7 +146,7 @@ def read_index(location: str | Path) -> Index:
 
 
 def shards_of(value: dict[str, Any], base: str) -> tuple[Shard, ...]:
-    """The shards of a wids index. Raises KeyError, TypeError or ValueError where it is none."""
+    """Return the shards of a wids index. Raises KeyError, TypeError or ValueError where it is not one."""
     shards = tuple(_shard(base, entry) for entry in value["shardlist"])
     if not shards:
         raise ValueError("lists no shards")
@@ -144,20 +158,21 @@ def _shard(base: str, entry: dict[str, Any]) -> Shard:
     if count < 0 or num_bytes < 0:
         raise ValueError(f"{entry['url']}: nsamples={count} and filesize={num_bytes} cannot be negative")
     checksums = ((name, entry.get(key)) for name, key in (("sha256", "sha256"), ("md5", "md5sum")))
-    # Some tools write the digits in capitals.
+    # Some tools write hexadecimal digits in capitals.
     known = next((f"{name}:{str(digest).strip().lower()}" for name, digest in checksums if digest), "")
     return Shard(join(base, str(entry["url"])), num_bytes, known, count)
 
 
 def idx_path(path: Path) -> Path:
-    return path.with_suffix(".idx")
+    """Return the path of the DALI index beside a tar."""
+    return path.with_suffix(IDX_SUFFIX)
 
 
 def check_shards(index: Index) -> None:
-    """Compare sizes of the tars on this machine, and the first and last header of some hundred, with the index.
+    """Compare the size of every tar on this machine with the index, and the first and last header of some hundred.
 
-    Reads little, so that a run can do it at its start. Of remote shards, each is verified when it is fetched.
-    Raises IndexMismatch naming the shard.
+    This reads little, so that a run can do it at its start. A remote shard is verified when it is fetched. Raises
+    IndexMismatch naming the shard.
     """
     every = max(1, len(index.shards) // MAX_HEADERS_CHECKED)
     for number, shard in enumerate(index.shards):
@@ -175,7 +190,7 @@ def _check_local(shard: Shard, index: Index, *, headers: bool) -> None:
         raise IndexMismatch(f"{path}: cannot be read: {error.strerror}") from None
     if shard.num_bytes and num_bytes != shard.num_bytes:
         raise IndexMismatch(
-            f"{path}: has {num_bytes:,} bytes, but {index.location} says {shard.num_bytes:,}; "
+            f"{path}: has {num_bytes:,} bytes, but {index.location} records {shard.num_bytes:,}; "
             "prepare the data again, or bring back the shard it was made from"
         )
     if not headers or not is_plain_local(shard) or not idx_path(path).exists():
@@ -184,7 +199,7 @@ def _check_local(shard: Shard, index: Index, *, headers: bool) -> None:
         samples = read_idx(idx_path(path))
         if len(samples) != shard.num_samples:
             raise TarError(
-                f"{idx_path(path)}: lists {len(samples)} samples, but {index.location} says {shard.num_samples}"
+                f"{idx_path(path)}: lists {len(samples)} samples, but {index.location} records {shard.num_samples}"
             )
         with path.open("rb") as file:
             for member in (samples[0][0], samples[-1][-1]) if samples else ():

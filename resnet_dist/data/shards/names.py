@@ -1,4 +1,4 @@
-"""What a person names → shards and classes: brace patterns, lists, folders, indexes of others, files of names."""
+"""Arguments of the command line → shards and class names: brace patterns, lists, folders, wids and timm indexes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any
 
 from resnet_dist.data.shards.index import INDEX_NAME, Shard, shards_of
 from resnet_dist.data.storage.transfer import read_bytes
-from resnet_dist.data.storage.urls import COMMAND, is_local, join, local_path
+from resnet_dist.data.storage.urls import COMMAND, SHARD_SUFFIXES, is_local, join, local_path
 from resnet_dist.errors import StorageError, UserError
 
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
-MAX_URLS = 1_000_000  # of one pattern: {0..999999999} is a slip of the hand
+MAX_URLS = 1_000_000  # per pattern; more is a typing error, such as {0..999999999}
 
 
 def expand(patterns: Sequence[str], split: str | None = None) -> list[Shard]:
-    """Shards that a person names: brace patterns, `::` lists, folders, wids or timm indexes, in that order.
+    """Return the shards that `patterns` name, in that order: brace patterns, `::` lists, folders, wids or timm indexes.
 
-    A command (`pipe:…`) goes on to the next `::pipe:`, or to the end: its own `::` and braces are the shell's, but
-    for ranges of numbers.
+    A command (`pipe:…`) ends at the next `::pipe:` or at the end of its pattern. Inside it, only ranges of numbers
+    are expanded; `::` and other braces belong to the shell. split: which one of a timm index.
 
-    What is not known of them yet is 0 or empty. Raises UserError where nothing is found.
+    Sizes, checksums and counts that are not known yet are 0 or empty. Raises UserError where no shard is found, or
+    one is named twice.
     """
     shards = [shard for pattern in patterns for part in _parts(pattern) for shard in _expand(part, split)]
     if not shards:
@@ -60,7 +60,7 @@ def _expand(pattern: str, split: str | None) -> list[Shard]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`train-{000000..000146}.tar` → 147 names, as webdataset expands them."""
+    """Expand `train-{000000..000146}.tar` to 147 names, as webdataset does. Raises UserError."""
     import braceexpand
 
     _check_count(pattern)
@@ -71,23 +71,23 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _expand_ranges(command: str) -> list[str]:
-    """`pipe:curl …/{000000..000146}.tar` → 147 commands. Other braces may be awk's, or a variable's."""
+    """Expand `pipe:curl …/{000000..000146}.tar` to 147 commands. Other braces stay: they belong to the shell or awk."""
     _check_count(command)
     ends = [0, *(end for match in RANGE.finditer(command) for end in match.span()), len(command)]
-    words = [command[low:high] for low, high in pairwise(ends)]  # every second one is a range
-    choices = [expand_braces(word) if number % 2 else [word] for number, word in enumerate(words)]
+    pieces = [command[low:high] for low, high in pairwise(ends)]  # text and ranges in turn
+    choices = [expand_braces(piece) if number % 2 else [piece] for number, piece in enumerate(pieces)]
     return ["".join(chosen) for chosen in product(*choices)]
 
 
 def _check_count(pattern: str) -> None:
-    """The library makes lists of whole ranges: look at their ends before it does."""
+    """Raise UserError for more than MAX_URLS names. Check first, because braceexpand lists a whole range in memory."""
     ranges = RANGE.findall(pattern)
-    if math.prod(_count(*(int(word or 1) for word in numbers)) for numbers in ranges) > MAX_URLS:
-        raise UserError(f"{pattern!r} stands for more than {MAX_URLS:,} shards")
+    if math.prod(_count(*(int(number or 1) for number in numbers)) for numbers in ranges) > MAX_URLS:
+        raise UserError(f"{pattern!r} names more than {MAX_URLS:,} shards")
 
 
 def _count(first: int, last: int, step: int) -> int:
-    """Numbers in `{first..last..step}`; a step of 0 is one of 1 there."""
+    """Return how many numbers are in `{first..last..step}`; braceexpand takes a step of 0 for 1."""
     return abs(last - first) // max(1, abs(step)) + 1
 
 
@@ -96,7 +96,7 @@ def _absolute(url: str) -> str:
 
 
 def _from_index(location: str, split: str | None) -> list[Shard]:
-    """Shards of a wids index, or of timm's `_info.json`."""
+    """Return the shards of a wids index, or of timm's `_info.json`. Raises UserError."""
     base = posixpath.dirname(_absolute(location))
     try:
         value = json.loads(read_bytes(location))
@@ -120,7 +120,10 @@ def _from_index(location: str, split: str | None) -> list[Shard]:
 
 
 def _refuse_paths(shards: Sequence[Shard], location: str) -> None:
-    """An `.idx` is written beside a shard that lies here: where, is not for somebody elsewhere to say."""
+    """Raise UserError where a remote index names a path on this machine.
+
+    `.idx` files are written beside local shards, and a remote index must not choose where this machine writes.
+    """
     for shard in shards:
         if is_local(shard.url):
             raise UserError(
@@ -140,7 +143,10 @@ def _timm_shards(splits: dict[str, Any], base: str, location: str, split: str | 
 
 
 def class_names(text: str | None) -> list[str] | None:
-    """From a number of classes, or a file with a name on each line. Raises UserError."""
+    """Return class names by label, from a number of classes or a file with one name per line; None for None.
+
+    Raises UserError where `text` is neither, or a line is empty.
+    """
     if text is None:
         return None
     if text.isdecimal() and int(text) > 0:
@@ -159,7 +165,7 @@ def class_names(text: str | None) -> list[str] | None:
 
 
 def default_location(shards: Sequence[Shard]) -> Path | None:
-    """The folder that holds all of them, where they lie in one on this machine."""
+    """Return the path of an index beside the shards; None unless all of them lie in one folder on this machine."""
     folders = {local_path(s.url).parent for s in shards if is_local(s.url)}
     if len(folders) == 1 and all(is_local(s.url) for s in shards):
         return folders.pop() / INDEX_NAME

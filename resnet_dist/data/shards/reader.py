@@ -1,4 +1,4 @@
-"""Shards: read one sample by its id, wherever the shards are."""
+"""Read one sample by its id, wherever the shards are: sample id → shard and position → offset → bytes."""
 
 from __future__ import annotations
 
@@ -18,63 +18,67 @@ from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, idx_path
 from resnet_dist.data.shards.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
 
-MAX_IMAGE_BYTES = 256 * 2**20  # of one encoded image; a tar may claim anything
-NEAR_BYTES = 16 * 2**10  # a small sample is read at once; to cut a large one apart would copy it again
+# The header of a damaged tar may state any size.
+MAX_IMAGE_BYTES = 256 * 2**20
 MAX_LABEL_BYTES = 16 * 2**20
-MAX_OPEN_FILES, MAX_OPEN_TABLES = (
-    256,
-    8192,
-)  # kept open: descriptors are scarce, and a table costs milliseconds
-MAX_NAMED = (
-    8  # shards whose samples' keys are kept: bad samples come in crowds, and keys cost as much as a table
-)
-LABEL_FIELDS = ("label", "cls", "class_id")  # where a .json may have it
+# Image and label are read together up to this size; to split a larger read would copy the image once more.
+MAX_JOINT_READ_BYTES = 16 * 2**10
+MAX_OPEN_FILES = 256  # shards; descriptors are scarce
+MAX_TABLES = 8192  # shards; to build a table again costs milliseconds
+# Shards whose samples' keys are kept. Bad samples are often in the same shard, and its keys cost as much as a table.
+MAX_KEY_LISTS = 8
+LABEL_FIELDS = ("label", "cls", "class_id")  # of a .json label, the first that exists
 
 
 class RawSample(NamedTuple):
-    """One sample as it lies in its shard."""
+    """A sample as it lies in its shard."""
 
-    image: bytes
+    image: bytes  # encoded
     label: int
 
 
 class BadSample(Exception):
-    """A sample that is there but cannot be used: no image, no label, or bytes that are not what they say."""
+    """A sample that exists but cannot be used: its image or label is missing, cut off or damaged."""
 
 
 class ShardReader:
-    """Reads samples by sample id, from any thread: by offset, image and label together."""
+    """The samples of an index by their ids, for any number of threads."""
 
     def __init__(self, index: Index, limits: CacheLimits) -> None:
         self._index = index
         self._ends = np.cumsum(index.counts)
         self._starts = self._ends - np.array(index.counts)
-        self._storage = ShardCache(limits)
+        self._cache = ShardCache(limits)
         self._lock = threading.Lock()
-        self._naming = threading.Lock()
+        self._keys_lock = threading.Lock()
+        # The next four are keyed by the number of a shard in the index.
         self._opening: dict[int, threading.Lock] = {}
         self._tables: dict[int, _Table] = {}
         self._files: dict[int, _File] = {}
         self._keys: dict[int, list[str]] = {}
 
     def locate(self, ids_M: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Of each sample: the number of its shard, and its position there. One call for many: it costs as a read."""
+        """Return the number of each sample's shard and its position there. A call costs as much as a read: batch it."""
         numbers_M = self._ends.searchsorted(ids_M, side="right")
         return list(zip(numbers_M.tolist(), (ids_M - self._starts[numbers_M]).tolist(), strict=True))
 
     def read(self, sample_id: int) -> RawSample:
-        """Raises BadSample; StorageError where the shard cannot be had, IndexMismatch where it is another one."""
+        """Read one sample.
+
+        Raises BadSample; StorageError where the shard cannot be fetched or read; IndexMismatch where it is not the
+        shard that was indexed.
+        """
         return self.read_at(*self._place_of(sample_id))
 
     def read_at(self, number: int, position: int) -> RawSample:
-        """As `read`, of the sample at `position` of shard `number`."""
+        """Read the sample at `position` of shard `number`. Raises the errors of `read`."""
         table, file = self._tables.get(number), self._files.get(number)
         if table is None or file is None:
             table, file = self._open(number)
         return _read(file.fd, *table.places_N5[position].tolist())
 
     def key(self, sample_id: int) -> str:
-        """SHARD/KEY of a sample, for messages. Never raises."""
+        """Return SHARD/KEY of a sample, for messages; its position where the shard cannot be read."""
         number, position = self._place_of(sample_id)
         name = self._index.shards[number].name
         try:
@@ -87,58 +91,59 @@ class ShardReader:
         if keys is not None:
             return keys
         table, file = self._open(number)
-        with self._naming:  # headers are read through the file's one position
-            keys = self._keys.get(number)  # another thread's, meanwhile
+        # One thread at a time: headers are read sequentially, and all threads share the position of the open file.
+        with self._keys_lock:
+            keys = self._keys.get(number)
             if keys is None:
                 keys = [members[0].key for members in load_members(table.path, file.fd)]
                 self._keys[number] = keys
-                _drop_oldest(self._keys, MAX_NAMED)
+                _drop_oldest(self._keys, MAX_KEY_LISTS)
         return keys
 
     def want(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these shards, in this order."""
-        self._storage.want(self._index.shards[number] for number in numbers)
+        self._cache.want(self._index.shards[number] for number in numbers)
 
     def close(self) -> None:
-        self._storage.close()
+        self._cache.close()
 
     def _place_of(self, sample_id: int) -> tuple[int, int]:
         return self.locate(np.array([sample_id]))[0]
 
     def _open(self, number: int) -> tuple[_Table, _File]:
-        # Two threads that miss together would open the file twice; a thread that waits for a shard to be
-        # fetched must not hold up those that read others.
+        # One lock per shard: two threads must not open the same shard twice, and a thread that waits for a transfer
+        # must not block those that read other shards.
         with self._lock:
             opening = self._opening.setdefault(number, threading.Lock())
         with opening:
             table, file = self._tables.get(number), self._files.get(number)
             if table is None or file is None:
                 shard = self._index.shards[number]
-                file = _File(*self._storage.open(shard))
+                file = _File(*self._cache.open(shard))
                 table = table or _Table(shard, file)
         with self._lock:
             self._tables[number], self._files[number] = table, file
-            # Evicted from the shard cache, but held open, a file would go on taking its space.
+            # Close files that were evicted from the cache: an open file keeps its space on the disk.
             for evicted in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
                 del self._files[evicted]
-            _drop_oldest(self._tables, MAX_OPEN_TABLES)
+            _drop_oldest(self._tables, MAX_TABLES)
             _drop_oldest(self._files, _max_open_files())
         return table, file
 
 
 def _max_open_files() -> int:
-    """A quarter of the descriptors that this process may have, at most: macOS gives 256."""
+    """Return MAX_OPEN_FILES, or a quarter of this process's descriptors where that is less: macOS allows 256."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_OPEN_FILES if allowed == resource.RLIM_INFINITY else max(1, min(MAX_OPEN_FILES, allowed // 4))
 
 
-def _drop_oldest(kept: dict[int, Any], most: int) -> None:
-    while len(kept) > most:
+def _drop_oldest(kept: dict[int, Any], max_kept: int) -> None:
+    while len(kept) > max_kept:
         del kept[next(iter(kept))]
 
 
 class _File:
-    """A tar held open. Dropped, it closes when the last thread that reads it lets go."""
+    """An open tar. It closes when the last reference to it is gone, so a thread that reads it is safe."""
 
     def __init__(self, fd: int, path: Path) -> None:
         self.fd, self.path = fd, path
@@ -148,7 +153,7 @@ class _File:
 
 
 class _Table:
-    """Where the samples of a shard lie. Raises IndexMismatch where they are not those of the index."""
+    """The places of a shard's samples. Raises IndexMismatch where they are not those of the index."""
 
     def __init__(self, shard: Shard, file: _File) -> None:
         self.path = file.path
@@ -158,19 +163,20 @@ class _Table:
             raise IndexMismatch(f"{shard.url}: {error}") from None
         if len(self.places_N5) != shard.num_samples:
             raise IndexMismatch(
-                f"{shard.url}: has {len(self.places_N5)} samples, but the index says {shard.num_samples}; index it "
+                f"{shard.url}: has {len(self.places_N5)} samples, but the index records {shard.num_samples}; index it "
                 "again"
             )
 
 
 def _read(fd: int, image_at: int, image_size: int, label_at: int, label_size: int, is_json: int) -> RawSample:
+    """Read a sample at its row of `places_of`. Raises BadSample."""
     if image_size < 0 or label_size < 0:
         raise BadSample(f"has no {'image' if image_size < 0 else 'label (.cls or .json)'}")
     if image_size > MAX_IMAGE_BYTES or label_size > MAX_LABEL_BYTES:
         raise BadSample(f"an image of {image_size:,} bytes with a label of {label_size:,} is not read")
     start = min(image_at, label_at)
     end = max(image_at + image_size, label_at + label_size)
-    if end - start <= NEAR_BYTES:
+    if end - start <= MAX_JOINT_READ_BYTES:
         data = os.pread(fd, end - start, start)
         image = data[image_at - start : image_at - start + image_size]
         label = data[label_at - start : label_at - start + label_size]
@@ -185,21 +191,25 @@ def _read(fd: int, image_at: int, image_size: int, label_at: int, label_size: in
 
 
 def load_members(path: Path, fd: int, *, keep_idx: bool = False) -> list[list[Member]]:
-    """From the `.idx` beside a tar, or where there is none from the tar's headers. Raises TarError."""
+    """Return the members of each sample, from the `.idx` beside the tar, else from the tar's headers.
+
+    keep_idx: write a missing `.idx`. Raises TarError.
+    """
     try:
         return read_idx(idx_path(path))
     except FileNotFoundError:
         pass
     with os.fdopen(os.dup(fd), "rb") as file:
         samples = list(group_samples(file, str(path)))
-    if keep_idx:  # in our cache, for the node's other ranks; a person's folder is left as it is
+    # Write it in the cache only, for the other ranks of the node: reading must not change a person's folder.
+    if keep_idx:
         with contextlib.suppress(OSError):
             write_idx(idx_path(path), samples)
     return samples
 
 
 def parse_label(label: bytes, *, is_json: bool) -> int:
-    """A class id from a `.cls` or a `.json` member. Raises ValueError."""
+    """Return the class id in the content of a `.cls` or `.json` member. Raises ValueError."""
     if not is_json:
         try:
             return int(label)
@@ -217,7 +227,7 @@ def parse_label(label: bytes, *, is_json: bool) -> int:
 
 
 def check_label(label: int, num_classes: int) -> int:
-    """Raise ValueError for a label that the index has no class for."""
+    """Return the label. Raises ValueError where the index has no class for it."""
     if not 0 <= label < num_classes:
         raise ValueError(f"label {label} is not one of the {num_classes} classes of the index")
     return label

@@ -1,7 +1,7 @@
-"""What is inside a tar: its members grouped into samples by webdataset's rules, with their offsets.
+"""The members of a tar, grouped into samples by webdataset's rules, with their offsets.
 
-Read once from the headers, or from a DALI `.idx` file that somebody wrote beside the tar. Nothing is ever
-extracted: a member's name is a key, never a path.
+They are read once from the tar's headers, or from the DALI `.idx` file beside it. Nothing is ever extracted: a
+member's name is a key, never a path.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import write_text_atomically
 
-IDX_VERSION = "v1.2"
+IDX_VERSION = "v1.2"  # of DALI's format
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
 LABEL_EXTENSIONS = ("cls", "json")
 
-# As webdataset's base_plus_ext and its skip_meta: the extension begins at the first dot of the last part.
+# These follow webdataset's base_plus_ext and skip_meta: the extension begins at the first dot of the last part.
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -35,7 +35,7 @@ class TarError(UserError):
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a tar: its payload starts at `offset` and has `size` bytes."""
+    """A file inside a tar: its content starts at byte `offset` and has `size` bytes."""
 
     extension: str
     offset: int
@@ -46,18 +46,20 @@ class Member:
     def key(self) -> str:
         match = _KEY_AND_EXTENSION.match(self.name)
         key = match[1] if match else self.name
-        return key.encode(errors="backslashreplace").decode()  # a tar's names are any bytes; ours are printed
+        # A name in a tar may be any bytes; a key must be printable.
+        return key.encode(errors="backslashreplace").decode()
 
     @property
     def is_json(self) -> bool:
-        """`.json`, or a dotted one such as `.meta.json`."""
+        """Report whether the extension is `json` or ends in `.json`, such as `meta.json`."""
         return self.extension.rpartition(".")[2] == "json"
 
 
 def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
-    """Where image and label of every sample lie: offset and size of each, and 1 for a label in JSON.
+    """Return the places of image and label of N samples, (N, 5) int64.
 
-    (N, 5), a size of -1 where there is none. A large set has many shards open: this takes 40 bytes a sample.
+    The columns are image offset, image size, label offset, label size, and 1 for a label in JSON. A size of -1
+    means that the member is missing. An array takes 40 bytes per sample, so that many shards can be open at once.
     """
     places_N5 = np.full((len(samples), 5), (0, -1, 0, -1, 0), np.int64)
     for row, members in enumerate(samples):
@@ -70,12 +72,12 @@ def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
 
 
 def find_image(members: Iterable[Member]) -> Member | None:
-    """The member that is the image: of a plain extension, else of a dotted one such as `left.jpg`."""
+    """Return the image: the first member with an image's extension, else the first dotted one such as `left.jpg`."""
     return _find(members, IMAGE_EXTENSIONS)
 
 
 def find_label(members: Iterable[Member]) -> Member | None:
-    """`.cls`, else `.json`."""
+    """Return the label: the `.cls` member, else the `.json` member, plain before dotted."""
     return _find(members, LABEL_EXTENSIONS[:1]) or _find(members, LABEL_EXTENSIONS[1:])
 
 
@@ -90,7 +92,7 @@ def _find(members: Iterable[Member], extensions: Sequence[str]) -> Member | None
 
 
 def group_samples(file: IO[bytes], name: str) -> Iterator[list[Member]]:
-    """The members of every sample of an uncompressed tar, by webdataset's rules.
+    """Yield the members of each sample of an uncompressed tar, by webdataset's rules.
 
     Raises TarError where the tar is damaged, cut off, or names a member of a sample twice.
     """
@@ -105,7 +107,7 @@ def group_samples(file: IO[bytes], name: str) -> Iterator[list[Member]]:
             yield members
             members = []
         if any(extension == member.extension for member in members):
-            raise TarError(f"{name}: {info.name} is there twice in one sample")
+            raise TarError(f"{name}: {info.name} appears twice in one sample")
         current = key
         members.append(Member(extension, info.offset_data, info.size, info.name))
     if members:
@@ -113,7 +115,7 @@ def group_samples(file: IO[bytes], name: str) -> Iterator[list[Member]]:
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
-    """Every member. tarfile itself ends silently at a header that is damaged or cut off."""
+    """Yield every member. Raises TarError where tarfile alone would stop silently: at a damaged or cut-off header."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     last = "the beginning"
@@ -126,7 +128,8 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
                     raise TarError(f"{name}: cut off inside {info.name}: has {size:,} bytes")
                 yield info
                 last = info.name
-                tar.members.clear()  # type: ignore[attr-defined] # every header of a tar of any length
+                # tarfile keeps every header; a long tar would fill the memory.
+                tar.members.clear()  # type: ignore[attr-defined]
             end = tar.offset
     except (tarfile.TarError, EOFError, OverflowError, ValueError, UnicodeError) as error:
         if isinstance(error, TarError):
@@ -134,43 +137,45 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
         if size == 0:
             raise TarError(f"{name}: empty") from None
         raise TarError(f"{name}: not a tar, or damaged after {last}: {error}") from None
-    if size < end + tarfile.BLOCKSIZE:  # a cut between two members would lose what followed without a word
+    # Require the end marker: without it, a cut between two members would lose the rest silently.
+    if size < end + tarfile.BLOCKSIZE:
         raise TarError(f"{name}: cut off after {last}: it has no end marker")
     file.seek(end)
-    # Zeros up to the end: a header that was zeroed ends a tar too early as well.
+    # Require zeros up to the end of the file: tarfile takes a header that was zeroed for the end of the tar.
     while block := file.read(2**20):
         if any(block):
             raise TarError(
-                f"{name}: damaged, cut off, or going on after its end, behind {last} at byte {end:,}"
+                f"{name}: damaged, cut off, or continued after its end, behind {last} at byte {end:,}"
             )
 
 
 def write_idx(path: Path, samples: Sequence[Sequence[Member]]) -> bool:
-    """Write a DALI index. Returns False where a name has a space, at which DALI splits, or is not UTF-8.
+    """Write a DALI index and return True.
 
-    Then an older file of that name is removed: it would not fit any more.
+    Return False where a name has white space, at which DALI splits, or is not UTF-8. An older file at `path` is then
+    removed, because it describes another tar.
     """
     lines = [f"{IDX_VERSION} {len(samples)}"]
     for members in samples:
-        words = [(m.extension, str(m.offset), str(m.size), m.name) for m in members]
-        if any(len(word.split()) != 1 or not _is_utf8(word) for four in words for word in four):
+        fields = [field for m in members for field in (m.extension, str(m.offset), str(m.size), m.name)]
+        if any(len(field.split()) != 1 or not _is_utf8(field) for field in fields):
             path.unlink(missing_ok=True)
             return False
-        lines.append(" ".join(word for four in words for word in four))
+        lines.append(" ".join(fields))
     write_text_atomically(path, "\n".join(lines) + "\n")
     return True
 
 
-def _is_utf8(word: str) -> bool:
+def _is_utf8(text: str) -> bool:
     try:
-        word.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
 def read_idx(path: Path) -> list[list[Member]]:
-    """The members of every sample. Raises FileNotFoundError, or TarError where the file is damaged."""
+    """Return the members of every sample. Raises FileNotFoundError, or TarError where the file is damaged."""
     try:
         header, *lines = path.read_text("utf-8").splitlines()
         samples = [_parse_idx_line(line) for line in lines]
@@ -182,11 +187,12 @@ def read_idx(path: Path) -> list[list[Member]]:
 
 
 def _parse_idx_line(line: str) -> list[Member]:
-    words = line.split(" ")
-    if len(words) % 4:
+    fields = line.split(" ")
+    if len(fields) % 4:
         raise ValueError(f"line {line[:60]!r} is not groups of extension, offset, size, name")
     members = [
-        Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words), 4)
+        Member(fields[i], int(fields[i + 1]), int(fields[i + 2]), fields[i + 3])
+        for i in range(0, len(fields), 4)
     ]
     if any(m.offset < tarfile.BLOCKSIZE or m.size < 0 or m.offset + m.size >= 2**63 for m in members):
         raise ValueError(f"line {line[:60]!r} has an offset or size that no tar can have")
@@ -194,7 +200,7 @@ def _parse_idx_line(line: str) -> list[Member]:
 
 
 def check_header(fd: int, name: str, member: Member) -> None:
-    """Raise TarError unless the tar has `member` where an `.idx` puts it."""
+    """Raise TarError unless the tar has the header of `member` where its `.idx` puts it."""
     header = os.pread(fd, tarfile.BLOCKSIZE, member.offset - tarfile.BLOCKSIZE)
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
@@ -202,10 +208,10 @@ def check_header(fd: int, name: str, member: Member) -> None:
     except (tarfile.TarError, ValueError):
         found = None
     expected = member.name.rpartition("/")[2]
-    # A header holds the last 100 bytes of a long name at most, and of a name that is not ASCII what each writer
-    # makes of it (tarfile a "?" for each character): the whole name is in the one before it.
-    elsewhere = len(expected) > 90 or not expected.isascii()
-    if found is None or found[0] != member.size or not (expected == found[1] or elsewhere):
+    # This header may not have the whole name: it holds at most 100 bytes, and what a writer makes of a name that is
+    # not ASCII differs (tarfile: a "?" per character). Such a name is in the header before, which is not read here.
+    is_elsewhere = len(expected) > 90 or not expected.isascii()
+    if found is None or found[0] != member.size or not (expected == found[1] or is_elsewhere):
         raise TarError(
             f"{name}: no member {member.name} of {member.size} bytes at offset {member.offset}, where its .idx "
             "puts it; index the shards again, or bring back the shard it was made from"

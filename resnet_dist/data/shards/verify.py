@@ -1,4 +1,4 @@
-"""TODO map."""
+"""Verify an index against what its shards hold now: every checksum, every image, every label."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 from resnet_dist.data.images.decode import open_image, whole
-from resnet_dist.data.shards.build import (
-    Progress,
-)
-from resnet_dist.data.shards.index import (
-    IndexMismatch,
-    Shard,
-    read_index,
-)
+from resnet_dist.data.shards.build import Progress
+from resnet_dist.data.shards.index import IndexMismatch, Shard, read_index
 from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, difference
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path
@@ -23,13 +17,14 @@ from resnet_dist.errors import UserError
 def verify_index(
     location: str, limits: CacheLimits, *, workers: int = 4, progress: Progress = lambda done, total: None
 ) -> list[str]:
-    """Recompute every checksum and decode every image. Returns what is wrong, each with shard and key.
+    """Recompute every checksum and decode every image. Returns a line for each problem, with shard and key.
 
-    Remote and compressed shards are fetched, or unpacked, anew: a copy in the cache says nothing of what is there
-    now. One that differs from the index is named too.
+    Remote shards are fetched and compressed ones unpacked again, because a copy in the cache may be older than the
+    shard. A copy that differs from the index is a problem too. Raises IndexMismatch where there is no index.
+    workers: threads.
     """
     index = read_index(location)
-    reader, storage = ShardReader(index, limits), ShardCache(limits)
+    reader, cache = ShardReader(index, limits), ShardCache(limits)
     problems: list[str] = []
     first_ids = list(accumulate(index.counts, initial=0))
 
@@ -40,10 +35,10 @@ def verify_index(
                 problem = difference(local_path(shard.url), shard)
                 if problem:
                     return [f"{shard.url}: {problem}"]
-            elif problem := _damage_of_copy(shard, storage):
+            elif problem := _damage_of_copy(shard, cache):
                 found.append(f"{shard.url}: the copy in {limits.folder} {problem}; it was fetched anew")
-            storage.forget(shard)
-            storage.path(shard)  # what is fetched is compared when it comes
+            cache.forget(shard)
+            cache.path(shard)  # fetches the shard, and verifies it before it is in the cache
             ids = range(first_ids[number], first_ids[number + 1])
             return found + [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
         except (OSError, IndexMismatch) as error:
@@ -56,19 +51,23 @@ def verify_index(
                 progress(done, len(index.shards))
     finally:
         reader.close()
-        storage.close()
+        cache.close()
     return problems
 
 
-def _damage_of_copy(shard: Shard, storage: ShardCache) -> str | None:
-    """What is wrong with a remote shard's copy in the cache, where there is one that is kept as it came."""
-    unpacked = compression_of(shard.url) or storage.fetched_checksum(shard)
-    if unpacked or not storage.is_at_hand(shard):
+def _damage_of_copy(shard: Shard, cache: ShardCache) -> str | None:
+    """Return how a remote shard's copy in the cache differs from the index; None where it agrees or is missing.
+
+    An unpacked copy cannot be compared: the index records the checksum of the compressed bytes.
+    """
+    is_unpacked = compression_of(shard.url) or cache.fetched_checksum(shard)
+    if is_unpacked or not cache.is_at_hand(shard):
         return None
-    return difference(storage.path(shard), shard)
+    return difference(cache.path(shard), shard)
 
 
 def _problem(reader: ShardReader, sample_id: int, num_classes: int) -> str | None:
+    """Return why a sample cannot be used; None where it can. Raises UserError where the shard cannot be read."""
     try:
         sample = reader.read(sample_id)
         check_label(sample.label, num_classes)

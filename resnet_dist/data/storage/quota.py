@@ -1,7 +1,7 @@
-"""The bytes that a node's shard cache may take: what lies there, and what is on its way.
+"""The byte limit of a node's shard cache: files that lie there and files on their way count together.
 
-Processes and threads share the limit through files alone. Whoever fetches a shard holds its `.lock`, and its
-`.coming` says how large it will be: such a file without a locked neighbour was left by someone who died.
+Processes and threads share the limit through files alone. The process that fetches a shard holds its lock, and a
+`.coming` file records the shard's size. A `.coming` file whose lock is free was left by a process that died.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from resnet_dist.data.storage.transfer import POLL_SECONDS
-from resnet_dist.data.storage.urls import size_of
+from resnet_dist.data.storage.cache_files import COMING, LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
+from resnet_dist.data.storage.transfer import POLL_SECONDS, size_of
+from resnet_dist.data.storage.urls import IDX_SUFFIX
 from resnet_dist.errors import StorageError
 
 
 @dataclass(frozen=True)
 class Quota:
-    """At most `max_bytes` in `folder`; a file that is never evicted is one that somebody is writing."""
+    """At most `max_bytes` of shards in `folder`. A file that another process is writing is never evicted."""
 
     folder: Path
     max_bytes: int
@@ -31,10 +32,10 @@ class Quota:
     def reserved(
         self, path: Path, num_bytes: int, *, url: str, timeout_seconds: float, closed: threading.Event
     ) -> Iterator[None]:
-        """Keep room for a file of `num_bytes` that will come to `path`, whose lock the caller holds.
+        """Reserve `num_bytes` for the file that will be written to `path`, whose lock the caller holds.
 
-        Where evicting is not enough, other files on their way are waited for. Raises StorageError for a file that
-        is larger than all there is, when `closed` is set, and after `timeout_seconds` in which nothing came.
+        Evicts other shards; where that is not enough, waits for files on their way. Raises StorageError for a file
+        larger than the limit, when `closed` is set, and after `timeout_seconds` in which no byte arrived.
         """
         if num_bytes > self.max_bytes:
             raise StorageError(
@@ -55,33 +56,34 @@ class Quota:
         try:
             yield
         finally:
-            _mark(path).unlink(missing_ok=True)
+            _coming_file(path).unlink(missing_ok=True)
 
     def evict(self, keep: Path) -> None:
-        """Bring what is there, and on its way, back within the limit; `keep` stays, and has all its bytes."""
-        with self._alone():
-            self._drop(self._excess(sum(self._coming(keep).values())), keep)
+        """Evict shards until the cache is within its limit again; `keep` is complete and stays."""
+        with self._lock():
+            self._drop(self._excess(sum(self._missing_bytes(keep).values())), keep)
 
     def _reserve(self, path: Path, num_bytes: int) -> bool:
-        """Whether there is room now, or nothing that could make more of it."""
-        with self._alone():
-            coming = self._coming(path)
-            excess = self._excess(num_bytes - _written(path) + sum(coming.values()))
-            if coming and excess > sum(size for _, size, _ in self._evictable(path)):
-                return False  # and nothing is dropped in vain
+        """Reserve the bytes and return True; return False where the caller must wait for files on their way."""
+        with self._lock():
+            missing_bytes = self._missing_bytes(path)
+            excess = self._excess(num_bytes - _written_bytes(path) + sum(missing_bytes.values()))
+            # Evict nothing where evicting everything would not make enough room.
+            if missing_bytes and excess > sum(size for _, size, _ in self._evictable(path)):
+                return False
             self._drop(excess, path)
-            _mark(path).write_text(str(num_bytes))
+            _coming_file(path).write_text(str(num_bytes))
             return True
 
-    def _excess(self, wanted: int) -> int:
-        return sum(size for _, size, _ in self._files()) + wanted - self.max_bytes
+    def _excess(self, additional_bytes: int) -> int:
+        return sum(size for _, size, _ in self._files()) + additional_bytes - self.max_bytes
 
     def _evictable(self, keep: Path) -> list[tuple[float, int, Path]]:
-        """Shards beside `keep`, and what is left of those that nobody fetches any more: what was used longest ago first."""
+        """Return shards other than `keep`, and partial files that no process writes, least recently used first."""
         return sorted(
             (used, size, file)
             for used, size, file in self._files()
-            if file != keep and (file.suffix == ".tar" or not _is_written(file))
+            if file != keep and (file.suffix == TAR or not _is_being_written(file))
         )
 
     def _drop(self, excess: int, keep: Path) -> None:
@@ -91,60 +93,60 @@ class Quota:
             if _remove(file):
                 excess -= size
 
-    def _coming(self, own: Path) -> dict[Path, int]:
-        """Bytes that files on their way beside `own` still lack; forgets those that nobody fetches any more."""
-        coming = {}
-        for mark in self.folder.glob("??/*.coming"):
-            if mark == _mark(own):
+    def _missing_bytes(self, own: Path) -> dict[Path, int]:
+        """Return the bytes that each file on its way, except `own`, still lacks. Removes what dead processes left."""
+        missing = {}
+        for coming in self.folder.glob(f"??/*{COMING}"):
+            if coming == _coming_file(own):
                 continue
-            with _if_nobody_writes(mark) as nobody:
-                if nobody:
-                    mark.unlink(missing_ok=True)
+            with _locked_if_free(coming) as is_free:
+                if is_free:
+                    coming.unlink(missing_ok=True)
                     continue
             with contextlib.suppress(FileNotFoundError, ValueError):
-                coming[mark] = max(0, int(mark.read_text()) - _written(mark))
-        return coming
+                missing[coming] = max(0, int(coming.read_text()) - _written_bytes(coming))
+        return missing
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Last use, size and path of every shard, whole or in part.
+        """Return last use, size and path of every shard, complete or partial.
 
-        Others rename them meanwhile, to the kind that comes next: in this order none is missed. One that is met again
-        under its next name is still the same file.
+        Other processes rename files meanwhile, each to the next kind in this loop: in this order none is missed, and
+        a file seen under both names is counted once, by its inode.
         """
         files = {}
-        for kind in ("*.raw.partial", "*.raw", "*.tar.partial", "*.tar"):
-            for file in self.folder.glob(f"??/{kind}"):
+        for kind in (RAW_PARTIAL, RAW, TAR_PARTIAL, TAR):
+            for file in self.folder.glob(f"??/*{kind}"):
                 with contextlib.suppress(FileNotFoundError):
                     status = file.stat()
                     files[status.st_dev, status.st_ino] = (status.st_mtime, status.st_size, file)
         return list(files.values())
 
-    def _alone(self) -> FileLock:
+    def _lock(self) -> FileLock:
         return FileLock(self.folder / ".evicting.lock")
 
 
-def _is_written(file: Path) -> bool:
-    with _if_nobody_writes(file) as nobody:
-        return not nobody
+def _is_being_written(file: Path) -> bool:
+    with _locked_if_free(file) as is_free:
+        return not is_free
 
 
 def _remove(file: Path) -> bool:
-    """Remove a shard, or what is left of one that nobody fetches any more."""
-    if file.suffix == ".tar":
+    """Remove a shard, or a partial file unless a process writes it; report whether it was removed."""
+    if file.suffix == TAR:
         file.unlink(missing_ok=True)
-        for suffix in (".idx", ".sum"):
+        for suffix in (IDX_SUFFIX, SUM):
             file.with_suffix(suffix).unlink(missing_ok=True)
         return True
-    with _if_nobody_writes(file) as nobody:
-        if nobody:
+    with _locked_if_free(file) as is_free:
+        if is_free:
             file.unlink(missing_ok=True)
-        return nobody
+        return is_free
 
 
 @contextlib.contextmanager
-def _if_nobody_writes(file: Path) -> Iterator[bool]:
-    """Whether nobody fetches the shard that `file` belongs to; nobody can begin to meanwhile."""
-    lock = FileLock(file.with_name(f"{_identity(file)}.lock"))
+def _locked_if_free(file: Path) -> Iterator[bool]:
+    """Report whether no process fetches the shard of `file`; then hold its lock, so that none can begin."""
+    lock = FileLock(file.with_name(_identity(file) + LOCK))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -156,13 +158,13 @@ def _if_nobody_writes(file: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _written(path: Path) -> int:
-    """Bytes that have come of the shard that `path` belongs to."""
-    return max(size_of(path.with_name(_identity(path) + kind)) for kind in (".raw", ".raw.partial"))
+def _written_bytes(path: Path) -> int:
+    """Return the bytes fetched so far of the shard that `path` belongs to."""
+    return max(size_of(path.with_name(_identity(path) + kind)) for kind in (RAW, RAW_PARTIAL))
 
 
-def _mark(path: Path) -> Path:
-    return path.with_suffix(".coming")
+def _coming_file(path: Path) -> Path:
+    return path.with_suffix(COMING)
 
 
 def _identity(file: Path) -> str:

@@ -1,7 +1,7 @@
 """URLs → local files: remote and compressed shards are fetched whole into a cache that a node's ranks share.
 
-A file on this machine is used where it lies. What is fetched is resumed where a transfer broke, verified by
-size and checksum before it gets its final name, and evicted least-recently-used beyond a limit of bytes.
+A plain tar on this machine is used where it lies. A broken transfer is resumed; a fetched file gets its final name
+only after its size and checksum are verified; beyond a limit of bytes the least recently used shards are evicted.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from resnet_dist.config import Data
+from resnet_dist.data.storage.cache_files import LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
 from resnet_dist.data.storage.quota import Quota
-from resnet_dist.data.storage.transfer import fetch_file, run_command
+from resnet_dist.data.storage.transfer import fetch_file, run_command, size_of
 from resnet_dist.data.storage.unpack import compression_of_fetched, unpack
-from resnet_dist.data.storage.urls import COMMAND, compression_of, is_local, local_path, size_of
+from resnet_dist.data.storage.urls import COMMAND, IDX_SUFFIX, compression_of, is_local, local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
 
-FETCH_THREADS = 4  # shards under way at once in one rank: latency is hidden, memory stays small
+NUM_FETCH_THREADS = 4  # per rank: enough to hide latency, few enough to keep memory small
+MAX_OPEN_TRIES = 10
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file somewhere, and what is known of it."""
+    """A file by its URL, with its size and checksum where an index records them."""
 
     url: str  # or a path on this machine
-    num_bytes: int  # 0 where it is not known
-    checksum: str  # ALGORITHM:HEX, or nothing
+    num_bytes: int  # 0: unknown
+    checksum: str  # ALGORITHM:HEX; empty: unknown
 
     @property
     def name(self) -> str:
@@ -46,12 +48,12 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """What a cache may take, and how long it tries."""
+    """The limits of a shard cache: its folder, its bytes, its patience, and what it may run."""
 
     folder: Path
     max_bytes: int
-    timeout_seconds: float
-    allow_commands: bool = False
+    timeout_seconds: float  # without a byte of progress
+    allow_commands: bool = False  # run `pipe:COMMAND` shards in a shell
 
     @classmethod
     def of(cls, data: Data) -> CacheLimits:
@@ -60,42 +62,45 @@ class CacheLimits:
 
 
 class ShardCache:
-    """Local files of shards. One for each process; the cache folder is shared with the node's other ones.
+    """Local files of shards: one ShardCache per process, one cache folder for all processes of a node.
 
-    fresh: fetch anew what others left in the cache: whoever makes an index must see what is there now.
+    fresh: ignore what the cache holds and fetch every shard. An index must describe the shards as they are now.
     """
 
     def __init__(self, limits: CacheLimits, *, fresh: bool = False) -> None:
         self._limits = limits
-        self._room = Quota(limits.folder, limits.max_bytes)
+        self._quota = Quota(limits.folder, limits.max_bytes)
         self._token = uuid.uuid4().hex if fresh else ""
-        self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._pool = ThreadPoolExecutor(NUM_FETCH_THREADS, thread_name_prefix="fetch")
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path]] = {}
         self._closed = threading.Event()
 
     def want(self, shards: Iterable[StoredFile]) -> None:
-        """Begin to fetch, in this order, what is not here yet."""
+        """Begin to fetch, in this order, the shards that are not on this machine yet."""
         for shard in shards:
-            if not (is_plain_local(shard) or _use(self._cached(shard))):
+            if not (is_plain_local(shard) or _mark_used(self._cached_path(shard))):
                 self._begin(shard)
 
     def is_at_hand(self, shard: StoredFile) -> bool:
-        return is_plain_local(shard) or self._cached(shard).exists()
+        return is_plain_local(shard) or self._cached_path(shard).exists()
 
     def path(self, shard: StoredFile) -> Path:
-        """A local, uncompressed tar. Waits until it is there; raises StorageError where it cannot be had.
+        """Return the path of the shard as a plain tar. Waits for a transfer; raises StorageError where it fails.
 
-        Another process may evict it at any time: `open` it, and what is open stays.
+        Another process may evict the file at any time. To read it, use `open`: an open file stays readable.
         """
         if is_plain_local(shard):
             return local_path(shard.url)
-        path = self._cached(shard)
-        return path if _use(path) else self._begin(shard).result()
+        path = self._cached_path(shard)
+        return path if _mark_used(path) else self._begin(shard).result()
 
     def open(self, shard: StoredFile) -> tuple[int, Path]:
-        """A file descriptor for reading, for the caller to close, and where the file was."""
-        for _ in range(10):
+        """Return a file descriptor for reading, which the caller closes, and the path it was opened at.
+
+        Raises StorageError where the shard cannot be fetched or read.
+        """
+        for _ in range(MAX_OPEN_TRIES):
             path = self.path(shard)
             try:
                 return os.open(path, os.O_RDONLY), path
@@ -105,21 +110,22 @@ class ShardCache:
             except OSError as error:
                 raise StorageError(f"{path}: {error.strerror}") from None
         raise StorageError(
-            f"{shard.url}: evicted ten times before it could be read; raise data.shard_cache_bytes="
+            f"{shard.url}: evicted {MAX_OPEN_TRIES} times before it could be read; raise data.shard_cache_bytes="
             f"{self._limits.max_bytes:,}"
         )
 
     def forget(self, shard: StoredFile) -> None:
-        """Give the space of a fetched shard back."""
+        """Remove a fetched shard from the cache."""
         if not is_plain_local(shard):
-            own_lock = (".lock",) if self._token else ()  # another process may hold what is not ours alone
-            for suffix in (".tar", ".idx", ".sum", *own_lock):
-                self._cached(shard).with_suffix(suffix).unlink(missing_ok=True)
+            # Remove the lock of a fresh cache only: other processes share the locks of the others.
+            own_lock = (LOCK,) if self._token else ()
+            for suffix in (TAR, IDX_SUFFIX, SUM, *own_lock):
+                self._cached_path(shard).with_suffix(suffix).unlink(missing_ok=True)
 
     def fetched_checksum(self, shard: StoredFile) -> tuple[int, str] | None:
-        """Bytes and checksum of a remote compressed shard as it came over, which is not kept."""
+        """Return bytes and checksum of a remote compressed shard as it was fetched; None where it was not."""
         try:
-            size, found = self._cached(shard).with_suffix(".sum").read_text().split()
+            size, found = self._cached_path(shard).with_suffix(SUM).read_text().split()
         except FileNotFoundError:
             return None
         return int(size), found
@@ -128,15 +134,16 @@ class ShardCache:
         self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _cached(self, shard: StoredFile) -> Path:
-        # The whole URL names it: two sets may both have a 000000.tar. So does its content, as far as it is known.
+    def _cached_path(self, shard: StoredFile) -> Path:
+        # Name the file after the whole URL, because two sets may both have a 000000.tar, and after what is known of
+        # its content, so that a changed shard gets a new file.
         known = f"{shard.checksum} {shard.num_bytes} {self._token}"
         if is_local(shard.url):
             with contextlib.suppress(OSError):
                 status = local_path(shard.url).stat()
                 known += f" {status.st_size} {status.st_mtime_ns}"
         identity = hashlib.sha256(f"{shard.url} {known}".encode(errors="backslashreplace")).hexdigest()[:24]
-        return self._limits.folder / identity[:2] / f"{identity}.tar"
+        return self._limits.folder / identity[:2] / f"{identity}{TAR}"
 
     def _begin(self, shard: StoredFile) -> Future[Path]:
         with self._lock:
@@ -148,11 +155,11 @@ class ShardCache:
             return future
 
     def _fetch(self, shard: StoredFile) -> Path:
-        path = self._cached(shard)
+        path = self._cached_path(shard)
         check_command(shard.url, allowed=self._limits.allow_commands)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._only_process(path, shard):
-            if path.exists():  # another process has fetched it meanwhile
+        with self._locked(path, shard):
+            if path.exists():  # fetched by another process while this one waited for the lock
                 return path
             if is_local(shard.url):
                 problem = difference(local_path(shard.url), shard)
@@ -160,7 +167,7 @@ class ShardCache:
                     raise StorageError(f"{shard.url}: {problem}; index the shards again if they were changed")
                 self._decompress(shard, local_path(shard.url), path)
                 return path
-            with self._room.reserved(
+            with self._quota.reserved(
                 path,
                 shard.num_bytes,
                 url=shard.url,
@@ -171,20 +178,21 @@ class ShardCache:
         return path
 
     def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
-        raw = path.with_suffix(".raw")
+        raw = path.with_suffix(RAW)
         self._download(shard, raw)
         if compression_of_fetched(raw, shard.url):
-            path.with_suffix(".sum").write_text(f"{raw.stat().st_size} {checksum(raw)}")
+            path.with_suffix(SUM).write_text(f"{raw.stat().st_size} {checksum(raw)}")
             self._decompress(shard, raw, path)
             return
         raw.replace(path)
-        if not shard.num_bytes:  # known only now
-            self._room.evict(keep=path)
+        # A shard of unknown size reserved nothing: make room for it now that its size is known.
+        if not shard.num_bytes:
+            self._quota.evict(keep=path)
 
     @contextlib.contextmanager
-    def _only_process(self, path: Path, shard: StoredFile) -> Iterator[None]:
-        """Hold the shard's lock. Whoever has it is waited for as long as his file grows."""
-        lock = FileLock(path.with_suffix(".lock"))  # the kernel frees it when its holder dies
+    def _locked(self, path: Path, shard: StoredFile) -> Iterator[None]:
+        """Hold the shard's lock. Waits for another process that holds it, as long as that process's file grows."""
+        lock = FileLock(path.with_suffix(LOCK))  # the kernel releases it when its holder dies
         seen, since = -1, time.monotonic()
         while True:
             try:
@@ -203,9 +211,9 @@ class ShardCache:
                         f"{self._limits.timeout_seconds:.0f} s"
                     ) from None
 
-    def _download(self, shard: StoredFile, target: Path) -> None:
-        """Fetch, verify, and only then give the file its name."""
-        partial = target.with_suffix(target.suffix + ".partial")
+    def _download(self, shard: StoredFile, raw: Path) -> None:
+        """Fetch into a partial file, verify it, and only then rename it to `raw`."""
+        partial = raw.with_suffix(RAW_PARTIAL)
         for last in (False, True):
             if shard.url.startswith(COMMAND):
                 run_command(shard.url, partial, self._limits.timeout_seconds, self._closed)
@@ -221,28 +229,29 @@ class ShardCache:
             if problem is None:
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
-                partial.replace(target)
+                partial.replace(raw)
                 return
-            partial.unlink()  # begun before the remote file changed, or damaged on the way: once more, whole
+            # Fetch once more from the start: the file was damaged on the way, or begun before the remote one changed.
+            partial.unlink()
             if last:
                 raise StorageError(f"{shard.url}: {problem}; index the shards again if they were changed")
 
     def _decompress(self, shard: StoredFile, raw: Path, path: Path) -> None:
-        partial = path.with_suffix(".tar.partial")
+        partial = path.with_suffix(TAR_PARTIAL)
         try:
             unpack(raw, partial, shard.url, self._limits.max_bytes)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         finally:
-            if raw.suffix == ".raw":
+            if raw.suffix == RAW:  # not a person's own file
                 raw.unlink()
-        self._room.evict(keep=path)
+        self._quota.evict(keep=path)
         partial.replace(path)
 
 
-def _use(path: Path) -> bool:
-    """Whether the file is there, used now: evicted last."""
+def _mark_used(path: Path) -> bool:
+    """Set the time of last use, by which shards are evicted. Returns False where the file does not exist."""
     with contextlib.suppress(FileNotFoundError):
         os.utime(path)
         return True
@@ -250,12 +259,12 @@ def _use(path: Path) -> bool:
 
 
 def is_plain_local(shard: StoredFile) -> bool:
-    """Whether the shard can be read where it is, by offset."""
+    """Report whether the shard is an uncompressed file on this machine, which is read where it lies."""
     return is_local(shard.url) and compression_of(shard.url) is None
 
 
 def check_command(url: str, *, allowed: bool) -> None:
-    """Raise UserError for a shard that would run a shell, unless a person allowed it."""
+    """Raise UserError for a URL that would run a command in a shell, unless commands are allowed."""
     if url.startswith(COMMAND) and not allowed:
         raise UserError(
             f"{url!r} would run a command in a shell; pass --allow-commands (or set data.allow_commands=true) if "
@@ -264,13 +273,13 @@ def check_command(url: str, *, allowed: bool) -> None:
 
 
 def difference(path: Path, shard: StoredFile) -> str | None:
-    """What is wrong with a file, compared with the index; None where nothing is."""
+    """Compare a file's size and checksum with the index. Returns the difference in words; None where they agree."""
     size = path.stat().st_size
     if shard.num_bytes and size != shard.num_bytes:
-        return f"has {size:,} bytes, but the index says {shard.num_bytes:,}"
+        return f"has {size:,} bytes, but the index records {shard.num_bytes:,}"
     algorithm, _, expected = shard.checksum.partition(":")
     if expected:
         found = checksum(path, algorithm)
         if found != shard.checksum:
-            return f"has {found}, but the index says {shard.checksum}"
+            return f"has {found}, but the index records {shard.checksum}"
     return None

@@ -1,6 +1,6 @@
-"""URLs: where a file is, and how its bytes come over, in parts, again and again until they are all there.
+"""Transfer of remote files: in chunks, each retried until it arrives or `timeout_seconds` pass without progress.
 
-fsspec knows the schemes (https, s3, gs, hf …) and finds credentials where each of them usually has them.
+fsspec knows the schemes (https, s3, gs, hf …) and finds credentials where each of them usually keeps them.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.data.storage.urls import COMMAND, is_local, local_path, size_of
+from resnet_dist.data.storage.urls import COMMAND, is_local, local_path
 from resnet_dist.errors import StorageError, UserError
 
-CHUNK_BYTES = 4 * 2**20  # asked for at once: what a broken transfer loses at most
-STALL_SECONDS = 30.0  # after which a chunk is given up and asked for again
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 20.0
+CHUNK_BYTES = 4 * 2**20  # one request; a broken transfer loses at most this
+STALL_SECONDS = 30.0  # without a byte, then the chunk is requested again
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 20.0
+POLL_SECONDS = 0.2  # between two looks at a running command, or at a full cache
+
+# Errors that no retry can cure.
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
-# By name, of drivers that may not be installed: botocore's, and Google's.
+# Names of errors of botocore and Google's drivers: by name, because these drivers may not be installed.
 NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
     "ProfileNotFound",
     "DefaultCredentialsError",
 }
-POLL_SECONDS = 0.2  # how often a command is looked at
 
 
 def fetch_file(
     url: str,
     partial: Path,
     *,
-    num_bytes: int | None,
+    num_bytes: int,
     timeout_seconds: float,
     closed: threading.Event | None = None,
 ) -> None:
-    """Append what is missing to `partial`, chunk by chunk, until it has `num_bytes` (None: as many as there are).
+    """Append what is missing to `partial`, chunk by chunk, until it has `num_bytes` (0: unknown, ask the server).
 
-    Every failure is tried again, after a pause that doubles and is drawn, so that many ranks do not knock
-    together. Raises StorageError after `timeout_seconds` without a byte of progress, or at once where
-    trying again cannot help.
+    Every failure is retried after a pause that doubles, with a random part, so that many ranks do not retry at the
+    same time. Raises StorageError after `timeout_seconds` without a byte of progress, or at once where a retry
+    cannot help.
     """
     remote = _Remote(url)
     closed = closed or threading.Event()
@@ -64,7 +66,7 @@ def fetch_file(
 
 
 def read_bytes(url: str, timeout_seconds: float = 60.0) -> bytes:
-    """A small file, such as an index. Raises FileNotFoundError, or StorageError."""
+    """Return the content of a small file, such as an index. Raises FileNotFoundError, or StorageError."""
     if is_local(url):
         return local_path(url).read_bytes()
     remote = _Remote(url)
@@ -78,7 +80,7 @@ def read_bytes(url: str, timeout_seconds: float = 60.0) -> bytes:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file, as far as can be told."""
+    """Report whether the file exists and can be reached."""
     if is_local(url):
         return local_path(url).is_file()
     try:
@@ -90,7 +92,10 @@ def exists(url: str) -> bool:
 def retry(
     read: Callable[[], Any], url: str, timeout_seconds: float, closed: threading.Event | None = None
 ) -> Any:
-    """What `read` returns, in the end; a pause ends when `closed` is set, and no other try is made."""
+    """Call `read` until it succeeds and return its result.
+
+    Raises StorageError for a permanent error, after `timeout_seconds`, and when `closed` is set, which ends a pause.
+    """
     closed = closed or threading.Event()
     deadline, pause = time.monotonic() + timeout_seconds, FIRST_PAUSE_SECONDS
     while not closed.is_set():
@@ -98,7 +103,7 @@ def retry(
             return read()
         except StorageError:
             raise
-        except Exception as error:  # each scheme has its own errors, and drivers of their own below
+        except Exception as error:  # every scheme, and every driver below it, has its own classes
             if _is_permanent(error):
                 raise StorageError(f"{url}: {_describe(error)}") from error
             if time.monotonic() + pause > deadline:
@@ -106,12 +111,12 @@ def retry(
                     f"{url}: nothing could be read for {timeout_seconds:.0f} s; the last error was {_describe(error)}"
                 ) from error
         closed.wait(pause * random.uniform(0.5, 1))
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)
     raise StorageError(f"{url}: given up, the loader was closed")
 
 
 class _Remote:
-    """One remote file, read in parts."""
+    """A remote file, read in parts."""
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -131,22 +136,24 @@ class _Remote:
     def size(self) -> int:
         size = self._fs.info(self._path).get("size")
         if size is None:
-            raise StorageError(f"{self._url}: the server does not say how large it is")
+            raise StorageError(f"{self._url}: the server does not report its size")
         return int(size)
 
     def read(self, start: int, end: int | None, total: int | None) -> bytes:
-        """Bytes from `start` on, at least one of them."""
-        whole = start == 0 and end == total  # or asked for as a whole: a server may not know ranges
+        """Return the bytes from `start` to `end` (None: to the last one), at least one byte."""
+        # Request a whole file without a range: the server may not support ranges.
+        whole = start == 0 and end == total
         block: bytes = self._cat(None if whole else start, None if whole else end)
         if end is not None and len(block) > end - start:
             if total is not None and len(block) > total:
                 raise StorageError(
-                    f"{self._url}: has {len(block):,} bytes, but the index says {total:,}; index the shards again if "
+                    f"{self._url}: has {len(block):,} bytes, but the index records {total:,}; index the shards again if "
                     "they were changed"
                 )
-            if len(block) != total:  # it sent the whole file, and was cut off
+            # A server without ranges sends the whole file; if some of it is missing, request it again.
+            if len(block) != total:
                 raise OSError(f"asked for bytes {start} to {end}, got {len(block)} bytes")
-            block = block[start:]  # the server sent the whole file
+            block = block[start:]
         if not block:
             raise OSError(f"no bytes from {start} on")
         return block
@@ -156,9 +163,9 @@ class _Remote:
             return self._fs.cat_file(self._path, start=start, end=end)  # type: ignore[no-any-return]
         from fsspec.asyn import sync
 
-        # A server that stops in the middle, whatever its scheme's own timeouts are.
-        limit = None if end is None else 4 * STALL_SECONDS
-        return sync(self._fs.loop, self._fs._cat_file, self._path, start=start, end=end, timeout=limit)  # type: ignore[no-any-return]
+        # Limit every request here: not every scheme has a timeout of its own for a server that stops sending.
+        timeout = None if end is None else 4 * STALL_SECONDS
+        return sync(self._fs.loop, self._fs._cat_file, self._path, start=start, end=end, timeout=timeout)  # type: ignore[no-any-return]
 
 
 def _is_permanent(error: BaseException) -> bool:
@@ -170,7 +177,7 @@ def _is_permanent(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """Of HTTP: aiohttp's `status`, gcsfs' `code`, or what hangs on the `response` of requests and httpx."""
+    """Return the HTTP status: aiohttp's `status`, gcsfs' `code`, or `response.status_code` of requests and httpx."""
     owners = (error, "status"), (error, "code"), (getattr(error, "response", None), "status_code")
     found = next((getattr(owner, name) for owner, name in owners if hasattr(owner, name)), None)
     return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()) else None
@@ -181,7 +188,10 @@ def _describe(error: BaseException) -> str:
 
 
 def run_command(url: str, partial: Path, timeout_seconds: float, closed: threading.Event) -> None:
-    """Its output into `partial`. Raises StorageError where it fails, or writes nothing for `timeout_seconds`."""
+    """Run `pipe:COMMAND` in a shell and write its output to `partial`.
+
+    Raises StorageError where the command fails, or writes nothing for `timeout_seconds`, or when `closed` is set.
+    """
     with partial.open("wb") as target, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             url.removeprefix(COMMAND), shell=True, stdout=target, stderr=errors, start_new_session=True
@@ -198,12 +208,20 @@ def run_command(url: str, partial: Path, timeout_seconds: float, closed: threadi
             elif closed.is_set():
                 problem = "given up, the loader was closed"
         if problem is not None:
-            os.killpg(process.pid, signal.SIGKILL)  # the shell and what it started
+            os.killpg(process.pid, signal.SIGKILL)  # the shell and its children
             process.wait()
         elif process.returncode:
             errors.seek(0)
-            words = errors.read().decode(errors="replace").strip().splitlines()
-            problem = f"ended with {process.returncode}: {words[-1] if words else 'no message'}"
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            problem = f"ended with {process.returncode}: {lines[-1] if lines else 'no message'}"
     if problem is not None:
         partial.unlink()
         raise StorageError(f"{url}: {problem}")
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file that another process may write; 0 where that process has just renamed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -15,42 +15,46 @@ from resnet_dist.data.storage.urls import COMMAND, compression_of
 from resnet_dist.errors import StorageError
 
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-BLOCK_BYTES = 512  # of a tar, which ends with blocks of zeros
+BLOCK_BYTES = 512  # one block of a tar; the last ones are zeros
 
 
 def compression_of_fetched(path: Path, url: str) -> str | None:
-    """gzip or zstd: by the name in a URL; what a command writes says it itself."""
+    """Return "gzip" or "zstd", by the name in the URL; for the output of a command, by its first bytes."""
     if not url.startswith(COMMAND):
         return compression_of(url)
     with path.open("rb") as file:
-        begin = file.read(max(map(len, MAGIC)))
-    return next((kind for magic, kind in MAGIC.items() if begin.startswith(magic)), None)
+        start = file.read(max(map(len, MAGIC)))
+    return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
 
 
 def unpack(raw: Path, target: Path, url: str, max_bytes: int) -> None:
-    """Write the plain tar to `target`, flushed to disk. Raises StorageError where `raw` is damaged, cut off, or too much."""
+    """Write the plain tar to `target` and flush it to disk.
+
+    Raises StorageError where `raw` is damaged, cut off, or unpacks to more than `max_bytes`.
+    """
     import zstandard
 
-    written, end = 0, b""
+    num_bytes, end = 0, b""
     try:
         with _decompressed(raw, url) as source, target.open("wb") as file:
             while block := source.read(CHUNK_BYTES):
-                written += len(block)
-                if written > max_bytes:
+                num_bytes += len(block)
+                if num_bytes > max_bytes:
                     raise StorageError(f"{url}: unpacks to more than data.shard_cache_bytes={max_bytes:,}")
                 file.write(block)
                 end = (end + block)[-BLOCK_BYTES:]
             file.flush()
-            os.fsync(file.fileno())  # it is renamed next: never a name without its bytes
+            # The caller renames the file next: after a crash its final name must not lack its bytes.
+            os.fsync(file.fileno())
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise StorageError(f"{url}: damaged or cut off: {error}") from None
-    if len(end) < BLOCK_BYTES or any(end):  # zstd says nothing of a frame that is cut off
+    # Check the end of the tar: the zstd reader does not report a frame that is cut off.
+    if len(end) < BLOCK_BYTES or any(end):
         raise StorageError(f"{url}: cut off: what it unpacks to is no tar with an end")
 
 
 @contextlib.contextmanager
 def _decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
-    """The plain bytes of a file; `url` says how it is compressed."""
     import zstandard
 
     with path.open("rb") as file:

@@ -1,4 +1,7 @@
-"""TODO map."""
+"""URLs of shards: a path, `file://…`, a scheme of fsspec (https, s3, gs, hf …), or `pipe:COMMAND`.
+
+Everything here follows from the text of the URL; nothing is opened.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 COMMAND = "pipe:"
+GZIP_SUFFIXES = (".tar.gz", ".tgz")
+ZSTD_SUFFIXES = (".tar.zst", ".tzst")
+SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES, *ZSTD_SUFFIXES)
+IDX_SUFFIX = ".idx"  # replaces `.tar` in the name of the DALI index beside a tar
 
 
 def is_local(url: str) -> bool:
@@ -18,25 +25,17 @@ def local_path(url: str) -> Path:
 
 
 def compression_of(url: str) -> str | None:
-    """gzip or zstd, by the name; None for a command, whose words say nothing of what it writes."""
+    """Return "gzip" or "zstd" by the file name; None for a plain tar and for a command, whose output is unknown."""
     if url.startswith(COMMAND):
         return None
     name = (urlsplit(url).path if "://" in url else url).rstrip().lower()
-    if name.endswith((".tar.gz", ".tgz")):
+    if name.endswith(GZIP_SUFFIXES):
         return "gzip"
-    return "zstd" if name.endswith((".tar.zst", ".tzst")) else None
+    return "zstd" if name.endswith(ZSTD_SUFFIXES) else None
 
 
 def join(base: str, name: str) -> str:
-    """`name`, relative to the folder or URL `base` unless it says where it is by itself."""
+    """Return `name` relative to the folder or URL `base`; a URL, a command or an absolute path stays as it is."""
     if "://" in name or name.startswith((COMMAND, "/")):
         return name
     return posixpath.join(base, name)
-
-
-def size_of(path: Path) -> int:
-    """0 where its writer has renamed it meanwhile."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

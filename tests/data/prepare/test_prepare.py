@@ -1,4 +1,4 @@
-"""prepare: the same bytes whoever writes them, nothing half-written, nothing lost without a word."""
+"""prepare gives the same bytes on any number of processes, and leaves nothing half-written or lost silently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from resnet_dist.data.prepare import split as preparing
+from resnet_dist.data.prepare import split as split_module
 from resnet_dist.data.prepare.sources import Item, Source, open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.data.prepare.write import PrepareOptions
@@ -38,7 +38,7 @@ NO_CACHE = CacheLimits(Path("/nowhere"), 1, 1.0)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """30 images of 3 classes and several kinds."""
+    """Make a folder of 30 images in 3 classes and 4 formats."""
     for number in range(30):
         form, suffix = [("jpeg", ".JPG"), ("png", ".png"), ("webp", ".webp"), ("bmp", ".bmp")][number % 4]
         path = tmp_path / "in" / f"class {number % 3}" / f"photo {number}{suffix}"
@@ -70,7 +70,7 @@ def test_shrinking(folder: Path, tmp_path: Path) -> None:
         sizes.append(Image.open(io.BytesIO(data)).size)
         kept += any(data == path.read_bytes() for path in folder.rglob("photo*"))
     assert sorted(sizes) == sorted((min(50, 40 + n),) * 2 for n in range(30))
-    assert kept == 11  # 40 to 50 pixels: not touched
+    assert kept == 11  # images of 40 to 50 pixels are not shrunk
     landscape = tmp_path / "wide/a/x.png"
     landscape.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((90, 201, 3), np.uint8)).save(landscape)
@@ -110,7 +110,7 @@ def test_unreadable_images_are_left_out_and_listed(folder: Path, tmp_path: Path)
         prepare(open_source(str(folder), whole_split="train"), tmp_path / "none")
 
 
-def test_a_report_of_an_earlier_call_goes(folder: Path, tmp_path: Path) -> None:
+def test_the_report_of_an_earlier_call_is_removed(folder: Path, tmp_path: Path) -> None:
     path = folder / "class 2/photo 8.JPG"
     content = path.read_bytes()
     broken = Item(0, "jpg", partial(bytes, 9), "broken", len(content))
@@ -122,8 +122,8 @@ def test_a_report_of_an_earlier_call_goes(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "train/unreadable.txt").exists()
 
 
-def test_a_changed_image_does_not_cut_a_set_anew(tmp_path: Path) -> None:
-    """Sizes of images that are made when they are read are in no plan; that the number of shards is, must do."""
+def test_a_changed_image_does_not_change_the_cut(tmp_path: Path) -> None:
+    """The plan has no sizes of images that are generated when they are read, but it records the number of shards."""
     small, large = encoded(picture(0, 8)), encoded(picture(0, 120))
 
     def source(content: bytes, fail_at: int) -> Source:
@@ -144,14 +144,15 @@ def test_a_changed_image_does_not_cut_a_set_anew(tmp_path: Path) -> None:
     assert index.num_samples == 60
 
 
-def test_a_shard_of_another_cut_is_written_anew(folder: Path, tmp_path: Path) -> None:
+def test_a_shard_of_another_cut_is_written_again(folder: Path, tmp_path: Path) -> None:
     source = open_source(str(folder), whole_split="train")
     prepare(source, tmp_path / "whole", PrepareOptions(shards=3))
     prepare(source, tmp_path / "one", PrepareOptions(shards=1))
     out = tmp_path / "out/train"
-    plan = preparing._plan(source.name, source.splits["train"], PrepareOptions(shards=3))
+    plan = split_module._plan(source.name, source.splits["train"], PrepareOptions(shards=3))
     out.mkdir(parents=True)
-    (out / ".plan.json").write_text(json.dumps(plan))  # as version 0.3.0 wrote it
+    # Version 0.3.0 wrote the plan without the number of shards.
+    (out / ".plan.json").write_text(json.dumps(plan))
     for suffix in ("tar", "idx"):
         name = f"in-train-000000.{suffix}"
         shutil.copy(tmp_path / "one/train" / name, out / name)
@@ -174,10 +175,10 @@ def test_a_process_that_is_killed_is_explained(tmp_path: Path) -> None:
 
 WORKER = """
 import sys
-from resnet_dist.data.prepare import _import_webdataset_alone
-_import_webdataset_alone()
+from resnet_dist.data.prepare.write import _import_webdataset_without_torch
+_import_webdataset_without_torch()
 assert "webdataset" in sys.modules and "torch" not in sys.modules
-from resnet_dist.data.pixels import resize
+from resnet_dist.data.images.pixels import resize
 assert "torch" in sys.modules
 """
 
@@ -187,7 +188,7 @@ def test_a_worker_imports_torch_only_to_shrink() -> None:
 
 
 class Flaky:
-    """Fails the first times it is read, as a network file system does."""
+    """An image that fails the first times it is read, as on a network file system."""
 
     def __init__(self, content: bytes, failures: int) -> None:
         self.content, self.failures = content, failures
@@ -242,7 +243,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder: Path, tmp_path
     source = open_source(str(folder), whole_split="train")
     prepare(source, tmp_path / "out", PrepareOptions(shards=2))
     before = checksums(tmp_path / "out")
-    prepare(source, tmp_path / "out", PrepareOptions(shards=2))  # the same again is no mistake
+    prepare(source, tmp_path / "out", PrepareOptions(shards=2))  # the same options are no error
     with pytest.raises(UserError, match=r"prepared with seed=0.*give another folder"):
         prepare(source, tmp_path / "out", PrepareOptions(shards=2, seed=1))
     with pytest.raises(UserError, match=r"prepared with resize_short=None, shards=2"):
@@ -266,7 +267,7 @@ def test_indexing_what_was_prepared_keeps_what_it_was_prepared_with(
     with pytest.raises(UserError, match="prepared with shards=2"):
         prepare(source, out, PrepareOptions(shards=1))
     first = sorted((out / "train").glob("*.tar"))[0]
-    write_tar(first, range(3))  # by somebody else
+    write_tar(first, range(3))  # another program replaces a shard
     build_index(expand([str(out / "train")]), out / "train", limits)
     with pytest.raises(UserError, match="was not written by `prepare`"):
         prepare(source, out, PrepareOptions(shards=2))
@@ -290,7 +291,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 1,500 images, and what becomes of it when nothing is killed."""
+    """Make a folder with 1,500 images in `in`, and their shards from an uninterrupted call in `whole`."""
     folder = tmp_path_factory.mktemp("many")
     for image in range(1500):
         path = folder / "in" / str(image % 2) / f"{image}.png"
@@ -301,11 +302,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_preparation_goes_on(many: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_preparation_is_resumed(many: Path, tmp_path: Path, number: signal.Signals) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    words = ["prepare", str(many / "in"), str(tmp_path / "out"), "--shards", "40", "--workers", "2"]
-    command = [sys.executable, str(program), *words]
+    arguments = ["prepare", str(many / "in"), str(tmp_path / "out"), "--shards", "40", "--workers", "2"]
+    command = [sys.executable, str(program), *arguments]
     first = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -313,10 +314,10 @@ def test_a_killed_preparation_goes_on(many: Path, tmp_path: Path, number: signal
     while len(list((tmp_path / "out").glob("train/*.tar"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     if number == signal.SIGINT:
-        os.killpg(first.pid, number)  # as a terminal does: to all of them
+        os.killpg(first.pid, number)  # to the parent and its workers, as a terminal does
     else:
         first.kill()
-    _, errors = first.communicate(timeout=100)  # also waits for the workers, who hold the pipes
+    _, errors = first.communicate(timeout=100)  # waits for the workers too, because they hold the pipes
     assert first.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in errors
     assert not (tmp_path / "out/train/index.json").exists()
@@ -329,7 +330,7 @@ def test_a_killed_preparation_goes_on(many: Path, tmp_path: Path, number: signal
 
 
 class FakeSet:
-    """As torchvision's CIFAR10 and MNIST look from outside."""
+    """A data set with the interface of torchvision's CIFAR10 and MNIST."""
 
     classes = ("ant", "bee")
 
@@ -360,7 +361,7 @@ def test_torchvisions_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_real_torchvision_class_has_what_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MNIST's tensors, through torchvision's own parser of its files."""
+    """Read MNIST's tensors through torchvision's own parser of its files."""
     import torchvision.datasets
 
     raw = tmp_path / "home/.cache/resnet-dist/downloads/mnist/MNIST/raw"
@@ -383,5 +384,5 @@ def test_a_real_torchvision_class_has_what_is_read(monkeypatch: pytest.MonkeyPat
 
 def test_what_decides_the_bytes_is_in_the_plan() -> None:
     fields = set(PrepareOptions.__dataclass_fields__) - {"strict"}
-    plan = preparing._plan("x", [], PrepareOptions())
+    plan = split_module._plan("x", [], PrepareOptions())
     assert fields <= set(plan)

@@ -1,4 +1,4 @@
-"""Shards and index: readable by plain webdataset, reproducible, and never trusted blindly."""
+"""Shards and index are readable by plain webdataset, reproducible, and checked before they are used."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from PIL import Image
 from resnet_dist.data.prepare.sources import Item, Source, open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.data.prepare.write import PrepareOptions
-from resnet_dist.data.shards import reader as shards
+from resnet_dist.data.shards import reader as reader_module
 from resnet_dist.data.shards.index import IndexMismatch, check_shards, idx_path, read_index
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.tar import read_idx
 from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 
-NO_CACHE = CacheLimits(Path("/nowhere"), 1, 1.0)  # shards on this machine need none
+NO_CACHE = CacheLimits(Path("/nowhere"), 1, 1.0)  # plain tars on this machine are not cached
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -67,7 +67,7 @@ def test_same_source_and_seed_give_the_same_bytes(digits_data: Path, tmp_path: P
     assert checksums(tmp_path / "other") != checksums(digits_data)
 
 
-def test_interrupted_prepare_leaves_nothing_half_written_and_goes_on(
+def test_interrupted_prepare_leaves_nothing_half_written_and_is_resumed(
     digits_data: Path, tmp_path: Path
 ) -> None:
     source = open_source("digits")
@@ -98,14 +98,14 @@ def truncate(folder: Path) -> None:
 
 
 def exchange(folder: Path) -> None:
-    """Another tar of the same size under the name."""
+    """Replace a tar by another one of the same size."""
     path = next(folder.glob("*000002.tar"))
     data = path.read_bytes()
     path.write_bytes(data[1024:2048] + data[:1024] + data[2048:])
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda folder: next(folder.glob("*000002.tar")).unlink(), "000002.tar: missing"),
         (truncate, "000002.tar: has"),
@@ -117,7 +117,7 @@ def exchange(folder: Path) -> None:
     ],
 )
 def test_damage_is_found_and_named(
-    digits_data: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
+    digits_data: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     folder = tmp_path / "train"
     shutil.copytree(digits_data / "train", folder)
@@ -125,7 +125,7 @@ def test_damage_is_found_and_named(
     damage(folder)
     with pytest.raises(IndexMismatch) as caught:
         check_shards(read_index(folder))
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -167,7 +167,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_names_of_many_bad_samples_are_read_once(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = ShardReader(read_index(digits_data / "train"), NO_CACHE)
-    reads, original = [], shards.load_members
+    reads, original = [], reader_module.load_members
 
     def counted(path: Path, fd: int, **options: bool) -> object:
         reads.append(path.name)
@@ -175,32 +175,32 @@ def test_names_of_many_bad_samples_are_read_once(digits_data: Path, monkeypatch:
 
     reader.read(0)
     reader.read(1000)
-    monkeypatch.setattr(shards, "load_members", counted)
+    monkeypatch.setattr(reader_module, "load_members", counted)
     names = [reader.key(sample_id) for sample_id in (0, 1000, 1, 1001) * 20]
     assert len(reads) == 2
     assert len(set(names)) == 4
 
 
-@pytest.mark.parametrize(("allowed", "most"), [(256, 64), (2, 1), (1_048_576, 256), (-1, 256)])
+@pytest.mark.parametrize(("allowed", "max_open"), [(256, 64), (2, 1), (1_048_576, 256), (-1, 256)])
 def test_open_files_leave_descriptors_for_the_rest(
-    monkeypatch: pytest.MonkeyPatch, allowed: int, most: int
+    monkeypatch: pytest.MonkeyPatch, allowed: int, max_open: int
 ) -> None:
-    monkeypatch.setattr(shards.resource, "getrlimit", lambda kind: (allowed, allowed))
-    assert shards._max_open_files() == most
+    monkeypatch.setattr(reader_module.resource, "getrlimit", lambda kind: (allowed, allowed))
+    assert reader_module._max_open_files() == max_open
 
 
-@pytest.mark.parametrize("what", ["index.json", "000002.tar", "000002.idx"])
-def test_a_folder_where_a_file_should_be_is_named(digits_data: Path, tmp_path: Path, what: str) -> None:
-    """As a file that may not be read, which a test that runs as root cannot make."""
+@pytest.mark.parametrize("name", ["index.json", "000002.tar", "000002.idx"])
+def test_a_folder_where_a_file_should_be_is_named(digits_data: Path, tmp_path: Path, name: str) -> None:
+    """A folder stands in for a file without read permission, which root could read."""
     folder = tmp_path / "train"
     shutil.copytree(digits_data / "train", folder)
-    path = next(folder.glob(f"*{what}"))
+    path = next(folder.glob(f"*{name}"))
     path.unlink()
     path.mkdir()
     index = folder / "index.json"
-    if what.endswith("tar"):  # sizes are not always known
+    if name.endswith("tar"):  # without a known size, or the size would be compared first
         index.write_text(re.sub(r'"filesize": \d+', '"filesize": 0', index.read_text()))
-    with pytest.raises(IndexMismatch, match=rf"{what}: cannot be read: Is a directory"):
+    with pytest.raises(IndexMismatch, match=rf"{name}: cannot be read: Is a directory"):
         check_shards(read_index(folder))
 
 
@@ -208,8 +208,8 @@ def test_threads_that_share_one_open_file(digits_data: Path, monkeypatch: pytest
     index = read_index(digits_data / "train")
     expected = [ShardReader(index, NO_CACHE).read(i).image for i in range(0, 1437, 7)]
     with ThreadPoolExecutor(8) as pool:
-        monkeypatch.setattr(shards, "MAX_OPEN_FILES", 1)
-        monkeypatch.setattr(shards, "MAX_OPEN_TABLES", 1)
+        monkeypatch.setattr(reader_module, "MAX_OPEN_FILES", 1)
+        monkeypatch.setattr(reader_module, "MAX_TABLES", 1)
         reader = ShardReader(index, NO_CACHE)
         assert list(pool.map(lambda i: reader.read(i).image, range(0, 1437, 7))) == expected
     assert all(Image.open(io.BytesIO(data)).size == (8, 8) for data in expected)

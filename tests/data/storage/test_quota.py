@@ -1,4 +1,4 @@
-"""The byte limit of the shard cache holds while shards are on their way, and no dead process takes a part of it."""
+"""The byte limit of the shard cache holds while shards are on their way, and a dead process keeps no share of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.storage import quota as quota_module
-from resnet_dist.data.storage import shard_cache as storage
+from resnet_dist.data.storage import shard_cache as shard_cache_module
 from resnet_dist.data.storage.quota import Quota
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
 from resnet_dist.errors import StorageError
@@ -25,69 +25,69 @@ from tests.data.servers import file_server
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Quota:
+def quota(tmp_path: Path) -> Quota:
     (tmp_path / "ab").mkdir()
     return Quota(tmp_path, 100)
 
 
-def tar(room: Quota, name: str) -> Path:
-    return room.folder / "ab" / f"{name}.tar"
+def tar(quota: Quota, name: str) -> Path:
+    return quota.folder / "ab" / f"{name}.tar"
 
 
 def lock(path: Path) -> FileLock:
     return FileLock(path.with_suffix(".lock"))
 
 
-def reserved(room: Quota, path: Path, num_bytes: int, *, seconds: float = 60, closed: bool = False) -> None:
+def reserved(quota: Quota, path: Path, num_bytes: int, *, seconds: float = 60, closed: bool = False) -> None:
     event = threading.Event()
     if closed:
         event.set()
-    with room.reserved(path, num_bytes, url=path.name, timeout_seconds=seconds, closed=event):
+    with quota.reserved(path, num_bytes, url=path.name, timeout_seconds=seconds, closed=event):
         assert path.with_suffix(".coming").read_text() == str(num_bytes)
     assert not path.with_suffix(".coming").exists()
 
 
-def test_a_file_on_its_way_takes_its_room(room: Quota) -> None:
-    first, second = tar(room, "first"), tar(room, "second")
+def test_a_file_on_its_way_takes_its_room(quota: Quota) -> None:
+    first, second = tar(quota, "first"), tar(quota, "second")
     with lock(first), lock(second):
-        assert room._reserve(first, 60)
-        assert not room._reserve(second, 60)
-        assert room._reserve(second, 40)
-        assert not room._reserve(second, 41)
-    with lock(second):  # the first one's process has died
-        assert room._reserve(second, 60)
+        assert quota._reserve(first, 60)
+        assert not quota._reserve(second, 60)
+        assert quota._reserve(second, 40)
+        assert not quota._reserve(second, 41)
+    with lock(second):  # the process of the first one has died: its lock is free
+        assert quota._reserve(second, 60)
     assert not first.with_suffix(".coming").exists()
 
 
-def test_what_has_come_is_not_counted_twice(room: Quota) -> None:
-    first, second = tar(room, "first"), tar(room, "second")
+def test_what_has_come_is_not_counted_twice(quota: Quota) -> None:
+    first, second = tar(quota, "first"), tar(quota, "second")
     with lock(first), lock(second):
-        assert room._reserve(first, 60)
+        assert quota._reserve(first, 60)
         first.with_suffix(".raw.partial").write_bytes(bytes(50))
-        assert room._reserve(second, 40)
+        assert quota._reserve(second, 40)
         second.with_suffix(".raw.partial").write_bytes(bytes(40))
-        assert room._reserve(second, 40)  # goes on where it stopped
+        assert quota._reserve(second, 40)  # it resumes
 
 
-def test_shards_give_way_and_what_dead_processes_left_too(room: Quota) -> None:
-    old, left, new = tar(room, "old"), tar(room, "left"), tar(room, "new")
+def test_shards_give_way_and_what_dead_processes_left_too(quota: Quota) -> None:
+    old, left, new = tar(quota, "old"), tar(quota, "left"), tar(quota, "new")
     old.write_bytes(bytes(40))
     for suffix in (".idx", ".sum"):
         old.with_suffix(suffix).write_bytes(b"x")
     left.with_suffix(".raw.partial").write_bytes(bytes(50))
     with lock(new):
         with lock(left):
-            assert room._reserve(new, 50)
+            assert quota._reserve(new, 50)
             assert not old.exists()
             assert not old.with_suffix(".idx").exists()
             assert not old.with_suffix(".sum").exists()
             assert left.with_suffix(".raw.partial").exists()
-        assert room._reserve(new, 90)
+        assert quota._reserve(new, 90)
     assert not left.with_suffix(".raw.partial").exists()
 
 
 class Waited(threading.Event):
-    """Tells when somebody waits for it."""
+    """An event that reports when a thread begins to wait for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,16 +98,16 @@ class Waited(threading.Event):
         return super().wait(timeout)
 
 
-def test_waiting_ends_when_room_is_given_back(room: Quota) -> None:
-    first, second, closed = tar(room, "first"), tar(room, "second"), Waited()
+def test_waiting_ends_when_room_is_given_back(quota: Quota) -> None:
+    first, second, closed = tar(quota, "first"), tar(quota, "second"), Waited()
     done = threading.Event()
 
     def fetch() -> None:
-        with lock(second), room.reserved(second, 60, url="", timeout_seconds=60, closed=closed):
+        with lock(second), quota.reserved(second, 60, url="", timeout_seconds=60, closed=closed):
             done.set()
 
     with lock(first):
-        assert room._reserve(first, 60)
+        assert quota._reserve(first, 60)
         thread = threading.Thread(target=fetch)
         thread.start()
         assert closed.begun.wait(30)
@@ -116,37 +116,37 @@ def test_waiting_ends_when_room_is_given_back(room: Quota) -> None:
     assert done.is_set()
 
 
-def test_nothing_is_dropped_in_vain(room: Quota) -> None:
-    kept, first, second = tar(room, "kept"), tar(room, "first"), tar(room, "second")
+def test_nothing_is_dropped_in_vain(quota: Quota) -> None:
+    kept, first, second = tar(quota, "kept"), tar(quota, "first"), tar(quota, "second")
     kept.write_bytes(bytes(30))
     with lock(first), lock(second):
-        assert room._reserve(first, 60)
-        assert not room._reserve(second, 50)
+        assert quota._reserve(first, 60)
+        assert not quota._reserve(second, 50)
         assert kept.exists()
-        assert room._reserve(second, 40)
+        assert quota._reserve(second, 40)
         assert not kept.exists()
 
 
-def test_waiting_ends_with_an_error(room: Quota, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_ends_with_an_error(quota: Quota, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota_module, "POLL_SECONDS", 0.01)
-    first, second = tar(room, "first"), tar(room, "second")
+    first, second = tar(quota, "first"), tar(quota, "second")
     with lock(first):
-        assert room._reserve(first, 60)
+        assert quota._reserve(first, 60)
         with pytest.raises(StorageError, match="second.tar: given up"):
-            reserved(room, second, 60, closed=True)
+            reserved(quota, second, 60, closed=True)
         with pytest.raises(StorageError, match="shard_cache_bytes=100 are taken by other shards"):
-            reserved(room, second, 60, seconds=0.05)
+            reserved(quota, second, 60, seconds=0.05)
     with pytest.raises(
         StorageError, match="second.tar: its 101 bytes are larger than data.shard_cache_bytes=100"
     ):
-        reserved(room, second, 101)
+        reserved(quota, second, 101)
 
 
 @pytest.mark.parametrize("seen_before_it_is_renamed", [False, True])
 def test_a_shard_that_is_renamed_while_one_counts_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seen_before_it_is_renamed: bool
 ) -> None:
-    """Two files: one is moved on in each look, the other lies there whole."""
+    """One of two files is renamed to its next name in each glob; the other is complete from the start."""
     names = ["a.raw.partial", "a.raw", "a.tar"]
     (tmp_path / "00").mkdir()
     (tmp_path / "00/b.tar").write_bytes(bytes(1000))
@@ -176,12 +176,12 @@ def test_shards_fetched_side_by_side_stay_within_the_limit(
     folder = tmp_path / "served"
     build_index(expand(write_shards(folder, (40, 41, 42, 43, 44, 45, 46, 47))), folder, limits)
     sizes = sorted(path.stat().st_size for path in folder.glob("*.tar"))
-    most = sizes[-1] + sizes[-2]
+    max_bytes = sizes[-1] + sizes[-2]
     count, guard, totals = 0, threading.Lock(), []
-    fetch: Callable[..., None] = storage.fetch_file
+    fetch: Callable[..., None] = shard_cache_module.fetch_file
 
     def watched(url: str, partial: Path, *, num_bytes: int, **options: object) -> None:
-        """What lies there, and what is on its way in any thread."""
+        """Record the bytes in the cache plus those on their way in any thread."""
         nonlocal count
         with guard:
             count += num_bytes
@@ -190,15 +190,15 @@ def test_shards_fetched_side_by_side_stay_within_the_limit(
         with guard:
             count -= num_bytes
 
-    monkeypatch.setattr(storage, "fetch_file", watched)
+    monkeypatch.setattr(shard_cache_module, "fetch_file", watched)
     with file_server(folder) as server:
         shards = read_index(server.url).shards
-        cache = ShardCache(replace(limits, max_bytes=most))
+        cache = ShardCache(replace(limits, max_bytes=max_bytes))
         cache.want(shards)
         for shard in shards:
             fd, _ = cache.open(shard)
             os.close(fd)
         cache.close()
     assert len(totals) >= 8
-    assert max(totals) <= most
+    assert max(totals) <= max_bytes
     assert not list(limits.folder.rglob("*.coming"))

@@ -29,7 +29,7 @@ from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, read_inde
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage import transfer as remote
+from resnet_dist.data.storage import transfer
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, StoredFile
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.errors import StorageError, UserError
@@ -43,7 +43,7 @@ STEPS = sum(COUNTS) // 48
 
 @pytest.fixture
 def served(tmp_path: Path, limits: CacheLimits) -> Path:
-    """A folder with shards and an index that names them relative to itself."""
+    """Make a folder with shards and an index that names them relative to itself."""
     folder = tmp_path / "served"
     build_index(expand(write_shards(folder, COUNTS)), folder, limits)
     return folder
@@ -51,10 +51,10 @@ def served(tmp_path: Path, limits: CacheLimits) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(remote, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(remote, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(transfer, "MAX_PAUSE_SECONDS", 0.1)
 
 
 def remote_data(url: str, limits: CacheLimits, **changes: object) -> Data:
@@ -67,7 +67,7 @@ def remote_data(url: str, limits: CacheLimits, **changes: object) -> Data:
 
 
 def epoch_bytes(data: Data, steps: int = STEPS) -> list[bytes]:
-    """Pixels and labels of every batch of an epoch."""
+    """Return pixels and labels of every batch of an epoch."""
     index = read_index(data.train)
     with loaders(index, data, 1)[0] as loader:
         batches = [loader.batch_at(step) for step in range(steps)]
@@ -76,7 +76,7 @@ def epoch_bytes(data: Data, steps: int = STEPS) -> list[bytes]:
 
 
 def faults(seed: int, share: float) -> Callable[[int], str | None]:
-    """Each request fails with a probability of `share`, in one of four ways."""
+    """Return a fault by request number: with probability `share`, one of four; else None."""
     generator = random.Random(seed)
     draws = [
         generator.choice(["500", "reset", "truncate", "stall"]) if generator.random() < share else None
@@ -113,7 +113,7 @@ def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
     def after_index(number: int) -> str | None:
         return None if number == 0 else fault
 
-    # A truncated answer has bytes that count as progress, unless it has none.
+    # Every request fails: half of an answer is not kept, so it is no progress.
     with file_server(served) as server, faulty_proxy(server.port, after_index) as proxy:
         data = remote_data(proxy.url, replace(limits, timeout_seconds=1.5))
         with pytest.raises(StorageError, match=rf"{proxy.url}/part-\d+.tar: nothing could be read for 2 s"):
@@ -121,7 +121,7 @@ def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
 
 
 def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: CacheLimits) -> None:
-    """Else Ctrl-C would wait for as long as the shard is tried: here, beyond the test's own limit."""
+    """Otherwise Ctrl-C would wait until the shard's timeout, which is here beyond the test's own limit."""
 
     def fault(number: int) -> str | None:
         return "stall" if number else None
@@ -134,7 +134,7 @@ def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Cache
     assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "fetch"))]
 
 
-def test_what_is_not_there_ends_at_once(served: Path, limits: CacheLimits) -> None:
+def test_a_missing_file_fails_at_once(served: Path, limits: CacheLimits) -> None:
     next(served.glob("*3.tar")).unlink()
     with file_server(served) as server:
         with pytest.raises(StorageError, match=r"part-00003.tar: FileNotFoundError"):
@@ -152,13 +152,13 @@ def test_other_bytes_than_were_indexed_are_refused(served: Path, limits: CacheLi
         epoch_bytes(remote_data(server.url, limits))
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(served: Path, limits: CacheLimits) -> None:
+def test_a_broken_transfer_is_resumed(served: Path, limits: CacheLimits) -> None:
     path = served / "part-00002.tar"
     size = path.stat().st_size
     with file_server(served) as server:
         shard = StoredFile(f"{server.url}/part-00002.tar", size, checksum(path))
         cache = ShardCache(limits)
-        partial = cache._cached(shard).with_suffix(".raw.partial")
+        partial = cache._cached_path(shard).with_suffix(".raw.partial")
         partial.parent.mkdir(parents=True)
         partial.write_bytes(path.read_bytes()[: size // 2])
         assert cache.path(shard).read_bytes() == path.read_bytes()
@@ -172,7 +172,7 @@ def test_a_partial_file_of_other_bytes_is_fetched_anew(served: Path, limits: Cac
     with file_server(served) as server:
         shard = StoredFile(f"{server.url}/part-00002.tar", path.stat().st_size, checksum(path))
         cache = ShardCache(limits)
-        partial = cache._cached(shard).with_suffix(".raw.partial")
+        partial = cache._cached_path(shard).with_suffix(".raw.partial")
         partial.parent.mkdir(parents=True)
         partial.write_bytes(b"x" * 5000)
         assert cache.path(shard).read_bytes() == path.read_bytes()
@@ -182,8 +182,8 @@ def test_a_partial_file_of_other_bytes_is_fetched_anew(served: Path, limits: Cac
 PROCESS = """
 import sys
 from pathlib import Path
-from resnet_dist.data.index import read_index
-from resnet_dist.data.storage import CacheLimits, ShardCache
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
 cache = ShardCache(CacheLimits(Path(sys.argv[2]), 2**30, 30.0))
 for shard in read_index(sys.argv[1]).shards:
     print(len(cache.path(shard).read_bytes()))
@@ -233,7 +233,8 @@ def test_the_shard_that_was_not_used_for_longest_goes_first(served: Path, limits
         for age, shard in zip((30, 20, 10), shards[:3], strict=True):
             path = cache.path(shard)
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
-        cache.path(shards[0])  # used again
+        # Use the two oldest once more, so that the third is now the oldest.
+        cache.path(shards[0])
         cache.path(shards[1])
         cache.path(shards[3])
         cache.close()
@@ -269,7 +270,7 @@ def test_compressed_shards_here_and_remote(served: Path, limits: CacheLimits, su
 def test_an_index_sees_what_is_there_now(
     tmp_path: Path, limits: CacheLimits, suffix: str, remote_shard: bool
 ) -> None:
-    """Not what an earlier index left in the cache; a damaged one leaves nothing there."""
+    """It ignores what an earlier index left in the cache, and a damaged shard leaves nothing there."""
     folder = tmp_path / "packed"
 
     def pack(count: int, cut: int = 0) -> None:
@@ -295,7 +296,7 @@ def test_an_index_sees_what_is_there_now(
 
 
 def test_evicted_shards_are_let_go(served: Path, limits: CacheLimits) -> None:
-    """Held open, a file that was removed goes on taking its space."""
+    """A removed file that is still open would keep its space on the disk."""
     with file_server(served) as server:
         index = read_index(server.url)
         largest = max(shard.num_bytes for shard in index.shards)
@@ -343,7 +344,7 @@ def test_commands_are_refused_unless_allowed(served: Path, limits: CacheLimits, 
         build_index(expand(["pipe:cat /nowhere"]), tmp_path, allowed)
 
 
-def test_a_scheme_that_nobody_knows(limits: CacheLimits, tmp_path: Path) -> None:
+def test_an_unknown_scheme(limits: CacheLimits, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nosuch"):
         build_index(expand(["nosuch://bucket/a.tar"]), tmp_path, limits)
 
@@ -378,7 +379,7 @@ def test_verifying_looks_at_what_is_served_and_at_what_is_in_the_cache(
         assert cache.path(shard).read_bytes() == (served / shard.name).read_bytes()
         change(served / shard.name)
         [problem] = verify_index(server.url, limits)
-        assert re.match(r"http\S*part-00002.tar: has sha256:.* but the index says", problem)
+        assert re.match(r"http\S*part-00002.tar: has sha256:.* but the index records", problem)
         cache.close()
 
 
@@ -404,7 +405,7 @@ def test_indexing_leaves_nothing_in_the_cache(served: Path, limits: CacheLimits,
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_what_a_command_writes_says_how_it_is_compressed(
+def test_the_compression_of_a_commands_output_is_read_from_its_bytes(
     served: Path, limits: CacheLimits, tmp_path: Path, suffix: str
 ) -> None:
     path, allowed = served / "part-00000.tar", replace(limits, allow_commands=True)
@@ -423,14 +424,14 @@ def test_a_file_that_has_grown_ends_at_once(served: Path, limits: CacheLimits) -
         file.write(bytes(5000))
     with file_server(served, ranges=False) as server:
         cache = ShardCache(limits)
-        with pytest.raises(StorageError, match=r"part-00002.tar: has .* bytes, but the index says"):
+        with pytest.raises(StorageError, match=r"part-00002.tar: has .* bytes, but the index records"):
             cache.path(replace(shard, url=f"{server.url}/{path.name}"))
         cache.close()
         assert server.requests[path.name] == 1
 
 
 class NoCredentialsError(Exception):
-    """As botocore's."""
+    """An error with the name of botocore's."""
 
 
 class Answer(Exception):
@@ -441,7 +442,7 @@ class Answer(Exception):
 @pytest.mark.parametrize(
     ("error", "permanent"),
     [
-        (StorageError("the server does not say how large it is"), True),
+        (StorageError("the server does not report its size"), True),
         (NoCredentialsError("Unable to locate credentials"), True),
         (Answer(status=403), True),
         (Answer(code=404), True),
@@ -454,7 +455,7 @@ class Answer(Exception):
         (OSError("reset"), False),
     ],
 )
-def test_what_trying_again_cannot_mend_is_not_tried_again(error: Exception, permanent: bool) -> None:
+def test_an_error_that_a_retry_cannot_cure_is_not_retried(error: Exception, permanent: bool) -> None:
     tries: list[int] = []
 
     def read() -> None:
@@ -462,12 +463,12 @@ def test_what_trying_again_cannot_mend_is_not_tried_again(error: Exception, perm
         raise error
 
     with pytest.raises(StorageError):
-        remote.retry(read, "x://y", timeout_seconds=0.03)
+        transfer.retry(read, "x://y", timeout_seconds=0.03)
     assert (len(tries) == 1) == permanent
 
 
 def test_closing_ends_a_pause(served: Path, limits: CacheLimits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 200.0)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 200.0)
     with file_server(served) as server, faulty_proxy(server.port, lambda number: "500") as proxy:
         cache = ShardCache(replace(limits, timeout_seconds=10_000))
         fetched = cache._begin(Shard(f"{proxy.url}/part-00000.tar", 1, "", 1))
@@ -482,7 +483,7 @@ def test_closing_ends_a_pause(served: Path, limits: CacheLimits, monkeypatch: py
 
 def test_closing_while_another_process_fetches_blames_nobody(limits: CacheLimits) -> None:
     cache, shard = ShardCache(limits), Shard("http://127.0.0.1:9/a.tar", 1, "", 1)
-    lock = cache._cached(shard).with_suffix(".lock")
+    lock = cache._cached_path(shard).with_suffix(".lock")
     lock.parent.mkdir(parents=True)
     with FileLock(lock):
         fetched = cache._begin(shard)
@@ -537,7 +538,7 @@ def test_nginx_with_faults_in_between(served: Path, limits: CacheLimits, nginx: 
 
 @pytest.fixture
 def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The served folder in a bucket of moto's server."""
+    """Copy the served folder to a bucket of moto's server and return its URL."""
     s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
     pytest.importorskip("moto.server", reason="needs moto[server]")
     port = free_port()
