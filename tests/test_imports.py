@@ -32,7 +32,7 @@ LAYERS = [
 ]
 # The rooms inside a room, likewise.
 INNER_LAYERS = {
-    "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}],
+    "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
     "tracking": [{"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool"}],
     "train": [
         {"loop"},

@@ -1,0 +1,77 @@
+"""The account of a scan: what became of every file of a folder, or of every member of a tar.
+
+Used, left out or passed over: nothing disappears without a count and a name. Left out is what a person may have meant
+as a sample and that is lost (an unreadable image, a broken link): the command that finds such ends with exit code
+LEFT_OUT. Passed over is what was never meant as one (a thumbnail cache, an AppleDouble file, a README).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resnet_dist.system.files import write_text_atomically
+
+LEFT_OUT = 3  # exit code of a command that is done, but has left something out
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file or member that is no sample: its name, the kind of reason (a few words, counted), and the details."""
+
+    name: str
+    kind: str
+    detail: str = ""
+
+    def line(self) -> str:
+        return f"{self.name}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass
+class Findings:
+    """Counts and names of one scan."""
+
+    used: int = 0
+    left_out: list[Finding] = field(default_factory=list)
+    passed_over: list[Finding] = field(default_factory=list)
+
+    def leave_out(self, name: str, kind: str, detail: str = "") -> None:
+        self.left_out.append(Finding(name, kind, detail))
+
+    def pass_over(self, name: str, kind: str, detail: str = "") -> None:
+        self.passed_over.append(Finding(name, kind, detail))
+
+    def add(self, others: Iterable[Findings]) -> None:
+        for other in others:
+            self.used += other.used
+            self.left_out += other.left_out
+            self.passed_over += other.passed_over
+
+    def rows(self) -> list[tuple[str, str, int, str]]:
+        """Return (what, kind, count, first name), most frequent first: the summary's table."""
+        rows = []
+        for what, found in (("left out", self.left_out), ("passed over", self.passed_over)):
+            firsts = {finding.kind: finding.name for finding in reversed(found)}
+            counts = Counter(finding.kind for finding in found)
+            rows += [(what, kind, count, firsts[kind]) for kind, count in counts.most_common()]
+        return rows
+
+    def as_json(self) -> dict[str, object]:
+        """Return counts by kind, as `--json` prints them."""
+        return {
+            "used": self.used,
+            "left_out": dict(Counter(finding.kind for finding in self.left_out)),
+            "passed_over": dict(Counter(finding.kind for finding in self.passed_over)),
+        }
+
+    def write(self, path: Path) -> bool:
+        """List every finding in a file, a line each; remove the file of an earlier scan where there is none."""
+        lines = [f"left out\t{finding.line()}" for finding in self.left_out]
+        lines += [f"passed over\t{finding.line()}" for finding in self.passed_over]
+        if lines:
+            write_text_atomically(path, "".join(f"{line}\n" for line in lines))
+        else:
+            path.unlink(missing_ok=True)
+        return bool(lines)
