@@ -7,6 +7,7 @@ LEFT_OUT. Passed over is what was never meant as one (a thumbnail cache, an Appl
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,22 @@ from pathlib import Path
 from resnet_dist.system.files import write_text_atomically
 
 LEFT_OUT = 3  # exit code of a command that is done, but has left something out
+REPORT_NAME = "left-out.txt"  # in the folder of a split, or beside an index
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text: bytes of it that are not UTF-8 become an escape such as `\\xe9`."""
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file system decodes to
+        return name.encode(errors="backslashreplace").decode()
+
+
+def one_line(name: str) -> str:
+    """Return a name as text on one line: control characters become escapes too."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), printable(name))
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class Finding:
     detail: str = ""
 
     def line(self) -> str:
-        return f"{self.name}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
+        return one_line(f"{self.name}: {self.kind}" + (f" ({self.detail})" if self.detail else ""))
 
 
 @dataclass
