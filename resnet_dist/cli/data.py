@@ -15,9 +15,20 @@ from resnet_dist.cli.options import (
     STARTS_OVER,
     Split,
     err,
+    local_folder,
     on_interrupt,
     out,
 )
+from resnet_dist.cli.summary import (
+    AllowLeftOut,
+    AsJson,
+    Strict,
+    exit_where_left_out,
+    json_of,
+    print_json,
+    print_summary,
+)
+from resnet_dist.data.findings import Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.terminal import bars
@@ -34,7 +45,7 @@ def prepare(
             help="digits, cifar10, cifar100, mnist, fashion-mnist, or a folder of images (class = folder)."
         ),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
+    folder: Annotated[str, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
     shard_size: Annotated[
         int | None, typer.Option(min=1, metavar="BYTES", help="About this much per tar; default 256 MiB.")
@@ -49,31 +60,62 @@ def prepare(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Leave out larger images; default: 80 million pixels.")
+    ] = None,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Keep classes without images, which are refused otherwise.")
+    ] = False,
+    allow_left_out: AllowLeftOut = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same call goes on."""
+    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same call goes on.
+
+    What is left out or passed over is counted, and listed in left-out.txt. Exit code 3: something was left out.
+    """
+    from resnet_dist.data.prepare.output import check_apart, check_output
     from resnet_dist.data.prepare.sources import open_source
-    from resnet_dist.data.prepare.split import REPORT_NAME
-    from resnet_dist.data.prepare.split import prepare as prepare_source
-    from resnet_dist.data.prepare.write import SHARD_BYTES, PrepareOptions
+    from resnet_dist.data.prepare.split import prepare_splits
+    from resnet_dist.data.prepare.write import MAX_PIXELS, SHARD_BYTES, PrepareOptions
 
     if shards is not None and shard_size is not None:
         raise UserError(
             f"--shards {shards} and --shard-size {shard_size} both say how to cut; give one of them"
         )
-    options = PrepareOptions(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
-    opened = open_source(source, seed=seed, whole_split=split)
+    target = local_folder(folder, "OUT")
+    check_output(target, [split] if split else ["train", "eval"])
+    check_apart(source, target)
+    options = PrepareOptions(
+        seed,
+        shards,
+        shard_size or SHARD_BYTES,
+        resize_short,
+        quality,
+        max_pixels or MAX_PIXELS,
+        strict,
+        allow_empty,
+    )
+    opened = open_source(source, seed=seed, whole_split=split, allow_empty=allow_empty, output=target)
     samples = sum(len(items) for items in opened.splits.values())
     workers = workers or (1 if samples < FEW_SAMPLES else cpu_count())
     chosen = [split] if split else list(opened.splits)
-    with bars(out, chosen, "images") as tell:
-        indexes = prepare_source(opened, folder, options, splits=chosen, workers=workers, progress=tell)
-    for name, index in indexes.items():
-        out.print(f"{name}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.location}")
-        report = folder / name / REPORT_NAME
-        if report.exists():
-            lines = report.read_text().splitlines()
-            err.print(f"{name}: left out {len(lines):,} unreadable images, listed in {report}")
+    with bars(err if as_json else out, chosen, "images") as tell:
+        done = prepare_splits(opened, target, options, splits=chosen, workers=workers, progress=tell)
+    if as_json:
+        print_json({name: json_of(it.findings, it.report, it.index) for name, it in done.items()})
+    everything = Findings()
+    for name, it in done.items():
+        everything.add([it.findings])
+        if not as_json:
+            inside = opened.folders.get(name)
+            print_summary(
+                f"{name}: {it.index.num_samples:,} samples of {len(it.index.classes):,} classes in "
+                f"{len(it.index.shards):,} shards{f', from {inside}' if inside else ''}, {it.index.location}",
+                it.findings,
+                it.report,
+            )
+    exit_where_left_out(everything, allow_left_out=allow_left_out)
 
 
 @on_interrupt(STARTS_OVER)
