@@ -23,7 +23,7 @@ from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.start import init_from as weights
-from resnet_dist.train.start.initial import begin_from, build, check_init_from, initial_state
+from resnet_dist.train.start.initial import build, check_init_from, initial_state, initialize_weights
 from resnet_dist.train.step.block_drops import block_scales
 from resnet_dist.world import World
 from tests.train.runs import Recorder, assert_same, final_tensors
@@ -35,7 +35,7 @@ WORLD = World.single()
 def begun(recipe: Recipe, num_classes: int = 10) -> tuple[torch.nn.Module, list[str]]:
     notes: list[str] = []
     state = initial_state(recipe, num_classes, WORLD)
-    begin_from(state, recipe, read_index(recipe.data.train), WORLD, notes.append)
+    initialize_weights(state, recipe, read_index(recipe.data.train), WORLD, notes.append)
     return state.model, notes
 
 

@@ -109,6 +109,6 @@ def test_it_begins_at_weights_that_were_loaded_before_the_first_step(
     assert state.ema is not None
     threes = {name: torch.full_like(t, 3).contiguous() for name, t in state.model.state_dict().items()}
     save_file(threes, tmp_path / "w.safetensors")
-    loop.begin_from(state, recipe, loop.read_index(recipe.data.train), WORLD, lambda text: None)
+    loop.initialize_weights(state, recipe, loop.read_index(recipe.data.train), WORLD, lambda text: None)
     assert (state.model.get_parameter("fc.weight") == 3).all()
     assert (state.ema.model.get_parameter("fc.weight") == 3).all()
