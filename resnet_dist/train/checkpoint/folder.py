@@ -191,7 +191,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 def _save(group: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(group, path)
-    except SafetensorError as error:  # safetensors reports a full disk so
+    except SafetensorError as error:  # safetensors reports a full disk with its own error
         raise OSError(str(error)) from None
 
 

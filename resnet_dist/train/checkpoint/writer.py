@@ -47,7 +47,7 @@ class Snapshot:
 
     tensors: Tensors
     scalars: dict[str, Any]
-    copied: torch.cuda.Event | None  # on a GPU: passed once the copies are complete
+    copied: torch.cuda.Event | None  # on a GPU: recorded after the copies
     must_be_written: bool  # the best so far: no later one may replace it
 
 

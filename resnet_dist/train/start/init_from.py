@@ -20,11 +20,7 @@ from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
 TORCHVISION = "torchvision:"
 # The share of the model, and of the weights, that must fit, heads not counted: room for a new stem or added layers.
 MIN_SHARE = 0.8
-WEIGHT_KEYS = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-)  # under which training scripts save weights in a file
+WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")  # where training scripts save the weights in a file
 PREFIXES = ("module.", "_orig_mod.")  # added to names by DistributedDataParallel and torch.compile
 
 Weights = dict[str, Tensor]

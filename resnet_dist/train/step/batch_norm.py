@@ -49,7 +49,7 @@ class RunningStatistics:
             _set_momentum(norm, share / (1 - share * (count - 1 - number)))
 
     def _scale_up(self, number: int, count: int) -> None:
-        """Get the same weights with one momentum for all passes: enlarge before a pass what it will shrink.
+        """Reach the same weights with one momentum for all passes: enlarge before a pass what it will shrink.
 
         With a momentum for each pass, the model would be compiled once for each.
         """

@@ -23,7 +23,7 @@ _KEEP_BUFFERS: dict[str, Any] = {
 
 
 class GradientSums(Protocol):
-    """The sum of the gradients of one step, called for each micro-batch, and at the end by `finish`."""
+    """The sum of the gradients of one step: `add` is called for every micro-batch, `finish` once at the end."""
 
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
         """Return the number to divide the sum of a micro-batch's losses by before its backward pass."""

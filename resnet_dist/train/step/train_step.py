@@ -105,7 +105,7 @@ class TrainStep:
         return sums_M3
 
     def inputs_of(self, batch: Batch, number: int, size: int) -> tuple[Tensor | None, ...]:
-        """Return the arguments of the network for micro-batch `number` of this rank's batch, `size` samples of it."""
+        """Return the arguments of the network for micro-batch `number` of this rank's batch: `size` samples."""
         rank_samples = len(batch.ids_B)
         rows = slice(number * size, (number + 1) * size)
         mixed = mix(
@@ -145,7 +145,7 @@ class TrainStep:
 
 
 class LossModel(nn.Module):
-    """Forward pass and loss as one module, so that they compile to one graph."""
+    """The forward pass and the loss as one module, so that they compile to one graph."""
 
     def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
         super().__init__()
