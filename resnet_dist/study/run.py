@@ -20,7 +20,7 @@ from resnet_dist.study.report import (
     report,
 )
 from resnet_dist.study.request import StudyRequest
-from resnet_dist.system.signals import interrupt, signals_call, signals_held
+from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
 from resnet_dist.tracking.protocol import OpenPublisher, OpenStudy, StudyPublisher, StudyRecord
 
 
@@ -46,11 +46,11 @@ def run_study(
     status: Status = "FAILED"
     summary = None
     try:
-        with signals_held():  # a run that was begun in MLflow must be closed
+        with defer_signals():  # a run that was begun in MLflow must be closed
             publisher = open_study(
                 StudyRecord(request.study, request.full_name, request.folder, request.source, request.output)
             )
-        with signals_call(interrupt):
+        with handle_signals(raise_interrupt):
             for number, trial in enumerate(request.study.trials, start=1):
                 reporter.note(f"trial {number} of {len(request.study.trials)}: {trial.name}")
                 finished.append(_train(request, trial, reporter, publisher, open_publisher))

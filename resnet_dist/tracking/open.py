@@ -1,4 +1,4 @@
-"""Open a publisher: MLflow's where MLflow is installed, the terminal alone elsewhere."""
+"""Open a publisher: that of MLflow where MLflow is installed, that of the console elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnet_dist.tracking.spool import Entry
 
 
 def has_mlflow() -> bool:
-    """Report whether MLflow is installed. One that is installed but broken must fail aloud, so it is not imported."""
+    """Report whether MLflow is installed, without importing it: a broken installation must raise its own error later."""
     return find_spec("mlflow") is not None
 
 

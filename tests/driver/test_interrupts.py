@@ -17,7 +17,13 @@ from resnet_dist.driver.run import run_training
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import read_run
 from resnet_dist.system import signals as interrupts
-from resnet_dist.system.signals import GRACE_SECONDS, StopRequest, interrupt, signals_call, signals_held
+from resnet_dist.system.signals import (
+    GRACE_SECONDS,
+    StopRequest,
+    defer_signals,
+    handle_signals,
+    raise_interrupt,
+)
 from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
@@ -33,7 +39,7 @@ def test_signals_of_one_moment_are_one_press(monkeypatch: pytest.MonkeyPatch) ->
     now, counts = [100.0], []
     monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
     before = signal.getsignal(signal.SIGINT)
-    with signals_call(counts.append):
+    with handle_signals(counts.append):
         for moment, number in ((100.0, signal.SIGINT), (100.4, signal.SIGTERM), (103.0, signal.SIGINT)):
             now[0] = moment
             press(number)
@@ -43,11 +49,11 @@ def test_signals_of_one_moment_are_one_press(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_must_not_be_cut_in_two_is_not() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), signals_held():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), defer_signals():  # noqa: PT012
         press()
         done.append(True)
     assert done
-    with pytest.raises(KeyboardInterrupt), signals_call(interrupt):
+    with pytest.raises(KeyboardInterrupt), handle_signals(raise_interrupt):
         press()
 
 

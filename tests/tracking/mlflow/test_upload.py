@@ -12,7 +12,7 @@ from mlflow.entities import Metric
 
 from resnet_dist.tracking import console
 from resnet_dist.tracking.mlflow import upload
-from resnet_dist.tracking.mlflow.upload import BATCH, Uploader
+from resnet_dist.tracking.mlflow.upload import MAX_METRICS_PER_REQUEST, Uploader
 from resnet_dist.tracking.spool import Entry, Spool
 
 SOON = 60.0  # for what does not take that long
@@ -61,7 +61,7 @@ def test_all_arrive_in_requests_that_mlflow_takes(tmp_path: Path) -> None:
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
-    assert max(store.requests) <= BATCH
+    assert max(store.requests) <= MAX_METRICS_PER_REQUEST
 
 
 def test_an_outage_costs_nothing(tmp_path: Path) -> None:
