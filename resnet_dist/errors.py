@@ -1,6 +1,7 @@
 """The errors that a person sees as one sentence, each with the exit code of the command that it ends.
 
-Knows no torch. Every other exception is a defect of ours: the command line prints its traceback and exits with 1.
+Knows no torch. Every other exception is a defect of ours: the command line prints its traceback and exits
+with 1.
 
 Three more exceptions carry an `exit_code`: driver.request.Interrupted, study.run.StudyInterrupted and
 launch.ray_jobs.JobLeft. They are no ExplainedErrors: the command that catches them prints a line of its own.
@@ -12,7 +13,7 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it; used for SIGTE
 
 
 class ExplainedError(Exception):
-    """An error whose message contains all that a person needs: the command line prints it without a traceback."""
+    """An error whose message is all that a person needs: the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -44,7 +45,7 @@ class AlreadyReported(RankFailed):
 
 
 def exit_code_of(error: BaseException | None) -> int:
-    """Return the exit code of a command that `error` ends: 130 for KeyboardInterrupt, else its `exit_code` or 1."""
+    """Return the exit code of a command that `error` ends: 130 for KeyboardInterrupt, `exit_code` or 1."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED_EXIT_CODE
     return int(getattr(error, "exit_code", 1))

@@ -70,7 +70,7 @@ def make_reporter(console: Console, *, training_lines: bool = True) -> Iterator[
 
 @contextmanager
 def bars(console: Console, names: Sequence[str], unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function `(name, done, total)` that moves the bar of `name`; it prints lines where there is no terminal."""
+    """Yield a function `(name, done, total)` that moves the bar of `name`; without a terminal, prints a line."""
     if not console.is_terminal:
         yield lambda name, done, total: console.print(f"{name}: {done:,} of {total:,} {unit}")
         return

@@ -1,4 +1,4 @@
-"""The driver: one process that turns a request to train into a finished run. Rank 0 of torchrun is the driver too.
+"""The driver: the process that turns a request to train into a finished run. Under torchrun it is rank 0.
 
 request    the request of a person, its summary, and the interruption that may end it
 preflight  check everything that can be refused before a rank starts; prepare missing shards

@@ -1,4 +1,4 @@
-"""Check a request before a rank starts, from the recipe alone first, then with the data; prepare missing shards.
+"""Check a request before a rank starts, first from the recipe alone, then with the data; prepare shards.
 
 Everything that can be refused is refused here, as a UserError of one sentence.
 """
@@ -70,7 +70,10 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
 
 
 def check_recipe(recipe: Recipe, world_size: int) -> None:
-    """Raise RecipeError where `recipe` cannot run on `world_size` ranks, as far as is known without the data."""
+    """Check, as far as possible without the data, that `recipe` runs on `world_size` ranks.
+
+    Raises RecipeError.
+    """
     check_world_size(recipe.data, world_size)
     data, fields = recipe.data, recipe.model.options()
     name, options = fields.pop("name"), Options(**fields)
@@ -88,8 +91,8 @@ def check_recipe(recipe: Recipe, world_size: int) -> None:
 def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
     """Return the indexes of the training and the evaluation set, and the number of steps of the run.
 
-    Prepares missing shards from `data.source`. is_new: the run has no checkpoint, so its initial weights are checked.
-    Raises UserError where shards and indexes do not agree or do not suit the recipe.
+    Prepares missing shards from `data.source`. is_new: the run has no checkpoint, so its initial weights are
+    checked. Raises UserError where shards and indexes do not agree or do not suit the recipe.
     """
     prepare_missing(recipe, reporter)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
@@ -112,7 +115,10 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
 
 
 def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
-    """Prepare the recipe's shards from `data.source` where a local folder has no index. Raises RecipeError."""
+    """Prepare the recipe's shards from `data.source` where a local folder has no index.
+
+    Raises RecipeError.
+    """
     train, evaluation, source_name = recipe.data.train, recipe.data.eval, recipe.data.source
     folders = [Path(location) for location in (train, evaluation) if is_local(location)]
     missing = [f for f in folders if f.suffix != ".json" and not (f / INDEX_NAME).exists()]

@@ -26,7 +26,8 @@ from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoint
 from resnet_dist.train.loop import Outcome
 
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
-# The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run sends them.
+# The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
+# sends them.
 LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
 
 
@@ -54,7 +55,8 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         run = _choose_run(request)
         is_new = not list_checkpoints(run.checkpoints)
         indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new)
-        # Lock before Ray is connected: the stack closes in reverse, so the lock is held until all ranks have gone.
+        # Lock before Ray is connected: the stack closes in reverse, so the lock is held until all ranks have
+        # gone.
         run = stack.enter_context(locked(request, run))
         run = run.with_data([index.digest() for index in indexes])
         launch = stack.enter_context(_launcher(request, reporter))
@@ -75,7 +77,8 @@ def _train_published(
 ) -> _Ended:
     """Open the MLflow run, run all ranks to their end, and close the MLflow run whatever happened in between.
 
-    An interruption is returned as the status KILLED. Raises what ended the ranks, and UserError of the publisher.
+    An interruption is returned as the status KILLED. Raises what ended the ranks, and UserError of the
+    publisher.
     """
     publisher: Publisher | None = None
     status: Status = "FAILED"
@@ -100,7 +103,8 @@ def _train_published(
 
 def _choose_run(request: Request) -> RunFolder:
     ranks, name = request.torchrun, request.name
-    # torchrun --max-restarts starts the same command again: it must resume its own run, not begin another one.
+    # torchrun --max-restarts starts the same command again: it must resume its own run, not begin another
+    # one.
     if name is None and ranks is not None and ranks.restarted:
         name = run_of_launch(request.output, request.recipe, ranks.launch)
     run = choose_run(request.output, request.recipe, name, resume=request.resume)
@@ -111,8 +115,9 @@ def _choose_run(request: Request) -> RunFolder:
 def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
     """Hold the lock of `run`; yield the run as read again under it.
 
-    Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up is
-    replaced by one with an unused name. Raises UserError where a run that the person named is being trained.
+    Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
+    is replaced by one with an unused name. Raises UserError where a run that the person named is being
+    trained.
     """
     named_by_us = run.attempt == 1 and run.name != request.name
     while True:
@@ -132,7 +137,7 @@ def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
 
 
 def _open(request: Request, run: RunFolder, reporter: Reporter, open_publisher: OpenPublisher) -> Publisher:
-    """Write the run folder, then open the publisher: a driver that dies in between leaves no unknown MLflow run.
+    """Write the run folder, then open the publisher: no MLflow run is left unknown where the driver dies.
 
     Raises UserError where the publisher cannot be used; a new run is then removed.
     """
@@ -177,7 +182,10 @@ def _newest(run: RunFolder) -> Path | None:
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:
-    """Return the launcher that the request asks for, with its resources. Raises UserError where they are missing."""
+    """Return the launcher that the request asks for, with its resources.
+
+    Raises UserError where they are missing.
+    """
     if request.torchrun is not None:
         return nullcontext(torchrun_launcher(request.recipe, request.torchrun, gpu=request.gpu))
     if request.local:

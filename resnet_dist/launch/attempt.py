@@ -9,8 +9,8 @@ from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
 
-# A RankLauncher runs all ranks of one attempt to their end. It returns None where they were interrupted before they
-# could save.
+# A RankLauncher runs all ranks of one attempt to their end. It returns None where they were interrupted
+# before they could save.
 RankLauncher = Callable[[RunFolder], Outcome | None]
 
 

@@ -35,9 +35,9 @@ def run_attempt(
 ) -> Outcome | None:
     """Train as one rank of `world`; return None where `give_up()` returned true first.
 
-    Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no Python,
-    so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training thread is
-    abandoned and may hang forever.
+    Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no
+    Python, so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training
+    thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
     thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress))
@@ -49,7 +49,11 @@ def run_attempt(
 
 
 def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
-    """Return or raise what `function` does; return None, and abandon it, where `give_up()` returned true first."""
+    """Call `function` in a thread of its own and return its result.
+
+    Returns None, and abandons the thread, where `give_up()` returned true first. Raises what `function`
+    raises.
+    """
     return _wait(*_start(function), give_up, lambda: None)
 
 
@@ -93,7 +97,7 @@ def collective_timeout_seconds(recipe: Recipe) -> float:
 
 
 def is_echo(error: BaseException) -> bool:
-    """Report whether `error` may only follow from another rank's failure: a broken collective names no cause."""
+    """Report whether `error` may only follow from another rank's: a broken collective names no cause."""
     if isinstance(error, (TrainingError, UserError)):
         return False
     text = str(error)
@@ -131,7 +135,10 @@ def _train_rank(
 
 
 class _StopFile:
-    """The file by which the driver requests a stop. Checked rarely: a check of network storage takes milliseconds."""
+    """The file by which the driver requests a stop.
+
+    Checked rarely: a check of network storage takes milliseconds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -29,7 +29,8 @@ from resnet_dist.tracking.mlflow.run import URI_VARIABLE
 
 RECIPE_FILE = "recipe.json"
 POLL_SECONDS = 1.0
-# After this long without an answer the job is left running and this command ends; a restart of the head takes less.
+# After this long without an answer the job is left running and this command ends; a restart of the head takes
+# less.
 LOST_SECONDS = 60.0
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: INTERRUPTED_EXIT_CODE}
 
@@ -51,7 +52,7 @@ class Submission:
 
 
 class JobLeft(Exception):
-    """This command ends, but the job may still run: states the reason, and the commands that follow or stop it."""
+    """This command ends but the job may still run: states why, and how to show or stop the job."""
 
     def __init__(self, reason: str, client: JobSubmissionClient, job: str, *, exit_code: int) -> None:
         address = client.get_address()
@@ -64,10 +65,10 @@ class JobLeft(Exception):
 
 
 def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
-    """Submit a job, print its log as it grows, and return its exit code; detached, return 0 once it is submitted.
+    """Submit a job, print its log as it grows, and return its exit code; where detached, return 0 at once.
 
-    Raises UserError before anything is sent where the address cannot be used; JobLeft where this ends, interrupted
-    or not, and the job may still run.
+    Raises UserError before anything is sent where the address cannot be used; JobLeft where this ends,
+    interrupted or not, and the job may still run.
     """
     for name in (
         "ray.dashboard.modules.dashboard_sdk",
@@ -76,7 +77,8 @@ def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
     ):
         logging.getLogger(name).setLevel(logging.WARNING)  # They log a line for every upload and connection.
     client = _connect(submission.address)
-    job = f"raysubmit_{secrets.token_hex(8)}"  # Choose the name here: a message can quote it even if submitting fails.
+    # Choose the name here, so that a message can quote it even where the submission fails.
+    job = f"raysubmit_{secrets.token_hex(8)}"
     try:
         _send(client, submission, job)
         write(f"job {job}\n")
@@ -113,7 +115,7 @@ def entrypoint(submission: Submission) -> list[str]:
 
 
 def job_environment(submission: Submission) -> dict[str, str]:
-    """Return the environment variables of the job: how Ray stops it, who submitted it, and where it reports to."""
+    """Return the environment of the job: how Ray stops it, where it comes from, and the MLflow server."""
     # By default Ray sends SIGTERM and kills three seconds later: too soon for a checkpoint.
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "28"}
     environment[COMMAND_VARIABLE] = submission.command
@@ -145,8 +147,8 @@ def _first_line(error: Exception) -> str:
 def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
     """Print the log of the job as it grows, until the job has ended; return its exit code.
 
-    A signal stops the job, and the rest of its log is still printed. Raises KeyboardInterrupt for a second signal,
-    JobLeft where the cluster has not answered for LOST_SECONDS.
+    A signal stops the job, and the rest of its log is still printed. Raises KeyboardInterrupt for a second
+    signal, JobLeft where the cluster has not answered for LOST_SECONDS.
     """
 
     def stop(count: int) -> None:
@@ -184,7 +186,10 @@ class _Log:
         self._num_printed = 0  # characters
 
     async def tail(self) -> None:
-        """Print the log until the job ends or the connection is lost. A new connection starts at the log's beginning."""
+        """Print the log until the job ends or the connection is lost.
+
+        A new connection starts at the log's beginning.
+        """
         position = 0
         async for text in self._client.tail_job_logs(self._job):
             self._print(text, position)
@@ -201,6 +206,6 @@ class _Log:
 
 
 def job_exit_code(client: JobSubmissionClient, job: str, status: JobStatus) -> int:
-    """Return the exit code of the job's command where Ray knows it, else the one that stands in EXIT_CODES."""
+    """Return the exit code of the job's command where Ray knows it, else the one of its status."""
     code = client.get_job_info(job).driver_exit_code
     return code if code else EXIT_CODES[status]

@@ -1,7 +1,7 @@
 """Ray Train: start the ranks on a cluster, and report a failure as the error of the rank that failed first.
 
-Ray places the processes and sets up the process group. DDP, checkpoints and metrics belong to the loop, so a run
-under Ray computes what the other launchers compute.
+Ray places the processes and sets up the process group. DDP, checkpoints and metrics belong to the loop, so a
+run under Ray computes what the other launchers compute.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def ray_launcher(
 ) -> Iterator[RankLauncher]:
     """Connect to a cluster, or start one, for as long as the context lasts; yield a launcher that uses it.
 
-    workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there are any.
-    Raises UserError where there is no cluster, or where it is too small.
+    workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there
+    are any. Raises UserError where there is no cluster, or where it is too small.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     count = workers or DEFAULT_WORKERS
@@ -92,7 +92,10 @@ def ray_launcher(
 
 
 def workers_here(workers: int | None, *, gpu: bool | None) -> int:
-    """Return the number of ranks for a cluster of this machine alone. Raises UserError where it has too few GPUs."""
+    """Return the number of ranks for a cluster of this machine alone.
+
+    Raises UserError where it has too few GPUs.
+    """
     devices = torch.cuda.device_count()
     if workers is None and gpu is None and devices == 1:
         return 1  # DEFAULT_WORKERS would need a second GPU.
@@ -107,7 +110,10 @@ def workers_here(workers: int | None, *, gpu: bool | None) -> int:
 
 @contextmanager
 def connected(address: str | None, *, workers: int) -> Iterator[None]:
-    """Connect to the Ray cluster at `address`, or start a local one that ends with the context. Raises UserError."""
+    """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
+
+    Raises UserError.
+    """
     try:
         try:
             _connect(address, workers)
@@ -141,8 +147,8 @@ def fit_ranks(
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time, gives
-    the ranks up.
+    The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
+    gives the ranks up.
     """
     stop, start = StopRequest(), _StartWatch(folder, placement, report)
 
@@ -280,7 +286,7 @@ def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: BaseException) -> Exception:
-    """Return one error for the cause: that of the rank that failed, not of those that lost a peer because of it."""
+    """Return the error of the rank that failed first, not of the ranks that lost it as their peer."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         failures = sorted(error.worker_failures.items(), key=lambda item: (is_echo(item[1]), item[0]))
         rank, failure = failures[0]
@@ -294,7 +300,7 @@ def _explain(error: BaseException) -> Exception:
 
 
 def _unwrap(error: BaseException) -> BaseException:
-    """Return what the train function raised; Ray keeps it in one of these attributes, depending on its release."""
+    """Return what the train function raised; each release of Ray keeps it in one of these attributes."""
     for name in ("_base_exc", "cause"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):

@@ -1,9 +1,9 @@
-"""torchrun: train with ranks that torchrun has started. Rank 0 is the driver too; the others wait for its orders.
+"""torchrun: train with the ranks that it has started. Rank 0 is the driver too; the others follow its orders.
 
     torchrun --nproc-per-node 2 -m resnet_dist train RECIPE.py
 
-The orders go through the store in which torchrun's ranks meet, before there is a process group. So a mistake is
-reported once and ends all ranks, and no timeout limits the preparation of data.
+The orders go through the store in which torchrun's ranks meet, before there is a process group. So a mistake
+is reported once and ends all ranks, and no timeout limits the preparation of data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ ORDERS_KEY, RECEIVED_KEY, FAILED_KEY = "orders", "received", "failed"  # in the 
 
 
 class TorchrunRanks:
-    """The ranks that torchrun started. Rank 0 uses it as a context, whose end announces the exit code to the others."""
+    """The ranks that torchrun started.
+
+    Rank 0 uses it as a context, whose end announces the exit code to the others.
+    """
 
     def __init__(self) -> None:
         store, self.rank, self.world_size = next(rendezvous("env://"))
@@ -54,7 +57,10 @@ class TorchrunRanks:
         self._announced = False
 
     def use_gpu(self, *, gpu: bool | None) -> bool:
-        """Return whether to use GPUs; `gpu` None: where there are any. Raises UserError where ranks outnumber them."""
+        """Return whether to use GPUs; `gpu` None: where there are any.
+
+        Raises UserError where ranks outnumber them.
+        """
         have = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if gpu is None:
             gpu = have > 0
@@ -66,7 +72,7 @@ class TorchrunRanks:
         return gpu
 
     def announce(self, attempt: Attempt | None, *, gpu: bool = False, exit_code: int = 0) -> None:
-        """Send, as rank 0, the orders to the other ranks, once: what to train, or with which exit code to leave."""
+        """Send the other ranks their orders, as rank 0 and once: what to train, or which exit code to use."""
         if not self._announced:
             self._announced = True
             orders = {"attempt": attempt and asdict(attempt), "gpu": gpu, "exit_code": exit_code}
@@ -85,7 +91,7 @@ class TorchrunRanks:
         return 0 if outcome is not None and outcome.finished else INTERRUPTED_EXIT_CODE
 
     def run(self, attempt: Attempt, *, gpu: bool) -> Outcome | None:
-        """Join the process group and train as this rank; return None where it was interrupted before it could save.
+        """Join the process group and train as this rank; None where it was interrupted before it could save.
 
         Raises the error that ended this rank; AlreadyReported where another rank failed first.
         """
@@ -123,7 +129,7 @@ class TorchrunRanks:
         )
 
     def _wait_until_received(self) -> None:
-        """Wait for the others to receive their exit code: torchrun ends all ranks of a node as soon as one leaves."""
+        """Wait for the others to receive their exit code: torchrun ends all ranks as soon as one leaves."""
         deadline = time.monotonic() + FIRST_REPORT_SECONDS
         pause = threading.Event()
         while self._store.add(RECEIVED_KEY, 0) < self.world_size - 1 and time.monotonic() < deadline:
@@ -160,7 +166,10 @@ def _launch_name() -> str:
 
 
 def torchrun_launcher(recipe: Recipe, ranks: TorchrunRanks, *, gpu: bool | None) -> RankLauncher:
-    """Return a launcher for the ranks of torchrun, of which this process is rank 0. Raises UserError as `use_gpu`."""
+    """Return a launcher for the ranks of torchrun, of which this process is rank 0.
+
+    Raises UserError as `use_gpu`.
+    """
     use_gpu = ranks.use_gpu(gpu=gpu)
 
     def launch(folder: RunFolder) -> Outcome | None:

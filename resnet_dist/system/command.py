@@ -10,7 +10,8 @@ import shlex
 import sys
 
 DEFAULT_WORKERS = 2  # ranks under Ray
-# The name of the thread that trains. It may hang in a collective forever: the process must then exit without it.
+# The name of the thread that trains. It may hang in a collective forever: the process must then exit without
+# it.
 TRAINING_THREAD = "train"
 # torchrun sets these for every rank.
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -6,7 +6,7 @@ import os
 
 
 def cpu_count() -> int:
-    """Return the size of this process's affinity mask; all CPUs where the system has no such masks (macOS)."""
+    """Return the size of this process's affinity mask; the number of all CPUs where there is none (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path("/")  # parent of proc and sys
 
-# Each version of cgroups: the files of limit and usage, and the fields of memory.stat that the kernel can reclaim.
+# Each version of cgroups: the files of limit and usage, and the fields of memory.stat that the kernel can
+# reclaim.
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
 V2 = "memory.max", "memory.current", ("inactive_file", "active_file")
 
@@ -16,14 +17,15 @@ V2 = "memory.max", "memory.current", ("inactive_file", "active_file")
 def available_memory(root: Path = ROOT) -> int:
     """Return the bytes that a process can get, including what the kernel would reclaim from its file cache.
 
-    This is the minimum over the machine and every control group of this process (a container's or a batch job's):
-    the kernel kills a process that exceeds the limit of its group, however much memory the machine has.
+    This is the minimum over the machine and every control group of this process (a container's or a batch
+    job's): the kernel kills a process that exceeds the limit of its group, however much memory the machine
+    has.
     """
     return min(_available_on_machine(root), *_available_in_control_groups(root))
 
 
 def ranks_of_this_node() -> int:
-    """Return the number of ranks of this run on this node: LOCAL_WORLD_SIZE of torchrun and Ray Train, else one."""
+    """Return the ranks of this run on this node: LOCAL_WORLD_SIZE, which torchrun and Ray Train set, or 1."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
@@ -36,7 +38,7 @@ def _available_on_machine(root: Path) -> int:
 
 
 def _available_in_control_groups(root: Path) -> Iterator[int]:
-    """Yield the bytes that each control group of this process leaves it; groups without a limit are skipped."""
+    """Yield the bytes that each control group of this process leaves it; skip groups without a limit."""
     yield 2**63  # the value of a process without any limit
     for folder in _control_groups(root):
         for limit_name, usage_name, reclaimable in (V1, V2):
@@ -60,6 +62,7 @@ def _control_groups(root: Path) -> Iterator[Path]:
         if controllers and "memory" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        # Inside a container the name may be the host's and missing here; the mount is the container's own group.
+        # Inside a container the name may be the host's and missing here; the mount is the container's own
+        # group.
         names = Path(group.lstrip("/")).parts
         yield from (mount.joinpath(*names[:count]) for count in range(len(names), -1, -1))

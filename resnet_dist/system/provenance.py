@@ -25,7 +25,10 @@ def user_name() -> str:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit of the repository around `folder`, with -dirty where tracked files differ; None outside one."""
+    """Return the commit of the repository around `folder`; None outside a repository.
+
+    The commit ends in -dirty where tracked files differ from it.
+    """
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM: what they do depends on the work under way, and none of them leaves a run half-closed.
 
-Outside training, a signal raises KeyboardInterrupt. While ranks train, the first signal requests a checkpoint; a
-second one, or the end of the grace time, gives the ranks up. Work that must not be interrupted defers signals.
+Outside training, a signal raises KeyboardInterrupt. While ranks train, the first signal requests a
+checkpoint; a second one, or the end of the grace time, gives the ranks up. Work that must not be interrupted
+defers signals.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Time for the current step and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 s in all.
 GRACE_SECONDS = 20.0
-# Signals this close together count as one: a terminal signals all its processes, and torchrun and uv forward it.
+# Signals this close together count as one: a terminal signals all its processes, and torchrun and uv forward
+# it.
 ONE_PRESS_SECONDS = 1.0
 
 
@@ -24,7 +26,7 @@ ONE_PRESS_SECONDS = 1.0
 def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM call `handler(count)`; count is 1 for the first signal."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread only; a caller in another thread stops us in its own way.
+        yield  # Python delivers signals to the main thread alone, so there is nothing to handle here.
         return
     count, last = 0, -ONE_PRESS_SECONDS
 
@@ -56,7 +58,7 @@ def raise_on_second(count: int) -> None:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Defer a first signal to the end of the block and raise KeyboardInterrupt there; a second one raises at once."""
+    """Raise KeyboardInterrupt for a first signal at the end of the block, and for a second one at once."""
     num_received = 0
 
     def remember(count: int) -> None:
@@ -79,7 +81,10 @@ class StopRequest:
         self._given_up = False
 
     def request(self, count: int) -> None:
-        """Request a checkpoint for the first signal, give up for the second. A handler for `handle_signals`."""
+        """Request a checkpoint for the first signal, give up for the second.
+
+        A handler for `handle_signals`.
+        """
         if count > 1:
             self._given_up = True
         elif self._requested_at is None:
@@ -92,7 +97,7 @@ class StopRequest:
         return self._requested_at is not None
 
     def expired(self) -> bool:
-        """Report whether to stop waiting for a checkpoint: after a second signal, or GRACE_SECONDS after the first."""
+        """Report whether to wait no longer for a checkpoint: after a second signal, or GRACE_SECONDS."""
         return self._given_up or (
             self._requested_at is not None and self._clock() - self._requested_at >= GRACE_SECONDS
         )

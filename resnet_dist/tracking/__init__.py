@@ -1,4 +1,4 @@
-"""Metrics on their way from rank 0 to a person and to MLflow, through a file: no server can stop or slow a rank.
+"""Metrics on their way from rank 0 through a file to a person and to MLflow: no server can slow a rank.
 
 protocol  the publishers of a run and of a study, as the driver sees them
 spool     the file that rank 0 appends its metrics to, and that the driver follows

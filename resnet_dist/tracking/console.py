@@ -22,7 +22,8 @@ def _nothing() -> None:
 class SpoolThread:
     """A thread that shows each new entry of a spool.
 
-    More work for the same thread: `after_read` is called after each read of the spool, `at_end` once at the end.
+    More work for the same thread: `after_read` is called after each read of the spool, `at_end` once at the
+    end.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Publisher(Protocol):
         """Send the rest of the spool; return the number of metrics that were not sent in that time."""
 
     def log_results(self, checkpoint: Path | None) -> None:
-        """Publish what exists only at the end: gradient norms, and the model of `checkpoint` unless it is None."""
+        """Publish the gradient norms, and the model of `checkpoint` unless it is None."""
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         """Close the run with its status; wait no longer than the timeout."""

@@ -1,7 +1,8 @@
-"""The spool: metrics are appended to a file first and uploaded later, so that no server can stop or slow a rank.
+"""The spool: metrics are appended to a file first and uploaded later, so that no server can slow a rank.
 
-Each line is one JSON object. Rank 0 appends, the driver follows. Every attempt of a run appends to the same file:
-entries keep their original times, and the uploader skips what the server already has (mlflow/upload.py).
+Each line is one JSON object. Rank 0 appends, the driver follows. Every attempt of a run appends to the same
+file: entries keep their original times, and the uploader skips what the server already has
+(mlflow/upload.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Entry:
 
 
 class Spool:
-    """The Tracker of rank 0. Writing never raises: a full disk loses metrics, but does not stop the training."""
+    """The Tracker of rank 0.
+
+    Writing never raises: a full disk loses metrics, but does not stop the training.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus
 from resnet_dist.config import Recipe
 from resnet_dist.launch import ray_jobs as submit
 from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
-from resnet_dist.tracking.mlflow.run import _origin_tags
+from resnet_dist.tracking.mlflow.run import origin_tags
 
 LOG = ["a\n", "b\n", "c\n", "d\n"]
 
@@ -163,5 +163,5 @@ def test_a_job_is_of_the_person_and_file_that_submitted_it(
     monkeypatch.setattr(getpass, "getuser", lambda: "ray")
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    tags = _origin_tags("recipe.json", "")
+    tags = origin_tags("recipe.json", "")
     assert (tags["mlflow.user"], tags["mlflow.source.name"]) == ("person", "jobs/digits.py")

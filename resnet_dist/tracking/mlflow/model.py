@@ -1,4 +1,4 @@
-"""Package a trained model for MLflow so that it loads where this package is not installed, without pickles."""
+"""Log a trained model so that it loads without pickles, and where this package is not installed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
 
 
 def download_model(run_id: str, uri: str) -> Path:
-    """Download the model that a run logged; return the checkpoint folder in it. Raises MlflowException without one."""
+    """Download the model that a run logged; return the checkpoint folder in it.
+
+    Raises MlflowException without one.
+    """
     with _quiet(), _default_store(uri):
         folder = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model")
     return Path(folder) / "artifacts" / "checkpoint"
@@ -67,7 +70,10 @@ def download_model(run_id: str, uri: str) -> Path:
 
 @contextmanager
 def _default_store(uri: str) -> Iterator[None]:
-    """Make `uri` the store of MLflow's model functions, which know one store per process; restore its variable after."""
+    """Make `uri` the store of MLflow's model functions, which know one store per process.
+
+    Restores the variable that names a server afterwards, because these functions set it.
+    """
     before = os.environ.get(URI_VARIABLE)
     mlflow.set_tracking_uri(uri)
     try:

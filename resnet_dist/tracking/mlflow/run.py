@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-# MLflow reads these once, when it is imported. With its own defaults, a server that is down fails after minutes.
+# MLflow reads these once, when it is imported. With its own defaults, a server that is down fails after
+# minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -51,7 +52,10 @@ def tracking_uri(output: Path) -> str:
 
 @dataclass
 class MlflowRun:
-    """One run in MLflow. Every call goes through a client and a run id, so that no thread-local state is involved."""
+    """One run in MLflow.
+
+    Every call goes through a client and a run id, so that no thread-local state is involved.
+    """
 
     client: mlflow.MlflowClient
     uri: str
@@ -75,14 +79,14 @@ class MlflowRun:
 
     @classmethod
     def open_parent(cls, record: StudyRecord, run_id: str | None, key: str) -> Self:
-        """Create or resume the run of a study. It has no metrics: other runs become its children by PARENT_TAG.
+        """Create or resume the run of a study, which has no metrics of its own.
 
-        Raises UserError where the store cannot be used.
+        Other runs become its children by PARENT_TAG. Raises UserError where the store cannot be used.
         """
         with _explained(tracking_uri(record.output)):
             run = cls._begin(record.output, record.study.experiment, record.name, run_id, key)
             with run._closed_where_it_fails():
-                run.set_tags(_origin_tags(record.source, record.study.description))
+                run.set_tags(origin_tags(record.source, record.study.description))
             return run
 
     @classmethod
@@ -112,7 +116,10 @@ class MlflowRun:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def close(self, status: Status, timeout_seconds: float) -> None:
-        """Set the final status. Raises TimeoutError where the server has not answered by then; it may still close the run."""
+        """Set the final status.
+
+        Raises TimeoutError where the server has not answered by then; it may still close the run.
+        """
         box: list[BaseException] = []
 
         def call() -> None:
@@ -146,7 +153,7 @@ class MlflowRun:
         params = [Param(key, value) for key, value in flat.items() if key not in known]
         for low in range(0, len(params), MAX_PARAMS_PER_REQUEST):
             self.client.log_batch(self.run_id, params=params[low : low + MAX_PARAMS_PER_REQUEST])
-        self.set_tags(_origin_tags(source, recipe.description))
+        self.set_tags(origin_tags(source, recipe.description))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "recipe.json"
             path.write_text(recipe.to_json())
@@ -173,7 +180,7 @@ def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turn any error into a UserError that names the store: a client, database or object store may raise any type."""
+    """Turn any error into a UserError that names the store: its client or database may raise any type."""
     try:
         yield
     except UserError:
@@ -186,15 +193,15 @@ def _explained(uri: str) -> Iterator[None]:
 
 @contextmanager
 def warn_on_error(consequence: str) -> Iterator[None]:
-    """Log an error as a warning that begins with `consequence`: training that succeeded must not fail afterwards."""
+    """Log an error as a warning that begins with `consequence`: a finished training must not fail by it."""
     try:
         yield
     except Exception as error:
         log.warning("%s (%s: %s)", consequence, type(error).__name__, error)
 
 
-def _origin_tags(source: str, description: str) -> dict[str, str]:
-    """Return the tags of user, source and commit, which MLflow's page shows and its fluent functions would set."""
+def origin_tags(source: str, description: str) -> dict[str, str]:
+    """Return the tags of user, source and commit, as MLflow's fluent functions set them for its page."""
     return {
         "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
         "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,

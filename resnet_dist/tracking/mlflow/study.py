@@ -1,4 +1,4 @@
-"""The publisher of a study: an MLflow run that is the parent of the study's runs and holds their conclusion."""
+"""The publisher of a study: an MLflow run that is the parent of the study's runs and holds their result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ STUDY_FILE = "study.json"
 
 
 class MlflowStudy:
-    """The parent run, opened before the first run trains. Later failures are warnings and never stop the study."""
+    """The parent run, opened before the first run trains.
+
+    Later failures are warnings and never stop the study.
+    """
 
     def __init__(self, record: StudyRecord) -> None:
         """Create the parent run, or resume the one that the study's folder names. Raises UserError."""
@@ -26,7 +29,8 @@ class MlflowStudy:
         known = json.loads(file.read_text()) if file.exists() else {}
         run_id, key = known.get("run_id"), known.get("key") or uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
-        # Write the key first: the restart of a process that died before it knew the id finds its run by the key.
+        # Write the key first: the restart of a process that died before it knew the id finds its run by the
+        # key.
         write_text_atomically(file, json.dumps({"run_id": run_id, "key": key}) + "\n")
         self._run = MlflowRun.open_parent(record, run_id, key)
         write_text_atomically(file, json.dumps({"run_id": self._run.run_id, "key": key}) + "\n")

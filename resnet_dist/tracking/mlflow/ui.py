@@ -20,8 +20,8 @@ STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     """Run `mlflow server` on the store of `output` until it is interrupted; return its exit code.
 
-    report: called once, with the address to open. Raises UserError where there is nothing to serve or the port is in
-    use.
+    report: called once, with the address to open. Raises UserError where there is nothing to serve or the
+    port is in use.
     """
     import mlflow
 
@@ -41,7 +41,8 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     # Job execution would start eight more processes, which a page of metrics does not need.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # In a group of its own the server gets no signal from the terminal; we end it and its workers, whoever signals us.
+    # In a group of its own the server gets no signal from the terminal; we end it and its workers, whoever
+    # signals us.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             return server.wait()

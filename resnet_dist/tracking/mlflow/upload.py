@@ -32,8 +32,9 @@ class MetricStore(Protocol):
 class Uploader:
     """A thread that uploads the metrics of a spool that the store lacks, from the beginning of the run.
 
-    A metric is sent when its step is greater than the newest step of that name in the store. So neither reading a
-    spool again nor the steps that a restart repeats add duplicates. A request that fails is retried.
+    A metric is sent when its step is greater than the newest step of that name in the store. So neither
+    reading a spool again nor the steps that a restart repeats add duplicates. A request that fails is
+    retried.
     """
 
     def __init__(self, spool: Path, store: MetricStore, on_entry: Callable[[Entry], None]) -> None:
