@@ -1,4 +1,4 @@
-"""The request of a person to train, and what comes of it: a summary, or an interruption."""
+"""The request of a person to train, and the result: a summary, or an interruption."""
 
 from __future__ import annotations
 

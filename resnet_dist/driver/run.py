@@ -33,7 +33,7 @@ LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class _Ended:
-    """How an attempt ended: the status that its MLflow run was closed with, and what is known of it."""
+    """The end of an attempt: the status that its MLflow run was closed with, and what the ranks returned."""
 
     run: RunFolder
     status: Status
@@ -55,8 +55,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         run = _choose_run(request)
         is_new = not list_checkpoints(run.checkpoints)
         indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new)
-        # Lock before Ray is connected: the stack closes in reverse, so the lock is held until all ranks have
-        # gone.
+        # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
         run = stack.enter_context(locked(request, run))
         run = run.with_data([index.digest() for index in indexes])
         launch = stack.enter_context(_launcher(request, reporter))
@@ -103,8 +102,7 @@ def _train_published(
 
 def _choose_run(request: Request) -> RunFolder:
     ranks, name = request.torchrun, request.name
-    # torchrun --max-restarts starts the same command again: it must resume its own run, not begin another
-    # one.
+    # torchrun --max-restarts starts the same command again, which must then resume its own run.
     if name is None and ranks is not None and ranks.restarted:
         name = run_of_launch(request.output, request.recipe, ranks.launch)
     run = choose_run(request.output, request.recipe, name, resume=request.resume)

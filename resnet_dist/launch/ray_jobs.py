@@ -29,8 +29,7 @@ from resnet_dist.tracking.mlflow.run import URI_VARIABLE
 
 RECIPE_FILE = "recipe.json"
 POLL_SECONDS = 1.0
-# After this long without an answer the job is left running and this command ends; a restart of the head takes
-# less.
+# After this long without an answer this command ends and leaves the job; a head restarts in less time.
 LOST_SECONDS = 60.0
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: INTERRUPTED_EXIT_CODE}
 
@@ -48,7 +47,7 @@ class Submission:
     resume: bool
     output: Path  # a folder on the cluster
     detach: bool  # return once the job is submitted
-    command: str  # the command as it was typed, quoted where the run can be resumed
+    command: str  # the command as it was typed, for the advice that names how to resume
 
 
 class JobLeft(Exception):
@@ -105,13 +104,13 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
 
 def entrypoint(submission: Submission) -> list[str]:
     """Return the command that the cluster runs: `train`, with the flags of `submit`."""
-    words = ["resnet-dist", "train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
-    words += ["--output", str(submission.output)]
+    command = ["resnet-dist", "train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
+    command += ["--output", str(submission.output)]
     if submission.gpu is not None:
-        words.append("--gpu" if submission.gpu else "--cpu")
+        command.append("--gpu" if submission.gpu else "--cpu")
     if submission.name:
-        words += ["--name", submission.name]
-    return [*words, "--resume"] if submission.resume else words
+        command += ["--name", submission.name]
+    return [*command, "--resume"] if submission.resume else command
 
 
 def job_environment(submission: Submission) -> dict[str, str]:

@@ -79,7 +79,7 @@ class TorchrunRanks:
             self._store.set(ORDERS_KEY, json.dumps(orders))
 
     def follow(self) -> int:
-        """Wait, as any rank but 0, for the orders; train as they say; return the exit code."""
+        """Wait for the orders and carry them out, as any rank but 0; return the exit code."""
         pause = threading.Event()
         while not self._store.check([ORDERS_KEY]):
             pause.wait(POLL_SECONDS)

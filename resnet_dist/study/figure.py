@@ -147,7 +147,7 @@ def _styles(groups: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Style]:
 
 
 def _sort_key(shade: str) -> tuple[float, str]:
-    """Sort numbers by value, before words."""
+    """Return a key that sorts numbers by value, before text."""
     try:
         return float(shade), ""
     except ValueError:

@@ -10,8 +10,7 @@ import shlex
 import sys
 
 DEFAULT_WORKERS = 2  # ranks under Ray
-# The name of the thread that trains. It may hang in a collective forever: the process must then exit without
-# it.
+# The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
 # torchrun sets these for every rank.
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -37,13 +36,13 @@ def is_main_process() -> bool:
 
 def resume_advice(name: str) -> str:
     """Return the line that names the command which resumes run `name`: as it was typed, with that name."""
-    words, skip = [], False
-    for word in shlex.split(os.environ.get(COMMAND_VARIABLE) or command_line()):
-        if skip or word in ("--name", "--resume") or word.startswith("--name="):
-            skip = word == "--name"
+    arguments, skip = [], False
+    for argument in shlex.split(os.environ.get(COMMAND_VARIABLE) or command_line()):
+        if skip or argument in ("--name", "--resume") or argument.startswith("--name="):
+            skip = argument == "--name"  # The value of --name is an argument of its own: skip it too.
             continue
-        words.append(word)
-    line = shlex.join([*words, "--name", name])
+        arguments.append(argument)
+    line = shlex.join([*arguments, "--name", name])
     if started_by_torchrun() and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return (
             "this continues it on every node, with torchrun's options for the rendezvous (--rdzv-… or --node-rank "

@@ -8,8 +8,7 @@ from pathlib import Path
 
 ROOT = Path("/")  # parent of proc and sys
 
-# Each version of cgroups: the files of limit and usage, and the fields of memory.stat that the kernel can
-# reclaim.
+# For each version of cgroups: the files of limit and usage, and the reclaimable fields of memory.stat.
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
 V2 = "memory.max", "memory.current", ("inactive_file", "active_file")
 
@@ -62,7 +61,6 @@ def _control_groups(root: Path) -> Iterator[Path]:
         if controllers and "memory" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        # Inside a container the name may be the host's and missing here; the mount is the container's own
-        # group.
+        # Inside a container this may be the host's name, missing here; the mount is the container's own group.
         names = Path(group.lstrip("/")).parts
         yield from (mount.joinpath(*names[:count]) for count in range(len(names), -1, -1))

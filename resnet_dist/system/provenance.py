@@ -1,4 +1,4 @@
-"""Record where a run comes from: the user who started it, the recipe file and the git commit.
+"""Describe the origin of a run: the user who started it, the recipe file and the git commit.
 
 A submitted job runs as another user and outside the repository, so `submit` sends it these in variables.
 """

@@ -17,14 +17,13 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Time for the current step and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 s in all.
 GRACE_SECONDS = 20.0
-# Signals this close together count as one: a terminal signals all its processes, and torchrun and uv forward
-# it.
+# Signals this close together count as one: a terminal signals each process, and torchrun and uv forward it.
 ONE_PRESS_SECONDS = 1.0
 
 
 @contextmanager
 def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM call `handler(count)`; count is 1 for the first signal."""
+    """Call `handler(count)` for SIGINT and SIGTERM inside the block; count is 1 for the first signal."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread alone, so there is nothing to handle here.
         return
@@ -73,7 +72,7 @@ def defer_signals() -> Iterator[None]:
 
 
 class StopRequest:
-    """What signals request of the ranks: first to save and stop, then to be given up."""
+    """The stop that signals request of the ranks: the first one a checkpoint, the second one the end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -81,10 +80,7 @@ class StopRequest:
         self._given_up = False
 
     def request(self, count: int) -> None:
-        """Request a checkpoint for the first signal, give up for the second.
-
-        A handler for `handle_signals`.
-        """
+        """Request a checkpoint for the first signal, give up for the second. A handler for `handle_signals`."""
         if count > 1:
             self._given_up = True
         elif self._requested_at is None:

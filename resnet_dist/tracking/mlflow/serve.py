@@ -17,8 +17,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
     """Maps uint8 images (N, H, W, C) to float32 probabilities (N, classes): the softmax of the logits."""
 
     def load_context(self, context: Any) -> None:
-        # This copy of resnet_dist/model is stored beside the weights: it exists when a logged model is
-        # loaded.
+        # A copy of resnet_dist/model that is stored beside the weights; it exists once the model is logged.
         from resnet_dist_model import build_model
 
         folder = Path(context.artifacts["checkpoint"])

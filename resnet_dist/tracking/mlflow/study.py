@@ -29,8 +29,7 @@ class MlflowStudy:
         known = json.loads(file.read_text()) if file.exists() else {}
         run_id, key = known.get("run_id"), known.get("key") or uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
-        # Write the key first: the restart of a process that died before it knew the id finds its run by the
-        # key.
+        # Write the key first: a process that died before it knew the id finds its run by the key.
         write_text_atomically(file, json.dumps({"run_id": run_id, "key": key}) + "\n")
         self._run = MlflowRun.open_parent(record, run_id, key)
         write_text_atomically(file, json.dumps({"run_id": self._run.run_id, "key": key}) + "\n")
