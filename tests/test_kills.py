@@ -16,9 +16,8 @@ from tests.benchmarks.kills import OVERRIDES, Setup, _kill_one, kill_and_compare
 def test_a_kill_that_comes_too_late_is_none() -> None:
     """The process ends after it was seen alive, and before the kill."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(
-        os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
-    )  # Wait for its end in a way that Popen does not notice.
+    # Wait for its end in a way that Popen does not notice.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert _kill_one(process, random.Random(0)) is None
 
 

@@ -112,7 +112,7 @@ def workers_here(workers: int | None, *, gpu: bool | None) -> int:
 def connected(address: str | None, *, workers: int) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
 
-    Raises UserError.
+    Raises UserError where Ray cannot connect or start.
     """
     try:
         try:

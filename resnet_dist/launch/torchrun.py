@@ -168,7 +168,7 @@ def _launch_name() -> str:
 def torchrun_launcher(recipe: Recipe, ranks: TorchrunRanks, *, gpu: bool | None) -> RankLauncher:
     """Return a launcher for the ranks of torchrun, of which this process is rank 0.
 
-    Raises UserError as `use_gpu`.
+    Raises UserError where this machine has fewer GPUs than ranks.
     """
     use_gpu = ranks.use_gpu(gpu=gpu)
 

@@ -71,9 +71,8 @@ def test_readmes_main_command(tmp_path: Path) -> None:
     assert checkpoint is not None
     assert (tmp_path / checkpoint[1] / "model.safetensors").exists()
     while processes_of(process.pid):
-        time.sleep(
-            0.2
-        )  # Ray's processes end by themselves; the timeout of the test catches those that do not.
+        # Ray's processes end by themselves; the timeout of the test catches those that do not.
+        time.sleep(0.2)
 
 
 def processes_of(session: int) -> str:
@@ -151,9 +150,8 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     # Use a loopback address that no other head on this machine is likely to use.
     command += " --node-ip-address 127.0.0.2 --disable-usage-stats"
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(
-        prefix="ray", ignore_cleanup_errors=True
-    ) as short:  # Paths of sockets must be short.
+    # Ray puts sockets into this folder, and the path of a socket must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
         process = start([*shlex.split(command), "--temp-dir", short], tmp_path, environment)
         try:
             while not answers(address):

@@ -127,7 +127,7 @@ class MlflowRun:
             except BaseException as error:  # The caller's thread raises it again below.
                 box.append(error)
 
-        # In this thread, a server that never answers would hold the process beyond its grace time.
+        # Call from another thread: a server that never answers must not hold this one beyond its grace time.
         thread = threading.Thread(target=call, name="close", daemon=True)
         thread.start()
         thread.join(timeout_seconds)

@@ -47,7 +47,7 @@ def record(output: Path, recipe: Recipe, key: str) -> RunRecord:
 
 
 def test_a_tracker_that_was_never_started_closes_its_run(output: Path, digits_recipe: Recipe) -> None:
-    """A signal between opening and starting has this effect."""
+    """A signal may arrive after the tracker was opened and before it was started."""
     publisher = MlflowPublisher(record(output, digits_recipe, "never started"), lambda entry: None)
     assert publisher.finish(30) == 0
     publisher.close("KILLED", 30)
@@ -109,9 +109,8 @@ def test_a_study_that_died_while_it_opened_resumes_its_run(output: Path, digits_
 
     first = begin().member_tags()
     known = (folder / STUDY_FILE).read_text().replace(first[tracking_run.PARENT_TAG], "x")
-    (folder / STUDY_FILE).write_text(
-        known.replace('"x"', "null")
-    )  # The file has this state until MLflow answers.
+    # The file has this state until MLflow has answered.
+    (folder / STUDY_FILE).write_text(known.replace('"x"', "null"))
     second = begin()
     assert second.member_tags() == first
     second.close("FINISHED", "")

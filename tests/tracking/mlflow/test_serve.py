@@ -38,9 +38,8 @@ def test_served_probabilities_are_the_evaluations(
 
     from resnet_dist.tracking.mlflow.serve import ImageClassifier
 
-    monkeypatch.setitem(
-        sys.modules, "resnet_dist_model", resnet_dist.model
-    )  # the copy that is stored beside a logged model
+    # A logged model has a copy of resnet_dist.model beside it under this name.
+    monkeypatch.setitem(sys.modules, "resnet_dist_model", resnet_dist.model)
     served = ImageClassifier()
     served.load_context(SimpleNamespace(artifacts={"checkpoint": str(trained.folder)}))
     got = served.predict(None, images_NHWC)
