@@ -16,7 +16,7 @@ import typer
 from resnet_dist.cli.options import err
 from resnet_dist.errors import AlreadyReported, ExplainedError, UserError
 from resnet_dist.system.command import TRAINING_THREAD, is_main_process, started_by_torchrun
-from resnet_dist.system.signals import interrupt, signals_call
+from resnet_dist.system.signals import handle_signals, raise_interrupt
 
 RANK_0_SECONDS = (
     30.0  # that it has for its word, at most: torchrun ends the other ranks of a node as soon as one has left
@@ -27,7 +27,7 @@ def main() -> None:
     """The entry point: a person's mistake is one sentence, a traceback is for our own bugs."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
-    with signals_call(interrupt):  # a job that is stopped gets SIGTERM: the same as Ctrl-C
+    with handle_signals(raise_interrupt):  # a job that is stopped gets SIGTERM: the same as Ctrl-C
         try:
             code = _run()
         except KeyboardInterrupt:  # while another end was being told
@@ -101,7 +101,7 @@ def only_train_under_torchrun(context: typer.Context) -> None:
 
 
 def exit_with_message(words: str) -> Callable[[int], NoReturn]:
-    """For `signals_call` around large imports: an exception in the middle of torch's leaves wreckage."""
+    """For `handle_signals` around large imports: an exception in the middle of torch's leaves wreckage."""
 
     def leave(count: int) -> NoReturn:
         if is_main_process():

@@ -18,7 +18,7 @@ from resnet_dist.cli.options import (
     use_gpu,
 )
 from resnet_dist.errors import UserError
-from resnet_dist.system.signals import signals_call
+from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.open import has_mlflow
 
 
@@ -30,7 +30,7 @@ def evaluate(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Top-1, top-5 and loss of a trained model, every sample counted once."""
-    with signals_call(exit_with_message(STARTS_OVER)):  # as in `train`
+    with handle_signals(exit_with_message(STARTS_OVER)):  # as in `train`
         from resnet_dist.data.shards.index import check_shards, read_index
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.train.evaluate import evaluate as evaluate_model

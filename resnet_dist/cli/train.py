@@ -25,7 +25,7 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import load_recipe, load_study
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
-from resnet_dist.system.signals import signals_call
+from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.open import has_mlflow, open_publisher, open_study
 
@@ -50,7 +50,7 @@ def train(
     """Train a recipe to its end, or from where its run stopped."""
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     # Nothing has begun, and an exception in the middle of numpy's or torch's import leaves wreckage.
-    with signals_call(exit_with_message(NOTHING_SAVED)):
+    with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
 
@@ -66,7 +66,7 @@ def train(
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
         err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupted.exit_code) from None
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
         raise typer.Exit(130) from None
@@ -101,7 +101,7 @@ def study(
 ) -> None:
     """Train the runs of a study one after another, draw what they say; the same command continues one."""
     value = load_study(job, arguments or (), overrides or ())
-    with signals_call(exit_with_message(NOTHING_SAVED)):  # as in `train`
+    with handle_signals(exit_with_message(NOTHING_SAVED)):  # as in `train`
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
 
@@ -114,7 +114,7 @@ def study(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
                 f"  {command_line()}"
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(interrupted.exit_code) from None
     for trial, result in zip(value.trials, summary.results, strict=True):
         metrics = result.metrics
         out.print(
@@ -144,7 +144,7 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
     value = load_recipe(recipe, overrides or ())
-    with signals_call(exit_with_message(NOT_SUBMITTED)):  # as in `train`
+    with handle_signals(exit_with_message(NOT_SUBMITTED)):  # as in `train`
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 
@@ -165,7 +165,7 @@ def submit(
         code = submit_job(submission, lambda text: out.print(text, end=""))
     except JobLeft as left:
         err.print(str(left))
-        raise typer.Exit(left.code) from None
+        raise typer.Exit(left.exit_code) from None
     raise typer.Exit(code)
 
 

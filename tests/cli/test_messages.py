@@ -35,7 +35,7 @@ RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR":
     [
         (["prepare", "digits", "out"], "data.prepare.split.prepare"),
         (["index", "a.tar", "--out", "index.json"], "data.shards.names.expand"),
-        (["study", str(STUDY)], "study.run.refuse_mistakes"),
+        (["study", str(STUDY)], "study.run.check_trials"),
         (["submit", str(STUDY.with_name("digits.py")), "--address", "x"], "launch.ray_jobs._connect"),
         (["evaluate", "model", "shards"], "data.shards.index.read_index"),
         (["bench", "loader", "shards"], "bench.loader.bench_loader"),
