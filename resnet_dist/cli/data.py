@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Fewer samples than this are written by one process before others have started.
 FEW_SAMPLES = 4096
-MAX_LINES_SHOWN = 50
+MAX_LINES_SHOWN = 50  # lines of a report of problems
 
 
 @on_interrupt(RESUMES)

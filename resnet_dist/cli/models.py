@@ -30,7 +30,7 @@ def evaluate(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Measure top-1, top-5 and loss of a trained model, with every sample counted once."""
-    # The same as in `train`: an exception must not break the imports off.
+    # The same as in `train`: an exception must not interrupt the imports.
     with signals_call(exit_with_message(STARTS_OVER)):
         from resnet_dist.data.shards.index import check_shards, read_index
         from resnet_dist.train.checkpoint.load import load_model

@@ -43,7 +43,10 @@ def on_interrupt(message: str) -> Iterator[None]:
 
 
 def use_gpu(requested: bool | None) -> bool:
-    """Return whether to use this machine's GPUs; None: if there are any. Raises UserError if there are none."""
+    """Return whether to use this machine's GPUs; None: if there are any.
+
+    Raises UserError where GPUs are requested and there are none.
+    """
     import torch  # Here, because its import takes seconds.
 
     available = torch.cuda.is_available()
