@@ -70,7 +70,7 @@ def test_moved_code_is_reported_and_repaired(copy: Path) -> None:
 
 def test_changed_code_is_reported_and_left_to_a_person(copy: Path) -> None:
     model = copy / "resnet_dist/model"
-    edit(model / "blocks.py", "return residual + self.shortcut(x)", "return self.shortcut(x) + residual")
+    edit(model / "blocks.py", "= residual + self.shortcut(x)", "= self.shortcut(x) + residual")
     edit(model / "layers.py", "class SqueezeExcite", "class ChannelGates")
     (model / "stochastic_depth.py").unlink()
     done = update_references(copy)

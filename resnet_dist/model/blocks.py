@@ -65,9 +65,9 @@ class ResidualBlock(nn.Module, ABC):
         residual = self.se(residual)
         if scale_N is not None:
             residual = residual * scale_N.to(residual.dtype)[:, None, None, None]
-        if self.shortcut is None:
-            return residual
-        return residual + self.shortcut(x)  # output = F(x) + x
+        if self.shortcut is not None:
+            residual = residual + self.shortcut(x)  # output = F(x) + x
+        return residual
 
 
 class BasicBlock(ResidualBlock):
