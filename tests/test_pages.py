@@ -20,7 +20,6 @@ from resnet_dist.runs.choose import MAY_CHANGE
 from tests.paths import ROOT
 
 MAX_README_BYTES = 7168
-# Links whose files are not in the repository yet. To be emptied when they are.
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *GUIDES]
 LINKED_PAGES = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "cluster/README.md"]
