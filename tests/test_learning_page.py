@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_dist.config import load_recipe, load_study
 from tests.paths import ROOT
 
 PAGE = "docs/learning.md"
@@ -51,6 +53,30 @@ def test_every_relative_link_leads_to_a_file() -> None:
     assert len(links) > 20
     for link in links:
         assert (ROOT / "docs" / link).exists(), link
+
+
+def test_training_losses_are_those_of_the_study() -> None:
+    study = ast.get_docstring(ast.parse((ROOT / "jobs/plain_vs_residual.py").read_text())) or ""
+    rows = re.findall(
+        r"^\| (\d+) layers, (\w+) \|(( \d\.\d+ \|){3})$", (ROOT / PAGE).read_text(), re.MULTILINE
+    )
+    assert len(rows) == 4
+    for depth, net, cells, _ in rows:
+        measured = re.search(rf"{net}-{depth} +((?:\d\.\d+ +)+\d\.\d+)", study)
+        assert measured, f"jobs/plain_vs_residual.py has no losses of {net}-{depth}"
+        assert cells.replace("|", " ").split() == measured[1].split(), f"update {net}-{depth} in {PAGE}"
+
+
+def test_options_of_the_exercises_are_valid() -> None:
+    page = (ROOT / PAGE).read_text()
+    overrides = [
+        quoted.replace('"', "") for quoted in re.findall(r'--set ([\w.]+=(?:"[^"]+"|\w[\w.]*))', page)
+    ]
+    assert len(overrides) == page.count("--set ")
+    for override in overrides:
+        load_recipe(ROOT / "jobs/plain_vs_residual.py").with_overrides(["train.length=2 steps", override])
+    (depths,) = re.findall(r'--with "(depths=[^"]+)" --with seeds=1', page)
+    assert len(load_study(ROOT / "jobs/plain_vs_residual.py", [depths, "seeds=1"]).trials) == 8
 
 
 def test_moved_code_is_reported_and_repaired(copy: Path) -> None:
