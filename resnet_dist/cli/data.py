@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,12 +35,10 @@ from resnet_dist.system.cpus import cpu_count
 from resnet_dist.terminal import bars
 
 if TYPE_CHECKING:
+    from resnet_dist.data.prepare.split import Prepared
     from resnet_dist.data.storage.shard_cache import CacheLimits
 
 # Fewer samples than this are written by one process before others have started.
-if TYPE_CHECKING:
-    from resnet_dist.data.prepare.split import Prepared
-
 FEW_SAMPLES = 4096
 MAX_LINES_SHOWN = 50  # lines of a report of problems
 
