@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images import formats
-from resnet_dist.data.images.jpeg_header import JpegHeader, is_decoded_by_rows, parse_header, read_header
+from resnet_dist.data.images.jpeg_header import JpegHeader, parse_header, parse_layout, read_header
 from resnet_dist.data.images.jpeg_region import decode_region
 from resnet_dist.data.images.metadata import orient
 from resnet_dist.data.images.pillow_decode import (
@@ -32,8 +32,8 @@ Pixels = NDArray[np.uint8]
 SMALL_PIXELS = 128 * 128  # Decode images up to this size whole, into fresh memory: it is the fastest way.
 MAX_SCALE = 8  # the strongest reduction that JPEG's inverse transform offers
 MAX_SCRATCH_BYTES = 32 * 2**20  # A thread keeps this much between images: fresh memory costs page faults.
-# A block of 8 x 8 pixels takes two codes of one bit at least: a JPEG of fewer bytes is cut off or a bomb.
-MAX_JPEG_PIXELS_PER_BYTE = 256
+# A block of 8 x 8 pixels takes one Huffman code of one bit at least: a JPEG of fewer bytes is cut off or a bomb.
+MAX_JPEG_PIXELS_PER_BYTE = 512
 END_OF_IMAGE = b"\xff\xd9"
 
 _scratch = threading.local()
@@ -133,20 +133,23 @@ class _Decoded:
 class _Jpeg:
     """A JPEG of which each crop is decoded when it is asked for."""
 
+    min_scale = 1
+
     def __init__(self, data: bytes, channels: int, header: JpegHeader, max_pixels: int) -> None:
         self._data, self._header, self._max_pixels = data, header, max_pixels
         self._channels, self._space = channels, "GRAY" if channels == 1 else "RGB"
         turned = header.orientation >= 5  # 5 to 8 turn the image by a quarter, which exchanges the axes
         self.height = header.width if turned else header.height
         self.width = header.height if turned else header.width
-        self.min_scale = 1 if header.height * header.width <= max_pixels else _min_scale(data, header, max_pixels)
+        num_pixels = header.height * header.width
+        if num_pixels >= LARGE_PIXELS or num_pixels > max_pixels:
+            self.min_scale = _min_scale(data, header, max_pixels)
 
     def pixels(self, box: Box, size: int) -> Pixels:
-        decode = self._pixels if self.min_scale == 1 else self._reduced
-        if self._header.height * self._header.width < LARGE_PIXELS:
-            return decode(box, size)
+        if self._header.height * self._header.width < LARGE_PIXELS and self.min_scale == 1:
+            return self._pixels(box, size)
         with one_large_image:
-            return decode(box, size)
+            return self._pixels(box, size) if self.min_scale == 1 else self._reduced(box, size)
 
     def _pixels(self, box: Box, size: int) -> Pixels:
         orientation = self._header.orientation
@@ -167,7 +170,7 @@ class _Jpeg:
                 f"{box.width} need 1/{scale} of its scale; raise max_pixels to allow them"
             )
         try:
-            pixels = orient(self._decode(scale), header.orientation)
+            pixels = orient(self._decode_at(scale), header.orientation)
         except ValueError:  # as in `_pixels`
             pixels = decode_with_pillow(self._data, self._channels, self._max_pixels, scale=scale)
         if box == (0, 0, self.height, self.width):
@@ -178,7 +181,7 @@ class _Jpeg:
         """Return `box` of an image without rotation, at 1/`scale` where it lies on the grid of that scale."""
         header = self._header
         if scale > 1 and not any(edge % scale for edge in box):
-            return _cut(self._decode(scale), Box(*(edge // scale for edge in box)))
+            return _cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
         part = decode_region(self._data, *box) if self._is_worth_cutting(box) else None
         return _cut(self._decode(), box) if part is None else part
 
@@ -193,23 +196,39 @@ class _Jpeg:
             and self._data.endswith(END_OF_IMAGE)
         )
 
-    def _decode(self, scale: int = 1) -> Pixels:
-        """Decode all of the image as it is stored, at 1/`scale`: (ceil(H / scale), ceil(W / scale), C)."""
-        height, width = _reduced_size(self._header, scale)
-        buffer = _thread_buffer(height * width * self._channels) if height * width > SMALL_PIXELS else None
-        reduction = {"min_height": height, "min_width": width, "min_factor": scale} if scale > 1 else {}
-        decoded: Pixels = simplejpeg.decode_jpeg(self._data, self._space, buffer=buffer, **reduction)
-        if scale > 1 and decoded.shape[:2] != (height, width):
+    def _decode(self) -> Pixels:
+        """Decode all of the image, as it is stored."""
+        pixels = self._header.height * self._header.width
+        buffer = _thread_buffer(pixels * self._channels) if pixels > SMALL_PIXELS else None
+        decoded: Pixels = simplejpeg.decode_jpeg(self._data, self._space, buffer=buffer)
+        return decoded
+
+    def _decode_at(self, scale: int) -> Pixels:
+        """Decode all of the image, as it is stored, at 1/`scale`: (ceil(H / scale), ceil(W / scale), C)."""
+        height, width = shape = _reduced_size(self._header, scale)
+        decoded: Pixels = simplejpeg.decode_jpeg(
+            self._data,
+            self._space,
+            min_height=height,
+            min_width=width,
+            min_factor=scale,
+            buffer=_thread_buffer(height * width * self._channels),
+        )
+        if decoded.shape[:2] != shape:
             raise ValueError("decoded at another scale than asked for")
         return decoded
 
 
 def _min_scale(data: bytes, header: JpegHeader, max_pixels: int) -> int:
     """Return the least reduction at which a JPEG has no more than `max_pixels`. Raises ValueError where none helps."""
-    problem = too_many(header.height, header.width, max_pixels)
-    if len(data) * MAX_JPEG_PIXELS_PER_BYTE < header.height * header.width:
-        raise ValueError(f"{problem}, and more than its {len(data):,} bytes can hold")
-    if not is_decoded_by_rows(data):
+    layout, num_pixels = parse_layout(data), header.height * header.width
+    is_larger, problem = num_pixels > max_pixels, too_many(header.height, header.width, max_pixels)
+    if layout.is_huffman and len(data) * MAX_JPEG_PIXELS_PER_BYTE < num_pixels:
+        claim = f"{problem}, and" if is_larger else f"{header.height} x {header.width} pixels are"
+        raise ValueError(f"not a readable image: {claim} more than a JPEG of {len(data):,} bytes can hold")
+    if not is_larger:
+        return 1
+    if not layout.is_by_rows:
         raise ValueError(
             f"{problem}, and all of a progressive JPEG is kept in memory; raise max_pixels to allow them"
         )

@@ -7,6 +7,7 @@ say which members of a tar are meant as images, since a tar is not read to choos
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,6 +91,7 @@ _IMPOSTORS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"\x93NUMPY", "a NumPy array"),
         (rb"8BPS", "a Photoshop file"),
         (rb"\0\0[\1\2]\0", "an icon"),
+        (rb"P[Ff]\s", "a PFM image of floats, of which no value is known to be white"),
         (rb"qoif", "a QOI image, which cannot be read here"),
         (rb"\x76\x2f\x31\x01", "an OpenEXR image, which cannot be read here"),
         (rb"DDS ", "a DirectDraw texture"),
@@ -142,3 +144,14 @@ def jxl_size(data: bytes) -> tuple[int, int] | None:
     height, ratio = edge(), take(3)
     across, down = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
     return height, (height * across // down if across else edge())
+
+
+def jpeg2000_tiles(data: bytes) -> int:
+    """Return the number of tiles in the header of a JPEG 2000 (ISO 15444-1, A.5.1), for each of which memory is taken."""
+    at = data.find(b"\xff\x4f\xff\x51")  # the start of the code stream, and of its size segment
+    if at < 0 or at + 40 > len(data):
+        return 0
+    right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, at + 8)
+    if not width or not height:
+        return 0
+    return max(0, -(-(right - left) // width)) * max(0, -(-(bottom - top) // height))

@@ -12,7 +12,7 @@ from resnet_dist.data.images.metadata import exif_orientation
 
 MAX_HEADER_BYTES = 4096  # Remember no longer header: it holds a thumbnail or a color profile.
 START_OF_SCAN = 0xDA
-# A frame that is decoded row by row: baseline and extended sequential. All others are kept as a whole.
+# Baseline and extended sequential with Huffman codes: these two can be decoded by rows.
 SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 
 
@@ -62,26 +62,30 @@ def parse_header(data: bytes) -> tuple[JpegHeader | None, int]:
     return None, at
 
 
-def is_decoded_by_rows(data: bytes) -> bool:
-    """Report whether memory for a few rows suffices to decode a JPEG.
+class JpegLayout(NamedTuple):
+    """How the coefficients of a JPEG are stored, on which it depends what decoding takes."""
 
-    Of a progressive JPEG, and of one whose colors follow one another, libjpeg keeps all coefficients in memory, at
-    any scale.
-    """
-    at, components = 2, 0
+    is_huffman: bool  # otherwise arithmetic codes, which are shorter than a bit
+    # Rows of pixels can be decoded one after another. Otherwise, as in a progressive JPEG, libjpeg keeps all
+    # coefficients in memory, at any scale.
+    is_by_rows: bool
+
+
+def parse_layout(data: bytes) -> JpegLayout:
+    """Read the markers up to the first scan."""
+    at, frame, components = 2, 0, 0
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if marker == 0xFF:  # padding
             at += 1
             continue
         if _is_frame(marker):
-            if marker not in SEQUENTIAL_FRAMES:
-                return False
-            components = data[at + 9]
+            frame, components = marker, data[at + 9]
         if marker == START_OF_SCAN:
-            return data[at + 4] == components
+            # A scan of fewer components is followed by others.
+            return JpegLayout(frame < 0xC8, frame in SEQUENTIAL_FRAMES and data[at + 4] == components)
         at += 2 + max(2, length)
-    return False
+    return JpegLayout(True, False)
 
 
 def _is_frame(marker: int) -> bool:

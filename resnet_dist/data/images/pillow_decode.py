@@ -59,6 +59,7 @@ _CODECS = {WEBP: "webp", AVIF: "avif", JPEG2000: "jpg_2000"}  # that Pillow may 
 # Readers that parse an EXIF block where they open a file, although pixels do not depend on it.
 _OPENED_WITHOUT_METADATA = (JPEG, AVIF, HEIF)
 _QUIETLY_OPENED = (TIFF, GIF)  # Pillow warns of damaged tags, and of frames whose size is checked here.
+MIN_TILE_BYTES = 14  # of a tile in a JPEG 2000: its two markers
 _opening_quietly = threading.Lock()
 _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT = 258, 322, 323  # tags of TIFF
 
@@ -96,7 +97,7 @@ def decode_with_pillow(data: bytes, channels: int, max_pixels: int, *, scale: in
     except Refused:
         raise
     except Exception as error:  # Pillow's plug-ins raise any exception that their format's parser raises.
-        problem = ValueError(f"not a readable image: damaged {form.name} ({type(error).__name__}: {error})")
+        problem = ValueError(_describe_problem(error, form, max_pixels))
         # Try the pixels alone: metadata may be all that is damaged.
         pixels_alone = without_metadata(data, form)
         if pixels_alone in (first, data):
@@ -118,6 +119,8 @@ def _decode(
     _raise_limit_of_pillow(max_pixels)
     if form is JXL and (size := formats.jxl_size(data)):
         check_size(*size, max_pixels)
+    if form is JPEG2000 and formats.jpeg2000_tiles(data) * MIN_TILE_BYTES > len(data):
+        raise Refused(f"not a readable image: damaged {form.name} (it cannot hold as many tiles as its header names)")
     with _quiet() if form in _QUIETLY_OPENED else nullcontext():
         image = opener(io.BytesIO(data), "")
         if form is TIFF:
@@ -130,6 +133,14 @@ def _decode(
             image.load()
             pixels = _eight_bits(image, form, data, channels)
         return pixels.reshape(*pixels.shape[:2], channels), _orientation(image, form)
+
+
+def _describe_problem(error: Exception, form: Format, max_pixels: int) -> str:
+    from PIL.Image import DecompressionBombError
+
+    if isinstance(error, DecompressionBombError):  # Some readers check for themselves, against twice the limit.
+        return f"a {form.name} image has more than {max_pixels:,} pixels; raise max_pixels to allow them"
+    return f"not a readable image: damaged {form.name} ({type(error).__name__}: {error})"
 
 
 @cache
