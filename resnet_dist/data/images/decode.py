@@ -179,7 +179,6 @@ class _Jpeg:
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
         """Return `box` of an image without rotation, at 1/`scale` where it lies on the grid of that scale."""
-        header = self._header
         if scale > 1 and not any(edge % scale for edge in box):
             return _cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
         part = decode_region(self._data, *box) if self._is_worth_cutting(box) else None

@@ -154,4 +154,5 @@ def jpeg2000_tiles(data: bytes) -> int:
     right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, at + 8)
     if not width or not height:
         return 0
-    return max(0, -(-(right - left) // width)) * max(0, -(-(bottom - top) // height))
+    across, down = -(-(right - left) // width), -(-(bottom - top) // height)
+    return int(max(0, across) * max(0, down))

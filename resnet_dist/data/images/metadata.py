@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,23 @@ _JPEG_KEPT = (0xE0, 0xEE)  # JFIF and Adobe, which say how colors are stored
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_METADATA = 0x20 | 0x08 | 0x04  # flags of VP8X: color profile, EXIF, XMP
-# Tags of TIFF 6.0 and its supplements on which pixels depend: size, layout, compression, colors, transparency.
-_TIFF_KEPT = frozenset(
-    (254, 256, 257, 258, 259, 262, 266, 273, ORIENTATION, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325)
-    + (332, 334, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532)
+# Tags of TIFF on which pixels depend: those of TIFF 6.0's sections for images, and those of its extensions.
+_TIFF_BASELINE = (
+    254,
+    *range(256, 260),
+    262,
+    266,
+    273,
+    ORIENTATION,
+    *range(277, 280),
+    284,
+    292,
+    293,
+    320,
+    338,
 )
+_TIFF_EXTENSIONS = (317, *range(322, 326), 332, 334, 339, 347, *range(512, 522), *range(529, 533))
+_TIFF_KEPT = frozenset(_TIFF_BASELINE + _TIFF_EXTENSIONS)
 # An entry of an ISO media file's table of items: version 2 or 3, flags, number of the item, protection, type.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
@@ -50,7 +63,9 @@ def exif_orientation(block: bytes) -> int | None:
             tag, kind, num_values = struct.unpack_from(order + "HHI", block, entry)
             if tag == ORIENTATION and kind in _INTEGERS and num_values:
                 code = order + _INTEGERS[kind]
-                fits = num_values * struct.calcsize(code) <= 4  # Otherwise the entry holds the values' position.
+                fits = (
+                    num_values * struct.calcsize(code) <= 4
+                )  # Otherwise the entry holds the values' position.
                 place = entry + 8 if fits else struct.unpack_from(order + "I", block, entry + 8)[0]
                 (value,) = struct.unpack_from(code, block, place)
                 return value if value in range(1, 9) else 1
@@ -59,10 +74,12 @@ def exif_orientation(block: bytes) -> int | None:
     return None
 
 
-def orientation_of(info: dict[object, object]) -> int:
+def orientation_of(info: Mapping[Any, Any]) -> int:
     """Return the orientation, 1 to 8, in the metadata that Pillow has read: EXIF's, or XMP's where it has none."""
     block = info.get("exif")
-    if block is None and isinstance(text := info.get("Raw profile type exif"), str):  # by ImageMagick, in a PNG
+    if block is None and isinstance(
+        text := info.get("Raw profile type exif"), str
+    ):  # by ImageMagick, in a PNG
         try:
             block = bytes.fromhex("".join(text.split("\n")[3:]))
         except ValueError:

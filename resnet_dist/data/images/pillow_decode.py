@@ -22,7 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.images import formats
-from resnet_dist.data.images.formats import AVIF, BMP, GIF, HEIF, JPEG, JPEG2000, JXL, PNG, PPM, TIFF, WEBP, Format
+from resnet_dist.data.images.formats import (
+    AVIF,
+    BMP,
+    GIF,
+    HEIF,
+    JPEG,
+    JPEG2000,
+    JXL,
+    PNG,
+    PPM,
+    TIFF,
+    WEBP,
+    Format,
+)
 from resnet_dist.data.images.jpeg_header import parse_header
 from resnet_dist.data.images.metadata import (
     ORIENTATION,
@@ -59,13 +72,13 @@ _CODECS = {WEBP: "webp", AVIF: "avif", JPEG2000: "jpg_2000"}  # that Pillow may 
 # Readers that parse an EXIF block where they open a file, although pixels do not depend on it.
 _OPENED_WITHOUT_METADATA = (JPEG, AVIF, HEIF)
 _QUIETLY_OPENED = (TIFF, GIF)  # Pillow warns of damaged tags, and of frames whose size is checked here.
-MIN_TILE_BYTES = 14  # of a tile in a JPEG 2000: its two markers
 _opening_quietly = threading.Lock()
+MIN_TILE_BYTES = 14  # of a tile in a JPEG 2000: its two markers
 _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT = 258, 322, 323  # tags of TIFF
 
 
 class Refused(ValueError):
-    """An image that is refused although its file is sound."""
+    """An image that is refused by a rule of ours, so that trying again without metadata is in vain."""
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
@@ -120,7 +133,9 @@ def _decode(
     if form is JXL and (size := formats.jxl_size(data)):
         check_size(*size, max_pixels)
     if form is JPEG2000 and formats.jpeg2000_tiles(data) * MIN_TILE_BYTES > len(data):
-        raise Refused(f"not a readable image: damaged {form.name} (it cannot hold as many tiles as its header names)")
+        raise Refused(
+            f"not a readable image: damaged {form.name} (it cannot hold as many tiles as its header names)"
+        )
     with _quiet() if form in _QUIETLY_OPENED else nullcontext():
         image = opener(io.BytesIO(data), "")
         if form is TIFF:
@@ -138,7 +153,8 @@ def _decode(
 def _describe_problem(error: Exception, form: Format, max_pixels: int) -> str:
     from PIL.Image import DecompressionBombError
 
-    if isinstance(error, DecompressionBombError):  # Some readers check for themselves, against twice the limit.
+    # Some readers check the size for themselves, against twice Pillow's limit.
+    if isinstance(error, DecompressionBombError):
         return f"a {form.name} image has more than {max_pixels:,} pixels; raise max_pixels to allow them"
     return f"not a readable image: damaged {form.name} ({type(error).__name__}: {error})"
 
@@ -167,7 +183,7 @@ def _raise_limit_of_pillow(max_pixels: int) -> None:
     """Keep Pillow from refusing, or warning of, what `max_pixels` allows: some of its readers check for themselves."""
     from PIL import Image
 
-    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
@@ -227,7 +243,9 @@ def _upper_bits(image: Image, form: Format) -> Image:
                 f"mode {image.mode}), of which no value is known to be white; save it with 8 or 16 bits without sign"
             )
     elif image.mode == "F":
-        raise Refused(f"not a readable image: a {form.name} image of floats, of which no value is known to be white")
+        raise Refused(
+            f"not a readable image: a {form.name} image of floats, of which no value is known to be white"
+        )
     gray = np.asarray(image).astype(np.int64).clip(0, 2**bits - 1) >> (bits - 8)
     return Pillow.fromarray(gray.astype(np.uint8))
 
