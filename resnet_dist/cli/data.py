@@ -29,6 +29,7 @@ from resnet_dist.cli.summary import (
     print_json,
     print_summary,
 )
+from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.findings import Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
@@ -67,9 +68,7 @@ def prepare(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Leave out larger images; default: 80 million pixels.")
-    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Leave out images with more.")] = MAX_PIXELS,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Keep classes without images, which are refused otherwise.")
     ] = False,
@@ -84,7 +83,7 @@ def prepare(
     from resnet_dist.data.prepare.output import check_apart, check_output
     from resnet_dist.data.prepare.sources import open_source
     from resnet_dist.data.prepare.split import prepare_splits
-    from resnet_dist.data.prepare.write import MAX_PIXELS, SHARD_BYTES, PrepareOptions
+    from resnet_dist.data.prepare.write import SHARD_BYTES, PrepareOptions
 
     if shards is not None and shard_size is not None:
         raise UserError(
@@ -99,7 +98,7 @@ def prepare(
         shard_size or SHARD_BYTES,
         resize_short,
         quality,
-        max_pixels or MAX_PIXELS,
+        max_pixels,
         strict,
         allow_empty,
     )
