@@ -168,7 +168,12 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(
     )
     write(odd.parent / "file")
     (odd.parent / "link").symlink_to("nowhere")
-    for target, message in (("file/x", "file is a file"), ("link", "link is a broken link")):
+    refused = (
+        ("file/x", "file is a file"),
+        ("link", "link is a broken link"),
+        ("x" * 300, "cannot be written (File name too long)"),
+    )
+    for target, message in refused:
         code, _, err = prepare("in", target)
         assert code == 2
         assert message in err
@@ -195,3 +200,6 @@ def test_a_file_as_source(prepare: Command, tmp_path: Path) -> None:
     code, _, err = prepare("in.zip", "out")
     assert code == 2
     assert "is a file; unpack it" in err
+    code, _, err = prepare("x" * 300, "out")
+    assert code == 2
+    assert "neither a known data set" in err
