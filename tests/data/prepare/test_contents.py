@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from PIL import Image
 
+from resnet_dist.config import Recipe
 from resnet_dist.data.findings import REPORT_NAME, Findings
 from resnet_dist.data.prepare.items import Item, Source
 from resnet_dist.data.prepare.sources import open_source
@@ -20,6 +22,10 @@ from resnet_dist.data.prepare.write import PrepareOptions
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
+from resnet_dist.train.checkpoint.load import load_model
+from resnet_dist.train.loop import train
+from resnet_dist.train.tracker import NullTracker
+from resnet_dist.world import World
 from tests.data.conftest import encoded, picture
 from tests.data.prepare.trees import image, write, write_classes
 
@@ -186,3 +192,29 @@ def test_the_same_input_gives_the_same_report(tmp_path: Path) -> None:
         reports.append((out / "train" / REPORT_NAME).read_bytes())
     assert reports[0] == reports[1]
     assert Findings.read(out / "train" / REPORT_NAME).num_left_out == 8
+
+
+def test_training_on_names_that_are_not_utf_8(digits_recipe: Recipe, tmp_path: Path) -> None:
+    names = ["caf\udce9", "cafe\u0301", "\U0001f408", "two\nlines"]
+    for number, name in enumerate(names):
+        for n in range(10):
+            write(tmp_path / "in" / name / f"ni\udcf1o{n}\n.png", image(10 * number + n, size=8))
+    prepare_splits(open_source(str(tmp_path / "in")), tmp_path / "out")
+    overrides = {
+        "data.train": tmp_path / "out/train",
+        "data.eval": tmp_path / "out/eval",
+        "data.global_batch_size": 16,
+        "data.micro_batch_size": 16,
+        "data.lanes": 4,
+        "train.length": "2 steps",
+        "schedule.warmup": "0 steps",
+    }
+    recipe = digits_recipe.with_overrides([f"{key}={value}" for key, value in overrides.items()])
+    outcome = train(recipe, tmp_path / "run", World.single(), NullTracker())
+    assert (outcome.step, outcome.metrics["eval/samples"]) == (2, 8)
+    assert load_model(tmp_path / "run", torch.device("cpu")).classes == (
+        "cafe\u0301",
+        "caf\\xe9",
+        "two\nlines",
+        "\U0001f408",
+    )
