@@ -93,14 +93,7 @@ def prepare(
     check_output(target, [split] if split else ["train", "eval"])
     check_apart(source, target)
     options = PrepareOptions(
-        seed,
-        shards,
-        shard_size or SHARD_BYTES,
-        resize_short,
-        quality,
-        max_pixels,
-        strict,
-        allow_empty,
+        seed, shards, shard_size or SHARD_BYTES, resize_short, quality, max_pixels, strict, allow_empty
     )
     opened = open_source(source, seed=seed, whole_split=split, allow_empty=allow_empty, output=target)
     samples = sum(len(items) for items in opened.splits.values())
@@ -111,9 +104,13 @@ def prepare(
             opened, target, options, splits=chosen, workers=workers, progress=show_progress
         )
     _show_prepared(prepared, opened.folders, as_json=as_json)
-    everything = Findings()
-    everything.add(done.findings for done in prepared.values())
-    exit_where_left_out(everything, allow_left_out=allow_left_out)
+    exit_where_left_out(_all_findings(prepared), allow_left_out=allow_left_out)
+
+
+def _all_findings(prepared: dict[str, Prepared]) -> Findings:
+    findings = Findings()
+    findings.add(done.findings for done in prepared.values())
+    return findings
 
 
 def _show_prepared(prepared: dict[str, Prepared], folders: Mapping[str, str], *, as_json: bool) -> None:
