@@ -1,11 +1,11 @@
 """The command line. Each command parses its arguments, calls one function, and prints the result.
 
-options.py   options, defaults and messages that several commands share
-main.py      run a command, print the error that ended it, exit with its code
-train.py     train, study, submit
-data.py      prepare, index
-models.py    evaluate, ui
-bench.py     bench loader, bench step, bench launch
+options  options, defaults and messages that several commands share
+main     run a command, print the error that ended it, exit with its code
+train    train, study, submit
+data     prepare, index
+models   evaluate, ui
+bench    bench loader, bench step, bench launch
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 130 interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.

@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from resnet_dist.cli.options import err
-from resnet_dist.errors import AlreadyReported, ExplainedError, UserError
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
 from resnet_dist.system.command import TRAINING_THREAD, is_main_process, started_by_torchrun
 from resnet_dist.system.signals import handle_signals, raise_interrupt
 
@@ -32,7 +32,7 @@ def main() -> None:
         try:
             code = _run()
         except KeyboardInterrupt:  # The user interrupted while an error was being reported.
-            code = 130
+            code = INTERRUPTED_EXIT_CODE
         _exit_process(code)
 
 
@@ -54,7 +54,7 @@ def _run() -> int:
     except KeyboardInterrupt:
         if is_main:
             err.print("interrupted before the command began")
-        return 130
+        return INTERRUPTED_EXIT_CODE
     except Exception as error:
         return _report_error(error)
 
@@ -112,6 +112,6 @@ def exit_with_message(message: str) -> Callable[[int], NoReturn]:
         if is_main_process():
             err.print(message)
         sys.stdout.flush()
-        os._exit(130)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
     return exit_now

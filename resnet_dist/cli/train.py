@@ -24,10 +24,12 @@ from resnet_dist.cli.options import (
     out,
 )
 from resnet_dist.config import load_recipe, load_study
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.open import has_mlflow, open_publisher, open_study
+from resnet_dist.tracking.store import URI_VARIABLE
 
 if TYPE_CHECKING:
     from resnet_dist.launch.torchrun import TorchrunRanks
@@ -71,7 +73,7 @@ def train(
         raise typer.Exit(interrupted.exit_code) from None
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     metrics = summary.outcome.metrics
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
@@ -186,8 +188,6 @@ def _browse_line(output: Path) -> str:
     """Return one more line to print, with the place to browse the runs; empty without MLflow."""
     if not has_mlflow():
         return ""
-    from resnet_dist.tracking.mlflow.run import URI_VARIABLE
-
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
     return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
