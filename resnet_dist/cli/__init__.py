@@ -17,7 +17,7 @@ import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import index, prepare
-from resnet_dist.cli.main import main, only_train_under_torchrun
+from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
 from resnet_dist.cli.train import study, submit, train
 
@@ -26,7 +26,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-app.callback()(only_train_under_torchrun)
+app.callback()(check_launcher)
 for command in (prepare, index, train, study, submit, evaluate):
     app.command()(command)
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)

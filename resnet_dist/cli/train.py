@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnet_dist.cli.main import exit_with_message
+from resnet_dist.cli.main import check_single_start, exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
@@ -50,6 +50,7 @@ def train(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train a recipe, or continue its run."""
+    check_single_start(address)
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
@@ -106,6 +107,7 @@ def study(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
+    check_single_start(address)
     value = load_study(job, arguments or (), overrides or ())
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
