@@ -42,8 +42,7 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     # Job execution would start eight more processes, which a page of metrics does not need.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # In a group of its own the server gets no signal from the terminal; we end it and its workers, whoever
-    # signals us.
+    # In a group of its own the server gets no signal from the terminal: we end it and its workers ourselves.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             return server.wait()
