@@ -51,7 +51,7 @@ from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train
 ```
 
 The file is ordinary Python: constants, environment variables and helper functions may compute fields. Nothing is
-computed behind the recipe. In particular, the learning rate does not follow the batch size, unless the file says
+computed behind the recipe. In particular, the learning rate does not follow the batch size, unless the file has
 `lr=scaled_lr(0.1, global_batch_size=GLOBAL_BATCH_SIZE)`: linear scaling from 0.1 at 256 samples.
 
 Train it with `resnet-dist train FILE.py`. The recipe limits the number of ranks: it must divide the number of
@@ -194,7 +194,7 @@ def dataclass_rows(cls: type[Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def describe(kind: Any, metadata: list[Any]) -> str:
-    """Return a field's type in words: its choices, or its range."""
+    """Return a field's type as text: its choices, or its range."""
     origin, arguments = get_origin(kind), get_args(kind)
     if get_args(Length)[1] in metadata:
         return "length"

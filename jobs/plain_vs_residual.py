@@ -8,9 +8,9 @@ Source    He et al. 2015 (arXiv 1512.03385), section 4.2 and figure 6
 Command   resnet-dist study jobs/plain_vs_residual.py                                on two CPU cores, minutes
           resnet-dist study jobs/plain_vs_residual.py --with setting=cifar10 --gpu   the paper's, 20, 56 and 110 layers
           resnet-dist train jobs/plain_vs_residual.py --set model.shortcut=none      one of the nets
-Rule      a net's result is its mean training loss over the last steps (LAST_STEPS); with every seed, that of the
-          deepest plain net is above that of the shallowest, and that of the deepest residual net below that of the
-          shallowest plain one and under half that of the deepest
+Rule      a net's result is its mean training loss over the last steps (LAST_STEPS). The claim holds for a seed where
+          the deepest plain net ends above the shallowest plain net, and the deepest residual net ends below the
+          shallowest plain net and below half of the deepest plain net
 Expected  digits: training loss above 1 with 56 plain layers, 0.03 to 0.07 with 20, under 0.005 with 56 residual; in the
           first steps the gradient of some layers of plain-56 is 80 to 220 times that of others, 9 to 12 times in
           residual-56
@@ -36,7 +36,7 @@ from resnet_dist import Data, Model, Optim, Recipe, Result, Schedule, Study, Tra
 
 SHORTCUTS = {"plain": "none", "residual": "zero-pad"}
 LAST_STEPS = {"digits": 50, "cifar10": 2_000}
-WELL_BELOW = 2  # times: what the deep residual net must be under the deep plain one
+WELL_BELOW = 2  # factor by which the deep residual net's loss must be below the deep plain net's
 
 
 def recipe() -> Recipe:
@@ -46,7 +46,7 @@ def recipe() -> Recipe:
 def study(
     setting: Literal["digits", "cifar10"] = "digits", depths: Sequence[int] | None = None, seeds: int = 3
 ) -> Study:
-    """All nets with one seed, then all with the next: interrupted, the study has whole comparisons."""
+    """Return all nets with one seed, then all with the next, so that an interrupted study has whole comparisons."""
     settings = {"digits": digits, "cifar10": cifar10}
     if setting not in settings:
         raise ValueError(f"setting={setting!r}: use one of {', '.join(settings)}")
@@ -75,7 +75,7 @@ def study(
 
 
 def digits(model: Model, seed: int) -> Recipe:
-    """The optimizer of the paper, and 150 steps at one learning rate, 13 epochs of 1,437 digits."""
+    """Return the reduced setting: the paper's optimizer, and 150 steps, 13 epochs of 1,437 digits, at one rate."""
     return Recipe(
         name="plain_vs_residual",
         description=__doc__,
@@ -97,7 +97,7 @@ def digits(model: Model, seed: int) -> Recipe:
         # A fifth of the paper's rate: at 0.1 rounding, which differs between CPUs and thread counts, decides where
         # residual-56 ends, on some of them above plain-20.
         optim=Optim(lr=0.02, momentum=0.9, nesterov=False, weight_decay=1e-4),
-        # Without it residual-56 first climbs, at 0.1 to a loss of 6; the paper warms up its 110 layers for that reason.
+        # Without a warm-up residual-56 first climbs, at 0.1 to a loss of 6; the paper warms up 110 layers for that reason.
         schedule=Schedule(decay="constant", warmup="20 steps"),
         train=Train(
             length="150 steps",
@@ -111,7 +111,7 @@ def digits(model: Model, seed: int) -> Recipe:
 
 
 def cifar10(model: Model, seed: int) -> Recipe:
-    """Section 4.2 of the paper; 110 layers begin at a tenth of the rate."""
+    """Return the setting of the paper's section 4.2; 110 layers begin at a tenth of the rate."""
     return Recipe(
         name="plain_vs_residual",
         description=__doc__,
@@ -124,7 +124,7 @@ def cifar10(model: Model, seed: int) -> Recipe:
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             global_batch_size=128,
-            micro_batch_size=64,  # what batch norm saw on each of the paper's two GPUs
+            micro_batch_size=64,  # On the paper's two GPUs, batch norm sees 64 images.
             lanes=8,
             crop="pad-crop",
             pad=4,
@@ -151,7 +151,7 @@ def cifar10(model: Model, seed: int) -> Recipe:
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """The claim where it holds with every seed, with the means; else with how many it does."""
+    """Return the claim where it holds for every seed, else for how many it does; both with the means."""
     losses: dict[tuple[str, int], dict[str, float]] = {}  # by net and depth, then by seed
     for result in results:
         by_seed = losses.setdefault((result.tags["net"], int(result.tags["depth"])), {})

@@ -49,7 +49,8 @@ class AlreadyReported(RankFailed):
 
 
 def exit_code_of(error: BaseException | None) -> int:
-    """Return the exit code of a command that `error` ends: 130 for KeyboardInterrupt, `exit_code` or 1."""
+    """Return the exit code of a command that `error` ends: its `exit_code`, or 1 where it has none."""
+    # KeyboardInterrupt is Python's own class, so it has no `exit_code`.
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED_EXIT_CODE
     return int(getattr(error, "exit_code", 1))

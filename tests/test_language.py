@@ -12,10 +12,10 @@ import pytest
 from tests.paths import ROOT
 
 FILES = sorted(path for folder in ("resnet_dist", "jobs", "tests") for path in (ROOT / folder).rglob("*.py"))
-DANGLING = re.compile(
-    r"(What|How|Whether|Of|As)\b"
-)  # a docstring opens with a verb, or with a noun for the thing
-LIMIT_NAMES = re.compile(r"_*(most|least)_", re.IGNORECASE)  # the field says max_ and min_
+# A docstring opens with a verb, or with a noun for the thing.
+DANGLING = re.compile(r"(What|How|Whether|Of|As)\b")
+# Limits are named max_ and min_.
+LIMIT_NAMES = re.compile(r"_*(most|least)_", re.IGNORECASE)
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[str, int, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.tracking.store import URI_VARIABLE
 from resnet_dist.train.plan import Plan, order_of
 
 
@@ -26,7 +27,7 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
 
         from resnet_dist.terminal import make_reporter
         from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
-        from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, URI_VARIABLE
+        from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS
         from resnet_dist.tracking.protocol import RunRecord
     except ImportError:
         yield

@@ -1,4 +1,4 @@
-"""Runs a function on several ranks of this machine, one process each, as torchrun would."""
+"""Run a function on several ranks of this machine, one process each, as torchrun would."""
 
 from __future__ import annotations
 

@@ -22,9 +22,11 @@ from resnet_dist.bench import minimal
 from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import resolve_paths
-from resnet_dist.runs.folder import RUN_FILE, SPOOL_FILE
+from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, UV_HOOK_VARIABLE
+from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, SPOOL_FILE
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.tracking.spool import Follower
+from resnet_dist.tracking.store import URI_VARIABLE
 
 # Our command reports its first step at once, and ends soon after it.
 OVERRIDES = (
@@ -90,7 +92,7 @@ def _start_ours(recipe: Path, output: Path, name: str, ranks: int, *, gpu: bool)
     arguments = [str(recipe), f"--output={output}", f"--name={name}", "--gpu" if gpu else "--cpu"]
     arguments += [f"--workers={ranks}"] if ranks else ["--local"]
     arguments += [f"--set={override}" for override in OVERRIDES]
-    run, log = output / "runs" / name, output / f"{name}.log"
+    run, log = output / RUNS_FOLDER / name, output / f"{name}.log"
     follower = Follower(run / SPOOL_FILE)
     milestones: dict[str, Callable[[], bool]] = {
         "imports and checks": lambda: log.stat().st_size > 0,  # The first line reports that Ray is starting.
@@ -135,9 +137,9 @@ def reach(command: Sequence[str], milestones: Milestones, log: Path) -> dict[str
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # Switch off Ray's hook for `uv run`, as our command does itself: for the other program it would start workers
     # through another `uv run`, in an uploaded folder.
-    environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    environment.pop("MLFLOW_TRACKING_URI", None)  # A bench must not write to the user's server.
-    environment.pop("RAY_ADDRESS", None)
+    environment[UV_HOOK_VARIABLE] = "0"
+    environment.pop(URI_VARIABLE, None)  # A bench must not write to the user's server.
+    environment.pop(ADDRESS_VARIABLE, None)  # Both programs start a cluster of their own.
     times: dict[str, float] = {}
     with log.open("wb") as file:
         start = time.monotonic()

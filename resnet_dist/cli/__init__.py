@@ -1,11 +1,11 @@
 """The command line. Each command parses its arguments, calls one function, and prints the result.
 
-options.py   options, defaults and messages that several commands share
-main.py      run a command, print the error that ended it, exit with its code
-train.py     train, study, submit
-data.py      prepare, index
-models.py    evaluate, ui
-bench.py     bench loader, bench step, bench launch
+options  options, defaults and messages that several commands share
+main     run a command, print the error that ended it, exit with its code
+train    train, study, submit
+data     prepare, index
+models   evaluate, ui
+bench    bench loader, bench step, bench launch
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 130 interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
@@ -17,7 +17,7 @@ import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import index, prepare
-from resnet_dist.cli.main import main, only_train_under_torchrun
+from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
 from resnet_dist.cli.train import study, submit, train
 
@@ -26,7 +26,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-app.callback()(only_train_under_torchrun)
+app.callback()(check_launcher)
 for command in (prepare, index, train, study, submit, evaluate):
     app.command()(command)
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)

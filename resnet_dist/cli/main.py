@@ -14,8 +14,14 @@ from typing import NoReturn
 import typer
 
 from resnet_dist.cli.options import err
-from resnet_dist.errors import AlreadyReported, ExplainedError, UserError
-from resnet_dist.system.command import TRAINING_THREAD, is_main_process, started_by_torchrun
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
+from resnet_dist.system.command import (
+    TRAINING_THREAD,
+    is_main_process,
+    started_by_torchrun,
+    stray_variables,
+    task_launcher,
+)
 from resnet_dist.system.signals import handle_signals, raise_interrupt
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
@@ -32,7 +38,7 @@ def main() -> None:
         try:
             code = _run()
         except KeyboardInterrupt:  # The user interrupted while an error was being reported.
-            code = 130
+            code = INTERRUPTED_EXIT_CODE
         _exit_process(code)
 
 
@@ -54,7 +60,7 @@ def _run() -> int:
     except KeyboardInterrupt:
         if is_main:
             err.print("interrupted before the command began")
-        return 130
+        return INTERRUPTED_EXIT_CODE
     except Exception as error:
         return _report_error(error)
 
@@ -94,12 +100,33 @@ def _exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def only_train_under_torchrun(context: typer.Context) -> None:
-    """Raise UserError under torchrun for a command other than `train`: torchrun starts it once per rank."""
+def check_launcher(context: typer.Context) -> None:
+    """Raise UserError under torchrun for a command other than `train`: torchrun starts it once per rank.
+
+    Variables of torchrun that something else has left in the environment are reported and ignored.
+    """
     command = context.invoked_subcommand
+    if stray := stray_variables():
+        err.print(
+            f"ignored: {', '.join(stray)} in the environment, since torchrun did not start this process"
+        )
     if not started_by_torchrun() or command in (None, "train"):
         return
     raise UserError(f"torchrun would {command} once per rank; only train supports it: leave torchrun out")
+
+
+def check_single_start(address: str | None) -> None:
+    """Raise UserError where srun or mpirun has started this command several times, each of which would be a run.
+
+    With the address of a cluster it is one driver of many tasks, as `ray symmetric-run` starts it.
+    """
+    launcher = None if address or os.environ.get("RAY_ADDRESS") else task_launcher()
+    if launcher is not None:
+        name, count = launcher
+        raise UserError(
+            f"{name} has started this command {count} times, which would train {count} separate runs; start one task, "
+            "or torchrun with its ranks: torchrun --nproc-per-node N -m resnet_dist train …"
+        )
 
 
 def exit_with_message(message: str) -> Callable[[int], NoReturn]:
@@ -112,6 +139,6 @@ def exit_with_message(message: str) -> Callable[[int], NoReturn]:
         if is_main_process():
             err.print(message)
         sys.stdout.flush()
-        os._exit(130)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
     return exit_now

@@ -21,6 +21,7 @@ from resnet_dist.cli.options import (
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.open import has_mlflow
+from resnet_dist.tracking.store import tracking_uri
 
 
 @on_interrupt(STARTS_OVER)
@@ -88,12 +89,9 @@ def _model_folder(model: str, output: Path) -> Path:
         raise UserError(
             f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"
         )
-    from mlflow.exceptions import MlflowException
-
     from resnet_dist.tracking.mlflow.model import download_model
-    from resnet_dist.tracking.mlflow.run import tracking_uri
 
     try:
         return download_model(model, tracking_uri(output))
-    except MlflowException as error:
+    except LookupError as error:
         raise UserError(f"{model!r} is neither a folder nor an MLflow run with a model ({error})") from None

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from resnet_dist.config import Data
-from resnet_dist.errors import UserError
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.redact import redact
 
@@ -63,7 +63,7 @@ def on_interrupt(message: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:  # Typer would exit with 130 and print nothing.
         err.print(message)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
 def use_gpu(requested: bool | None) -> bool:

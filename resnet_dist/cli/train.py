@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnet_dist.cli.main import exit_with_message
+from resnet_dist.cli.main import check_single_start, exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
@@ -24,10 +24,12 @@ from resnet_dist.cli.options import (
     out,
 )
 from resnet_dist.config import load_recipe, load_study
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.open import has_mlflow, open_publisher, open_study
+from resnet_dist.tracking.store import URI_VARIABLE
 
 if TYPE_CHECKING:
     from resnet_dist.launch.torchrun import TorchrunRanks
@@ -48,6 +50,7 @@ def train(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train a recipe, or continue its run."""
+    check_single_start(address)
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
@@ -71,7 +74,7 @@ def train(
         raise typer.Exit(interrupted.exit_code) from None
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     metrics = summary.outcome.metrics
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
@@ -104,6 +107,7 @@ def study(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
+    check_single_start(address)
     value = load_study(job, arguments or (), overrides or ())
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
@@ -186,8 +190,6 @@ def _browse_line(output: Path) -> str:
     """Return one more line to print, with the place to browse the runs; empty without MLflow."""
     if not has_mlflow():
         return ""
-    from resnet_dist.tracking.mlflow.run import URI_VARIABLE
-
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
     return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"

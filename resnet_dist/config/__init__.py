@@ -1,12 +1,12 @@
 """The recipe: one frozen value that determines a run. Knows no torch.
 
-part.py      the base class of every part of a recipe, and the sentences that explain a wrong field
-lengths.py   lengths such as "10 epochs" or "5 percent", and their conversion to steps
-data.py      Data: the shards, the order of samples, the augmentations
-model.py     Model: the network, its variants, its initial weights
-train.py     Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
-recipe.py    Recipe: all parts together; loading a recipe file, and overrides from the command line
-study.py     Study: several recipes that answer one question
+part     the base class of every part of a recipe, and the sentences that explain a wrong field
+lengths  lengths such as "10 epochs" or "5 percent", and their conversion to steps
+data     Data: the shards, the order of samples, the augmentations
+model    Model: the network, its variants, its initial weights
+train    Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
+recipe   Recipe: all parts together; loading a recipe file, and overrides from the command line
+study    Study: several recipes that answer one question
 """
 
 from resnet_dist.config.data import Cache, Crop, Data, check_world_size

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from resnet_dist.config.data import Data
 from resnet_dist.config.model import Model
+from resnet_dist.config.overrides import annotation_of, read_as
 from resnet_dist.config.part import Part, explain, fields, nearest
 from resnet_dist.config.train import Optim, Schedule, Train
 from resnet_dist.errors import RecipeError
@@ -86,7 +87,7 @@ class Recipe(Part):
             key, equals, value = override.partition("=")
             if not equals or not key:
                 raise RecipeError(f"--set {override}: must be KEY=VALUE, such as optim.lr=0.2")
-            _set_field(tree, key.strip(), parse_value(value))
+            _set_field(tree, key.strip(), value)
         try:
             return Recipe.model_validate(tree)
         except ValidationError as error:
@@ -115,26 +116,14 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     return value.with_overrides(overrides)
 
 
-def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
-    known = dict(fields(Recipe))
-    if key not in known:
+def _set_field(tree: dict[str, Any], key: str, text: str) -> None:
+    """Set one field of a recipe's tree to the value that `text` has for it. Raises RecipeError."""
+    if key not in dict(fields(Recipe)):
         raise RecipeError(f"--set {key}: not a field of the recipe{nearest(key, Recipe)}")
-    if value is None and "none" in get_args(known[key]):
-        value = "none"  # The field has a choice of this name, such as model.shortcut=none.
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree[parent]
-    tree[leaf] = value
-
-
-def parse_value(text: str) -> Any:
-    """Return the value of a command-line argument: None, parsed JSON, or the text itself."""
-    if text.strip().lower() in ("none", "null"):
-        return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # Unquoted text is a string, which pydantic converts to the field's type.
+    tree[leaf] = read_as(annotation_of(Recipe, key), key, text)
 
 
 def _run_recipe(path: Path) -> Recipe:

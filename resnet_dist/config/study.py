@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from resnet_dist.config.overrides import parse_value
 from resnet_dist.config.part import NAME
-from resnet_dist.config.recipe import Recipe, call_in_file, parse_value
+from resnet_dist.config.recipe import Recipe, call_in_file
 from resnet_dist.errors import RecipeError
 
 

@@ -19,7 +19,7 @@ from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.train.watch.guards import out_of_memory
-from resnet_dist.train.watch.progress import FIRST_TIME, Progress
+from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
@@ -93,7 +93,7 @@ def collective_timeout_seconds(recipe: Recipe) -> float:
 
     It is longer than the watchdog's: that one names the rank that is behind, a collective cannot.
     """
-    return 2 * FIRST_TIME * recipe.train.stall_timeout_seconds
+    return 2 * FIRST_TIMEOUT_FACTOR * recipe.train.stall_timeout_seconds
 
 
 def is_echo(error: BaseException) -> bool:

@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Ray reads this once, when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
+
+set_defaults()
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -25,7 +26,7 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import COMMAND_VARIABLE
 from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, git_commit
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.tracking.mlflow.run import URI_VARIABLE
+from resnet_dist.tracking.store import URI_VARIABLE
 
 RECIPE_FILE = "recipe.json"
 POLL_SECONDS = 1.0
@@ -131,7 +132,7 @@ def job_environment(submission: Submission) -> dict[str, str]:
 
 def _connect(address: str) -> JobSubmissionClient:
     # Ray prefers these variables, where they are set, to the address that the person typed.
-    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    for variable in (ADDRESS_VARIABLE, "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(variable, None)
     try:
         return JobSubmissionClient(address)

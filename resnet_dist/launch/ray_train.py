@@ -17,12 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Ray reads these once, when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Under `uv run` Ray would start every worker through uv again, in a copy of the working folder.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
+
+set_defaults()
 
 import ray
 import ray.train
@@ -79,7 +76,8 @@ def ray_launcher(
     workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there
     are any. Raises UserError where there is no cluster, or where it is too small.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    # An empty variable counts as none.
+    address = address or os.environ.get(ADDRESS_VARIABLE) or None
     count = workers or DEFAULT_WORKERS
     if address is None:
         report("starting Ray on this machine")

@@ -5,5 +5,6 @@ signals     SIGINT and SIGTERM: handle, defer, or turn into a request to stop
 files       write a file atomically; compute a checksum
 cpus        the CPUs that this process may use
 memory      the memory that this process can still get
+redact      remove passwords and signatures from URLs and messages
 provenance  the user and the git commit behind a run
 """

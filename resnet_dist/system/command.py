@@ -12,8 +12,18 @@ import sys
 DEFAULT_WORKERS = 2  # ranks under Ray
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
-# torchrun sets these for every rank.
+# torchrun sets these for every rank. Other launchers, notebooks and debuggers leave most of them behind in a shell, where
+# they mean nothing; the last one is torchrun's own.
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"
+# Launchers that start a command once per task, which would make as many runs: the number of tasks, and what shows that
+# the launcher started this very process.
+TASK_LAUNCHERS = (
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"),
+    ("srun", "SLURM_NTASKS", "SLURM_STEP_ID"),
+    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+)
 # torchrun's options that a rank can read: option, variable, and the value that needs no option.
 TORCHRUN_OPTIONS = (
     ("--nnodes", "GROUP_WORLD_SIZE", "1"),
@@ -26,7 +36,23 @@ COMMAND_VARIABLE = "RESNET_DIST_COMMAND"
 
 def started_by_torchrun() -> bool:
     """Report whether torchrun started this process as one of its ranks."""
-    return all(name in os.environ for name in VARIABLES)
+    return all(name in os.environ for name in (*VARIABLES, TORCHRUN_VARIABLE))
+
+
+def stray_variables() -> list[str]:
+    """Return torchrun's variables that are set although torchrun did not start this process."""
+    return [] if started_by_torchrun() else [name for name in VARIABLES if name in os.environ]
+
+
+def task_launcher() -> tuple[str, int] | None:
+    """Return the launcher that started this command several times without torchrun, and how often; None without one."""
+    if started_by_torchrun():
+        return None
+    for launcher, count, rank in TASK_LAUNCHERS:
+        number = os.environ.get(count, "")
+        if rank in os.environ and number.isdecimal() and int(number) > 1:
+            return launcher, int(number)
+    return None
 
 
 def is_main_process() -> bool:

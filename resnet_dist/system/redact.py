@@ -1,7 +1,7 @@
 """Keep passwords and signatures out of everything that is stored or shown.
 
-A URL may carry a password, a token or a signature. It is needed in memory alone; run.json, checkpoints, MLflow, logs
-and messages get the URL without it.
+A URL may carry a password, a token or a signature, which only the process in memory needs. run.json, checkpoints,
+MLflow, logs and messages get the URL without it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ Value = TypeVar("Value")
 HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _USER_INFO = re.compile(r"(?<=://)[^/?#@\s]*@")
-# Parameters that say which content is meant, and are no secret. Every other value is hidden: each cloud has names of
-# its own for signatures.
+# Parameters that select content and are no secret. The values of all others are hidden, because each cloud has its own
+# names for signatures.
 _PUBLIC_PARAMETERS = frozenset(
     {"versionid", "version", "generation", "ref", "rev", "revision", "raw", "download", "alt"}
 )

@@ -2,6 +2,7 @@
 
 protocol  the publishers of a run and of a study, as the driver sees them
 spool     the file that rank 0 appends its metrics to, and that the driver follows
+store     where MLflow keeps the runs of an output folder
 console   the thread that shows a spool to a person; the publisher of a run without MLflow
 mlflow/   the publishers of MLflow, and everything else that knows its API
 open      choose and open a publisher

@@ -48,7 +48,7 @@ class SpoolThread:
     def finish(self, timeout_seconds: float) -> None:
         """Show the remaining entries and call `at_end`; wait for both no longer than the timeout."""
         self._stop.set()
-        if self._thread.ident is not None:
+        if self.has_started:
             self._thread.join(timeout_seconds)
 
     @property

@@ -169,7 +169,16 @@ def set_up(
         predictor = compiled(state.predictor, recipe.train)
         state.meter.restart_clock()
         yield Parts(
-            order, plan, state, guard, loader, eval_loader, checkpoints, control, train_step, predictor
+            order=order,
+            plan=plan,
+            state=state,
+            guard=guard,
+            loader=loader,
+            eval_loader=eval_loader,
+            checkpoints=checkpoints,
+            control=control,
+            train_step=train_step,
+            predictor=predictor,
         )
 
 

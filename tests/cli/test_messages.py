@@ -19,7 +19,7 @@ from resnet_dist.driver.request import Request
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.system import command as launcher
+from resnet_dist.system import command
 from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.open import open_publisher, open_study
 from resnet_dist.tracking.protocol import RunRecord
@@ -27,7 +27,8 @@ from resnet_dist.tracking.spool import Entry
 from tests.paths import JOBS
 
 STUDY = JOBS / "plain_vs_residual.py"
-RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+STRAY = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+RANK_0_OF_2 = STRAY | {"TORCHELASTIC_RUN_ID": "none"}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,49 @@ def test_torchrun_is_for_train_alone(command: str, monkeypatch: pytest.MonkeyPat
         cli.app([command, "x"], standalone_mode=False)
 
 
+def test_variables_that_torchrun_did_not_set_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in (STRAY | {"RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"gone\.py: no such recipe file"
+    ):  # it went on, and speaks as rank 0 does
+        cli.app(["train", str(tmp_path / "gone.py"), "--local"], standalone_mode=False)
+    said = capsys.readouterr().err
+    assert said == (
+        "ignored: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment, since torchrun did not "
+        "start this process\n"
+    )
+    assert command.is_main_process()
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}, "srun"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpirun"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "mpirun"),
+    ],
+)
+def test_one_command_started_several_times_is_refused(
+    variables: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for words in (["train", str(JOBS / "digits.py"), "--local"], ["study", str(STUDY)]):
+        with pytest.raises(UserError, match=f"{launcher} has started this command 2 times"):
+            cli.app(words, standalone_mode=False)
+
+
+def test_a_batch_script_of_slurm_starts_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # of the job, outside srun
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    assert command.task_launcher() is None
+
+
 def test_a_missing_gpu_is_reported(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--gpu: this machine has no CUDA device"):
@@ -102,18 +146,18 @@ def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*launcher.VARIABLES, launcher.COMMAND_VARIABLE):
+    for name in (*command.VARIABLES, command.COMMAND_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["", "train", "a b.py", "--resume", "--name", "old"])
-    assert launcher.resume_advice("new") == "this continues it:\n  resnet-dist train 'a b.py' --name new"
+    assert command.resume_advice("new") == "this continues it:\n  resnet-dist train 'a b.py' --name new"
     for name, value in (RANK_0_OF_2 | {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "0"}).items():
         monkeypatch.setenv(name, value)
-    one_node = launcher.resume_advice("new").splitlines()
+    one_node = command.resume_advice("new").splitlines()
     assert one_node[0] == "this continues it:"
     assert shlex.split(one_node[1])[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "resnet_dist"]
     monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "4")
-    advice, line = launcher.resume_advice("new").splitlines()
+    advice, line = command.resume_advice("new").splitlines()
     assert "on every node" in advice
     assert "--rdzv" in advice
     assert line.startswith("  torchrun --nnodes 3 --nproc-per-node 2 --max-restarts 4 -m resnet_dist train")

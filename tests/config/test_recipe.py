@@ -80,7 +80,7 @@ def test_overrides_are_typed_and_validated() -> None:
         ("optim.sgd_momentum=0.5", "only with 'muon'"),
         ("optim.optimizer=adam", "optim.optimizer='adam'"),
         ("optim.clip_norm=0", "optim.clip_norm=0"),
-        ("schedule.milestones=['1 epochs']", "schedule.milestones"),
+        ("schedule.milestones='1 epochs'", "schedule.milestones"),
         ('schedule.milestones=["1 epochs"]', "is not read with decay='cosine', only with 'step'"),
         ("schedule.decay=step", 'needs milestones, such as ["50 percent", "75 percent"]'),
         ("schedule.gamma=0.5", "gamma=0.5 is not read with decay='cosine'"),

@@ -22,8 +22,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.launch.ray_train import Node, cpus_per_rank
+from resnet_dist.launch.ray_train import Node, cpus_per_rank, ray_launcher
 from tests.paths import ROOT
 
 COMMANDS = Path(sys.executable).parent
@@ -112,6 +113,19 @@ def test_ctrl_c_checkpoints_and_a_failing_rank_is_reported_once(tmp_path: Path, 
     assert "resumed at step" in out
     assert len(re.findall("max_bad_fraction", out + err)) == 1
     assert only_run(tmp_path).info.status == "FAILED"
+
+
+def test_an_empty_ray_address_means_this_machine(
+    monkeypatch: pytest.MonkeyPatch, digits_recipe: Recipe
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    notes: list[str] = []
+    with (
+        pytest.raises(UserError, match="this machine has"),
+        ray_launcher(digits_recipe, workers=1_000, gpu=True, address=None, report=notes.append),
+    ):
+        pass
+    assert notes == ["starting Ray on this machine"]
 
 
 def test_ranks_that_do_not_fit_are_refused() -> None:

@@ -8,3 +8,12 @@ publisher  the publisher of a run, made of the modules above
 study      the publisher of a study: the parent of its runs
 ui         serve the embedded store to a browser
 """
+
+import os
+
+# MLflow reads the first one when it is imported, and no module of this folder runs before this one.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# With MLflow's defaults, requests to a server that is down fail only after minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

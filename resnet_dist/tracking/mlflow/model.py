@@ -14,13 +14,15 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 import resnet_dist.model
 from resnet_dist.config import Recipe
-from resnet_dist.tracking.mlflow.run import URI_VARIABLE, MlflowRun
-from resnet_dist.train.checkpoint.folder import MANIFEST
+from resnet_dist.tracking.mlflow.run import MlflowRun
+from resnet_dist.tracking.store import URI_VARIABLE
+from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE
 
 # Without explicit requirements MLflow spends 14 s guessing them.
 REQUIREMENTS = ("torch", "numpy", "safetensors", "mlflow")
@@ -39,7 +41,7 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
     with tempfile.TemporaryDirectory() as folder, _quiet():
         weights = Path(folder) / "checkpoint"
         weights.mkdir()
-        for name in ("model.safetensors", MANIFEST):
+        for name in (MODEL_FILE, MANIFEST):
             shutil.copy(checkpoint / name, weights)
         code = Path(folder) / "resnet_dist_model"
         shutil.copytree(
@@ -61,10 +63,13 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
 def download_model(run_id: str, uri: str) -> Path:
     """Download the model that a run logged; return the checkpoint folder in it.
 
-    Raises MlflowException without one.
+    Raises LookupError where the store has no such run or the run has no model.
     """
     with _quiet(), _default_store(uri):
-        folder = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model")
+        try:
+            folder = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model")
+        except MlflowException as error:
+            raise LookupError(str(error)) from None
     return Path(folder) / "artifacts" / "checkpoint"
 
 

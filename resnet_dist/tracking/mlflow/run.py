@@ -12,12 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-# MLflow reads these once, when it is imported. By default, a server that is down fails only after minutes.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -33,20 +27,14 @@ from resnet_dist.system.provenance import (
     user_name,
 )
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
+from resnet_dist.tracking.store import tracking_uri
 
 log = logging.getLogger(__name__)
 
-URI_VARIABLE = "MLFLOW_TRACKING_URI"
-STORE_FILE = "mlflow.db"  # the embedded store, in the output folder
 MAX_PARAMS_PER_REQUEST = 100  # MLflow's limit
 KEY_TAG, FOLDER_TAG, ATTEMPT_TAG = (f"resnet_dist.{name}" for name in ("key", "folder", "attempt"))
 CLOSE_SECONDS = 30.0
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page lists a run under the run with this id.
-
-
-def tracking_uri(output: Path) -> str:
-    """Return MLFLOW_TRACKING_URI, or the URI of the store embedded in the output folder."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{output.absolute() / STORE_FILE}"
 
 
 @dataclass

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import mlflow
+
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.mlflow.run import STORE_FILE, URI_VARIABLE, page_of, tracking_uri
+from resnet_dist.tracking.mlflow.run import page_of
+from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
 
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
@@ -23,8 +26,6 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     report: called once, with the address to open. Raises UserError where there is nothing to serve or the
     port is in use.
     """
-    import mlflow
-
     if os.environ.get(URI_VARIABLE):
         raise UserError(
             f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser"
@@ -41,8 +42,7 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     # Job execution would start eight more processes, which a page of metrics does not need.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # In a group of its own the server gets no signal from the terminal; we end it and its workers, whoever
-    # signals us.
+    # In a group of its own the server gets no signal from the terminal: we end it and its workers ourselves.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             return server.wait()
@@ -58,7 +58,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(f"--port {port}: cannot be used ({error.strerror}); give another one") from None
+            raise UserError(f"--port {port}: cannot be used ({error.strerror}); use another one") from None
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:

@@ -24,6 +24,7 @@ from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.system.files import checksum
 
 MANIFEST = "checkpoint.json"
+MODEL_FILE = "model.safetensors"
 REQUIRED = ("scalars", "recipe", "classes")  # keys of a manifest
 REQUIRED_FILES = ("model", "optimizer", "meter")
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
@@ -34,7 +35,7 @@ class DamagedCheckpoint(ValueError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class VerifiedCheckpoint:
     """The verified contents of a checkpoint folder."""
 
     folder: Path
@@ -99,7 +100,7 @@ def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[
         raise DamagedCheckpoint(f"{folder}: {type(error).__name__}: {error}") from None
 
 
-def read_newest(location: Path, only: tuple[str, ...]) -> Checkpoint:
+def read_newest(location: Path, only: tuple[str, ...]) -> VerifiedCheckpoint:
     """Return some files of a checkpoint folder, or of the newest good checkpoint of a run folder.
 
     Raises DamagedCheckpoint where there is none.
@@ -109,7 +110,7 @@ def read_newest(location: Path, only: tuple[str, ...]) -> Checkpoint:
     problem = DamagedCheckpoint(f"a checkpoint folder holds {MANIFEST}, a run folder holds checkpoints/")
     for folder in candidates:
         try:
-            return Checkpoint(folder, *read_checkpoint(folder, only))
+            return VerifiedCheckpoint(folder, *read_checkpoint(folder, only))
         except DamagedCheckpoint as error:
             problem = error
     raise problem
@@ -120,11 +121,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def newest_good(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+def newest_good(folder: Path, report: Callable[[str], None]) -> VerifiedCheckpoint | None:
     """Return the newest checkpoint that matches its manifest; report and skip damaged ones."""
     for candidate in reversed(list_checkpoints(folder)):
         try:
-            return Checkpoint(candidate, *read_checkpoint(candidate))
+            return VerifiedCheckpoint(candidate, *read_checkpoint(candidate))
         except DamagedCheckpoint as problem:
             report(f"skipped a damaged checkpoint: {problem}")
     return None

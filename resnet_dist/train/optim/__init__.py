@@ -1,6 +1,6 @@
 """The optimizer: which update each parameter gets, and at which learning rate.
 
-build.py      the recipe's optimizer and its parameter groups
-muon.py       Muon and SGD in one optimizer
-schedule.py   the learning rate of a step
+build     the recipe's optimizer and its parameter groups
+muon      Muon and SGD in one optimizer
+schedule  the learning rate of a step
 """

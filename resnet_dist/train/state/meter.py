@@ -1,6 +1,6 @@
 """Running sums between two log lines. They stay on the device until a log line is due.
 
-Shapes: R ranks, M micro-batches of a step on this rank, K sums.
+Shapes: R ranks, U micro-batches of a step on this rank, K sums.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Meter:
         self._start = time.perf_counter()
         self._samples_here = 0
 
-    def add(self, sums_M3: Tensor, *, samples: int, bad: Sequence[str], wait_seconds: float) -> None:
-        """Add one step. `sums_M3` holds loss, correct and seen of each of its micro-batches."""
+    def add(self, sums_U3: Tensor, *, samples: int, bad: Sequence[str], wait_seconds: float) -> None:
+        """Add one step. `sums_U3` holds loss, correct and seen of each of its micro-batches."""
         # After a loss that is not finite the running sum is never finite again: later micro-batches do not count.
-        running_M = self.sums[LOSS] + sums_M3[:, LOSS].cumsum(dim=0)
-        self.sums[FINITE].add_(running_M.isfinite().sum())  # add_, because += would also copy the slice back
-        self.sums[:BAD].add_(sums_M3.sum(dim=0))
+        running_U = self.sums[LOSS] + sums_U3[:, LOSS].cumsum(dim=0)
+        self.sums[FINITE].add_(running_U.isfinite().sum())  # add_, because += would also copy the slice back
+        self.sums[:BAD].add_(sums_U3.sum(dim=0))
         if bad:
             self.sums[BAD] += len(bad)
             self.bad += bad
         self._table_RK = None
         self._steps += 1
-        self._micro_batches += len(sums_M3)
+        self._micro_batches += len(sums_U3)
         self._samples_here += samples
         self._wait_seconds += wait_seconds
 

@@ -18,8 +18,8 @@ from resnet_dist.world import World
 class ExactSums:
     """The sum of the gradients of micro-batches and ranks in float64, in place of DDP's all-reduce.
 
-    It costs twice the traffic, after the backward pass instead of during it. It needs no broadcast of the initial
-    weights, as DDP does: all ranks draw them from one seed, or read them from one file.
+    It costs twice the traffic, after the backward pass instead of during it. DDP broadcasts
+    the initial weights; this need not, because all ranks draw them from one seed, or read them from one file.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
@@ -32,9 +32,9 @@ class ExactSums:
         ]
 
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
-        return micro_batch_samples  # `finish` divides by the number of micro-batches, in float64
+        return micro_batch_samples  # `finish` divides by the number of micro-batches, in float64.
 
-    def backward_of(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def add(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-GRADIENT_NORMS = "gradient_norms"  # their name in Tracker.log_layers
+GRADIENT_NORMS = "gradient_norms"  # name of this quantity in Tracker.log_layers
 
 
 class GradientNorms:

@@ -28,7 +28,7 @@ class GradientSums(Protocol):
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
         """Return the number to divide the sum of a micro-batch's losses by before its backward pass."""
 
-    def backward_of(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context for a micro-batch's forward and backward pass; `last`: of the step on this rank."""
 
     def add(self) -> None:
@@ -49,16 +49,16 @@ class DdpSums:
         # sample has weight 0 but counts here: to leave it out of the divisor would cost a collective.
         return rank_samples
 
-    def backward_of(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         if last or not isinstance(self._network, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._network.no_sync()
 
     def add(self) -> None:
-        pass  # autograd has added to `.grad`
+        pass  # Autograd has added the gradients to `.grad`.
 
     def finish(self, num_micro_batches: int) -> None:
-        pass  # DDP has averaged
+        pass  # DDP has averaged over the ranks.
 
 
 def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
@@ -66,9 +66,9 @@ def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
     if world.world_size == 1:
         return network
     if train.sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # converts in place: parameters keep their names
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # It converts in place: parameters keep their names.
     if train.gradient_sums == "fp64":
-        return network  # ExactSums takes DDP's place
+        return network  # ExactSums sums in place of DDP.
     return DistributedDataParallel(
         network,
         device_ids=[world.device] if world.device.type == "cuda" else None,

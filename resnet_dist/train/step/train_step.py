@@ -1,6 +1,6 @@
 """One optimizer step: micro-batches forward and backward, gradients averaged over the ranks, an update.
 
-Shapes: B samples of a step on this rank, M of them in a micro-batch; a step is global_batch_size = B · world_size
+Shapes: B samples of a step on this rank, in U micro-batches of M samples; a step is global_batch_size = B · world_size
 samples. C channels, H height, W width.
 """
 
@@ -68,28 +68,28 @@ class TrainStep:
             milestones=self.plan.milestones,
         )
         set_learning_rate(state.optimizer, rate)
-        sums_M3 = self.accumulate_gradients(batch)
+        sums_U3 = self.accumulate_gradients(batch)
         self.statistics.finish_average()
         if self.gradient_norms is not None and due(state.step + 1, self.plan.log, self.plan.total):
             self.gradient_norms.measure(state.scaler.get_scale())
         self.update_weights()
         if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
             state.ema.update((state.step + 1) // self.plan.ema)
-        state.meter.add(sums_M3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
+        state.meter.add(sums_U3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Leave the gradients of the global batch's mean loss in `.grad`; return (M, 3) sums of loss, hits, weights."""
+        """Leave the gradients of the global batch's mean loss in `.grad`; return (U, 3) sums of loss, hits, weights."""
         rank_samples = len(batch.ids_B)
         size = self.recipe.data.micro_batch_size or rank_samples
         count = rank_samples // size
-        sums_M3 = torch.zeros(count, 3, dtype=torch.float64, device=batch.weights_B.device)
+        sums_U3 = torch.zeros(count, 3, dtype=torch.float64, device=batch.weights_B.device)
         for number in range(count):
             inputs = self.inputs_of(batch, number, size)
             last = number == count - 1
             self.statistics.begin_micro_batch(number, count)
             self.progress.at("in the forward pass")
-            with self.gradient_sums.backward_of(last=last):
+            with self.gradient_sums.micro_batch(last=last):
                 loss, sums_3 = self.network(*inputs)
                 if last:
                     self.statistics.begin_average()
@@ -100,9 +100,9 @@ class TrainStep:
                     self.state.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
                 self.state.scaler.scale(loss / self.gradient_sums.divisor(rank_samples, size)).backward()
             self.gradient_sums.add()
-            sums_M3[number] = sums_3  # a copy: the next replay of a CUDA graph overwrites its outputs
+            sums_U3[number] = sums_3  # a copy: the next replay of a CUDA graph overwrites its outputs
         self.gradient_sums.finish(count * self.world_size)
-        return sums_M3
+        return sums_U3
 
     def inputs_of(self, batch: Batch, number: int, size: int) -> tuple[Tensor | None, ...]:
         """Return the arguments of the network for micro-batch `number` of this rank's batch: `size` samples."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 NEXT_BATCH = "waiting for data"  # the phase that begins a step
 GATHERING = "gathering the metrics"
-FIRST_TIME = 3  # factor on the timeout: compiling, filling a cache and a first fetch take minutes, once
+# A phase may take this many stall timeouts the first time: compiling, filling a cache and a first fetch take minutes.
+FIRST_TIMEOUT_FACTOR = 3
 
 
 class Progress:
@@ -24,9 +25,9 @@ class Progress:
         self._seen.add(self.phase)
         self.phase = phase
         self.step = self.step if step is None else step
-        self.moves += 1  # increased last: a reader of the new number reads its phase too
+        self.moves += 1  # Increase it last, so that a reader of the new number reads its phase too.
 
     @property
     def patience(self) -> int:
-        """The factor on the stall timeout that this phase is allowed."""
-        return 1 if self.phase in self._seen else FIRST_TIME
+        """The number of stall timeouts that this phase may take."""
+        return 1 if self.phase in self._seen else FIRST_TIMEOUT_FACTOR

@@ -27,9 +27,9 @@ from resnet_dist.world import World
 
 PACKAGE = str(Path(resnet_dist.__file__).parent)
 POLLS_PER_TIMEOUT = 20
-MAX_POLL_SECONDS = 30.0  # between two polls
-POLLS_TO_ANSWER = 4  # polls in which a live rank publishes again
-STORE_SECONDS = 5.0  # that one exchange with the store may take
+MAX_POLL_SECONDS = 30.0  # longest time between two polls
+POLLS_TO_ANSWER = 4  # A rank that has not published for so many polls is silent.
+STORE_SECONDS = 5.0  # limit for one exchange with the store
 
 
 class Stalled(TrainingError):
@@ -44,7 +44,7 @@ class Position:
     step: int
     phase: str
     line: str  # the line of this package that its training thread is at
-    beat: int  # how often it has published
+    beat: int  # number of times that it has published
 
 
 class Watchdog:
@@ -151,7 +151,7 @@ class _Board:
         """Return every rank's position, and the ranks that have not published in the last polls."""
         age = time.monotonic() - self._read_at
         if not self._readings or age > POLLS_TO_ANSWER * self._poll_seconds + STORE_SECONDS:
-            return [], [0]  # the store is silent: rank 0 keeps it, or is the nearest to it
+            return [], [0]  # The store is silent: rank 0 keeps it, or is the nearest to it.
         last = self._readings[-1]
         if len(self._readings) < POLLS_TO_ANSWER:
             return last, []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.tracking.mlflow import run as tracking_run
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
-from resnet_dist.tracking.mlflow.run import MlflowRun, tracking_uri
+from resnet_dist.tracking.mlflow.run import MlflowRun
 from resnet_dist.tracking.mlflow.study import STUDY_FILE, MlflowStudy
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
+from resnet_dist.tracking.store import URI_VARIABLE, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tracking_run.URI_VARIABLE, raising=False)
+    monkeypatch.delenv(URI_VARIABLE, raising=False)
 
 
 def runs(output: Path, key: str) -> list[Any]:
@@ -114,3 +118,25 @@ def test_a_study_that_died_while_it_opened_resumes_its_run(output: Path, digits_
     second = begin()
     assert second.member_tags() == first
     second.close("FINISHED", "")
+
+
+TELEMETRY_AT_IMPORT = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow":
+            print(os.environ.get("MLFLOW_DISABLE_TELEMETRY"))
+            sys.exit()
+
+sys.meta_path.insert(0, Finder())
+import resnet_dist.tracking.mlflow.publisher
+"""
+
+
+def test_mlflow_sends_no_telemetry() -> None:
+    """MLflow reads the variable when it is imported; `get_telemetry_client` would be None under pytest anyway."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", TELEMETRY_AT_IMPORT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "true\n"

@@ -14,7 +14,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import run_attempt
 from resnet_dist.train import loop
-from resnet_dist.train.watch.progress import FIRST_TIME, Progress
+from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
 from resnet_dist.train.watch.watchdog import POLLS_TO_ANSWER, Stalled, Watchdog
 from resnet_dist.world import World
 from tests.train.ranks import run_ranks
@@ -66,7 +66,7 @@ def test_a_phase_may_take_its_time_and_the_first_time_longer(
 ) -> None:
     answer = (POLLS_TO_ANSWER + 1) * watchdog.poll_seconds
     first, text = seconds_until_alarm(watchdog, clock)
-    assert FIRST_TIME * TIMEOUT <= first <= FIRST_TIME * TIMEOUT + answer
+    assert FIRST_TIMEOUT_FACTOR * TIMEOUT <= first <= FIRST_TIMEOUT_FACTOR * TIMEOUT + answer
     assert text.startswith("nothing moved for 60 s: at step 3, in the forward pass (")
     progress.at("waiting for data", 4)
     again, text = seconds_until_alarm(watchdog, clock)

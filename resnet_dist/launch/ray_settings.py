@@ -1,0 +1,21 @@
+"""The environment variables of Ray that we set or read. Knows no Ray, which reads them when it is imported."""
+
+from __future__ import annotations
+
+import os
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"  # the cluster to join, where no --address is used
+# Under `uv run` Ray starts every worker through uv again, in a copy of the working folder.
+UV_HOOK_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    UV_HOOK_VARIABLE: "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+
+
+def set_defaults() -> None:
+    """Set the variables that the user has not set. Call it before Ray is imported."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
