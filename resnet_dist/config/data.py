@@ -113,7 +113,7 @@ class Data(Part):
     """Share of samples that may fail to decode before the run ends with an error."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Maximum number of pixels of an image; a larger one is a bad sample, as a small file can claim any size.
-    Decoding takes 3 bytes of memory per pixel, of formats other than JPEG up to 24. A baseline JPEG may be
+    Decoding takes 3 bytes of memory per pixel, of formats other than JPEG up to 10. A baseline JPEG may be
     larger where its crops are so large that they are decoded at 1/2, 1/4 or 1/8 of the scale."""
     shard_cache: str = "~/.cache/resnet-dist/shards"
     """Folder on each node, shared by its ranks, for remote and compressed shards."""

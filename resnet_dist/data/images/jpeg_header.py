@@ -63,7 +63,7 @@ def parse_header(data: bytes) -> tuple[JpegHeader | None, int]:
 
 
 class JpegLayout(NamedTuple):
-    """How the coefficients of a JPEG are stored, on which it depends what decoding takes."""
+    """The storage of a JPEG's coefficients, on which the memory that decoding takes depends."""
 
     is_huffman: bool  # otherwise arithmetic codes, which are shorter than a bit
     # Rows of pixels can be decoded one after another. Otherwise, as in a progressive JPEG, libjpeg keeps all

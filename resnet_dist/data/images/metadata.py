@@ -1,4 +1,4 @@
-"""What surrounds the pixels of an image file: EXIF's orientation is read from it, and it can be taken out.
+"""The metadata around the pixels of an image file: reads the orientation in it, and takes it out.
 
 Metadata must never cost pixels: other readers show an image whose EXIF block, color profile or comment is damaged.
 """

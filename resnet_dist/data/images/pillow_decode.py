@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     Opener = Callable[[io.BytesIO, str], ImageFile]
 
 LARGE_PIXELS = 8_000_000  # Decode images from this size on one at a time: many threads would need gigabytes.
+STRIP_PIXELS = 1_000_000  # of such an image that are converted at a time
 # The lock is reentrant: a thread that falls back to Pillow may hold it already.
 one_large_image = threading.RLock()
 
@@ -103,7 +104,7 @@ def decode_with_pillow(data: bytes, channels: int, max_pixels: int, *, scale: in
     opener = _opener(form)
     if opener is None:
         needed = form.plugin or "a Pillow that is built with its codec (11.3 or newer for AVIF)"
-        raise Refused(f"not a readable image: a {form.name} image, which needs {needed}")
+        raise Refused(f"not a readable image: {_named(form)}, which needs {needed}")
     first = without_metadata(data, form) if form in _OPENED_WITHOUT_METADATA else data
     try:
         pixels, orientation = _decode(first, form, opener, channels, max_pixels, scale)
@@ -150,12 +151,16 @@ def _decode(
         return pixels.reshape(*pixels.shape[:2], channels), _orientation(image, form)
 
 
+def _named(form: Format) -> str:
+    return f"{'an' if form is AVIF else 'a'} {form.name} image"
+
+
 def _describe_problem(error: Exception, form: Format, max_pixels: int) -> str:
     from PIL.Image import DecompressionBombError
 
     # Some readers check the size for themselves, against twice Pillow's limit.
     if isinstance(error, DecompressionBombError):
-        return f"a {form.name} image has more than {max_pixels:,} pixels; raise max_pixels to allow them"
+        return f"{_named(form)} has more than {max_pixels:,} pixels; raise max_pixels to allow them"
     return f"not a readable image: damaged {form.name} ({type(error).__name__}: {error})"
 
 
@@ -220,44 +225,65 @@ def _orientation(image: ImageFile, form: Format) -> int:
 
 def _eight_bits(image: Image, form: Format, data: bytes, channels: int) -> NDArray[np.uint8]:
     """Return the pixels of an image that is loaded, (H, W) or (H, W, 3)."""
-    mode = "L" if channels == 1 else "RGB"
+    convert = _converter(image, form, data, "L" if channels == 1 else "RGB")
+    if image.height * image.width < LARGE_PIXELS:
+        return convert(image)
+    # Convert a large image in strips: each conversion is a copy, and some modes take three of them.
+    out = np.empty((image.height, image.width, 3)[: 2 + (channels > 1)], np.uint8)
+    num_rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        out[top:bottom] = convert(image.crop((0, top, image.width, bottom)))
+    return out
+
+
+def _converter(image: Image, form: Format, data: bytes, mode: str) -> Callable[[Image], NDArray[np.uint8]]:
+    """Return what converts the image, or a part of it, to 8 bits. Raises Refused where no value is known as white.
+
+    mode: L or RGB, Pillow's name of the result.
+    """
     if image.mode == "F" or image.mode.startswith("I"):
-        return np.array(_upper_bits(image, form).convert(mode))
+        bits = _bits_of(image, form)
+        return lambda part: np.array(_upper_bits(part, bits).convert(mode))
     if image.mode == "LAB":  # Pillow converts it to color alone.
-        image = image.convert("RGB")
-    elif image.has_transparency_data:
-        image = _on_white(image, form, data)
-    return np.array(image.convert(mode))  # Copy: torch warns of memory that is not writable.
+        return lambda part: np.array(part.convert("RGB").convert(mode))
+    if image.has_transparency_data and not _is_opaque(image, form, data):
+        return lambda part: np.array(_on_white(part).convert(mode))
+    # Copy: torch warns of memory that is not writable.
+    return lambda part: np.array(part.convert(mode))
 
 
-def _upper_bits(image: Image, form: Format) -> Image:
-    """Return the upper 8 of 16 bits as gray: Pillow's own conversion would clip at 255."""
+def _bits_of(image: Image, form: Format) -> int:
+    """Return the bits of a sample of more than 8."""
+    if form is TIFF:
+        bits: int = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
+        if image.mode.startswith("I;16"):
+            return bits
+        raise Refused(
+            f"not a readable image: a TIFF of {bits}-bit {'floats' if image.mode == 'F' else 'integers'} (Pillow's "
+            f"mode {image.mode}), of which no value is known to be white; save it with 8 or 16 bits without sign"
+        )
+    if image.mode == "F":
+        raise Refused(
+            f"not a readable image: {_named(form)} of floats, of which no value is known to be white"
+        )
+    return 16
+
+
+def _upper_bits(image: Image, bits: int) -> Image:
+    """Return the upper 8 of `bits` bits as gray: Pillow's own conversion would clip at 255."""
     from PIL import Image as Pillow
 
-    bits = 16
-    if form is TIFF:
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (bits,))[0]  # type: ignore[attr-defined]
-        if not image.mode.startswith("I;16"):
-            raise Refused(
-                f"not a readable image: a TIFF of {bits}-bit {'floats' if image.mode == 'F' else 'integers'} (Pillow's "
-                f"mode {image.mode}), of which no value is known to be white; save it with 8 or 16 bits without sign"
-            )
-    elif image.mode == "F":
-        raise Refused(
-            f"not a readable image: a {form.name} image of floats, of which no value is known to be white"
-        )
     gray = np.asarray(image).astype(np.int64).clip(0, 2**bits - 1) >> (bits - 8)
     return Pillow.fromarray(gray.astype(np.uint8))
 
 
-def _on_white(image: Image, form: Format, data: bytes) -> Image:
+def _on_white(image: Image) -> Image:
     """Show white where an image is transparent, not the arbitrary color stored there."""
     from PIL import Image as Pillow
 
     if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
         image = image.convert(image.mode[:-1] + "A")
-    if _is_opaque(image, form, data):
-        return image
     rgba = image.convert("RGBA")
     return Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba)
 
