@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[Sha
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(tasks)), spawn, initializer=_start_worker) as pool:
         try:
-            futures = {pool.submit(_write_shard, task): task for task in tasks}
+            with _interruptions_blocked():
+                futures = {pool.submit(_write_shard, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
@@ -215,6 +217,19 @@ def _index_tar(path: Path) -> Shard:
     if not write_idx(idx_path(path), samples):
         raise TarError(f"{path}: a member's name has a space")
     return Shard(str(path), path.stat().st_size, checksum(path), len(samples))
+
+
+@contextmanager
+def _interruptions_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back, here and in the processes that are started: they ignore it only once they have imported this.
+
+    The signal reaches this process when the block is left.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

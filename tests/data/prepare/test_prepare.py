@@ -179,6 +179,30 @@ def test_a_process_that_is_killed_is_explained(tmp_path: Path) -> None:
     assert not (tmp_path / "train/index.json").exists()
 
 
+def test_ctrl_c_while_processes_start_is_left_to_the_parent(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    for number in range(200):
+        path = tmp_path / "in" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(number)))
+    words = ["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--shards", "40", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, str(program), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "out/train/.plan.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)  # The processes are started after the plan is written, and import for longer than this.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert (process.returncode, "Traceback" in errors) == (130, False), errors
+
+
 WORKER = """
 import sys
 from resnet_dist.data.prepare.write import _import_webdataset_without_torch
