@@ -15,6 +15,7 @@ import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import features
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from resnet_dist.data.shards.build import build_index
@@ -94,6 +95,12 @@ def originals() -> list[bytes]:
         ("png", {}),
         ("webp", {}),
         ("bmp", {}),
+        ("gif", {}),
+        ("tiff", {}),
+        ("tiff", {"compression": "tiff_lzw"}),
+        ("ppm", {}),
+        *([("jpeg2000", {})] if features.check("jpg_2000") else []),
+        *([("avif", {})] if features.check("avif") else []),
     ]
     return [encoded(pixels, form, **options) for form, options in forms]
 

@@ -12,7 +12,7 @@ from torch import nn
 from resnet_dist.config import Recipe
 from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.shards.index import read_index
-from resnet_dist.errors import UserError
+from resnet_dist.errors import TooManyBadSamples
 from resnet_dist.train import loop
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.tracker import NullTracker
@@ -167,6 +167,6 @@ def test_bad_samples_of_an_evaluation_are_counted_and_named_on_any_number_of_ran
 
 def test_an_evaluation_without_a_good_sample_is_an_error(digits_recipe: Recipe) -> None:
     with pytest.raises(
-        UserError, match=r"none of the 360 samples of .* can be evaluated; the first .*: torn"
+        TooManyBadSamples, match=r"none of the 360 samples of .* can be evaluated; the first .*: torn"
     ):
         evaluate_with_bad_samples(WORLD, digits_recipe.to_json(), 1)

@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits_recipe: Recipe, tmp_path
 def test_too_many_bad_samples_stop_the_run(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(data: bytes, channels: int) -> None:
+    def refuse(data: bytes, channels: int, max_pixels: int) -> None:
         raise ValueError("not a readable image")
 
     monkeypatch.setattr("resnet_dist.data.batches.fill.open_image", refuse)
@@ -152,10 +152,10 @@ def test_too_many_bad_evaluation_samples_stop_the_run(
 ) -> None:
     number = itertools.count()
 
-    def refuse_some(data: bytes, channels: int) -> Image:
+    def refuse_some(data: bytes, channels: int, max_pixels: int) -> Image:
         if evaluating and next(number) % every == 0:
             raise ValueError("not a readable image")
-        return open_image(data, channels)
+        return open_image(data, channels, max_pixels)
 
     evaluating: list[bool] = []
     evaluate = loop.evaluate
@@ -179,10 +179,10 @@ def test_bad_samples_are_named_and_counted(
 ) -> None:
     number = itertools.count()
 
-    def refuse_some(data: bytes, channels: int) -> Image:
+    def refuse_some(data: bytes, channels: int, max_pixels: int) -> Image:
         if next(number) % 40 == 0:
             raise ValueError("not a readable image")
-        return open_image(data, channels)
+        return open_image(data, channels, max_pixels)
 
     monkeypatch.setattr("resnet_dist.data.batches.fill.open_image", refuse_some)
     recorder = Recorder()

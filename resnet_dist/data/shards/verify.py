@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
+from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.build import Progress
 from resnet_dist.data.shards.index import IndexMismatch, Shard, read_index
@@ -15,18 +16,26 @@ from resnet_dist.errors import UserError
 
 
 def verify_index(
-    location: str, limits: CacheLimits, *, workers: int = 4, progress: Progress = lambda done, total: None
+    location: str,
+    limits: CacheLimits,
+    *,
+    workers: int = 4,
+    progress: Progress = lambda done, total: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
     """Recompute every checksum and decode every image. Returns a line for each problem, with shard and key.
 
     Remote shards are fetched and compressed ones unpacked again, because a copy in the cache may be older than the
     shard. A copy that differs from the index is a problem too. Raises IndexMismatch where there is no index.
-    workers: threads.
+    workers: threads. max_pixels: as `data.max_pixels` of a recipe.
     """
     index = read_index(location)
     reader, cache = ShardReader(index, limits), ShardCache(limits)
     problems: list[str] = []
     first_ids = list(accumulate(index.counts, initial=0))
+
+    def problem_of(sample_id: int) -> str | None:
+        return _problem(reader, sample_id, len(index.classes), max_pixels)
 
     def check(number: int) -> list[str]:
         shard, found = index.shards[number], []
@@ -40,7 +49,7 @@ def verify_index(
             cache.forget(shard)
             cache.path(shard)  # fetches the shard, and verifies it before it is in the cache
             ids = range(first_ids[number], first_ids[number + 1])
-            return found + [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
+            return found + [text for text in (problem_of(i) for i in ids) if text]
         except (OSError, IndexMismatch) as error:
             return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
@@ -66,12 +75,12 @@ def _damage_of_copy(shard: Shard, cache: ShardCache) -> str | None:
     return difference(cache.path(shard), shard)
 
 
-def _problem(reader: ShardReader, sample_id: int, num_classes: int) -> str | None:
+def _problem(reader: ShardReader, sample_id: int, num_classes: int, max_pixels: int) -> str | None:
     """Return why a sample cannot be used; None where it can. Raises UserError where the shard cannot be read."""
     try:
         sample = reader.read(sample_id)
         check_label(sample.label, num_classes)
-        whole(open_image(sample.image, 3))
+        whole(open_image(sample.image, 3, max_pixels))
     except UserError:
         raise
     except (BadSample, ValueError) as problem:
