@@ -1,4 +1,4 @@
-"""94 % on CIFAR-10 in seconds of one GPU, with a net that is residual.
+"""94 % on CIFAR-10 in seconds of one GPU, with a residual net.
 
 Source    the training of airbench94 (Jordan, arXiv 2404.00498), its rates turned into those of a mean loss, with
           residual blocks in its net (model/fast.py) and an average of the weights in place of its lookahead
@@ -7,9 +7,9 @@ Command   resnet-dist train jobs/cifar10_fast.py --workers 1 --gpu
 Expected  94 % top-1; the plain net of the source takes 3.8 s on an A100
 Measured  not yet: it takes a GPU. tests/benchmarks/gpu_training.py measures time and accuracy over 20 seeds
 
-Differs from the source also in what lies around an image that is shifted (black here, its reflection there), in
-evaluation (mirrors here, mirrors and shifts there), and in the whitening: from 2,000 images, their mean taken off,
-here, and from 5,000, their mean left in, there, where its bias stops learning after three epochs.
+Further differences from the source: a shifted image is padded with black (there: with its reflection); evaluation
+averages mirror images (there: mirror and shifted images); the whitening layer is computed from 2,000 images after
+their mean is subtracted (there: from 5,000 images with their mean, and with a bias that is frozen after three epochs).
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train
@@ -51,7 +51,7 @@ def recipe() -> Recipe:
             ema_every="5 steps",
             precision="bf16",
             log_every="5 epochs",
-            eval_every="0 steps",  # at the end only
+            eval_every="0 steps",  # Evaluate at the end only.
             checkpoint_every="0 steps",
         ),
     )

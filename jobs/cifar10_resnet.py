@@ -8,7 +8,7 @@ Expected  top-1 91.25 / 92.49 / 92.83 / 93.03 / 93.57 % for 20 / 32 / 44 / 56 / 
 Measured  not yet at full length, which takes a GPU: tests/benchmarks/gpu_training.py does it. A shortened ResNet-20 on
           a CPU equals a loop written without this package: tests/benchmarks/cifar_reference.py
 
-The first run downloads CIFAR-10. Where images lie in folders already (class = folder), prepare them instead:
+The first run downloads CIFAR-10. If you have its images in folders (class = folder), prepare them instead:
 `resnet-dist prepare FOLDER output/data/cifar10`.
 """
 
@@ -27,7 +27,7 @@ def recipe() -> Recipe:
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             global_batch_size=128,
-            micro_batch_size=64,  # the paper's two GPUs: batch norm sees 64 images
+            micro_batch_size=64,  # On the paper's two GPUs, batch norm sees 64 images.
             lanes=8,
             crop="pad-crop",
             pad=4,
@@ -36,7 +36,7 @@ def recipe() -> Recipe:
         ),
         model=Model(name="resnet20", shortcut="zero-pad"),
         optim=Optim(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms=True),
-        # 110 layers begin at 0.01: that is what a warm-up of 400 steps does here.
+        # The paper trains the first 400 steps of 110 layers at 0.01: set schedule.warmup="400 steps" for them.
         schedule=Schedule(
             decay="step",
             milestones=("32000 steps", "48000 steps"),

@@ -14,7 +14,7 @@ def recipe() -> Recipe:
         name="digits",
         description=__doc__,
         data=Data(
-            source="digits",  # 1,797 images inside scikit-learn: nothing is downloaded
+            source="digits",  # scikit-learn carries these 1,797 images: nothing is downloaded.
             train="{output}/data/digits/train",
             eval="{output}/data/digits/eval",
             image_size=8,
@@ -22,7 +22,7 @@ def recipe() -> Recipe:
             mean=(0.31,),
             std=(0.37,),
             global_batch_size=128,
-            micro_batch_size=64,  # the same curve on one rank and on two
+            micro_batch_size=64,  # It gives the same curve on one rank and on two.
             lanes=8,
         ),
         model=Model(name="resnet20"),

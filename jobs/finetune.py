@@ -4,10 +4,10 @@ Source    Kornblith et al. 2018 (arXiv 1805.08974): all layers are trained, at a
 Command   resnet-dist train jobs/finetune.py --set data.source=FOLDER
           resnet-dist train jobs/finetune.py --set data.source=FOLDER --set model.init_from=output/runs/NAME --set model.name=…
 Expected  depends on the images; each epoch's accuracy is in MLflow
-Measured  not yet: the weights come from a server that the machines of these measurements do not reach
+Measured  not yet: the machines of these measurements cannot reach the server that has the weights
 
-FOLDER holds a folder for each class, and train/ beside val/ or test/ above them if you have a split of your own; else a
-fifth is held out. What of the weights fits and what begins anew is said when the run starts.
+FOLDER holds a folder for each class, and train/ beside val/ or test/ above them if you have a split of your own; otherwise
+a fifth is held out. When the run starts, it reports which weights fit and which layers start from random values.
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train, scaled_lr

@@ -6,7 +6,7 @@ Expected  76.13 % top-1 on the 50,000 validation images
 Measured  not yet: it takes a GPU node for a day
 
 Shards first: `resnet-dist prepare IMAGENET output/data/imagenet --resize-short 400`, where IMAGENET holds train/ and
-val/; or shards that are there, by URL: `--set data.train=s3://bucket/train.json --set data.eval=…`.
+val/; or existing shards, by URL: `--set data.train=s3://bucket/train.json --set data.eval=…`.
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train, scaled_lr

@@ -5,9 +5,9 @@ Command   resnet-dist train jobs/imagenet_rn50_a3.py --workers 8
 Expected  78.1 % top-1 at 224 pixels, trained at 160
 Measured  not yet: it takes a GPU node
 
-Differs from the source in RandAugment, whose operations here are torchvision's, without noise in the magnitude, and
-in the targets of mixed images: there an image is wholly of both its classes, here of each in its share, unless
-train.bce_target_threshold, such as 0.2, is set. Data as for imagenet_rn50.py.
+Differences from the source: RandAugment has torchvision's operations, without noise in the magnitude; the target of a
+mixed image is shared between its two classes (there: it is 1 for both, as with train.bce_target_threshold=0.2). Data as
+for imagenet_rn50.py.
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train

@@ -7,7 +7,7 @@ Command   resnet-dist train jobs/imagenet_rn50_fast.py --workers 8
 Expected  73.8 % top-1 after 16 epochs (14.9 min on eight A100), 78.4 % after 88 (77 min)
 Measured  not yet: it takes a GPU node
 
-Data as for imagenet_rn50.py. compile and growing images exclude each other: every size would be compiled anew.
+Data as for imagenet_rn50.py. train.compile cannot be used with growing images: every size would be compiled again.
 """
 
 import os
@@ -40,7 +40,7 @@ def recipe() -> Recipe:
         ),
         model=Model(name="resnet50", blurpool=True),
         optim=Optim(lr=1.7, momentum=0.9, nesterov=False, weight_decay=1e-4),
-        # Up over two epochs, then down to zero along a line.
+        # The rate rises over two epochs, then falls linearly to zero.
         schedule=Schedule(decay="polynomial", power=1.0, warmup="2 epochs"),
         train=Train(length=f"{EPOCHS} epochs", label_smoothing=0.1, precision="bf16", log_every="100 steps"),
     )

@@ -12,7 +12,8 @@ Data as for imagenet_rn50.py.
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train, scaled_lr
 
 GLOBAL_BATCH_SIZE = 1024
-REPEATS = 4  # torchvision's epochs draw as many images as there are, so 600 of them are 150 with four copies
+# An epoch of torchvision draws as many images as the set has, so its 600 epochs are 150 with four copies.
+REPEATS = 4
 EPOCHS = 600 / REPEATS
 # torchvision moves its average every 32 steps by (1 - 0.99998) · global_batch_size · 32 / epochs.
 EMA_STEPS = 32

@@ -1,4 +1,4 @@
-"""`python -m resnet_dist` is `resnet-dist`, and what torchrun starts."""
+"""Run the command line: `python -m resnet_dist` is `resnet-dist`, and the form that torchrun starts."""
 
 from resnet_dist.cli import main
 

@@ -1,13 +1,19 @@
-"""The errors a person sees as one sentence, each with the exit code of the command that it ends.
+"""The errors that a person sees as one sentence, each with the exit code of the command that it ends.
 
-Knows no torch. Every other exception is a defect of ours: the command line prints its traceback and exits with 1.
+Knows no torch. Every other exception is a defect of ours: the command line prints its traceback and exits
+with 1.
+
+Three more exceptions carry an `exit_code`: driver.request.Interrupted, study.run.StudyInterrupted and
+launch.ray_jobs.JobLeft. They are no ExplainedErrors: the command that catches them prints a line of its own.
 """
 
 from __future__ import annotations
 
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it; used for SIGTERM too
+
 
 class ExplainedError(Exception):
-    """An error whose message says what a person needs: the command line prints it without a traceback."""
+    """An error whose message is all that a person needs: the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -27,7 +33,7 @@ class StorageError(ExplainedError, OSError):
 
 
 class TrainingError(ExplainedError, RuntimeError):
-    """Training that cannot go on, in one sentence."""
+    """Training that cannot continue: names the cause in one sentence."""
 
 
 class RankFailed(ExplainedError, RuntimeError):
@@ -36,3 +42,10 @@ class RankFailed(ExplainedError, RuntimeError):
 
 class AlreadyReported(RankFailed):
     """Another rank failed first and has reported the cause: nothing more is printed."""
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """Return the exit code of a command that `error` ends: 130 for KeyboardInterrupt, `exit_code` or 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED_EXIT_CODE
+    return int(getattr(error, "exit_code", 1))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""Show a person the progress of a command: as a bar on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from resnet_dist.tracking.spool import Entry
 
-REFRESHES_PER_SECOND = 1  # rich's own ten take 1.7 % of a core from the training beside them
+# Refresh rarely: rich's default of ten takes 1.7 % of a core from the training on the same machine.
+REFRESHES_PER_SECOND = 1
 
 
 class PlainReporter:
-    """A line for every entry of the spool; without `training`, for evaluations and notes alone."""
+    """Prints a line for each entry of the spool; with `training` false, for evaluations and notes alone."""
 
     def __init__(self, console: Console, *, training: bool = True) -> None:
         self._console = console
@@ -35,7 +36,7 @@ class PlainReporter:
 
 
 class BarReporter(PlainReporter):
-    """Training lines move the bar; evaluations and notes stay above it."""
+    """Moves the bar for each training entry; prints evaluations and notes above it."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         super().__init__(console)
@@ -55,6 +56,10 @@ class BarReporter(PlainReporter):
 
 @contextmanager
 def make_reporter(console: Console, *, training_lines: bool = True) -> Iterator[PlainReporter]:
+    """Yield a BarReporter where `console` is a terminal, a PlainReporter elsewhere.
+
+    training_lines: false prints no plain line for a training entry; a bar shows it in any case.
+    """
     if not console.is_terminal:
         yield PlainReporter(console, training=training_lines)
         return
@@ -65,7 +70,7 @@ def make_reporter(console: Console, *, training_lines: bool = True) -> Iterator[
 
 @contextmanager
 def bars(console: Console, names: Sequence[str], unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each name, moved by calling `(name, done, total)`; plain lines where no terminal is."""
+    """Yield a function `(name, done, total)` that moves the bar of `name`; without a terminal, prints a line."""
     if not console.is_terminal:
         yield lambda name, done, total: console.print(f"{name}: {done:,} of {total:,} {unit}")
         return
@@ -76,6 +81,7 @@ def bars(console: Console, names: Sequence[str], unit: str) -> Iterator[Callable
 
 
 def describe(metrics: dict[str, float]) -> str:
+    """Return the main metrics as one line of text; the others are left out."""
     shown = (
         ("train/loss", "loss {:.4f}"),
         ("train/top1", "top-1 {:.2%}"),

@@ -1,4 +1,4 @@
-"""World: which rank this process is, where its tensors live, and the few collectives the loop needs.
+"""World: the rank of this process, the device of its tensors, and the few collectives that the loop needs.
 
 Ray Train, torchrun and a single process differ only in who makes the World; the loop sees no difference.
 """
@@ -20,19 +20,21 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class World:
+    """One rank among the `world_size` ranks of a run. With one rank, every collective is a local copy."""
+
     rank: int
-    local_rank: int
+    local_rank: int  # the rank on this node
     world_size: int
     device: torch.device
 
     @classmethod
     def single(cls, *, gpu: bool = False) -> World:
-        """One process and no process group."""
+        """Return the World of one process, without a process group."""
         return cls(0, 0, 1, torch.device("cuda", 0) if gpu else torch.device("cpu"))
 
     @classmethod
     def from_process_group(cls, *, local_rank: int, device: torch.device) -> World:
-        """The World of a process group that somebody has set up: Ray Train, or `init_process_group`."""
+        """Return the World of the process group that Ray Train or `init_process_group` has set up."""
         return cls(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
     @classmethod
@@ -46,7 +48,7 @@ class World:
         gpu: bool,
         timeout_seconds: float = 1800,
     ) -> World:
-        """Set up the process group of ranks that meet in `store`, as this one of them."""
+        """Set up, as rank `rank`, the process group of the ranks that meet in `store`; return its World."""
         device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
         if gpu:
             torch.cuda.set_device(device)
@@ -75,21 +77,21 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` summed over the ranks, as a new tensor of the same shape."""
+        """Return `tensor` summed over the ranks, as a new tensor of the same shape."""
         total = tensor.clone()
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
 
     def begin_sum(self, tensor: torch.Tensor) -> Callable[[], object]:
-        """Begin to sum `tensor` over the ranks, in place; what it returns waits for the sum."""
+        """Begin to sum `tensor` over the ranks, in place; return a function that waits for the sum."""
         if self.world_size == 1:
             return lambda: None
         wait: Callable[[], object] = dist.all_reduce(tensor, async_op=True).wait
         return wait
 
     def stack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Every rank's `tensor`, in rank order: (world_size, *shape)."""
+        """Return every rank's `tensor`, in rank order: (world_size, *shape)."""
         if self.world_size == 1:
             return tensor[None].clone()
         stacked = tensor.new_empty(self.world_size, *tensor.shape)
@@ -97,7 +99,7 @@ class World:
         return stacked
 
     def broadcast(self, value: Value) -> Value:
-        """Rank 0's `value`, on every rank."""
+        """Return rank 0's `value` on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -105,7 +107,7 @@ class World:
         return box[0]
 
     def gather(self, value: Value) -> list[Value]:
-        """Every rank's `value`, in rank order, on every rank."""
+        """Return every rank's `value`, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Value] = [value] * self.world_size

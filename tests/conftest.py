@@ -1,4 +1,4 @@
-"""What several tests share: the digits data set as shards, and a small recipe on it."""
+"""Options and fixtures that several tests share: the digits data set as shards, and a small recipe on it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Each of xdist's workers keeps to cores of its own, and so does what its tests start.
+    """Bind each of xdist's workers, and the programs that its tests start, to cores of its own.
 
-    Otherwise every worker's programs take all the cores for theirs, and threads wait for one another by spinning.
+    Otherwise the programs of every worker use all cores, and threads that wait for one another spin.
     """
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and eval/ of the digits, as `resnet-dist prepare digits` writes them."""
+    """Return a folder with train/ and eval/ of the digits, as `resnet-dist prepare digits` writes them."""
     folder = tmp_path_factory.mktemp("digits")
     prepare(open_source("digits"), folder)
     return folder
@@ -53,7 +53,7 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def digits_recipe(digits_data: Path) -> Recipe:
-    """jobs/digits.py, with a net and a length that suit a test."""
+    """Return the recipe of jobs/digits.py, with a network and a length that suit a test."""
     overrides = [
         f"data.train={digits_data}/train",
         f"data.eval={digits_data}/eval",

@@ -1,4 +1,4 @@
-"""Where tests find the files of the repository that lie outside the package."""
+"""The files of the repository that tests use and that lie outside the package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""cluster/ as far as it can be checked offline: schemas, options and names that must exist."""
+"""The files in cluster/, as far as they can be checked offline: schemas, options and names that must exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def project_version() -> str:
 
 
 def parse_train(entrypoint: str) -> dict[str, Any]:
-    """The parameters of a `resnet-dist train …` line, as the real command line reads them."""
+    """Parse a `resnet-dist train …` line with the real command line, and return the parameters."""
     program, command, *words = shlex.split(entrypoint)
     assert (program, command) == ("resnet-dist", "train")
     group = typer.main.get_command(app)
@@ -73,12 +73,12 @@ def test_ray_launcher() -> None:
     started = [line for line in starts if "ray start" in line]
     assert len(started) == 2
     assert all(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}" in line for line in started)
-    # A stranger could publish the bare name on the package index.
+    # Anyone could publish a package under the bare name on the package index.
     (install,) = [line for line in config["setup_commands"] if "resnet" in line]
     assert shlex.split(install)[-1] == wheel
     built = f"resnet_dist-{project_version()}-py3-none-any.whl"
     assert (Path(wheel).name, config["file_mounts"][wheel]) == (built, f"dist/{built}")
-    with pytest.raises(Exception, match="worker_count"):  # the check can fail
+    with pytest.raises(Exception, match="worker_count"):  # The check can fail.
         validate_config(prepare_config({**load("ray-launcher.yaml"), "worker_count": 2}))
 
 
@@ -109,11 +109,11 @@ def test_rayjob() -> None:
     assert all(isinstance(value, str) for value in variables.values())
     grace = workers["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace > int(variables["RAY_JOB_STOP_WAIT_TIME_S"])
-    with pytest.raises(Exception, match="--ranks"):  # the check can fail
+    with pytest.raises(Exception, match="--ranks"):  # The check can fail.
         parse_train("resnet-dist train jobs/digits.py --ranks 2")
 
 
-@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow imports its own agents
+@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow imports its own agents.
 def test_mlflow_compose() -> None:
     from mlflow.cli import cli
 

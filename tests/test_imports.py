@@ -15,7 +15,7 @@ from tests.paths import ROOT
 PACKAGE = ROOT / "resnet_dist"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serve.py", "minimal.py"))
 
-# From the top down. A module imports from lower lines or from its own room, for its types too.
+# From the top down. A module imports from lower lines or from its own room alone, for type annotations too.
 LAYERS = [
     {"__main__"},
     {"cli"},
@@ -30,7 +30,7 @@ LAYERS = [
     {"system", "world"},
     {"errors"},
 ]
-# The rooms inside a room, likewise.
+# The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
     "tracking": [{"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool"}],
@@ -43,9 +43,11 @@ INNER_LAYERS = {
         {"device", "tracker"},
     ],
 }
-CORE = {"errors", "config", "order", "world", "model", "data", "train"}  # all that training needs
+# The rooms that training needs; they run where Ray and MLflow are not installed.
+CORE = {"errors", "config", "order", "world", "model", "data", "train"}
 MAX_MODULES_PER_FOLDER = 12
-OWNERS = {  # of a library: the only places that import it
+# The only modules that import a library, by library.
+OWNERS = {
     "ray": ("launch/ray_train.py", "launch/ray_jobs.py"),
     "mlflow": ("tracking/mlflow/", "cli/models.py"),
     "matplotlib": ("study/figure.py",),
@@ -66,8 +68,8 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
 
 
 def rooms_of(path: Path) -> list[str]:
-    """Return the words of a module's name inside the package: train/step/loss.py is train, step, loss."""
-    return [word.removesuffix(".py") for word in path.relative_to(PACKAGE).parts]
+    """Return the parts of a module's name inside the package: train/step/loss.py is train, step, loss."""
+    return [part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -76,16 +78,16 @@ def test_imports_point_down(path: Path) -> None:
         return
     own = rooms_of(path)
     for name in imports(path):
-        words = name.split(".")
-        if words[0] in OWNERS:
-            assert str(path.relative_to(PACKAGE)).startswith(OWNERS[words[0]]), name
-        if words[0] != "resnet_dist" or len(words) < 3:
+        parts = name.split(".")
+        if parts[0] in OWNERS:
+            assert str(path.relative_to(PACKAGE)).startswith(OWNERS[parts[0]]), name
+        if parts[0] != "resnet_dist" or len(parts) < 3:
             continue
-        if words[1] != own[0]:
-            assert level_of(words[1], LAYERS) > level_of(own[0], LAYERS), name
-        elif own[0] in INNER_LAYERS and words[2] != own[1]:
+        if parts[1] != own[0]:
+            assert level_of(parts[1], LAYERS) > level_of(own[0], LAYERS), name
+        elif own[0] in INNER_LAYERS and parts[2] != own[1]:
             layers = INNER_LAYERS[own[0]]
-            assert level_of(words[2], layers) > level_of(own[1], layers), name
+            assert level_of(parts[2], layers) > level_of(own[1], layers), name
 
 
 def test_every_room_has_its_layer() -> None:
@@ -121,7 +123,7 @@ def test_a_folder_is_seen_at_a_glance() -> None:
     ],
 )
 def test_pure_modules_know_no_torch(name: str) -> None:
-    assert not [word for word in imports(PACKAGE / f"{name}.py") if word.split(".")[0] == "torch"]
+    assert not [module for module in imports(PACKAGE / f"{name}.py") if module.split(".")[0] == "torch"]
 
 
 @pytest.mark.parametrize("library", ["ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"])

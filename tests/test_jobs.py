@@ -1,4 +1,4 @@
-"""Every job: a recipe that can be run, that says where it comes from, and whose loop goes round with all its options."""
+"""Every job: its recipe is valid, its docstring names source and result, and the loop trains with all its options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = 10
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """320 pictures of 80 x 64 pixels, whose class shows in their color."""
+    """Write shards of 320 pictures of 80 x 64 pixels, whose color depends on their class."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for number in range(320):
@@ -40,12 +40,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_a_job_says_where_it_comes_from_and_what_to_expect(path: Path) -> None:
-    words = ast.get_docstring(ast.parse(path.read_text()))
-    assert words is not None
+def test_a_job_names_its_source_and_expected_result(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None
     for heading in ("Source ", "Command ", "Expected ", "Measured "):
-        assert f"\n{heading}" in words, heading
-    assert f"resnet-dist train jobs/{path.name}" in words
+        assert f"\n{heading}" in text, heading
+    assert f"resnet-dist train jobs/{path.name}" in text
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -57,7 +57,7 @@ def test_a_job_is_accepted_for_eight_ranks_or_two(path: Path) -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_job_trains(path: Path, shards: Path, tmp_path: Path) -> None:
-    """Two steps of sixteen small pictures, with every other field as the job has it."""
+    """Train two steps of sixteen small pictures, with every other field from the job."""
     recipe = load_recipe(path, [*small(load_recipe(path)), f"data.train={shards / 'train'}"])
     recipe = recipe.with_overrides([f"data.eval={shards / 'eval'}"])
     outcome = loop.train(recipe, tmp_path / "run", World.single(), NullTracker())
@@ -67,6 +67,7 @@ def test_a_job_trains(path: Path, shards: Path, tmp_path: Path) -> None:
 
 
 def small(recipe: Recipe) -> list[str]:
+    """Return the overrides that make a job small enough for a test."""
     data = recipe.data
     lanes = 2 if data.repeats == 1 else 1
     overrides = [
@@ -79,8 +80,8 @@ def small(recipe: Recipe) -> list[str]:
         f"data.lanes={lanes}",
         "data.image_size=64",
         "model.init_from=none",
-        "train.precision=fp32",  # bf16 is emulated on most CPUs
-        "optim.lr=0.01",  # the rates suit larger batches
+        "train.precision=fp32",  # Most CPUs emulate bf16.
+        "optim.lr=0.01",  # The rates of the jobs suit larger batches.
         "train.length=2 steps",
         "train.log_every=1 steps",
         "train.eval_every=0 steps",

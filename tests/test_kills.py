@@ -1,4 +1,4 @@
-"""The kill test of tests/benchmarks/kills.py, with few kills."""
+"""Kill training at random instants and compare, as tests/benchmarks/kills.py does, with few kills."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tests.benchmarks.kills import OVERRIDES, Setup, _kill_one, kill_and_compare
 
 
 def test_a_kill_that_comes_too_late_is_none() -> None:
-    """The process ends between the look at it and the kill."""
+    """The process ends after it was seen alive, and before the kill."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and Popen does not know yet
+    # Wait for its end in a way that Popen does not notice.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert _kill_one(process, random.Random(0)) is None
 
 

@@ -1,6 +1,14 @@
-"""The commands. Each parses, calls one function, and prints.
+"""The command line. Each command parses its arguments, calls one function, and prints the result.
 
-Exit codes: 0 done, 2 a mistake in a recipe or flag (nothing was started), 130 interrupted, 1 otherwise.
+options.py   options, defaults and messages that several commands share
+main.py      run a command, print the error that ended it, exit with its code
+train.py     train, study, submit
+data.py      prepare, index
+models.py    evaluate, ui
+bench.py     bench loader, bench step, bench launch
+
+Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 130 interrupted, 1 any other error.
+torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`bench`: measure parts of the package on this machine."""
+"""Commands that measure parts of the package on this machine."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
 
 from resnet_dist.cli.options import (
     STARTS_OVER,
-    Against,
-    Buffers,
-    Cache,
-    Crop,
     Gpu,
     Overrides,
     Workers,
@@ -25,7 +21,7 @@ from resnet_dist.cli.options import (
     out,
     use_gpu,
 )
-from resnet_dist.config import Data
+from resnet_dist.config import Cache, Crop, Data
 from resnet_dist.config.part import explain
 from resnet_dist.errors import UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
@@ -36,17 +32,19 @@ def bench_loader(
     shards: Annotated[str, typer.Argument(help="A folder or URL with an index.json.")],
     image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 224,
     global_batch_size: Annotated[
-        int, typer.Option("--global-batch-size", "--batch-size", min=1, help="Samples of a batch.")
+        int, typer.Option("--global-batch-size", "--batch-size", min=1, help="Samples per batch.")
     ] = 64,
     crop: Annotated[Crop, typer.Option(help="As data.crop of a recipe.")] = "random-resized-crop",
     cache: Annotated[Cache, typer.Option(help="As data.cache of a recipe.")] = "none",
     loader_workers: Annotated[
         int | None, typer.Option(min=1, help="Threads, as data.loader_workers.")
     ] = None,
-    against: Annotated[Against | None, typer.Option(help="raw: decoding alone, in the same run.")] = None,
+    against: Annotated[
+        Literal["raw"] | None, typer.Option(help="raw: decoding alone, in the same run.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
-    """Images per second of the loader alone: random crops and flips, uint8 batches."""
+    """Measure images per second of the loader alone: random crops and flips, uint8 batches."""
     from resnet_dist.bench.loader import bench_loader as measure
 
     try:
@@ -75,21 +73,21 @@ def bench_loader(
 def bench_step(
     model: Annotated[str, typer.Option(help="As model.name of a recipe.")] = "resnet20",
     image_size: Annotated[int, typer.Option(min=1, help="Pixels, height and width.")] = 32,
-    global_batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step, over all ranks.")] = 128,
+    global_batch_size: Annotated[int, typer.Option(min=1, help="Samples per step, over all ranks.")] = 128,
     ranks: Annotated[int, typer.Option(min=1, help="Processes; one GPU each, or a share of the CPUs.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Of a round.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per round.")] = 20,
     rounds: Annotated[int, typer.Option(min=1)] = 9,
     precision: Annotated[str, typer.Option(help="As train.precision of a recipe.")] = "fp32",
     bare_buffers: Annotated[
-        Buffers,
+        Literal["every-step", "none"],
         typer.Option(
-            help="When the bare loop's DDP sends rank 0's batch norm statistics; its default is every step."
+            help="When the bare loop's DDP broadcasts rank 0's batch norm statistics; DDP's default: every step."
         ),
     ] = "every-step",
     gpu: Gpu = None,
     overrides: Overrides = None,
 ) -> None:
-    """Images per second of the whole training loop, against a bare PyTorch loop in the same run."""
+    """Measure images per second of the training loop, against a bare PyTorch loop in the same run."""
     from resnet_dist.bench.machine import describe_machine
     from resnet_dist.bench.step import bench_step as measure
 
@@ -126,9 +124,9 @@ def bench_launch(
     workers: Workers = None,
     local: Annotated[bool, typer.Option("--local", help="Without Ray, against plain PyTorch.")] = False,
     gpu: Gpu = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Starts of each.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Starts of each program.")] = 5,
 ) -> None:
-    """Seconds from the command to the first step of `train`, against a minimal Ray Train program."""
+    """Measure seconds from the command to the first step of `train`, against a minimal Ray Train program."""
     from resnet_dist.bench.machine import describe_machine
     from resnet_dist.bench.startup import bench_launch as measure
 
@@ -145,7 +143,7 @@ def bench_launch(
 
 
 def _print_rounds(name: str, values: Sequence[float], form: str, unit: str = "") -> None:
-    """The median of some rounds, and their lowest and highest."""
+    """Print the median of all rounds, and the lowest and highest."""
     median, lowest, highest = (
         format(value, form) for value in (statistics.median(values), min(values), max(values))
     )

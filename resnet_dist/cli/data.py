@@ -1,9 +1,10 @@
-"""Commands about data: write shards, index them, check them."""
+"""Commands that write shards, index them and verify them."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,7 +14,6 @@ from resnet_dist.cli.options import (
     RESUMES,
     SHARD_CACHE_BYTES,
     STARTS_OVER,
-    Split,
     err,
     on_interrupt,
     out,
@@ -22,8 +22,12 @@ from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.terminal import bars
 
-FEW_SAMPLES = 4096  # which one process writes before others have started
-MAX_LINES_SHOWN = 50  # of a report that are shown
+if TYPE_CHECKING:
+    from resnet_dist.data.storage.shard_cache import CacheLimits
+
+# Fewer samples than this are written by one process before others have started.
+FEW_SAMPLES = 4096
+MAX_LINES_SHOWN = 50  # lines of a report of problems
 
 
 @on_interrupt(RESUMES)
@@ -37,21 +41,22 @@ def prepare(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
     shard_size: Annotated[
-        int | None, typer.Option(min=1, metavar="BYTES", help="About this much per tar; default 256 MiB.")
+        int | None, typer.Option(min=1, metavar="BYTES", help="Approximate size of a tar; default: 256 MiB.")
     ] = None,
     resize_short: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; else bytes are kept."),
+        typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; default: keep the bytes."),
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of what is shrunk.")] = 92,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of shrunk images.")] = 92,
     split: Annotated[
-        Split | None, typer.Option(help="Only this one; a folder without splits goes into it whole.")
+        Literal["train", "eval"] | None,
+        typer.Option(help="Write only this split; a folder without splits goes into it whole."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")] = False,
 ) -> None:
-    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same call goes on."""
+    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same command resumes."""
     from resnet_dist.data.prepare.sources import open_source
     from resnet_dist.data.prepare.split import REPORT_NAME
     from resnet_dist.data.prepare.split import prepare as prepare_source
@@ -59,15 +64,17 @@ def prepare(
 
     if shards is not None and shard_size is not None:
         raise UserError(
-            f"--shards {shards} and --shard-size {shard_size} both say how to cut; give one of them"
+            f"--shards {shards} and --shard-size {shard_size} exclude each other; use one of them"
         )
     options = PrepareOptions(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
     opened = open_source(source, seed=seed, whole_split=split)
     samples = sum(len(items) for items in opened.splits.values())
     workers = workers or (1 if samples < FEW_SAMPLES else cpu_count())
     chosen = [split] if split else list(opened.splits)
-    with bars(out, chosen, "images") as tell:
-        indexes = prepare_source(opened, folder, options, splits=chosen, workers=workers, progress=tell)
+    with bars(out, chosen, "images") as show_progress:
+        indexes = prepare_source(
+            opened, folder, options, splits=chosen, workers=workers, progress=show_progress
+        )
     for name, index in indexes.items():
         out.print(f"{name}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.location}")
         report = folder / name / REPORT_NAME
@@ -88,9 +95,12 @@ def index(
         Path | None, typer.Option("--out", help="Index to write; default: beside the shards.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="How many, or a file with a name per line; default: as labels need.")
+        str | None,
+        typer.Option(
+            help="Number of classes, or a file with one name per line; default: as many as the labels need."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of timm's _info.json.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of timm's _info.json to index.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Recompute checksums and decode every image.")
     ] = False,
@@ -100,56 +110,76 @@ def index(
     ] = False,
     shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
 ) -> None:
-    """Make an index for WebDataset shards that something else wrote; --verify checks an indexed set."""
-    from resnet_dist.data.shards.build import build_index, num_compressed
+    """Write an index for WebDataset shards of any origin; --verify checks the shards of an index."""
     from resnet_dist.data.shards.index import index_location
-    from resnet_dist.data.shards.names import class_names, default_location, expand
-    from resnet_dist.data.shards.verify import verify_index
     from resnet_dist.data.storage.shard_cache import CacheLimits
     from resnet_dist.data.storage.transfer import exists
 
     limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()
-    target = to
-    if not (verify and len(shards) == 1 and to is None and exists(index_location(shards[0]))):
-        found = expand(shards, split)
-        target = to or default_location(found)
-        if target is None:
-            raise UserError("--out: say where the index goes, these shards are not all in one folder here")
-        if num_compressed(found):
-            err.print(
-                f"{num_compressed(found)} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
-                f"so each is unpacked whole into {limits.folder} before its first use"
-            )
-        with bars(out, ["index"], "shards") as tell:
-            built, problems = build_index(
-                found,
-                target,
-                limits,
-                classes=class_names(classes),
-                workers=workers,
-                progress=lambda done, total: tell("index", done, total),
-            )
-        out.print(
-            f"{built.num_samples:,} samples of {len(built.classes)} classes in {len(built.shards)} shards, {built.location}"
-        )
-        _report(problems, "samples without a usable image or label")
+    if verify and len(shards) == 1 and to is None and exists(index_location(shards[0])):
+        location = shards[0]
+    else:
+        location = str(_write_index(shards, split, to, classes, limits, workers))
     if verify:
-        location = str(target) if target else shards[0]
-        with bars(out, ["verify"], "shards") as tell:
-            wrong = verify_index(
-                location, limits, workers=workers, progress=lambda done, total: tell("verify", done, total)
-            )
-        _report(wrong, "problems")
-        if wrong:
-            raise typer.Exit(1)
-        out.print(f"verified {location}: every checksum agrees, every image can be decoded")
+        _verify(location, limits, workers)
 
 
-def _report(lines: list[str], what: str) -> None:
+def _write_index(
+    shards: list[str],
+    split: str | None,
+    to: Path | None,
+    classes: str | None,
+    limits: CacheLimits,
+    workers: int,
+) -> Path:
+    """Write an index for the shards, report samples that cannot be used, and return the index's place."""
+    from resnet_dist.data.shards.build import build_index, num_compressed
+    from resnet_dist.data.shards.names import class_names, default_location, expand
+
+    found = expand(shards, split)
+    target = to or default_location(found)
+    if target is None:
+        raise UserError(
+            "--out is missing: these shards are not all in one local folder, where the index goes by default"
+        )
+    if count := num_compressed(found):
+        err.print(
+            f"{count} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
+            f"so each is unpacked whole into {limits.folder} before its first use"
+        )
+    with bars(out, ["index"], "shards") as show_progress:
+        built, problems = build_index(
+            found,
+            target,
+            limits,
+            classes=class_names(classes),
+            workers=workers,
+            progress=partial(show_progress, "index"),
+        )
+    out.print(
+        f"{built.num_samples:,} samples of {len(built.classes)} classes in {len(built.shards)} shards, {built.location}"
+    )
+    _report(problems, "samples without a usable image or label")
+    return target
+
+
+def _verify(location: str, limits: CacheLimits, workers: int) -> None:
+    """Check the shards of an index, report what is wrong, and exit with 1 if anything is."""
+    from resnet_dist.data.shards.verify import verify_index
+
+    with bars(out, ["verify"], "shards") as show_progress:
+        problems = verify_index(location, limits, workers=workers, progress=partial(show_progress, "verify"))
+    _report(problems, "problems")
+    if problems:
+        raise typer.Exit(1)
+    out.print(f"verified {location}: every checksum agrees, every image can be decoded")
+
+
+def _report(lines: list[str], description: str) -> None:
+    """Print the first lines of a report, and the number of all of them."""
     for line in lines[:MAX_LINES_SHOWN]:
         err.print(line)
     if lines:
-        err.print(
-            f"{len(lines):,} {what}" + (f", {MAX_LINES_SHOWN} shown" if len(lines) > MAX_LINES_SHOWN else "")
-        )
+        shown = f", {MAX_LINES_SHOWN} shown" if len(lines) > MAX_LINES_SHOWN else ""
+        err.print(f"{len(lines):,} {description}{shown}")

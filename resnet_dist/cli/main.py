@@ -1,4 +1,4 @@
-"""Run a command, explain what ends it, and leave with its exit code."""
+"""Run a command, print the error that ended it, and exit with its code."""
 
 from __future__ import annotations
 
@@ -16,65 +16,67 @@ import typer
 from resnet_dist.cli.options import err
 from resnet_dist.errors import AlreadyReported, ExplainedError, UserError
 from resnet_dist.system.command import TRAINING_THREAD, is_main_process, started_by_torchrun
-from resnet_dist.system.signals import interrupt, signals_call
+from resnet_dist.system.signals import handle_signals, raise_interrupt
 
-RANK_0_SECONDS = (
-    30.0  # that it has for its word, at most: torchrun ends the other ranks of a node as soon as one has left
-)
+# Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
+RANK_0_SECONDS = 30.0
 
 
 def main() -> None:
-    """The entry point: a person's mistake is one sentence, a traceback is for our own bugs."""
+    """Run the command line: a user's mistake is printed as one sentence, our own defects as a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # not each table of a new store
-    with signals_call(interrupt):  # a job that is stopped gets SIGTERM: the same as Ctrl-C
+    # At INFO, MLflow logs every table of a new store.
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    # A job that is stopped gets SIGTERM, which is handled like Ctrl-C.
+    with handle_signals(raise_interrupt):
         try:
             code = _run()
-        except KeyboardInterrupt:  # while another end was being told
+        except KeyboardInterrupt:  # The user interrupted while an error was being reported.
             code = 130
-        _leave(code)
+        _exit_process(code)
 
 
 def _run() -> int:
-    """Run the command; its exit code."""
-    from resnet_dist.cli import app  # which imports this module
+    """Run the command and return its exit code."""
+    from resnet_dist.cli import app  # Here, because the package imports this module.
 
-    speaks = is_main_process()
+    is_main = is_main_process()
     try:
-        if speaks:
-            app()
+        if is_main:
+            app()  # Typer prints usage errors and raises SystemExit.
         return int(app(standalone_mode=False) or 0)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except UserError as error:
-        if speaks or not _rank_0_reported():
+        if is_main or not _rank_0_reported():
             err.print(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        if speaks:
+        if is_main:
             err.print("interrupted before the command began")
         return 130
     except Exception as error:
-        return _explain(error)
+        return _report_error(error)
 
 
-def _explain(error: Exception) -> int:
-    """Print what ended a run; the exit code."""
+def _report_error(error: Exception) -> int:
+    """Print the error that ended a command and return the exit code."""
     if isinstance(error, ExplainedError):
         if not isinstance(error, AlreadyReported):
             err.print(f"error: {error}")
         return error.exit_code
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
         _rank_0_reported()
-        return code  # a mistake in the flags, which rank 0 explains
+        return code  # A mistake in the flags, which rank 0 reports.
     traceback.print_exception(error)
     return 1
 
 
 def _rank_0_reported() -> bool:
-    """Whether rank 0, which mostly finds the same mistake, has said it: torchrun then ends this rank.
+    """Wait for torchrun to end this rank, and return True if it does.
 
-    Leaving first would have rank 0 ended before its word. A mistake that only this node has, it does not know of.
+    Rank 0 mostly finds the same mistake and reports it, unless this rank exits first: torchrun would then end
+    rank 0 before its report. False after `RANK_0_SECONDS`: only this node has the mistake.
     """
     try:
         time.sleep(RANK_0_SECONDS)
@@ -83,8 +85,8 @@ def _rank_0_reported() -> bool:
     return False
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process; at once where a training thread may hang in a collective for ever."""
+def _exit_process(code: int) -> NoReturn:
+    """Exit with `code`, and at once where a training thread is alive, which may hang in a collective forever."""
     if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,20 +95,23 @@ def _leave(code: int) -> NoReturn:
 
 
 def only_train_under_torchrun(context: typer.Context) -> None:
-    """torchrun starts a command once per rank: `train` alone makes one run of them. Raises UserError."""
+    """Raise UserError under torchrun for a command other than `train`: torchrun starts it once per rank."""
     command = context.invoked_subcommand
     if not started_by_torchrun() or command in (None, "train"):
         return
-    raise UserError(f"torchrun would {command} once per rank; only train is for it: leave torchrun out")
+    raise UserError(f"torchrun would {command} once per rank; only train supports it: leave torchrun out")
 
 
-def exit_with_message(words: str) -> Callable[[int], NoReturn]:
-    """For `signals_call` around large imports: an exception in the middle of torch's leaves wreckage."""
+def exit_with_message(message: str) -> Callable[[int], NoReturn]:
+    """Return a handler for `handle_signals` around large imports: it prints `message` and exits with 130 at once.
 
-    def leave(count: int) -> NoReturn:
+    An exception during the import of torch would leave it half imported.
+    """
+
+    def exit_now(count: int) -> NoReturn:
         if is_main_process():
-            err.print(words)
+            err.print(message)
         sys.stdout.flush()
         os._exit(130)
 
-    return leave
+    return exit_now

@@ -1,4 +1,4 @@
-"""Commands about trained models, and where to browse them."""
+"""Commands that evaluate a trained model and serve the store of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resnet_dist.cli.options import (
     use_gpu,
 )
 from resnet_dist.errors import UserError
-from resnet_dist.system.signals import signals_call
+from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.open import has_mlflow
 
 
@@ -29,8 +29,9 @@ def evaluate(
     gpu: Gpu = None,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
-    """Top-1, top-5 and loss of a trained model, every sample counted once."""
-    with signals_call(exit_with_message(STARTS_OVER)):  # as in `train`
+    """Measure top-1, top-5 and loss of a trained model, with every sample counted once."""
+    # The same as in `train`: an exception must not interrupt the imports.
+    with handle_signals(exit_with_message(STARTS_OVER)):
         from resnet_dist.data.shards.index import check_shards, read_index
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.train.evaluate import evaluate as evaluate_model
@@ -56,7 +57,7 @@ def ui(
 ) -> None:
     """Serve the local MLflow store and print the address of the experiment page."""
     if not has_mlflow():
-        raise UserError("MLflow, whose page this serves, is not installed")
+        raise UserError("MLflow, whose page this command serves, is not installed")
     from resnet_dist.tracking.mlflow.ui import serve_store
 
     raise typer.Exit(serve_store(output, port, out.print))
@@ -66,7 +67,9 @@ def _model_folder(model: str, output: Path) -> Path:
     if Path(model).exists():
         return Path(model)
     if not has_mlflow():
-        raise UserError(f"{model!r} is no folder, and MLflow, where it may be a run, is not installed")
+        raise UserError(
+            f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"
+        )
     from mlflow.exceptions import MlflowException
 
     from resnet_dist.tracking.mlflow.model import download_model

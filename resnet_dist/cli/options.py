@@ -1,11 +1,11 @@
-"""What several commands share: the two consoles, options, defaults."""
+"""Consoles, options, defaults and messages that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,38 +20,36 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
 Workers = Annotated[int | None, typer.Option(min=1, help=f"DDP ranks; default: {DEFAULT_WORKERS}.")]
-Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where there are any.")]
+Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs if there are any.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
-Name = Annotated[str | None, typer.Option(help="Of the run; one that exists is continued.")]
-Split = Literal["train", "eval"]
-Crop = Literal["none", "pad-crop", "random-resized-crop"]
-Cache = Literal["none", "ram", "device"]
-Against = Literal["raw"]
-Buffers = Literal["every-step", "none"]
+Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
 
 DEFAULT_OUTPUT = Path("output")
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
 SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
 FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
-RESUMES = "interrupted; the same command goes on with what is not done yet"
-STARTS_OVER = "interrupted; the same command begins again"
+RESUMES = "interrupted; the same command resumes with what is not done yet"
+STARTS_OVER = "interrupted; the same command starts over"
 
 
 @contextmanager
-def on_interrupt(words: str) -> Iterator[None]:
-    """Inside, or in the function that this decorates, an interruption says `words` and ends with 130."""
+def on_interrupt(message: str) -> Iterator[None]:
+    """Print `message` and exit with 130 on an interruption. A context manager, and a decorator of commands."""
     try:
         yield
-    except KeyboardInterrupt:  # Typer would end with 130 and say nothing
-        err.print(words)
+    except KeyboardInterrupt:  # Typer would exit with 130 and print nothing.
+        err.print(message)
         raise typer.Exit(130) from None
 
 
-def use_gpu(asked: bool | None) -> bool:
-    """Whether to use this machine's GPUs: as asked, or where there are any. Raises UserError where none is."""
-    import torch  # takes seconds
+def use_gpu(requested: bool | None) -> bool:
+    """Return whether to use this machine's GPUs; None: if there are any.
+
+    Raises UserError where GPUs are requested and there are none.
+    """
+    import torch  # Here, because its import takes seconds.
 
     available = torch.cuda.is_available()
-    if asked and not available:
+    if requested and not available:
         raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
-    return available if asked is None else asked
+    return available if requested is None else requested

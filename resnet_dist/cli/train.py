@@ -1,4 +1,4 @@
-"""Commands that train: here, on a cluster, a whole study."""
+"""Commands that train one recipe, here or on a cluster, or all recipes of a study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import load_recipe, load_study
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
-from resnet_dist.system.signals import signals_call
+from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.open import has_mlflow, open_publisher, open_study
 
@@ -47,10 +47,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
-    """Train a recipe to its end, or from where its run stopped."""
+    """Train a recipe, or continue its run."""
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
-    # Nothing has begun, and an exception in the middle of numpy's or torch's import leaves wreckage.
-    with signals_call(exit_with_message(NOTHING_SAVED)):
+    # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
+    # exit at once.
+    with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
 
@@ -59,14 +60,15 @@ def train(
         raise typer.Exit(ranks.follow())
     try:
         with ranks or nullcontext(), make_reporter(out) as reporter:
-            value = value or load_recipe(recipe, overrides or ())  # a mistake in it is for all ranks
-            place = output.absolute()
-            request = Request(value, str(recipe), place, workers, gpu, local, address, name, resume, ranks)
+            # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
+            value = value or load_recipe(recipe, overrides or ())
+            folder = output.absolute()
+            request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
         err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupted.exit_code) from None
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
         raise typer.Exit(130) from None
@@ -96,12 +98,14 @@ def study(
     ] = None,
     gpu: Gpu = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the study; one that exists is continued.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study; an existing study is continued.")
+    ] = None,
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
-    """Train the runs of a study one after another, draw what they say; the same command continues one."""
+    """Train the runs of a study one after another and draw its figure; the same command continues it."""
     value = load_study(job, arguments or (), overrides or ())
-    with signals_call(exit_with_message(NOTHING_SAVED)):  # as in `train`
+    with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
 
@@ -114,7 +118,7 @@ def study(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
                 f"  {command_line()}"
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(interrupted.exit_code) from None
     for trial, result in zip(value.trials, summary.results, strict=True):
         metrics = result.metrics
         out.print(
@@ -142,9 +146,9 @@ def submit(
     ] = DEFAULT_OUTPUT,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
 ) -> None:
-    """Train a recipe on a running Ray cluster, through Ray Jobs; follows the log, ends with its exit code."""
+    """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     value = load_recipe(recipe, overrides or ())
-    with signals_call(exit_with_message(NOT_SUBMITTED)):  # as in `train`
+    with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 
@@ -165,12 +169,12 @@ def submit(
         code = submit_job(submission, lambda text: out.print(text, end=""))
     except JobLeft as left:
         err.print(str(left))
-        raise typer.Exit(left.code) from None
+        raise typer.Exit(left.exit_code) from None
     raise typer.Exit(code)
 
 
 def _torchrun_ranks() -> TorchrunRanks | None:
-    """The ranks that torchrun has started; None where this process is on its own."""
+    """Return the ranks that torchrun has started; None without torchrun."""
     if not started_by_torchrun():
         return None
     from resnet_dist.launch.torchrun import TorchrunRanks
@@ -179,7 +183,7 @@ def _torchrun_ranks() -> TorchrunRanks | None:
 
 
 def _browse_line(output: Path) -> str:
-    """Where a person sees the runs: one more line to print, or nothing without MLflow."""
+    """Return one more line to print, with the place to browse the runs; empty without MLflow."""
     if not has_mlflow():
         return ""
     from resnet_dist.tracking.mlflow.run import URI_VARIABLE
@@ -190,4 +194,5 @@ def _browse_line(output: Path) -> str:
 
 
 def _short(path: Path | None) -> Path | None:
+    """Return `path` relative to the working folder where it is inside."""
     return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path

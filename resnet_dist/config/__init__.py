@@ -1,6 +1,15 @@
-"""The recipe: one frozen value that says everything about a run. Knows no torch."""
+"""The recipe: one frozen value that determines a run. Knows no torch.
 
-from resnet_dist.config.data import Data, check_world_size
+part.py      the base class of every part of a recipe, and the sentences that explain a wrong field
+lengths.py   lengths such as "10 epochs" or "5 percent", and their conversion to steps
+data.py      Data: the shards, the order of samples, the augmentations
+model.py     Model: the network, its variants, its initial weights
+train.py     Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
+recipe.py    Recipe: all parts together; loading a recipe file, and overrides from the command line
+study.py     Study: several recipes that answer one question
+"""
+
+from resnet_dist.config.data import Cache, Crop, Data, check_world_size
 from resnet_dist.config.lengths import Length, steps_of
 from resnet_dist.config.model import Model
 from resnet_dist.config.recipe import Recipe, load_recipe
@@ -9,6 +18,8 @@ from resnet_dist.config.train import Optim, Schedule, Train, check_classes, scal
 from resnet_dist.errors import RecipeError, UserError
 
 __all__ = [
+    "Cache",
+    "Crop",
     "Data",
     "Length",
     "Model",

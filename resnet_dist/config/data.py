@@ -1,4 +1,4 @@
-"""What is read, in which order, and how bytes become pixels."""
+"""The data of a recipe: the shards, the order of samples, and the way from bytes to pixels."""
 
 from __future__ import annotations
 
@@ -10,109 +10,127 @@ from resnet_dist.config.lengths import Length
 from resnet_dist.config.part import Part, refuse_unread, refuse_without
 from resnet_dist.errors import RecipeError
 
-# Fields that only some of the choices read. A value that nothing reads is a mistake, not a preference.
+Crop = Literal["none", "pad-crop", "random-resized-crop"]
+Cache = Literal["none", "ram", "device"]
+PixelSize = Annotated[int, Field(ge=1)]
+
+# Fields that only some choices read. A value that nothing reads is a mistake, not a preference.
 _CROPS_THAT_READ = {"pad": ("pad-crop",)}
 _POLICIES_THAT_READ = {"policy_ops": ("rand-augment",), "policy_magnitude": ("rand-augment",)}
 
-PixelSize = Annotated[int, Field(ge=1)]
-
 
 class Data(Part):
-    """What is read, in which order, and how bytes become pixels."""
+    """The shards, the order of samples, and the way from bytes to pixels."""
 
     train: str
-    """Folder or URL (https, s3, gs, hf …) with an index.json, or the index itself. `{output}` stands for the
-    output folder."""
+    """The training set: a folder or URL (https, s3, gs, hf, …) with an index.json, or the URL of the index
+    itself. `{output}` is replaced by the output folder."""
     eval: str
+    """The held-out set, in the same form as `train`. Both must have the same classes."""
     source: str | None = None
-    """What `train` prepares by itself where the shards are missing, as `resnet-dist prepare` names it."""
+    """Data set or image folder from which missing shards are written: a SOURCE of `resnet-dist prepare`. With
+    it, `train` and `eval` must be the folders train/ and eval/ of one folder. None: the shards must exist."""
 
     image_size: int = Field(ge=1)
-    """Height and width, in pixels, of what the model sees; no `train_sizes` may be larger."""
+    """Height and width, in pixels, of the images that the model gets. No `train_sizes` may be larger."""
     train_sizes: tuple[tuple[Length, PixelSize], ...] = ()
-    """Progressive resizing: (Length, size) points, such as (("0 epochs", 160), ("13 epochs", 192)). The size is the
-    first one before the first point, and the last one after the last. Empty: image_size throughout.
-    random-resized-crop crops to the size of the step; pad-crop takes a window of that size from the image of
-    image_size; none shrinks that image."""
+    """Progressive resizing: points (length, pixels), such as (("0 epochs", 160), ("13 epochs", 192)). Before
+    the first point its size holds, after the last point its size. Empty: `image_size` throughout.
+    random-resized-crop crops to the size of the step, pad-crop takes a window of that size from the image of
+    `image_size`, none shrinks that image."""
     train_size_curve: Literal["steps", "linear"] = "steps"
-    """Between two points: the earlier one's size, or linear, rounded to a multiple of `train_size_multiple`."""
+    """Size between two points of `train_sizes`. steps: that of the earlier point. linear: interpolated and
+    rounded to a multiple of `train_size_multiple`."""
     train_size_multiple: int = Field(default=32, ge=1)
+    """Pixels. With a linear curve every size is a multiple of it, those in `train_sizes` too."""
     eval_size: int | None = Field(default=None, ge=1)
-    """Height and width in evaluation and of what is predicted. None: image_size. Random crops show objects larger
-    than whole images do, so training at 176 suits testing at 224 (arXiv 1906.06423)."""
+    """Height and width, in pixels, of images in evaluation and prediction. None: `image_size`. Random crops
+    enlarge objects, so training at 176 suits evaluation at 224 (arXiv 1906.06423)."""
     channels: Literal[1, 3] = 3
+    """Color channels of an image: 1 is grey, 3 is RGB."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of the pixels, scaled to 0..1, which is subtracted; one value per channel."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Per channel, of pixels scaled to 0..1."""
+    """Standard deviation of the pixels, scaled to 0..1, a divisor; one value above 0 per channel."""
 
     global_batch_size: int = Field(ge=1)
-    """Samples per optimizer step, over all ranks."""
+    """Samples per optimizer step, over all ranks. A multiple of `lanes`."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Samples per forward pass. Set, it fixes what batch norm sees, and any number of ranks draws the same
-    curve. None: all that a rank has of a step, so batch norm changes with the number of ranks."""
+    """Samples per forward pass. A number fixes what batch norm sees, so that any number of ranks draws the
+    same curve; it must divide `global_batch_size` into micro-batches whose number divides `lanes`. None: the
+    share of a rank in a step, so that batch norm depends on the number of ranks."""
     lanes: int = Field(default=8, ge=1)
-    """Contiguous parts of an epoch. Each is read by one rank: ranks must divide lanes."""
+    """Contiguous parts of an epoch, each read by one rank. The number of ranks must divide it."""
     window: int = Field(default=4096, ge=1)
     """Samples over which a lane is shuffled."""
     repeats: int = Field(default=1, ge=1)
-    """Repeated augmentation (arXiv 1901.09335): how often each sample is in its global batch, every copy augmented
-    in its own way. An epoch is all samples times `repeats`, so torchvision's 600 epochs with `--ra-reps 4`, whose
-    epochs draw as many images as there are, are train.length="150 epochs" with repeats=4. The copies are on one
-    rank and in one micro-batch, which decodes each image once; torchvision's are on different ranks."""
+    """Repeated augmentation (arXiv 1901.09335): copies of each sample in its global batch, each augmented in
+    its own way. An epoch is all samples times `repeats`: torchvision's 600 epochs with `--ra-reps 4`, whose
+    epochs draw as many images as the set has, are `train.length="150 epochs"` with `repeats=4`. All copies
+    are on one rank and in one micro-batch, which decodes the image once; torchvision's are on different
+    ranks. It must divide `global_batch_size / lanes`."""
 
-    crop: Literal["none", "pad-crop", "random-resized-crop"] = "none"
-    """none: the middle, as in evaluation. pad-crop: the middle, shifted by up to `pad` pixels over black.
-    random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
+    crop: Crop = "none"
+    """none: the middle of the image, as in evaluation. pad-crop: the middle, shifted by up to `pad` pixels
+    over black. random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
     pad: int = Field(default=4, ge=0)
+    """Largest shift of pad-crop, in pixels."""
     flip: Literal[False, True, "alternate"] = False
-    """Mirror a random half of the images; alternate: each image every second time that it is seen, the first by
-    chance (arXiv 2404.00498)."""
+    """True: mirror a random half of the images. alternate: mirror each image every second time that it is
+    drawn, the first time at random (arXiv 2404.00498)."""
     policy: Literal["none", "rand-augment", "trivial-augment"] = "none"
-    """RandAugment (arXiv 1909.13719) with `policy_ops` and `policy_magnitude`; TrivialAugment (2103.10158)."""
+    """rand-augment: RandAugment (arXiv 1909.13719) with `policy_ops` and `policy_magnitude`. trivial-augment:
+    TrivialAugment (arXiv 2103.10158)."""
     policy_ops: int = Field(default=2, ge=1, le=8)
+    """Operations that RandAugment applies to each image."""
     policy_magnitude: int = Field(default=9, ge=0, le=30)
+    """Strength of RandAugment's operations, on its scale of 0 to 30."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
-    """Brightness, contrast and saturation change by a factor from 1 - this to 1 + this."""
+    """Range x of random changes: brightness, contrast and saturation are scaled by factors in 1 - x .. 1 + x."""
     erase: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a rectangle is painted over with the mean color (arXiv 1708.04896)."""
+    """Probability that a rectangle is filled with the mean color (arXiv 1708.04896)."""
     mixup: float = Field(default=0.0, ge=0)
-    """alpha of mixup (arXiv 1710.09412); with `cutmix` too, each micro-batch gets one of them."""
+    """alpha of mixup (arXiv 1710.09412), 0 for none. With `cutmix` too, each micro-batch gets one of them."""
     cutmix: float = Field(default=0.0, ge=0)
-    """alpha of CutMix (arXiv 1905.04899)."""
+    """alpha of CutMix (arXiv 1905.04899), 0 for none."""
     eval_crop: float = Field(default=1.0, gt=0, le=1)
-    """Share of an image's short side that evaluation sees: 0.875 is 224 of 256."""
+    """Share of an image's short side that evaluation sees: 0.875 is 224 of 256 pixels."""
     eval_flip: bool = False
-    """Average the logits of each image and of its mirror image in evaluation, which costs two forward passes."""
+    """Evaluate the mean of the logits of an image and its mirror image, which takes two forward passes."""
 
-    cache: Literal["none", "ram", "device"] = "none"
-    """ram, device: decode every image once, keep all as uint8 in each rank's memory or on its device."""
+    cache: Cache = "none"
+    """ram, device: decode every image once and keep all of them, as uint8, in the memory of each rank or on
+    its device. Not with random-resized-crop; device also not with `policy` or `color_jitter`."""
     loader_workers: int | None = Field(default=None, ge=1)
-    """Decoding threads of one rank. None: as many as the rank has CPU threads; one for images of a few KiB."""
+    """Decoding threads per rank. None: one per CPU thread of the rank, but one for images of a few KiB."""
     prefetch_batches: int = Field(default=2, ge=1)
+    """Maximum number of batches that a rank decodes ahead of use."""
     prefetch_bytes: int = Field(default=2**30, ge=1)
-    """Decoded batches in flight take no more than this, or one batch. At most as many as `prefetch_batches`."""
+    """Maximum number of bytes of decoded batches per rank; lowers `prefetch_batches`, down to one batch."""
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
-    """Share of samples that may fail to decode before the run stops."""
+    """Share of samples that may fail to decode before the run ends with an error."""
     shard_cache: str = "~/.cache/resnet-dist/shards"
-    """Folder of a node, shared by its ranks, where remote and compressed shards are kept."""
+    """Folder on each node, shared by its ranks, for remote and compressed shards."""
     shard_cache_bytes: int = Field(default=200 * 2**30, ge=1)
+    """Maximum number of bytes in `shard_cache`."""
     fetch_timeout_seconds: float = Field(default=600.0, gt=0)
-    """How long a shard is tried again without a byte of progress before the run ends."""
+    """Seconds without a byte of progress after which a shard is no longer retried and the run ends."""
     allow_commands: bool = False
-    """Whether a shard may be a command (`pipe:…`) that is run in a shell."""
+    """Allow shards that are commands (`pipe:…`), which run in a shell."""
 
     @property
     def micro_batches(self) -> int | None:
-        """Micro-batches in a global batch, where the recipe fixes their size."""
+        """Micro-batches in a global batch; None where the recipe does not fix their size."""
         return self.micro_batch_size and self.global_batch_size // self.micro_batch_size
 
     @property
     def evaluation_size(self) -> int:
-        """Height and width of images in evaluation and prediction."""
+        """Height and width of images in evaluation and prediction, in pixels."""
         return self.eval_size or self.image_size
 
     @property
     def smallest_training_size(self) -> int:
+        """Smallest height and width of images in training, in pixels."""
         return min((size for _, size in self.train_sizes), default=self.image_size)
 
     @model_validator(mode="after")
@@ -192,7 +210,7 @@ class Data(Part):
 
 
 def check_world_size(data: Data, world_size: int) -> None:
-    """Raise RecipeError, naming the numbers of ranks that work, unless `world_size` ranks share a step."""
+    """Raise RecipeError, naming the accepted numbers of ranks, unless `world_size` ranks can share a step."""
     parts, name = (data.micro_batches, "micro-batches") if data.micro_batches else (data.lanes, "lanes")
     if world_size < 1 or parts % world_size:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""A length of training in the unit that suits a person, and the steps it comes to."""
+"""Lengths of training, such as "10 epochs" or "5 percent", and their conversion to steps."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _check_length(text: str) -> str:
     return f"{number:.15g} {unit}"
 
 
-# A length of training in the unit that suits the person; `steps_of` turns it into steps, once.
+# A number and a unit, validated and in one spelling; `steps_of` converts it once the data set is known.
 Length = Annotated[str, AfterValidator(_check_length)]
 
 
 def steps_of(length: Length, *, steps_per_epoch: int, global_batch_size: int, total_steps: int = 0) -> int:
-    """Steps in `length`, rounded to the nearest; at least one where the length is not zero.
+    """Return the steps in `length`, rounded to the nearest integer, and at least 1 unless the length is zero.
 
-    Percent are of `total_steps`, the run's own length.
+    Percent are relative to `total_steps`, the length of the run.
     """
     value, unit = length.split()
     per_unit = {

@@ -1,4 +1,4 @@
-"""Which network, and what its weights begin as."""
+"""The model of a recipe: the network, its variants, and its initial weights."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from resnet_dist.config.part import Part
 
 
 class Model(Part):
-    """Which network; the names are the table in model/table.py, which also says what does not go together."""
+    """The network, its variants, and its initial weights. A variant that a network lacks is refused."""
 
     name: str = "resnet20"
+    """A network of the table in resnet_dist/model/table.py, such as resnet20, resnet50 or wrn16_4."""
     shortcut: Literal["projection", "pool-projection", "zero-pad", "none"] = "projection"
-    """projection: 1x1 convolution where the shape changes (option B). pool-projection: the same behind a 2x2
-    average (the -D nets). zero-pad: no parameters (option A). none: the plain net, without skip connections."""
+    """Skip connections. projection: a 1x1 convolution where the shape changes (option B). pool-projection:
+    the same behind a 2x2 average (the -D nets). zero-pad: no parameters (option A). none: the plain net,
+    without skip connections."""
     stem: Literal["auto", "cifar", "imagenet", "deep"] = "auto"
-    """auto: as the name's paper has it. cifar: one 3x3 convolution. imagenet: a 7x7 that halves, and a max-pool
-    that halves again. deep: three 3x3 in place of the 7x7 (arXiv 1812.01187)."""
+    """First layers. auto: those of the network's paper. cifar: one 3x3 convolution. imagenet: a 7x7
+    convolution and a max-pool, each of which halves the size. deep: three 3x3 convolutions in place of the
+    7x7 (arXiv 1812.01187)."""
     zero_init: bool = False
-    """Every block begins as the identity: its last norm has scale zero (arXiv 1706.02677, section 5.1); in nets
-    with pre-activation, its last convolution is zero."""
+    """Start every block as the identity: the scale of its last norm is zero (arXiv 1706.02677, section 5.1);
+    in nets with pre-activation, its last convolution is zero."""
     se: bool = False
     """Squeeze-and-excitation in every block (arXiv 1709.01507)."""
     blurpool: bool = False
     """Blur before the strided convolutions of blocks (arXiv 1904.11486)."""
     stochastic_depth: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a training step drops the last block for a sample; earlier blocks linearly less (arXiv
-    1603.09382)."""
+    """Probability that a training step drops the last block for a sample; it decreases linearly towards the
+    first block (arXiv 1603.09382)."""
     init_from: str | None = None
-    """Weights to begin with: a .pth, .pt or .safetensors file, a checkpoint or run folder, or
-    torchvision:resnet50.IMAGENET1K_V2. What does not fit keeps its random values, such as the last layer where
-    the classes are others."""
+    """Initial weights: a .pth, .pt or .safetensors file, a checkpoint or run folder, or a name of torchvision
+    such as torchvision:resnet50.IMAGENET1K_V2. Layers that do not fit keep their random values, such as the
+    last one where the classes differ. None: random weights."""
 
     def options(self) -> dict[str, Any]:
-        """What `build_model` takes: all but where the weights come from."""
+        """Return all fields but the initial weights, as `build_model` takes them."""
         return self.model_dump(exclude={"init_from"})

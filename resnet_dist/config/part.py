@@ -1,4 +1,4 @@
-"""What every part of a recipe is: frozen, strict, and explained in one sentence where it is wrong."""
+"""The base class of every part of a recipe, and the sentences that explain a wrong field."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # of a run: a folder, and a word on the command line
+# Names of runs and studies, which are folder names and command-line arguments too.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Part(BaseModel):
+    """A part of a recipe: frozen, and without unknown fields, infinities or NaN.
+
+    The string below a field documents it. docs/generate_recipes.py reads it from the source: pydantic's
+    `use_attribute_docstrings` would do so at every import, which costs 28 ms.
+    """
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, coerce_numbers_to_str=True
     )
 
 
 def explain(error: ValidationError, root: type[Part]) -> str:
-    """One sentence for the first problem of a validation error."""
+    """Return one sentence for the first problem of a validation error, and the number of further ones."""
     details = error.errors(include_url=False)[0]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return _explain_one(details, root) + more
@@ -41,10 +48,11 @@ def _explain_one(details: ErrorDetails, root: type[Part]) -> str:
 
 
 def nearest(key: str, root: type[Part]) -> str:
+    """Return the end of a sentence about an unknown field: the nearest known ones, or all of them."""
     known = [name for name, _ in fields(root)]
     by_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = by_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # a misspelt last word: compare it with last words
+    if not near:  # A short misspelt name is far from the full ones: compare last components.
         leaf = {name.rpartition(".")[2]: name for name in known}
         near = [leaf[word] for word in difflib.get_close_matches(key.rpartition(".")[2], leaf, n=1)]
     if near:
@@ -53,6 +61,7 @@ def nearest(key: str, root: type[Part]) -> str:
 
 
 def fields(part: type[Part], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the type of every field, those of nested parts included."""
     for name, field in part.model_fields.items():
         kind: Any = field.annotation
         if get_origin(kind) in (Union, UnionType):
@@ -64,9 +73,10 @@ def fields(part: type[Part], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def refuse_unread(part: Part, choice: str, readers: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise ValueError for a field that is set although `choice` has a value that does not read it.
+    """Raise ValueError for a field that is set although the value of `choice` does not read it.
 
-    Off (0, False, None, empty) and the default are no settings: recipes travel as JSON, with every field in it.
+    readers: for each field, the values of `choice` that read it. Off (0, False, None, empty) and the default do
+    not count as set, because a recipe in JSON has every field.
     """
     chosen = getattr(part, choice)
     for name, choices in readers.items():
@@ -79,7 +89,7 @@ def refuse_unread(part: Part, choice: str, readers: Mapping[str, tuple[str, ...]
 
 
 def refuse_without(part: Part, needed: str, names: Iterable[str]) -> None:
-    """Raise ValueError for a field that is not as it is by default although `needed`, which makes it be read, is off."""
+    """Raise ValueError for a field that is not at its default although `needed`, which it depends on, is off."""
     for name in names:
         value = getattr(part, name)
         if not getattr(part, needed) and value != type(part).model_fields[name].default:

@@ -1,7 +1,7 @@
-"""The recipe: one frozen value that says everything about a run, and how a person changes it.
+"""The recipe: one frozen value that determines a run, and its overrides from the command line.
 
 A recipe file defines `recipe() -> Recipe`. `--set data.global_batch_size=256` overrides one field and is
-validated like everything else. The value prints as JSON, is logged whole, and travels to the cluster so.
+validated like everything else. The value is JSON where it is printed, logged, and sent to a cluster.
 """
 
 from __future__ import annotations
@@ -26,16 +26,27 @@ from resnet_dist.errors import RecipeError
 
 
 class Recipe(Part):
+    """Everything that determines a run, apart from the machines that it runs on."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """Begins the names of its runs, and names the MLflow experiment unless `experiment` does."""
+    """Prefix of the names of its runs: letters, digits, ".", "_" and "-", at most 100, the first a letter or
+    digit."""
     experiment: str | None = None
+    """MLflow experiment of its runs. None: `name`."""
     description: str = ""
+    """Text that MLflow shows beside the run."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the initial weights, the order of samples, and every augmentation."""
     data: Data
+    """The shards, the order of samples, and the augmentations."""
     model: Model = Model()
+    """The network and its initial weights."""
     optim: Optim = Optim()
+    """The optimizer and its learning rate."""
     schedule: Schedule = Schedule()
+    """The learning rate at each step, relative to `optim.lr`."""
     train: Train
+    """The length of the run, the loss, the precision, and the intervals of logs and checkpoints."""
 
     @model_validator(mode="after")
     def _sizes_suit_compile(self) -> Self:
@@ -57,18 +68,19 @@ class Recipe(Part):
         return self
 
     def to_json(self) -> str:
+        """Return the recipe as indented JSON, with every field."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
-        """Raises RecipeError with the field, the value and what would be accepted."""
+        """Read a recipe from JSON. Raises RecipeError with the field, the value and what would be accepted."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise RecipeError(explain(error, cls)) from None
 
     def with_overrides(self, overrides: Iterable[str]) -> Recipe:
-        """This recipe with `KEY=VALUE` strings applied, KEY dotted. Raises RecipeError."""
+        """Return this recipe with `KEY=VALUE` strings applied, KEY dotted. Raises RecipeError."""
         tree = self.model_dump()
         for override in overrides:
             key, equals, value = override.partition("=")
@@ -81,11 +93,11 @@ class Recipe(Part):
             raise RecipeError(explain(error, Recipe)) from None
 
     def flat(self) -> dict[str, str]:
-        """Every field by its dotted name, as MLflow shows parameters."""
+        """Return every field by its dotted name, as MLflow shows parameters."""
         return {key: _text(value) for key, value in _leaves(self.model_dump(mode="json"))}
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON: ranks compare it before they start."""
+        """Return the SHA-256 of the canonical JSON, which ranks compare before they start."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -98,9 +110,8 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe file; a recipe is a .py file that defines recipe()")
-    value = (
-        Recipe.from_json(path.read_bytes()) if path.suffix == ".json" else _run_recipe(path)
-    )  # JSON is how a recipe travels
+    # A recipe that was sent to a cluster is a JSON file.
+    value = Recipe.from_json(path.read_bytes()) if path.suffix == ".json" else _run_recipe(path)
     return value.with_overrides(overrides)
 
 
@@ -109,7 +120,7 @@ def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
     if key not in known:
         raise RecipeError(f"--set {key}: not a field of the recipe{nearest(key, Recipe)}")
     if value is None and "none" in get_args(known[key]):
-        value = "none"  # a word that the field has, such as model.shortcut=none
+        value = "none"  # The field has a choice of this name, such as model.shortcut=none.
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree[parent]
@@ -117,12 +128,13 @@ def _set_field(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_value(text: str) -> Any:
+    """Return the value of a command-line argument: None, parsed JSON, or the text itself."""
     if text.strip().lower() in ("none", "null"):
         return None
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text  # a bare word is a string: pydantic turns it into what the field wants
+        return text  # Unquoted text is a string, which pydantic converts to the field's type.
 
 
 def _run_recipe(path: Path) -> Recipe:
@@ -135,7 +147,10 @@ def _run_recipe(path: Path) -> Recipe:
 def call_in_file(
     path: Path, name: str, returns: str, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> Any:
-    """What function `name` of a Python file returns. Raises RecipeError with the line where it raises."""
+    """Call function `name` of a Python file and return its value, which should be of class `returns`.
+
+    Raises RecipeError where the function is missing, does not take the arguments, or raises: with the line.
+    """
     try:
         make = runpy.run_path(str(path), run_name="recipe").get(name)
         if not callable(make):
@@ -150,7 +165,7 @@ def call_in_file(
         raise
     except ValidationError as error:
         raise RecipeError(f"{path}: {explain(error, _part_named(error.title))}") from None
-    except BaseException as error:  # a recipe is the person's code: SystemExit is a mistake too
+    except BaseException as error:  # The file is the user's code, so SystemExit is a mistake in it too.
         if isinstance(error, KeyboardInterrupt):
             raise
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]

@@ -1,7 +1,7 @@
-"""A study: several runs that answer one question, and how their answer is told.
+"""A study: several runs that answer one question, and the figure that shows the answer.
 
 A job file may define `study() -> Study` beside `recipe() -> Recipe`. `resnet-dist train` trains the one
-recipe, `resnet-dist study` all of the study's.
+recipe, `resnet-dist study` every recipe of the study.
 """
 
 from __future__ import annotations
@@ -20,40 +20,50 @@ class Trial:
     """One run of a study."""
 
     name: str
-    """Follows the study's name in that of the run."""
+    """Suffix of the run's name, after that of the study; unique, of the same letters as a recipe's name."""
     recipe: Recipe
+    """The recipe that the run trains."""
     tags: Mapping[str, str]
-    """What sets this run apart. MLflow shows them, and the figure goes by them."""
+    """Names and values that distinguish this run. MLflow shows them, and the figure groups runs by them."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a finished trial did: every metric of its run, those of training as means over the last steps."""
+    """The outcome of a finished trial, as `Study.conclude` receives it."""
 
     tags: Mapping[str, str]
+    """The tags of the trial."""
     metrics: Mapping[str, float]
+    """The last value of every metric of the run; training metrics are means over `Study.last_steps`."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Runs on the same data, and how they are drawn. Trials that differ in neither `family` nor `shade` are
-    repeats of one another: a curve is the mean of repeats, its band reaches from the lowest to the highest.
+    """Runs on the same data, and the rules of their figure.
+
+    Trials with the same values of `family` and `shade` are repeats of one another: a curve is the mean of
+    repeats, its band reaches from the lowest to the highest.
     """
 
     name: str
+    """Name of the study, of its folder, and prefix of its runs' names."""
     trials: tuple[Trial, ...]
+    """The runs, in the order in which they are trained; at least one."""
     family: str
-    """The tag that chooses the colour of a curve."""
+    """Name of the tag that chooses the color of a curve; every trial has it."""
     shade: str
-    """The tag that chooses how dark it is: its values, in order, from light to dark."""
+    """Name of the tag that chooses the darkness of a curve, its values in order from light to dark; every
+    trial has it."""
     last_steps: int
-    """Results are means over this many of the last steps: a rule that is fixed before anything is trained."""
+    """Number of last steps over which training metrics are averaged, at least 1: a rule that is fixed before
+    anything is trained."""
     conclude: Callable[[Sequence[Result]], str]
-    """What the results say, in a sentence: the title of the figure. It must be true of any results."""
+    """Function that returns the title of the figure: a conclusion, true of any results, in one sentence."""
     description: str = ""
+    """Text that MLflow shows beside the study."""
 
     def __post_init__(self) -> None:
-        """Raises RecipeError."""
+        """Raise RecipeError where a name, a tag or `last_steps` cannot be used."""
         names = [trial.name for trial in self.trials]
         for name in [self.name, *names]:
             if not NAME.fullmatch(name):
@@ -71,11 +81,11 @@ class Study:
 
     @property
     def experiment(self) -> str:
-        """The MLflow experiment of all its runs."""
+        """The MLflow experiment of all runs of the study."""
         return self.trials[0].recipe.experiment or self.name
 
     def with_overrides(self, overrides: Sequence[str]) -> Study:
-        """This study with `KEY=VALUE` applied to every recipe. Raises RecipeError."""
+        """Return this study with `KEY=VALUE` applied to every recipe. Raises RecipeError."""
         trials = (replace(trial, recipe=trial.recipe.with_overrides(overrides)) for trial in self.trials)
         return replace(self, trials=tuple(trials))
 

@@ -1,4 +1,4 @@
-"""How it is trained: the optimizer, its schedule, the loss, and the lengths of a run."""
+"""The training of a recipe: optimizer, learning rate schedule, loss, length and intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnet_dist.errors import RecipeError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
-# Fields that only some of the choices read. A value that nothing reads is a mistake, not a preference.
+# Fields that only some choices read. A value that nothing reads is a mistake, not a preference.
 _OPTIMIZERS_THAT_READ = {
     "momentum": ("sgd", "lars", "muon"),
     "nesterov": ("sgd", "lars", "muon"),
@@ -32,32 +32,36 @@ _LOSSES_THAT_READ = {"bce_target_threshold": ("bce",)}
 
 
 class Optim(Part):
+    """The optimizer, its learning rate and its weight decay."""
+
     optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = "sgd"
-    """lamb (arXiv 1904.00962) and lars (arXiv 1708.03888) are timm's. muon: convolution weights by Muon
-    (https://kellerjordan.github.io/posts/muon), all others by SGD."""
+    """Rule of an update. lamb (arXiv 1904.00962) and lars (arXiv 1708.03888) are timm's. muon: Muon
+    (https://kellerjordan.github.io/posts/muon) for convolution weights, SGD for all others."""
     lr: float = Field(default=0.1, gt=0)
-    """For the whole global batch. Scaling with it is written out in the recipe, never done behind it: see
-    `scaled_lr`."""
+    """Highest learning rate, for the whole global batch. It is never scaled implicitly: see `scaled_lr`."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd, lars and muon."""
     nesterov: bool = True
+    """Nesterov momentum of sgd, lars and muon; needs a momentum above 0."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of adamw's and lamb's averages of the gradient and of its square."""
     eps: float | None = Field(default=None, gt=0)
-    """Added to the denominator. None: 1e-8 for adamw and lars, 1e-6 for lamb."""
+    """Term added to the denominator of adamw, lamb and lars. None: 1e-8 for adamw and lars, 1e-6 for lamb."""
     trust_coefficient: float = Field(default=0.001, gt=0)
-    """lars: the longest step of a layer at a rate of 1, as a share of the length of its weights."""
+    """Longest step of a layer in lars at a rate of 1, as a share of the norm of its weights."""
     sgd_lr: float | None = Field(default=None, gt=0)
-    """muon: the rate of what is not a convolution weight. None: `lr`."""
+    """Learning rate of muon for all but convolution weights. None: `lr`."""
     sgd_momentum: float | None = Field(default=None, ge=0, lt=1)
-    """muon: the momentum of what is not a convolution weight. None: `momentum`."""
+    """Momentum of muon for all but convolution weights. None: `momentum`."""
     weight_decay: float = Field(default=1e-4, ge=0)
-    """On convolution and linear weights; on norms and biases with `decay_norms` only."""
+    """Decay of convolution and linear weights; also of norms and biases with `decay_norms`."""
     decay_norms: bool = False
-    """Decay the scales of norms, and all biases, too: what He et al. 2015 and torchvision's V1 recipe do."""
+    """Decay the scales of norms, and all biases, too, as He et al. 2015 and torchvision's V1 recipe do."""
     bias_lr_scale: float = Field(default=1.0, gt=0)
-    """Rate of biases, norms' included and convolutions' not, over that of weights: 64 in CIFAR speed recipes. Where
-    they decay, their decay is divided by it."""
+    """Learning rate of biases, relative to that of weights: 64 in CIFAR speed recipes. It holds for biases of
+    norms, not for those of convolutions. Where biases decay, their decay is divided by it."""
     clip_norm: float | None = Field(default=None, gt=0)
-    """Longest gradient over all parameters together, in the 2-norm; a longer one is scaled down to it."""
+    """Largest 2-norm of the gradient of all parameters; longer ones are scaled down to it. None: no limit."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -70,27 +74,34 @@ class Optim(Part):
 
 
 class Schedule(Part):
-    """The rate of a step, from the step alone: a warm-up to optim.lr, then a decay.
+    """The learning rate as a function of the step alone: a warm-up to `optim.lr`, then a decay.
 
-    One-cycle schedules are long warm-ups: triangular is warmup="30 percent" with decay="polynomial", and the
-    1cycle policy (arXiv 1708.07120) is warmup="30 percent", warmup_shape="cosine", warmup_start=0.04,
-    decay="cosine".
+    One-cycle schedules are long warm-ups: triangular is `warmup="30 percent"` with `decay="polynomial"`, and
+    the 1cycle policy (arXiv 1708.07120) is `warmup="30 percent"`, `warmup_shape="cosine"`, `warmup_start=0.04`,
+    `decay="cosine"`.
     """
 
     decay: Literal["cosine", "constant", "step", "polynomial"] = "cosine"
-    """cosine (arXiv 1608.03983) and polynomial run from the warm-up's end to the run's end; step multiplies the
-    rate by `gamma` at each of `milestones`, which count from the run's start."""
+    """Shape after the warm-up. constant: `optim.lr` to the end. cosine (arXiv 1608.03983) and polynomial run
+    from the end of the warm-up to the end of the run. step multiplies the rate by `gamma` at each of
+    `milestones`."""
     warmup: Length = "0 steps"
+    """Length of the warm-up."""
     warmup_shape: Literal["linear", "cosine", "constant"] = "linear"
-    """linear (arXiv 1706.02677); constant stays at `warmup_start`, as He et al. 2015 begin with 110 layers."""
+    """Shape of the warm-up, linear as in arXiv 1706.02677. constant stays at `warmup_start`, as He et al.
+    2015 train the first steps of 110 layers."""
     warmup_start: float = Field(default=0.0, ge=0, le=1)
-    """Where the warm-up begins, as a share of optim.lr."""
+    """Rate at the start of the warm-up, as a share of `optim.lr`; above 0 where the warm-up is constant."""
     floor: float = Field(default=0.0, ge=0, le=1)
-    """Where cosine and polynomial end, as a share of optim.lr."""
+    """Rate at the end of cosine and polynomial, as a share of `optim.lr`."""
     milestones: tuple[Length, ...] = ()
+    """Positions, in ascending order from the start of the run, at which step lowers the rate; step needs one
+    or more."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
+    """Factor by which step multiplies the rate at each milestone."""
     power: float = Field(default=1.0, gt=0)
-    """polynomial: optim.lr · (1 - progress)^power."""
+    """Exponent of polynomial: the rate falls from `optim.lr` to `floor` in proportion to (1 -
+    progress)^power."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -105,46 +116,58 @@ class Schedule(Part):
 
 
 class Train(Part):
+    """The length of the run, the loss, the precision, and the intervals of logs and checkpoints."""
+
     length: Length
+    """Length of the run, above zero and not in percent."""
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"
-    """bce: each class is a yes or no, their mean binary cross-entropy (ResNet strikes back, arXiv 2110.00476)."""
+    """bce: mean binary cross-entropy over the classes, each of which is a yes or no (ResNet strikes back,
+    arXiv 2110.00476)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes."""
     bce_target_threshold: float | None = Field(default=None, ge=0, lt=1)
-    """bce: targets above it become 1, others 0, so that a mixed image is wholly of both its classes."""
+    """With bce, targets above it become 1 and others 0, so that a mixed image belongs wholly to both its
+    classes. None: targets stay as they are."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Set, an exponential moving average of the weights is kept, evaluated, and exported: average = decay · average
-    + (1 - decay) · weights."""
+    """Keep an exponential moving average of the weights (average = decay · average + (1 - decay) · weights),
+    which is evaluated and exported in place of the weights. None: no average."""
     ema_every: Length = "1 steps"
-    """How often the average moves."""
+    """Interval between updates of the average, at most the run's length."""
     ema_warmup: bool = True
-    """Let the n-th move decay by (1 + n) / (10 + n) where that is less, or the average remembers the random weights
-    of the start for 1 / (1 - decay) moves."""
+    """Limit the decay of the n-th update to (1 + n) / (10 + n), as the average otherwise holds the random
+    initial weights for about 1 / (1 - decay) updates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the arithmetic in forward passes; weights stay fp32. fp16 scales the loss, and needs CUDA."""
     tf32: bool = True
     """On CUDA, round the factors of fp32 products to 10 bits of mantissa, which is several times faster."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
-    """torch.compile's mode, for forward pass and loss together and for evaluation. reduce-overhead replays CUDA
-    graphs, which suits small nets."""
+    """Mode of torch.compile, for forward pass and loss together and for evaluation. reduce-overhead replays
+    CUDA graphs, which suits small nets. Not with several sizes in `data.train_sizes`."""
     gradient_sums: Literal["fp32", "fp64"] = "fp32"
-    """fp64 adds up the gradients of micro-batches and ranks so exactly that, with data.micro_batch_size set, every
-    number of ranks draws the same curve. fp32: the order of a sum shows, after some twenty steps to the naked eye."""
+    """Precision of the sum of gradients over micro-batches and ranks. With fp64 and `data.micro_batch_size`,
+    every number of ranks draws the same curve, bit for bit; with fp32, curves differ visibly after some
+    twenty steps."""
     sync_batch_norm: bool = False
-    """Normalize over the images of all ranks, not over each rank's own. Needs CUDA where there are several."""
+    """Normalize over the images of all ranks instead of each rank's own. With several ranks it needs CUDA;
+    not with `data.micro_batch_size`."""
     log_every: Length = "50 steps"
+    """Interval between log lines and metrics of training; zero: at the end only."""
     eval_every: Length = "1 epochs"
+    """Interval between evaluations; zero: at the end only."""
     checkpoint_every: Length = "1 epochs"
+    """Interval between checkpoints, beside those by `checkpoint_minutes` and the best; zero: at the end only."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
-    """Also after so many minutes without one, by rank 0's clock."""
+    """Minutes between checkpoints, by the clock of rank 0, beside `checkpoint_every`. None: by steps alone."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """The newest so many; the best one is kept beside them."""
+    """Number of newest checkpoints that are kept, beside the best one."""
     best_metric: Literal["eval/top1", "eval/top5", "eval/loss"] | None = None
-    """What says which checkpoint is the best: the highest accuracy, or the lowest loss."""
+    """Metric that selects the best checkpoint, whose model MLflow gets: highest accuracy, or lowest loss.
+    eval/top5 needs six classes or more. None: MLflow gets the last model."""
     stall_timeout_seconds: float = Field(default=600.0, gt=0)
-    """After so long without any progress the run ends and names the ranks that are behind. The first time
-    through every phase (compiling, filling caches) may take three times as long."""
+    """Seconds without progress after which the run ends and names the ranks that are behind. The first pass
+    through each phase (compiling, filling caches) may take three times as long."""
     log_gradient_norms: bool = False
-    """Whether log steps also measure the gradient of every convolution: gradient_norms.json of the run."""
+    """Write the gradient norm of every convolution at log steps to the run's gradient_norms.json."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -158,21 +181,22 @@ class Train(Part):
 
 
 def scaled_lr(lr: float, *, global_batch_size: int, per: int = 256) -> float:
-    """`lr` for a batch of `per`, grown linearly to `global_batch_size` (arXiv 1706.02677, section 2.1)."""
+    """Scale `lr`, which suits a batch of `per`, linearly to `global_batch_size` (arXiv 1706.02677, section 2.1)."""
     return lr * global_batch_size / per
 
 
 def check_classes(train: Train, num_classes: int) -> None:
-    """Raise RecipeError where the options do not suit so many classes."""
+    """Raise RecipeError where options do not suit the number of classes."""
     if train.best_metric == "eval/top5" and num_classes <= 5:
         raise RecipeError(
             f"train.best_metric='eval/top5' is not measured with {num_classes} classes, as none misses the first five; "
             "use eval/top1 or eval/loss"
         )
     threshold, smoothing = train.bce_target_threshold, train.label_smoothing
-    no, yes = smoothing / num_classes, 1 - smoothing + smoothing / num_classes  # targets of an unmixed image
+    # Targets of an unmixed image: of the other classes, and of its own.
+    no, yes = smoothing / num_classes, 1 - smoothing + smoothing / num_classes
     if threshold is not None and smoothing and not no < threshold < yes:
         raise RecipeError(
-            f"train.bce_target_threshold={threshold} tells no class from another: with train.label_smoothing={smoothing} "
+            f"train.bce_target_threshold={threshold} does not separate the classes: with train.label_smoothing={smoothing} "
             f"and {num_classes} classes, targets are {no:.6g} and {yes:.6g}; use one between them"
         )

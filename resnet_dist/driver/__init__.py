@@ -1,1 +1,6 @@
-"""TODO map."""
+"""The driver: the process that turns a request to train into a finished run. Under torchrun it is rank 0.
+
+request    the request of a person, its summary, and the interruption that may end it
+preflight  check everything that can be refused before a rank starts; prepare missing shards
+run        choose the run, start the ranks, publish the run to MLflow, close it on every way out
+"""

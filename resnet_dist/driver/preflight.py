@@ -1,4 +1,7 @@
-"""TODO map."""
+"""Check a request before a rank starts, first from the recipe alone, then with the data; prepare shards.
+
+Everything that can be refused is refused here, as a UserError of one sentence.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ from resnet_dist.train.start.initial import check_init_from
 
 
 def check_request(request: Request) -> None:
-    """What needs no data to be refused. Raises UserError."""
+    """Raise UserError where flags contradict each other, and RecipeError as `check_recipe` does."""
     check_recipe(request.recipe, request.world_size)
     if request.torchrun is not None:
-        for flag, given in (
+        for flag, is_set in (
             ("--local", request.local),
             ("--workers", request.workers is not None),
             ("--address", request.address is not None),
         ):
-            if given:
+            if is_set:
                 raise UserError(
                     f"{flag}: torchrun has started the ranks already ({request.world_size} of them; its own "
-                    f"--nproc-per-node and --nnodes say how many); leave it out"
+                    f"--nproc-per-node and --nnodes set the number); leave it out"
                 )
         return
     if request.local and (request.workers or 1) > 1:
@@ -44,7 +47,7 @@ def check_request(request: Request) -> None:
 
 
 def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
-    """`{output}` filled in, and paths absolute: ranks do not run in this folder. URLs stay as they are."""
+    """Fill in `{output}` and make paths absolute, because ranks run in other folders; URLs stay unchanged."""
 
     def absolute(location: str) -> str:
         location = location.replace("{output}", str(output))
@@ -55,7 +58,7 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
         update={
             "train": absolute(recipe.data.train),
             "eval": absolute(recipe.data.eval),
-            # A home folder is each node's own: it is found there.
+            # Keep `~`: every node expands it to its own home folder.
             "shard_cache": cache if cache.startswith("~") else absolute(cache),
         }
     )
@@ -67,13 +70,17 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
 
 
 def check_recipe(recipe: Recipe, world_size: int) -> None:
-    """What needs no data to be refused. Raises RecipeError."""
+    """Check, as far as possible without the data, that `recipe` runs on `world_size` ranks.
+
+    Raises RecipeError.
+    """
     check_world_size(recipe.data, world_size)
     data, fields = recipe.data, recipe.model.options()
     name, options = fields.pop("name"), Options(**fields)
     training_size = data.smallest_training_size
-    all_ranks = recipe.train.sync_batch_norm
-    samples = data.micro_batch_size or data.global_batch_size // (1 if all_ranks else world_size)
+    # With sync_batch_norm all ranks share their statistics; without it each normalises its own samples.
+    num_groups = 1 if recipe.train.sync_batch_norm else world_size
+    samples = data.micro_batch_size or data.global_batch_size // num_groups
     try:
         check_model(name, options, min(training_size, data.evaluation_size))
         check_batch_norm(name, options, training_size, samples)
@@ -82,9 +89,10 @@ def check_recipe(recipe: Recipe, world_size: int) -> None:
 
 
 def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
-    """The indexes of both sets, and the steps of the run.
+    """Return the indexes of the training and the evaluation set, and the number of steps of the run.
 
-    Prepares what is missing and can be made; raises UserError where shards and indexes do not agree.
+    Prepares missing shards from `data.source`. is_new: the run has no checkpoint, so its initial weights are
+    checked. Raises UserError where shards and indexes do not agree or do not suit the recipe.
     """
     prepare_missing(recipe, reporter)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
@@ -107,7 +115,10 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
 
 
 def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
-    """Make the recipe's shards from `data.source` where they are not there."""
+    """Prepare the recipe's shards from `data.source` where a local folder has no index.
+
+    Raises RecipeError.
+    """
     train, evaluation, source_name = recipe.data.train, recipe.data.eval, recipe.data.source
     folders = [Path(location) for location in (train, evaluation) if is_local(location)]
     missing = [f for f in folders if f.suffix != ".json" and not (f / INDEX_NAME).exists()]

@@ -1,4 +1,4 @@
-"""The request of a person to train, and the forms of its outcome."""
+"""The request of a person to train, and the result: a summary, or an interruption."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from resnet_dist.config import Recipe
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.launch.torchrun import TorchrunRanks
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.command import DEFAULT_WORKERS
@@ -17,19 +18,19 @@ from resnet_dist.train.loop import Outcome
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for."""
+    """One request to train a recipe, with the flags of the command."""
 
     recipe: Recipe
-    source: str  # the recipe file
+    source: str  # the recipe file, as it was typed
     output: Path
-    workers: int | None = None  # under Ray; 2
-    gpu: bool | None = None  # None: where there are any
+    workers: int | None = None  # ranks under Ray; None: DEFAULT_WORKERS
+    gpu: bool | None = None  # None: use GPUs where there are any
     local: bool = False
     address: str | None = None
     name: str | None = None
     resume: bool = False
-    torchrun: TorchrunRanks | None = None  # this process is their rank 0
-    tags: Mapping[str, str] = field(default_factory=dict)  # of the run in MLflow, beside those of every run
+    torchrun: TorchrunRanks | None = None  # set: this process is their rank 0
+    tags: Mapping[str, str] = field(default_factory=dict)  # additional tags of the run in MLflow
 
     @property
     def world_size(self) -> int:
@@ -40,17 +41,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Summary:
+    """A run that is finished."""
+
     run: RunFolder
     outcome: Outcome
-    checkpoint: Path | None
-    seconds: float
-    unsent_metrics: int
+    checkpoint: Path | None  # the newest one
+    seconds: float  # from the request to the end
+    unsent_metrics: int  # metrics that MLflow did not receive
 
 
 class Interrupted(Exception):
-    """A person or the cluster stopped the run; `run` resumes from its newest checkpoint."""
+    """A person or the cluster stopped the run at `step`; `run` resumes from its newest checkpoint."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED_EXIT_CODE
 
     def __init__(self, run: RunFolder, step: int | None) -> None:
         super().__init__(f"run {run.name} was interrupted")
@@ -58,7 +61,7 @@ class Interrupted(Exception):
 
 
 class Reporter(Protocol):
-    """What the person sees while the driver works."""
+    """Shows a person the progress of the driver."""
 
     def note(self, text: str) -> None: ...
 

@@ -1,23 +1,18 @@
-"""The driver: from a recipe to a finished run. It prepares, starts the ranks, follows them, and closes the run.
+"""Turn a request into a finished run: choose the run, start its ranks, publish it, close it on every way out.
 
 Everything that can be refused is refused before Ray starts or a file is written.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from resnet_dist.driver.preflight import (
-    check_data,
-    check_request,
-    resolve_paths,
-)
+from resnet_dist.driver.preflight import check_data, check_request, resolve_paths
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.errors import UserError
 from resnet_dist.launch.attempt import RankLauncher
@@ -25,61 +20,90 @@ from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import RunFolder, Status
-from resnet_dist.system.signals import interrupt, interrupt_second, signals_call, signals_held
+from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
 from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
-
-log = logging.getLogger(__name__)
+from resnet_dist.train.loop import Outcome
 
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
-# Beside the ranks' grace time little is left: what is not sent is in the spool, and a continued run sends it.
+# The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
+# sends them.
 LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The end of an attempt: the status that its MLflow run was closed with, and what the ranks returned."""
+
+    run: RunFolder
+    status: Status
+    outcome: Outcome | None  # None where the ranks were interrupted before they could save
+    unsent_metrics: int
 
 
 def run_training(request: Request, reporter: Reporter, open_publisher: OpenPublisher) -> Summary:
     """Train `request.recipe` to its end.
 
     Raises UserError before anything is started; Interrupted after SIGINT or SIGTERM (KeyboardInterrupt before
-    there is a run); TrainingError or RankFailed where the training failed. The MLflow run is closed on every
+    the run exists); TrainingError or RankFailed where the training failed. The MLflow run is closed on every
     way out.
     """
     start = time.monotonic()
     request = replace(request, recipe=resolve_paths(request.recipe, request.output))
     check_request(request)
-    with signals_call(interrupt), ExitStack() as stack:
+    with handle_signals(raise_interrupt), ExitStack() as stack:
         run = _choose_run(request)
-        indexes, total_steps = check_data(
-            request.recipe, reporter, is_new=not list_checkpoints(run.checkpoints)
-        )
-        run = stack.enter_context(locked(request, run))  # until its ranks are gone
+        is_new = not list_checkpoints(run.checkpoints)
+        indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new)
+        # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
+        run = stack.enter_context(locked(request, run))
         run = run.with_data([index.digest() for index in indexes])
         launch = stack.enter_context(_launcher(request, reporter))
-        publisher: Publisher | None = None
-        status: Status = "FAILED"
-        outcome, unsent = None, 0
-        try:
-            with signals_held():  # a run that was begun in MLflow must be closed
-                publisher = _open(request, run, reporter, open_publisher)
-            run = run.with_run_id(publisher.run_id)
-            run.write()
-            publisher.start()
-            reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
-            reporter.begin(total_steps)
-            outcome = launch(run)
-            status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-        finally:
-            if publisher is not None:
-                status, unsent = _close(publisher, run, status)
-    if outcome is None or status == "KILLED":
-        raise Interrupted(run, outcome.step if outcome else None)
-    return Summary(run, outcome, _newest(run), time.monotonic() - start, unsent)
+        ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
+    if ended.outcome is None or ended.status == "KILLED":
+        raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
+    checkpoint = _newest(ended.run)
+    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, ended.unsent_metrics)
+
+
+def _train_published(
+    request: Request,
+    run: RunFolder,
+    launch: RankLauncher,
+    total_steps: int,
+    reporter: Reporter,
+    open_publisher: OpenPublisher,
+) -> _Ended:
+    """Open the MLflow run, run all ranks to their end, and close the MLflow run whatever happened in between.
+
+    An interruption is returned as the status KILLED. Raises what ended the ranks, and UserError of the
+    publisher.
+    """
+    publisher: Publisher | None = None
+    status: Status = "FAILED"
+    outcome, unsent_metrics = None, 0
+    try:
+        with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
+            publisher = _open(request, run, reporter, open_publisher)
+        run = run.with_run_id(publisher.run_id)
+        run.write()
+        publisher.start()
+        reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
+        reporter.begin(total_steps)
+        outcome = launch(run)
+        status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+    finally:
+        if publisher is not None:
+            status, unsent_metrics = _close(publisher, run, status)
+    return _Ended(run, status, outcome, unsent_metrics)
 
 
 def _choose_run(request: Request) -> RunFolder:
     ranks, name = request.torchrun, request.name
-    if name is None and ranks is not None and ranks.restarted:  # --max-restarts starts the same command again
+    # torchrun --max-restarts starts the same command again, which must then resume its own run.
+    if name is None and ranks is not None and ranks.restarted:
         name = run_of_launch(request.output, request.recipe, ranks.launch)
     run = choose_run(request.output, request.recipe, name, resume=request.resume)
     return replace(run, launch=ranks.launch if ranks is not None else "")
@@ -87,7 +111,12 @@ def _choose_run(request: Request) -> RunFolder:
 
 @contextmanager
 def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
-    """`run` as it is under its lock: since it was chosen, another process may have begun or ended an attempt."""
+    """Hold the lock of `run`; yield the run as read again under it.
+
+    Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
+    is replaced by one with an unused name. Raises UserError where a run that the person named is being
+    trained.
+    """
     named_by_us = run.attempt == 1 and run.name != request.name
     while True:
         with ExitStack() as stack:
@@ -101,16 +130,19 @@ def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
                 if again.attempt == run.attempt or not named_by_us:
                     yield again
                     return
-        run = _choose_run(request)  # another that began in the same second has the name
+        # A run that began in the same second has taken the name: choose another one.
+        run = _choose_run(request)
 
 
 def _open(request: Request, run: RunFolder, reporter: Reporter, open_publisher: OpenPublisher) -> Publisher:
-    """The tracker of a run whose folder is there first: a driver that dies between the two leaves no orphan."""
+    """Write the run folder, then open the publisher: no MLflow run is left unknown where the driver dies.
+
+    Raises UserError where the publisher cannot be used; a new run is then removed.
+    """
     run.write()
+    record = RunRecord(run, request.recipe, request.source, request.output, request.tags)
     try:
-        return open_publisher(
-            RunRecord(run, request.recipe, request.source, request.output, request.tags), reporter.entry
-        )
+        return open_publisher(record, reporter.entry)
     except UserError:
         if run.attempt == 1:
             run.remove()
@@ -118,22 +150,25 @@ def _open(request: Request, run: RunFolder, reporter: Reporter, open_publisher: 
 
 
 def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status, int]:
-    """Send what is left, log the model of a run that finished, close the run: its status, metrics not sent."""
+    """Send the last metrics, log the model of a finished run, and close the MLflow run.
+
+    Return the status that it was closed with, and the number of metrics that were not sent.
+    """
     unsent = 0
     try:
         if status == "KILLED":
             unsent = publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
         else:
             unsent = publisher.finish(LAST_UPLOAD_SECONDS)
-            # Where a recipe names a metric to choose by, its best model is what one wants to load.
+            # The best model is the one to load; there is one only where train.best_metric names a metric.
             model = best_checkpoint(run.checkpoints) or _newest(run)
             publisher.log_results(model if status == "FINISHED" else None)
     except KeyboardInterrupt:
         if status == "FINISHED":
-            status = "KILLED"  # all is trained; continuing the run does the rest
+            status = "KILLED"  # Training is complete; resuming the run publishes the rest.
     finally:
         try:
-            with signals_call(interrupt_second):
+            with handle_signals(raise_on_second):
                 publisher.close(status, CLOSE_INTERRUPTED_SECONDS if status == "KILLED" else CLOSE_SECONDS)
         except KeyboardInterrupt:
             status = "KILLED"
@@ -145,7 +180,10 @@ def _newest(run: RunFolder) -> Path | None:
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:
-    """Choose how the ranks start, and find the resources for them. Raises UserError."""
+    """Return the launcher that the request asks for, with its resources.
+
+    Raises UserError where they are missing.
+    """
     if request.torchrun is not None:
         return nullcontext(torchrun_launcher(request.recipe, request.torchrun, gpu=request.gpu))
     if request.local:
@@ -162,10 +200,10 @@ def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[Ra
 def _import_ray_train() -> ModuleType:
     """Import Ray late: `--local` and torchrun work without it. Raises UserError where it is not installed."""
     try:
-        with signals_held():  # an exception in the middle of Ray's import leaves it broken
+        with defer_signals():  # An exception in the middle of Ray's import would leave it broken.
             from resnet_dist.launch import ray_train
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "ray":  # an installation that is broken
-            raise
+        if (error.name or "").partition(".")[0] != "ray":
+            raise  # Ray is installed but broken.
         raise UserError(f"Ray is not installed ({error}); --local trains in this process") from None
     return ray_train

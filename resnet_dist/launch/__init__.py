@@ -1,1 +1,9 @@
-"""TODO map."""
+"""Ways to start the ranks of a run. All of them end in `rank.run_attempt`, so they train the same way.
+
+attempt    the orders that every rank receives, and the type of a launcher
+rank       train as one rank: a training thread, and a main thread that watches it
+local      one rank in this process
+ray_train  ranks on a Ray cluster, placed and started by Ray Train
+torchrun   ranks that torchrun has started
+ray_jobs   submit a recipe to a running cluster as a Ray job, which runs `train` there
+"""

@@ -1,4 +1,4 @@
-"""What every rank of an attempt receives, and the type of what starts them."""
+"""The orders that every rank of an attempt receives, and the type of a launcher."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
 
-# Runs all ranks of one attempt to their end; None where they were interrupted before they could save.
+# A RankLauncher runs all ranks of one attempt to their end. It returns None where they were interrupted
+# before they could save.
 RankLauncher = Callable[[RunFolder], Outcome | None]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The orders of one rank, as plain values: they travel to other machines."""
+    """The orders of one rank, as plain values that can be sent to other machines."""
 
     recipe_json: str
-    folder: str
-    threads: int  # of the CPU, per rank
+    folder: str  # the run folder, absolute
+    threads: int  # CPU threads per rank
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:

@@ -1,4 +1,4 @@
-"""One rank in this process: no Ray, no process group."""
+"""Train as one rank in this process, without Ray and without a process group."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.cpus import cpu_count
-from resnet_dist.system.signals import StopRequest, signals_call
+from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
 
 def local_launcher(recipe: Recipe, *, gpu: bool | None) -> RankLauncher:
-    """Return what trains `recipe` here; `gpu` None uses a GPU where there is one. Raises UserError."""
+    """Return a launcher that trains `recipe` in this process.
+
+    gpu: None uses a GPU where there is one. Raises UserError where `gpu` is true and there is none.
+    """
     if gpu is None:
         gpu = torch.cuda.is_available()
     if gpu and not torch.cuda.is_available():
@@ -24,7 +27,7 @@ def local_launcher(recipe: Recipe, *, gpu: bool | None) -> RankLauncher:
 
     def launch(folder: RunFolder) -> Outcome | None:
         attempt, stop = Attempt.of(recipe, folder, threads=cpu_count()), StopRequest()
-        with signals_call(stop.ask):
-            return run_attempt(attempt, World.single(gpu=gpu), stop.asked, stop.over)
+        with handle_signals(stop.request):
+            return run_attempt(attempt, World.single(gpu=gpu), stop.requested, stop.expired)
 
     return launch

@@ -1,4 +1,4 @@
-"""One attempt of a run as one rank sees it: the same function under Ray Train, torchrun and in one process."""
+"""Run one attempt as one rank: the same function under Ray Train, under torchrun and in a single process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
 Result = TypeVar("Result")
-LOOK_SECONDS = 0.2  # between two looks at the training thread, and at the stop file
+POLL_SECONDS = 0.2  # between two checks of the training thread, and of the stop file
 
 
 def run_attempt(
@@ -33,10 +33,11 @@ def run_attempt(
     stop_requested: Callable[[], bool] = lambda: False,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
-    """Train as one rank of `world`; None where `give_up()` came true first.
+    """Train as one rank of `world`; return None where `give_up()` returned true first.
 
-    Training has a thread of its own, and this one looks after it: a collective that never ends runs no Python,
-    and would hear neither a signal nor the watchdog. Left alone (Stalled, or None) the thread may hang for ever.
+    Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no
+    Python, so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training
+    thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
     thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress))
@@ -48,7 +49,11 @@ def run_attempt(
 
 
 def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
-    """What `function` returns or raises; None where `give_up()` came true first, and it is left alone."""
+    """Call `function` in a thread of its own and return its result.
+
+    Returns None, and abandons the thread, where `give_up()` returned true first. Raises what `function`
+    raises.
+    """
     return _wait(*_start(function), give_up, lambda: None)
 
 
@@ -58,7 +63,7 @@ def _start(function: Callable[[], Result]) -> tuple[threading.Thread, list[Resul
     def run() -> None:
         try:
             box.append(function())
-        except BaseException as error:  # raised again by the thread that waits
+        except BaseException as error:  # `_wait` raises it again in the main thread.
             box.append(error)
 
     thread = threading.Thread(target=run, name=TRAINING_THREAD, daemon=True)
@@ -70,12 +75,12 @@ def _wait(
     thread: threading.Thread,
     box: list[Result | BaseException],
     give_up: Callable[[], bool],
-    look: Callable[[], None],
+    check: Callable[[], None],
 ) -> Result | None:
     while thread.is_alive():
-        thread.join(LOOK_SECONDS)
+        thread.join(POLL_SECONDS)
         if thread.is_alive():
-            look()
+            check()
             if give_up():
                 return None
     if isinstance(box[0], BaseException):
@@ -84,22 +89,25 @@ def _wait(
 
 
 def collective_timeout_seconds(recipe: Recipe) -> float:
-    """How long a collective may take: longer than the watchdog, which names the rank that is behind."""
+    """Return the timeout of a collective.
+
+    It is longer than the watchdog's: that one names the rank that is behind, a collective cannot.
+    """
     return 2 * FIRST_TIME * recipe.train.stall_timeout_seconds
 
 
 def is_echo(error: BaseException) -> bool:
-    """Whether a rank may only say that another one went away: collectives that broke off tell no more."""
+    """Report whether `error` may only follow from another rank's: a broken collective names no cause."""
     if isinstance(error, (TrainingError, UserError)):
         return False
     text = str(error)
-    return lost_peer(error) or any(word in text for word in ("gloo", "NCCL"))
+    return lost_peer(error) or any(library in text for library in ("gloo", "NCCL"))
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether the error says so in plain words."""
-    words = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-    return any(word in str(error) for word in words)
+    """Report whether `error` states that another rank went away."""
+    phrases = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return any(phrase in str(error) for phrase in phrases)
 
 
 def _train_rank(
@@ -108,31 +116,37 @@ def _train_rank(
     try:
         torch.set_num_threads(attempt.threads)
         if world.device.type == "cuda":
-            torch.cuda.set_device(world.device)  # of this thread
+            torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
         folder = Path(attempt.folder)
         if not world.is_main:
             return train(recipe, folder, world, NullTracker(), stop_requested, progress)
-        asked = _StopFile(folder / STOP_FILE)
+        stop_file = _StopFile(folder / STOP_FILE)
         with Spool(folder / SPOOL_FILE) as tracker:
-            return train(recipe, folder, world, tracker, lambda: stop_requested() or asked.exists(), progress)
-    except (StorageError, UserError) as error:  # such as shards that were exchanged meanwhile
+            return train(
+                recipe, folder, world, tracker, lambda: stop_requested() or stop_file.exists(), progress
+            )
+    # The driver has checked the recipe and the data: here something changed since, such as a shard.
+    except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None
     except BaseException as error:
-        if (told := out_of_memory(error, recipe, world)) is not None:
-            raise told from None
+        if (explained := out_of_memory(error, recipe, world)) is not None:
+            raise explained from None
         raise
 
 
 class _StopFile:
-    """A file that the driver makes. Looked for now and then: on network storage each look takes milliseconds."""
+    """The file by which the driver requests a stop.
+
+    Checked rarely: a check of network storage takes milliseconds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._looked_at = -LOOK_SECONDS
+        self._checked_at = -POLL_SECONDS
 
     def exists(self) -> bool:
         now = time.monotonic()
-        if now - self._looked_at < LOOK_SECONDS:
+        if now - self._checked_at < POLL_SECONDS:
             return False
-        self._looked_at = now
+        self._checked_at = now
         return self._path.exists()

@@ -1,4 +1,4 @@
-"""Ray Jobs: send a recipe to a running cluster, follow its log, end with its exit code."""
+"""Ray Jobs: submit a recipe to a running cluster, follow the log of the job, and end with its exit code."""
 
 from __future__ import annotations
 
@@ -15,72 +15,75 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported
+# Ray reads this once, when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import UserError
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import COMMAND_VARIABLE
 from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, git_commit
-from resnet_dist.system.signals import signals_call
+from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.mlflow.run import URI_VARIABLE
 
 RECIPE_FILE = "recipe.json"
 POLL_SECONDS = 1.0
-LOST_SECONDS = 60.0  # without an answer, after which the job is left to itself: a head restarts in less
-EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
+# After this long without an answer this command ends and leaves the job; a head restarts in less time.
+LOST_SECONDS = 60.0
+EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: INTERRUPTED_EXIT_CODE}
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a person asked the cluster to train."""
+    """One request to train a recipe on a cluster, with the flags of `submit`."""
 
     recipe: Recipe
-    source: Path
+    source: Path  # the recipe file
     address: str
     workers: int
     gpu: bool | None
     name: str | None
     resume: bool
-    output: Path
-    detach: bool
-    command: str  # as the person typed it, for the line that continues the run
+    output: Path  # a folder on the cluster
+    detach: bool  # return once the job is submitted
+    command: str  # the command as it was typed, for the advice that names how to resume
 
 
 class JobLeft(Exception):
-    """The job was left to itself: why, how it is found again, and the exit code for it."""
+    """This command ends but the job may still run: states why, and how to show or stop the job."""
 
-    def __init__(self, code: int, reason: str, client: JobSubmissionClient, job: str) -> None:
+    def __init__(self, reason: str, client: JobSubmissionClient, job: str, *, exit_code: int) -> None:
         address = client.get_address()
         super().__init__(
             f"{reason}; job {job} is not stopped by this. To see or stop it:\n"
             f"  ray job logs --follow --address {address} {job}\n"
             f"  ray job stop --address {address} {job}"
         )
-        self.code = code
+        self.exit_code = exit_code
 
 
 def submit_job(submission: Submission, write: Callable[[str], None]) -> int:
-    """Submit, print the log as it comes, and return the exit code; 0 at once where detached.
+    """Submit a job, print its log as it grows, and return its exit code; where detached, return 0 at once.
 
-    Raises UserError before anything is sent where the address cannot be used; JobLeft
-    where the job may live on though this ends, interrupted or not.
+    Raises UserError before anything is sent where the address cannot be used; JobLeft where this ends,
+    interrupted or not, and the job may still run.
     """
     for name in (
         "ray.dashboard.modules.dashboard_sdk",
         "ray._private.runtime_env.packaging",
         "ray.dashboard.modules.job.sdk",
     ):
-        logging.getLogger(name).setLevel(logging.WARNING)  # not a line for every upload and connection
+        logging.getLogger(name).setLevel(logging.WARNING)  # They log a line for every upload and connection.
     client = _connect(submission.address)
-    job = f"raysubmit_{secrets.token_hex(8)}"  # chosen here, so that it can be named whatever happens
+    # Choose the name here, so that a message can quote it even where the submission fails.
+    job = f"raysubmit_{secrets.token_hex(8)}"
     try:
         _send(client, submission, job)
         write(f"job {job}\n")
         return 0 if submission.detach else _follow(client, job, write)
     except KeyboardInterrupt:
-        raise JobLeft(130, "interrupted", client, job) from None
+        raise JobLeft("interrupted", client, job, exit_code=INTERRUPTED_EXIT_CODE) from None
 
 
 def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None:
@@ -94,27 +97,29 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
                 runtime_env={"working_dir": folder, "env_vars": job_environment(submission)},
                 metadata={"recipe": submission.recipe.name},
             )
-        except Exception as error:  # as in _connect
-            raise JobLeft(1, f"the job may not have begun ({_first_line(error)})", client, job) from None
+        except Exception as error:  # Ray raises several types, see _connect.
+            reason = f"the job may not have begun ({_first_line(error)})"
+            raise JobLeft(reason, client, job, exit_code=1) from None
 
 
 def entrypoint(submission: Submission) -> list[str]:
-    """The command that the cluster runs: `train`, with the flags that were given to `submit`."""
-    words = ["resnet-dist", "train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
-    words += ["--output", str(submission.output)]
+    """Return the command that the cluster runs: `train`, with the flags of `submit`."""
+    command = ["resnet-dist", "train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
+    command += ["--output", str(submission.output)]
     if submission.gpu is not None:
-        words.append("--gpu" if submission.gpu else "--cpu")
+        command.append("--gpu" if submission.gpu else "--cpu")
     if submission.name:
-        words += ["--name", submission.name]
-    return [*words, "--resume"] if submission.resume else words
+        command += ["--name", submission.name]
+    return [*command, "--resume"] if submission.resume else command
 
 
 def job_environment(submission: Submission) -> dict[str, str]:
-    # Ray's own stop is SIGTERM and three seconds: too few for a checkpoint.
+    """Return the environment of the job: how Ray stops it, where it comes from, and the MLflow server."""
+    # By default Ray sends SIGTERM and kills three seconds later: too soon for a checkpoint.
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "28"}
     environment[COMMAND_VARIABLE] = submission.command
     environment[SOURCE_VARIABLE] = str(submission.source)
-    with suppress(KeyError, OSError):  # a container may have a user without a name
+    with suppress(KeyError, OSError):  # A container may run under a user id without a name.
         environment[USER_VARIABLE] = getpass.getuser()
     commit = git_commit(submission.source.parent)
     if commit:
@@ -125,12 +130,12 @@ def job_environment(submission: Submission) -> dict[str, str]:
 
 
 def _connect(address: str) -> JobSubmissionClient:
-    # Set, these would override what the person typed.
+    # Ray prefers these variables, where they are set, to the address that the person typed.
     for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(variable, None)
     try:
         return JobSubmissionClient(address)
-    except Exception as error:  # Ray raises RuntimeError, ConnectionError and requests' own, by cause
+    except Exception as error:  # Ray raises RuntimeError, ConnectionError or an error of requests.
         raise UserError(f"--address {address}: no Ray cluster answers there ({_first_line(error)})") from None
 
 
@@ -139,9 +144,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
-    """Print what the log gains until the job has ended. A signal stops the job; its last words are waited for.
+    """Print the log of the job as it grows, until the job has ended; return its exit code.
 
-    Raises JobLeft where the cluster has not answered for LOST_SECONDS, KeyboardInterrupt for a second signal.
+    A signal stops the job, and the rest of its log is still printed. Raises KeyboardInterrupt for a second
+    signal, JobLeft where the cluster has not answered for LOST_SECONDS.
     """
 
     def stop(count: int) -> None:
@@ -149,53 +155,56 @@ def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None])
             raise KeyboardInterrupt
         try:
             client.stop_job(job)
-        except Exception as error:  # as in _connect
+        except Exception as error:  # Ray raises several types, see _connect.
             write(f"job {job} could not be stopped ({_first_line(error)}); Ctrl-C again leaves it\n")
 
     log, lost_since = _Log(client, job, write), None
-    with signals_call(stop):
+    with handle_signals(stop):
         while True:
             try:
-                status = client.get_job_status(job)  # before the log: what it says once ended is all there is
+                # Read the status before the log: the log of a job that had ended by then is complete.
+                status = client.get_job_status(job)
                 lost_since = None
                 if status.is_terminal():
-                    log.rest()
-                    return exit_code(client, job, status)
-                asyncio.run(log.tail())  # until the job ends; sooner where the connection does
-            except Exception as error:  # as in _connect
+                    log.print_rest()
+                    return job_exit_code(client, job, status)
+                asyncio.run(log.tail())
+            except Exception as error:  # Ray raises several types, see _connect.
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since >= LOST_SECONDS:
-                    raise JobLeft(
-                        1, f"no answer for {LOST_SECONDS:.0f} s ({_first_line(error)})", client, job
-                    ) from None
+                    reason = f"no answer for {LOST_SECONDS:.0f} s ({_first_line(error)})"
+                    raise JobLeft(reason, client, job, exit_code=1) from None
             time.sleep(POLL_SECONDS)
 
 
 class _Log:
-    """What of a job's log has been printed: each character once, however often the connection is lost."""
+    """The log of a job, of which each character is printed once, however often the connection is lost."""
 
     def __init__(self, client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> None:
         self._client, self._job, self._write = client, job, write
-        self._printed = 0
+        self._num_printed = 0  # characters
 
     async def tail(self) -> None:
-        """Print what comes, as it comes. A new connection tells the log from its beginning."""
+        """Print the log until the job ends or the connection is lost.
+
+        A new connection starts at the log's beginning.
+        """
         position = 0
         async for text in self._client.tail_job_logs(self._job):
             self._print(text, position)
             position += len(text)
 
-    def rest(self) -> None:
+    def print_rest(self) -> None:
         self._print(self._client.get_job_logs(self._job), 0)
 
     def _print(self, text: str, position: int) -> None:
-        fresh = text[max(0, self._printed - position) :]
+        fresh = text[max(0, self._num_printed - position) :]
         if fresh:
             self._write(fresh)
-            self._printed = position + len(text)
+            self._num_printed = position + len(text)
 
 
-def exit_code(client: JobSubmissionClient, job: str, status: JobStatus) -> int:
-    """The entrypoint's own exit code where Ray knows it."""
+def job_exit_code(client: JobSubmissionClient, job: str, status: JobStatus) -> int:
+    """Return the exit code of the job's command where Ray knows it, else the one of its status."""
     code = client.get_job_info(job).driver_exit_code
     return code if code else EXIT_CODES[status]

@@ -1,7 +1,7 @@
-"""Ray Train: start the ranks on the cluster's nodes, show what goes wrong in one as that one's error.
+"""Ray Train: start the ranks on a cluster, and report a failure as the error of the rank that failed first.
 
-Ray places the processes and sets up the process group. The DDP wrapping, the checkpoints and the metrics are
-the loop's, so that a run under Ray is the run of one process with more ranks.
+Ray places the processes and sets up the process group. DDP, checkpoints and metrics belong to the loop, so a
+run under Ray computes what the other launchers compute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported: it reads these once.
+# Ray reads these once, when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Under `uv run` Ray would start every worker through uv again, in a copy of the working folder.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -38,13 +38,14 @@ from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_att
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.cpus import cpu_count
-from resnet_dist.system.signals import StopRequest, interrupt_second, signals_call
+from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
-OBJECT_STORE_BYTES = 128 * 2**20  # batches never pass through it
+# Keep Ray's object store small: batches never pass through it.
+OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 0.2
-LONG_START_SECONDS = 60.0  # a start that takes longer is reported
+LONG_START_SECONDS = 60.0  # A start that takes longer is reported.
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ def ray_launcher(
     address: str | None,
     report: Callable[[str], None],
 ) -> Iterator[RankLauncher]:
-    """Connect to a cluster, or start one, for as long as the context lasts; yield what trains `recipe` on it.
+    """Connect to a cluster, or start one, for as long as the context lasts; yield a launcher that uses it.
 
-    workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there are any.
-    Raises UserError where there is no cluster, or where it is too small.
+    workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there
+    are any. Raises UserError where there is no cluster, or where it is too small.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     count = workers or DEFAULT_WORKERS
@@ -91,10 +92,13 @@ def ray_launcher(
 
 
 def workers_here(workers: int | None, *, gpu: bool | None) -> int:
-    """Return the number of ranks for a cluster of this machine alone. Raises UserError where it has too few GPUs."""
+    """Return the number of ranks for a cluster of this machine alone.
+
+    Raises UserError where it has too few GPUs.
+    """
     devices = torch.cuda.device_count()
     if workers is None and gpu is None and devices == 1:
-        return 1  # the default of two would need a second GPU
+        return 1  # DEFAULT_WORKERS would need a second GPU.
     count = workers or DEFAULT_WORKERS
     if gpu and devices < count:
         raise UserError(
@@ -106,7 +110,10 @@ def workers_here(workers: int | None, *, gpu: bool | None) -> int:
 
 @contextmanager
 def connected(address: str | None, *, workers: int) -> Iterator[None]:
-    """Connect to the Ray cluster at `address`, or start a local one that ends with the context."""
+    """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
+
+    Raises UserError where Ray cannot connect or start.
+    """
     try:
         try:
             _connect(address, workers)
@@ -115,8 +122,8 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
             raise UserError(f"no Ray cluster {where}: {str(error).splitlines()[0]}") from None
         yield
     finally:
-        # A second Ctrl-C ends the wait for Ray; it must not replace the outcome of the run.
-        with suppress(KeyboardInterrupt), signals_call(interrupt_second):
+        # A second signal ends the wait for Ray, but must not replace the outcome of the run.
+        with suppress(KeyboardInterrupt), handle_signals(raise_on_second):
             ray.shutdown()
 
 
@@ -126,8 +133,8 @@ def _connect(address: str | None, workers: int) -> None:
         ray.init(address=address, **quiet)
         return
     ray.init(
-        "local",  # or it would join any cluster that it finds on this machine
-        # At least as many CPUs as ranks: a dry run of eight ranks on two cores is slow, not forbidden.
+        "local",  # Without this, Ray joins any cluster that it finds on this machine.
+        # Offer as many CPUs as ranks: a trial of eight ranks on two cores is slow, but allowed.
         num_cpus=max(cpu_count(), workers),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -138,24 +145,24 @@ def _connect(address: str | None, workers: int) -> None:
 def fit_ranks(
     recipe: Recipe, folder: RunFolder, placement: Placement, report: Callable[[str], None]
 ) -> Outcome | None:
-    """Run one attempt to its end; None where it was interrupted before it could save.
+    """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    The first signal asks the ranks for a checkpoint by the run's stop file; a second one, or the end of the grace
-    time, gives them up.
+    The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
+    gives the ranks up.
     """
     stop, start = StopRequest(), _StartWatch(folder, placement, report)
 
-    def ask(count: int) -> None:
-        stop.ask(count)
-        folder.stop_file.touch()  # the ranks see it on any node
+    def request_stop(count: int) -> None:
+        stop.request(count)
+        folder.stop_file.touch()  # A signal does not reach other nodes; the run folder is shared by all.
         if not start.have_begun():
-            stop.give_up()  # there is nothing to save
+            stop.give_up()  # There is nothing to save.
 
     def give_up() -> bool:
         start.report_if_late()
-        return stop.over()
+        return stop.expired()
 
-    with signals_call(ask):
+    with handle_signals(request_stop):
         return train_on_ray(
             Attempt.of(recipe, folder, threads=placement.threads),
             folder.path,
@@ -166,7 +173,7 @@ def fit_ranks(
 
 
 class _StartWatch:
-    """Reports once, with the resources that are missing, when no rank has begun after LONG_START_SECONDS."""
+    """Reports once, with the resources that ranks wait for, where none has begun after LONG_START_SECONDS."""
 
     def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
         self._folder, self._placement, self._report = folder, placement, report
@@ -189,7 +196,7 @@ class _StartWatch:
 
 
 def nodes() -> list[Node]:
-    """The nodes of the connected cluster that are alive."""
+    """Return the nodes of the connected cluster that are alive."""
     return [
         Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
         for node in ray.nodes()
@@ -198,15 +205,15 @@ def nodes() -> list[Node]:
 
 
 def free_resources() -> str:
-    """What nobody in the connected cluster uses, in words."""
+    """Describe the CPUs and GPUs of the connected cluster that are not in use."""
     free = ray.available_resources()
     return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
 
 
 def cpus_per_rank(nodes: Sequence[Node], workers: int, *, gpu: bool) -> int:
-    """The most CPUs that each of `workers` ranks can have, whole ranks fitting on nodes.
+    """Return the largest number of CPUs that each of `workers` ranks can have, with no rank split over nodes.
 
-    Raises UserError where they do not fit: Ray would wait for such resources for ever.
+    Raises UserError where the ranks do not fit: Ray would wait for the missing resources forever.
     """
     for cpus in range(int(max((node.cpus for node in nodes), default=0)), 0, -1):
         if sum(_ranks_on(node, cpus, gpu=gpu) for node in nodes) >= workers:
@@ -228,9 +235,9 @@ def _ranks_on(node: Node, cpus: int, *, gpu: bool) -> int:
 def train_on_ray(
     attempt: Attempt, folder: Path, *, workers: int, gpu: bool, give_up: Callable[[], bool]
 ) -> Outcome | None:
-    """Run `workers` ranks to the end; None where `give_up()` came true first.
+    """Run `workers` ranks to their end; return None where `give_up()` returned true first.
 
-    Raises RankFailed or TrainingError with the failed rank's words.
+    Raises RankFailed or TrainingError with the message of the rank that failed.
     """
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
@@ -244,7 +251,7 @@ def train_on_ray(
         ),
     )
     box: list[Any] = []
-    # In a thread of its own: in the main thread, fit() would take over SIGINT and leave no time to checkpoint.
+    # In the main thread, fit() would replace the handler of SIGINT and leave no time for a checkpoint.
     thread = threading.Thread(target=_fit, args=(trainer, box), name="ray-train", daemon=True)
     thread.start()
     while thread.is_alive() and not give_up():
@@ -259,7 +266,7 @@ def train_on_ray(
 def _fit(trainer: ray.train.torch.TorchTrainer, box: list[Any]) -> None:
     try:
         box.append(trainer.fit().return_value)
-    except BaseException as error:  # raised again in the main thread
+    except BaseException as error:  # `train_on_ray` raises it again in the main thread.
         box.append(error)
 
 
@@ -274,26 +281,26 @@ def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
     world = World.from_process_group(local_rank=context.get_local_rank(), device=device)
     assert (device.type == "cuda") == gpu
     outcome = run_attempt(Attempt(**config), world)
-    assert outcome is not None  # the driver gives up, not a rank
+    assert outcome is not None  # Only the driver gives up; a rank has no `give_up`.
     return asdict(outcome)
 
 
 def _explain(error: BaseException) -> Exception:
-    """The cause in one error: the rank that failed first, not those that lost their peer because of it."""
+    """Return the error of the rank that failed first, not of the ranks that lost it as their peer."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         failures = sorted(error.worker_failures.items(), key=lambda item: (is_echo(item[1]), item[0]))
         rank, failure = failures[0]
         cause = _unwrap(failure)
         if isinstance(cause, (TrainingError, UserError)):
             return TrainingError(str(cause))
-        return RankFailed(f"rank {rank} failed: {failure}")  # a defect: with the rank's own traceback
+        return RankFailed(f"rank {rank} failed: {failure}")  # It is a defect: include the rank's traceback.
     if isinstance(error, ControllerError):
         return RankFailed(f"Ray Train could not run the ranks: {error.controller_failure}")
     return error if isinstance(error, Exception) else RankFailed(repr(error))
 
 
 def _unwrap(error: BaseException) -> BaseException:
-    """Ray wraps what the train function raised; the original is in one of these, by release."""
+    """Return what the train function raised; each release of Ray keeps it in one of these attributes."""
     for name in ("_base_exc", "cause"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):

@@ -1,9 +1,9 @@
-"""torchrun: ranks that somebody else has started. Rank 0 is the driver too; the others wait for its word.
+"""torchrun: train with the ranks that it has started. Rank 0 is the driver too; the others follow its orders.
 
     torchrun --nproc-per-node 2 -m resnet_dist train RECIPE.py
 
-The word goes through the store that torchrun's ranks meet in, before a process group exists: a mistake is said
-once and ends all ranks, and preparing data may take as long as it takes.
+The orders go through the store in which torchrun's ranks meet, before there is a process group. So a mistake
+is reported once and ends all ranks, and no timeout limits the preparation of data.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import AlreadyReported, RankFailed, UserError
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_peer, run_attempt, run_in_thread
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.cpus import cpu_count
-from resnet_dist.system.signals import StopRequest, signals_call
+from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
 POLL_SECONDS = 0.1
-FIRST_REPORT_SECONDS = 5.0  # that ranks which lost a peer leave to the one that failed
+# Ranks that lost a peer wait this long for the rank that failed to report its error first.
+FIRST_REPORT_SECONDS = 5.0
+ORDERS_KEY, RECEIVED_KEY, FAILED_KEY = "orders", "received", "failed"  # in the store
 
 
 class TorchrunRanks:
-    """The ranks that torchrun started. Rank 0 uses it as a context: however it leaves, the others are told."""
+    """The ranks that torchrun started.
+
+    Rank 0 uses it as a context, whose end announces the exit code to the others.
+    """
 
     def __init__(self) -> None:
         store, self.rank, self.world_size = next(rendezvous("env://"))
@@ -46,13 +51,16 @@ class TorchrunRanks:
         self.launch = _launch_name()
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.restarted = restarts != "0"
-        # The store outlives an attempt with --max-restarts, by release: words of the last one must not be heard.
-        self._store = dist.PrefixStore(f"resnet_dist/{restarts}/words", store)  # type: ignore[attr-defined]
+        # With --max-restarts some releases keep the store: the prefix hides the orders of earlier attempts.
+        self._store = dist.PrefixStore(f"resnet_dist/{restarts}/orders", store)  # type: ignore[attr-defined]
         self._group_store = dist.PrefixStore(f"resnet_dist/{restarts}/ranks", store)  # type: ignore[attr-defined]
-        self._told = False
+        self._announced = False
 
-    def check(self, *, gpu: bool | None) -> bool:
-        """Whether to use GPUs. Raises UserError where this machine has fewer than ranks."""
+    def use_gpu(self, *, gpu: bool | None) -> bool:
+        """Return whether to use GPUs; `gpu` None: where there are any.
+
+        Raises UserError where ranks outnumber them.
+        """
         have = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if gpu is None:
             gpu = have > 0
@@ -63,38 +71,37 @@ class TorchrunRanks:
             )
         return gpu
 
-    def tell(self, attempt: Attempt | None, *, gpu: bool = False, code: int = 0) -> None:
-        """Rank 0's word: what to train, or with which exit code to leave."""
-        if not self._told:
-            self._told = True
-            self._store.set(
-                "word", json.dumps({"attempt": attempt and asdict(attempt), "gpu": gpu, "code": code})
-            )
+    def announce(self, attempt: Attempt | None, *, gpu: bool = False, exit_code: int = 0) -> None:
+        """Send the other ranks their orders, as rank 0 and once: what to train, or which exit code to use."""
+        if not self._announced:
+            self._announced = True
+            orders = {"attempt": attempt and asdict(attempt), "gpu": gpu, "exit_code": exit_code}
+            self._store.set(ORDERS_KEY, json.dumps(orders))
 
     def follow(self) -> int:
-        """What every other rank does: wait for the word, train, return the exit code."""
+        """Wait for the orders and carry them out, as any rank but 0; return the exit code."""
         pause = threading.Event()
-        while not self._store.check(["word"]):
+        while not self._store.check([ORDERS_KEY]):
             pause.wait(POLL_SECONDS)
-        word: dict[str, Any] = json.loads(self._store.get("word"))
-        self._store.add("heard", 1)
-        if word["attempt"] is None:
-            return int(word["code"])
-        outcome = self.run(Attempt(**word["attempt"]), gpu=word["gpu"])
-        return 0 if outcome is not None and outcome.finished else 130
+        orders: dict[str, Any] = json.loads(self._store.get(ORDERS_KEY))
+        self._store.add(RECEIVED_KEY, 1)
+        if orders["attempt"] is None:
+            return int(orders["exit_code"])
+        outcome = self.run(Attempt(**orders["attempt"]), gpu=orders["gpu"])
+        return 0 if outcome is not None and outcome.finished else INTERRUPTED_EXIT_CODE
 
     def run(self, attempt: Attempt, *, gpu: bool) -> Outcome | None:
         """Join the process group and train as this rank; None where it was interrupted before it could save.
 
-        Raises what ended this rank; AlreadyReported where it ended because another one had.
+        Raises the error that ended this rank; AlreadyReported where another rank failed first.
         """
         stop = StopRequest()
-        with signals_call(stop.ask):
+        with handle_signals(stop.request):
             try:
-                world = run_in_thread(lambda: self._join(attempt, gpu=gpu), stop.asked)
+                world = run_in_thread(lambda: self._join(attempt, gpu=gpu), stop.requested)
                 if world is None:
                     return None
-                outcome = run_attempt(attempt, world, stop.asked, stop.over)
+                outcome = run_attempt(attempt, world, stop.requested, stop.expired)
             except Exception as error:
                 raise self._explain(error) from error
         if outcome is not None:
@@ -107,9 +114,8 @@ class TorchrunRanks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._told:
-            interrupted = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-            self.tell(None, code=2 if isinstance(error, UserError) else interrupted)
+        if not self._announced:
+            self.announce(None, exit_code=exit_code_of(error))
             self._wait_until_received()
 
     def _join(self, attempt: Attempt, *, gpu: bool) -> World:
@@ -123,46 +129,52 @@ class TorchrunRanks:
         )
 
     def _wait_until_received(self) -> None:
-        """Leave last, so that all ranks leave with the same code: torchrun ends the rest when one has left."""
+        """Wait for the others to receive their exit code: torchrun ends all ranks as soon as one leaves."""
         deadline = time.monotonic() + FIRST_REPORT_SECONDS
         pause = threading.Event()
-        while self._store.add("heard", 0) < self.world_size - 1 and time.monotonic() < deadline:
+        while self._store.add(RECEIVED_KEY, 0) < self.world_size - 1 and time.monotonic() < deadline:
             pause.wait(POLL_SECONDS)
 
     def _explain(self, error: Exception) -> Exception:
-        """The error to show: one that nobody has shown before, and a loss of peers only if it is all there is."""
+        """Return the error that this rank reports: its own where it is the first, AlreadyReported elsewhere.
+
+        The loss of a peer is reported only where no rank reports the cause.
+        """
         try:
             if is_echo(error):
-                self._store.wait(["failed"], timedelta(seconds=FIRST_REPORT_SECONDS))
-        except RuntimeError:  # nobody has
+                self._store.wait([FAILED_KEY], timedelta(seconds=FIRST_REPORT_SECONDS))
+        except RuntimeError:  # No rank has reported the cause, or the store has gone with its process.
             if lost_peer(error):
-                words = str(error).splitlines()[0]
+                cause = str(error).splitlines()[0]
                 error = RankFailed(
-                    f"rank {self.rank} lost another one, which was killed or cut off ({words})"
+                    f"rank {self.rank} lost another one, which was killed or cut off ({cause})"
                 )
         try:
-            first = self._store.add("failed", 1) == 1
-        except RuntimeError:  # the store has gone with its process
+            first = self._store.add(FAILED_KEY, 1) == 1
+        except RuntimeError:  # The store has gone with its process.
             first = True
         return error if first else AlreadyReported(str(error))
 
 
 def _launch_name() -> str:
-    """torchrun's name for its run, which its restarts share."""
+    """Return a name for this launch of torchrun, which its restarts share."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if name != "none":
         return name
-    # What torchrun calls every run that it was not told a name for. Its process started all ranks of this node.
+    # torchrun calls every run without --rdzv-id `none`. Our parent is its process, which survives a restart.
     return f"{platform.node()}-{os.getppid()}"
 
 
 def torchrun_launcher(recipe: Recipe, ranks: TorchrunRanks, *, gpu: bool | None) -> RankLauncher:
-    """Return what trains `recipe` with the ranks of torchrun, of which this process is rank 0. Raises UserError."""
-    use_gpu = ranks.check(gpu=gpu)
+    """Return a launcher for the ranks of torchrun, of which this process is rank 0.
+
+    Raises UserError where this machine has fewer GPUs than ranks.
+    """
+    use_gpu = ranks.use_gpu(gpu=gpu)
 
     def launch(folder: RunFolder) -> Outcome | None:
         attempt = Attempt.of(recipe, folder, threads=max(1, cpu_count() // ranks.local_world_size))
-        ranks.tell(attempt, gpu=use_gpu)
+        ranks.announce(attempt, gpu=use_gpu)
         return ranks.run(attempt, gpu=use_gpu)
 
     return launch

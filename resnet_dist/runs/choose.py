@@ -1,4 +1,4 @@
-"""TODO map."""
+"""Choose the run to start or resume; refuse a recipe that would change the curve of a run that exists."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from resnet_dist.config import Recipe
 from resnet_dist.config.part import NAME, explain
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import RUN_FILE, RunFolder, read_run
+from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run
 
-# What a continued run may change, because no sample, gradient or curve depends on it. Every other field, and
-# every one that is added to the recipe later, matters: it is for this list to say that one does not. Where a
-# set lies may change, what it holds may not: digests of the indexes are compared too.
+# The fields that a resumed run may change, because no sample, gradient or curve depends on them. Every other
+# field must stay the same, including those added to the recipe later: list a field here only if nothing
+# depends on it. The location of a data set may change, but not its content: RunFolder.with_data compares the
+# digests of the indexes.
 MAY_CHANGE = frozenset(
     {
         "description",
@@ -39,7 +40,7 @@ MAY_CHANGE = frozenset(
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.checkpoint_minutes",
-        "train.best_metric",  # a change begins a new search for the best
+        "train.best_metric",  # A change starts a new search for the best checkpoint.
         "train.stall_timeout_seconds",
         "train.log_gradient_norms",
     }
@@ -47,12 +48,13 @@ MAY_CHANGE = frozenset(
 
 
 def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
-    """The run to start or continue; writes nothing.
+    """Return the run to start or resume; write nothing.
 
-    A name that exists is continued. `resume` demands one that exists: the named one, or the newest of this
-    recipe's. Raises UserError where there is none, or where the recipe changed what its curve depends on.
+    A run that exists under `name` is resumed. `resume` requires that one exists: the named one, or the newest
+    of this recipe. Raises UserError where there is none, or where the recipe changed a field that its curve
+    depends on.
     """
-    runs = output / "runs"
+    runs = output / RUNS_FOLDER
     if name is not None and not NAME.fullmatch(name):
         raise UserError(
             f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two"
@@ -71,8 +73,9 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
 
 
 def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:
-    """The newest run of this recipe that the same torchrun has started."""
-    return next((run.name for run in _newest_first(output / "runs", recipe) if run.launch == launch), None)
+    """Return the name of the newest run of this recipe that the same torchrun has started, or None."""
+    newest_first = _newest_first(output / RUNS_FOLDER, recipe)
+    return next((run.name for run in newest_first if run.launch == launch), None)
 
 
 def _newest(runs: Path, recipe: Recipe) -> str:
@@ -115,9 +118,9 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def may_change(key: str, before: Recipe, after: Recipe) -> bool:
-    """Whether a continued run may have another value of one field."""
+    """Report whether a resumed run may have another value of field `key`."""
     if key == "train.length":
-        # The steps that were taken must be those that the new length would have taken: only so where the
-        # learning rate does not depend on what is left.
+        # The steps taken so far must be those that the new length would have taken. They are only where the
+        # learning rate does not depend on the steps that remain.
         return before.schedule.decay == after.schedule.decay == "constant"
     return key in MAY_CHANGE

@@ -1,4 +1,4 @@
-"""The run folder: what a run is called, which recipe it has, and whether an attempt may continue it.
+"""The run folder: the name of a run, its recipe, its files, and the lock that allows one attempt at a time.
 
 output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
 """
@@ -19,25 +19,29 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import write_text_atomically
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]  # of an attempt, as MLflow calls them
+# The status of an attempt, in MLflow's names.
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+RUNS_FOLDER = "runs"  # in the output folder
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
-STOP_FILE = "stop"
+STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
 LOCK_FILE = "lock"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
 class RunFolder:
+    """A run and what its run.json records. A value: nothing is on disk before `write` or `lock`."""
+
     path: Path
     name: str
-    run_id: str | None  # of MLflow, once it exists there
-    attempt: int
+    run_id: str | None  # of MLflow, once the run exists there
+    attempt: int  # 1 for the first
     recipe: dict[str, object]
-    key: str = ""  # of this run alone: a driver that died finds by it what it had made in MLflow
-    data: tuple[str, ...] = ()  # digests of the indexes that it was started on
-    launch: str = ""  # torchrun's name for its own run: an attempt that it restarts is told by it
+    key: str = ""  # a unique tag in MLflow, by which a restarted driver finds the run that it had created
+    data: tuple[str, ...] = ()  # digests of the indexes that the run was started on
+    launch: str = ""  # the launch of torchrun, by which a restart of the ranks finds its run
 
     @property
     def spool(self) -> Path:
@@ -52,14 +56,17 @@ class RunFolder:
         return self.path / CHECKPOINTS_FOLDER
 
     def spool_size(self) -> int:
-        """Bytes; it grows when ranks begin."""
+        """Return the bytes of the spool, which grows when rank 0 begins."""
         return self.spool.stat().st_size if self.spool.exists() else 0
 
     def with_run_id(self, run_id: str | None) -> RunFolder:
         return replace(self, run_id=run_id or self.run_id)
 
     def with_data(self, digests: Sequence[str]) -> RunFolder:
-        """Raises UserError where the run was started on other data."""
+        """Return the run with the digests of its data.
+
+        Raises UserError where the run was started on other data.
+        """
         if self.data and tuple(self.data) != tuple(digests):
             raise UserError(
                 f"run {self.name} was started on other data than data.train={self.recipe_field('data.train')} and "
@@ -68,11 +75,16 @@ class RunFolder:
         return replace(self, data=tuple(digests))
 
     def recipe_field(self, key: str) -> object:
+        """Return the value of a recipe field such as "data.train"."""
         return Recipe.model_validate(self.recipe).flat()[key]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One attempt at a time. The kernel lets go of the lock of a driver that dies."""
+        """Hold the lock of the run, so that one attempt at a time trains it.
+
+        Raises UserError where another process holds it. The kernel releases the lock of a driver that dies. A
+        run that was never written is removed at the end.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK_FILE)
         try:
@@ -82,30 +94,33 @@ class RunFolder:
                 f"run {self.name} is being trained by another process; wait for its end, or give another --name"
             ) from None
         except NotImplementedError:
-            pass  # a file system without locks
+            pass  # The file system has no locks: train without one.
         try:
             yield
         finally:
-            if not (self.path / RUN_FILE).exists():  # nothing came of it
+            if not (self.path / RUN_FILE).exists():  # The attempt ended before the run was written.
                 self.remove()
             lock.release()
 
     def remove(self) -> None:
-        """Forget a run that did not come to be."""
+        """Remove the folder of a run that did not begin, and the folder of all runs if it is empty then."""
         shutil.rmtree(self.path, ignore_errors=True)
-        with suppress(OSError):  # unless there are others
+        with suppress(OSError):  # The folder holds other runs.
             self.path.parent.rmdir()
 
     def write(self) -> None:
-        """Create or update the folder; ranks compare this file to see whether they share the storage."""
+        """Create or update the folder and its run.json; ranks compare that file to check that they share storage."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.stop_file.unlink(missing_ok=True)  # of an attempt that was stopped
+        self.stop_file.unlink(missing_ok=True)  # An earlier attempt may have been stopped by it.
         value = {key: value for key, value in asdict(self).items() if key != "path"}
         write_text_atomically(self.path / RUN_FILE, json.dumps(value, indent=1) + "\n")
 
 
 def read_run(path: Path) -> RunFolder | None:
-    """The run in a folder; None where there is none. Raises UserError where run.json cannot be read."""
+    """Return the run in a folder; None where there is none.
+
+    Raises UserError where run.json cannot be parsed.
+    """
     try:
         return RunFolder(path=path, **json.loads((path / RUN_FILE).read_bytes()))
     except FileNotFoundError:

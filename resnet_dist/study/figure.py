@@ -1,7 +1,9 @@
-"""Figures. The only module that knows matplotlib, and never through pyplot: no state, no display, any thread.
+"""Draw the figure of a study. The only module that imports matplotlib.
 
-Colours: one family of runs is orange, the next blue; those differ for every kind of colour vision, and in
-print by the style of their lines.
+It never uses pyplot, so it keeps no global state, needs no display and works in any thread.
+
+Colours: the first family of runs is orange, the next blue. They differ for every kind of colour vision;
+without colours, in print, the lines differ by their style.
 """
 
 from __future__ import annotations
@@ -20,27 +22,28 @@ from matplotlib.typing import ColorType
 
 FAMILY_COLORS = ("Oranges", "Blues", "Greens", "Purples")
 LINE_STYLES = ("--", "-", "-.", ":")
-LIGHTEST, DARKEST = 0.5, 0.95  # of a colour map: lighter than this a line is lost on white
+LIGHTEST, DARKEST = 0.5, 0.95  # positions in a colour map; a lighter line would be lost on white
 INCHES = (13.0, 5.2)
 DOTS_PER_INCH = 130
-FEW_DECADES = 10**2.5  # up to here an axis has labels at 1, 2 and 5
-TITLE_WIDTH, LONGEST_WORD = 100, 10  # letters
+# An axis whose ends have at most this ratio has labels at 1, 2 and 5 of each decade; a longer one at 1 alone.
+MAX_DENSE_RATIO = 10**2.5
+MAX_LINE_LETTERS, MAX_WORD_LETTERS = 100, 10  # of the title
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: its training loss at steps, and the norms of its gradients by layer at some of them."""
+    """One run: its training loss, and the norms of its gradients."""
 
     family: str
     shade: str
     steps: tuple[int, ...]
-    losses: tuple[float, ...]
-    gradient_norms: dict[int, tuple[float, ...]]
+    losses: tuple[float, ...]  # nats, one for each of `steps`
+    gradient_norms: dict[int, tuple[float, ...]]  # by step, then by layer from input to output
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the repeats of one net are drawn."""
+    """The label, colour and line style of one group of repeats."""
 
     label: str
     color: ColorType
@@ -48,9 +51,9 @@ class Style:
 
 
 def draw_study(curves: Sequence[Curve], *, title: str) -> Figure:
-    """Training loss against steps; the gradient of every layer early and late, where it was measured.
+    """Draw the training loss over steps, and every layer's gradient early and late where it was measured.
 
-    Curves of one family and shade are repeats: the line is their mean, the band spans all of them.
+    Curves of the same family and shade are repeats: a line is their mean, a band spans all of them.
     """
     groups = _groups(curves)
     moments = _measured_steps(curves)
@@ -60,23 +63,24 @@ def draw_study(curves: Sequence[Curve], *, title: str) -> Figure:
     styles = _styles(groups)
     for key, repeats in groups.items():
         draw_losses(axes[0], repeats, styles[key])
-    _finish(axes[0], "Training loss", "Optimizer steps", "Cross-entropy, nats")
+    _label_axes(axes[0], "Training loss", "Optimizer steps", "Cross-entropy, nats")
     if moments:
         for panel, step, when in zip(axes[1:], (moments[0], moments[-1]), ("early", "late"), strict=True):
             for key, repeats in groups.items():
                 draw_gradient_norms(panel, repeats, step, styles[key])
             name = f"Gradient by layer, {when}: step {step}"
-            _finish(panel, name, "Convolution, from input to output", "L2 norm")
-    figure.suptitle(_balanced(title), fontsize="large", fontweight="bold")
+            _label_axes(panel, name, "Convolution, from input to output", "L2 norm")
+    figure.suptitle(_wrap_evenly(title), fontsize="large", fontweight="bold")
     handles, labels = axes[0].get_legend_handles_labels()
+    meaning = _legend_title(groups)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title=_note(groups)
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title=meaning
     )
     return figure
 
 
 def draw_losses(axes: Axes, repeats: Sequence[Curve], style: Style) -> None:
-    """One line with its band, over the steps that all repeats have."""
+    """Draw one line with its band over the steps that all repeats have."""
     steps = sorted(set.intersection(*(set(curve.steps) for curve in repeats)))
     by_step = [dict(zip(curve.steps, curve.losses, strict=True)) for curve in repeats]
     losses_RS = np.array([[losses[step] for step in steps] for losses in by_step])  # R repeats, S steps
@@ -84,13 +88,13 @@ def draw_losses(axes: Axes, repeats: Sequence[Curve], style: Style) -> None:
 
 
 def draw_gradient_norms(axes: Axes, repeats: Sequence[Curve], step: int, style: Style) -> None:
-    """One line with its band, over the layers from input to output."""
+    """Draw one line with its band over the layers, from input to output."""
     norms_RL = np.array([curve.gradient_norms[step] for curve in repeats])  # R repeats, L layers
     _line(axes, range(1, norms_RL.shape[1] + 1), norms_RL, style)
 
 
 def _measured_steps(curves: Sequence[Curve]) -> list[int]:
-    """The steps at which every run has measured its gradients, in order."""
+    """Return the steps at which every run has measured its gradients, in order."""
     return sorted(set.intersection(*(set(curve.gradient_norms) for curve in curves)))
 
 
@@ -102,13 +106,13 @@ def _line(axes: Axes, x: Iterable[int], values_RX: np.ndarray, style: Style) -> 
         axes.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0)
 
 
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
+def _label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize="medium")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_yscale("log")
     low, high = axes.dataLim.intervaly
-    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > FEW_DECADES * low else (1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > MAX_DENSE_RATIO * low else (1, 2, 5)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.02)
@@ -117,18 +121,18 @@ def _finish(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _groups(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
-    """Repeats by (family, shade): families in the order of their appearance, shades in their own."""
+    """Return the repeats by (family, shade): families in order of appearance, shades sorted."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         groups.setdefault((curve.family, curve.shade), []).append(curve)
     families = list(dict.fromkeys(curve.family for curve in curves))
-    return dict(sorted(groups.items(), key=lambda item: (families.index(item[0][0]), _order(item[0][1]))))
+    return dict(sorted(groups.items(), key=lambda item: (families.index(item[0][0]), _sort_key(item[0][1]))))
 
 
 def _styles(groups: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Style]:
     keys = list(groups)
     families = list(dict.fromkeys(family for family, _ in keys))
-    shades = sorted({shade for _, shade in keys}, key=_order)
+    shades = sorted({shade for _, shade in keys}, key=_sort_key)
     darkness = np.linspace(LIGHTEST, DARKEST, len(shades)) if len(shades) > 1 else [DARKEST]
     return {
         (family, shade): Style(
@@ -142,22 +146,22 @@ def _styles(groups: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Style]:
     }
 
 
-def _order(shade: str) -> tuple[float, str]:
-    """Numbers by their value, before words."""
+def _sort_key(shade: str) -> tuple[float, str]:
+    """Return a key that sorts numbers by value, before text."""
     try:
         return float(shade), ""
     except ValueError:
         return float("inf"), shade
 
 
-def _balanced(title: str) -> str:
-    """Broken into lines of about the same length."""
-    lines = math.ceil(len(title) / TITLE_WIDTH)
-    return "\n".join(textwrap.wrap(title, len(title) // lines + LONGEST_WORD))
+def _wrap_evenly(title: str) -> str:
+    """Break `title` into lines of about the same length."""
+    lines = math.ceil(len(title) / MAX_LINE_LETTERS)
+    return "\n".join(textwrap.wrap(title, len(title) // lines + MAX_WORD_LETTERS))
 
 
-def _note(groups: dict[tuple[str, str], list[Curve]]) -> str | None:
-    """What line and band are, where there is a band."""
+def _legend_title(groups: dict[tuple[str, str], list[Curve]]) -> str | None:
+    """Return the meaning of line and band; None where no group has a band."""
     counts = sorted({len(repeats) for repeats in groups.values()})
     if counts[-1] == 1:
         return None

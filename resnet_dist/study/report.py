@@ -1,4 +1,4 @@
-"""TODO map."""
+"""Reduce the metrics of a study's runs to results, and write the figure, the table and the conclusion."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from resnet_dist.tracking.spool import Entry, Follower, read_layers
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 FIGURE_FILE, TABLE_FILE = "figure.png", "runs.csv"
-
-
 TRAINING_METRICS = ("train/loss", "train/top1")
 
 
 @dataclass(frozen=True)
 class StudySummary:
-    results: tuple[Result, ...]
+    """The results of a study, and the files that show them."""
+
+    results: tuple[Result, ...]  # in the order of the trials
     conclusion: str
     figure: Path
     table: Path
 
 
 def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
-    """Write figure and table of the first trials, whose runs these are."""
+    """Write figure and table of `runs`, which belong to the first trials of the study.
+
+    Raises UserError where a run has lost its metrics.
+    """
     study = request.study
     trials = study.trials[: len(runs)]
     logged = [read_metrics(run) for run in runs]
@@ -56,7 +59,10 @@ def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
 
 
 def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:
-    """What a run has logged, by step. Raises UserError where that is gone."""
+    """Return the metrics that a run has logged, by step.
+
+    Raises UserError where its spool holds no training loss.
+    """
     metrics = metrics_by_step(Follower(run.spool).read())
     if not any("train/loss" in of_step for of_step in metrics.values()):
         raise UserError(
@@ -67,7 +73,10 @@ def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:
 
 
 def metrics_by_step(entries: Sequence[Entry]) -> dict[int, dict[str, float]]:
-    """Metrics of every logged step. Steps that a restart ran again are there once."""
+    """Return the metrics of every logged step, in order.
+
+    A step that a restart repeated has its last values.
+    """
     steps: dict[int, dict[str, float]] = {}
     for entry in entries:
         if entry.step is not None:
@@ -76,7 +85,7 @@ def metrics_by_step(entries: Sequence[Entry]) -> dict[int, dict[str, float]]:
 
 
 def summarise(metrics: Mapping[int, Mapping[str, float]], last_steps: int) -> dict[str, float]:
-    """The newest value of every metric; of training, the mean over log lines of the last `last_steps` steps."""
+    """Return the newest value of each metric; for TRAINING_METRICS, the mean of the last `last_steps` steps."""
     newest = {name: value for of_step in metrics.values() for name, value in of_step.items()}
     begin = max(metrics) - last_steps
     for name in TRAINING_METRICS:
@@ -92,7 +101,7 @@ def curve_of(
     metrics: Mapping[int, Mapping[str, float]],
     norms: Mapping[int, Mapping[str, float]],
 ) -> Curve:
-    """What the figure shows of one run."""
+    """Return the curve of one run. norms: the L2 norm of the gradient, by step, then by layer."""
     losses = {step: values["train/loss"] for step, values in metrics.items() if "train/loss" in values}
     return Curve(
         family=trial.tags[study.family],
@@ -104,7 +113,7 @@ def curve_of(
 
 
 def write_table(path: Path, runs: Sequence[RunFolder], results: Sequence[Result]) -> None:
-    """One line a run: its tags, its results, and where it is."""
+    """Write a CSV file with a line for each run: its name, its tags, its results and its id in MLflow."""
     rows = [
         {
             "run": run.name,

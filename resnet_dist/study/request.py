@@ -1,4 +1,4 @@
-"""The request of a person to run a study."""
+"""The request of a person to run a study, and the requests to train its runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from resnet_dist.config import Study, Trial
 from resnet_dist.driver.preflight import resolve_paths
 from resnet_dist.driver.request import Request
 
+STUDIES_FOLDER = "studies"  # in the output folder
+
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a person asked for."""
+    """One request to run a study, with the flags of the command."""
 
     study: Study
-    source: str  # the job file
+    source: str  # the job file, as it was typed
     output: Path
-    workers: int | None = None  # None: one rank in this process
-    gpu: bool | None = None
+    workers: int | None = None  # ranks under Ray; None: one rank in this process
+    gpu: bool | None = None  # None: use GPUs where there are any
     address: str | None = None
     name: str | None = None
 
@@ -29,10 +31,10 @@ class StudyRequest:
 
     @property
     def folder(self) -> Path:
-        return self.output / "studies" / self.full_name
+        return self.output / STUDIES_FOLDER / self.full_name
 
     def of_trial(self, trial: Trial, tags: Mapping[str, str]) -> Request:
-        """Return the request to train one run of the study, with more tags than the trial's own."""
+        """Return the request to train the run of `trial`; `tags` are added to the trial's own."""
         recipe = trial.recipe.model_copy(update={"experiment": self.study.experiment})
         return Request(
             resolve_paths(recipe, self.output),

@@ -1,7 +1,7 @@
-"""Train the runs of a study one after another in this process, and tell what they say together.
+"""Train the runs of a study one after another in this process, and report their common result.
 
-A run that is finished is not repeated and one that was interrupted goes on, so the same command continues a
-study. Every run is what `train` would make of its recipe.
+Finished runs are not repeated and interrupted ones are resumed, so the same command resumes a study. Every
+run is the run that `train` would make of its recipe.
 
 output/studies/NAME/   study.json  figure.png  runs.csv        output/runs/NAME-TRIAL/…
 """
@@ -12,20 +12,19 @@ from resnet_dist.config import Recipe, Trial
 from resnet_dist.driver.preflight import check_recipe
 from resnet_dist.driver.request import Interrupted, Reporter
 from resnet_dist.driver.run import run_training
-from resnet_dist.errors import UserError
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.runs.choose import choose_run
-from resnet_dist.runs.folder import RunFolder, Status, read_run
-from resnet_dist.study.report import (
-    StudySummary,
-    report,
-)
+from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
+from resnet_dist.study.report import StudySummary, report
 from resnet_dist.study.request import StudyRequest
-from resnet_dist.system.signals import interrupt, signals_call, signals_held
+from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
 from resnet_dist.tracking.protocol import OpenPublisher, OpenStudy, StudyPublisher, StudyRecord
 
 
 class StudyInterrupted(Exception):
-    """A person or the cluster stopped the study after `finished` runs; the same command continues it."""
+    """A person or the cluster stopped the study after `finished` runs; the same command resumes it."""
+
+    exit_code = INTERRUPTED_EXIT_CODE
 
     def __init__(self, finished: int) -> None:
         super().__init__(f"the study was interrupted after {finished} finished runs")
@@ -35,22 +34,22 @@ class StudyInterrupted(Exception):
 def run_study(
     request: StudyRequest, reporter: Reporter, open_study: OpenStudy, open_publisher: OpenPublisher
 ) -> StudySummary:
-    """Train what is not finished yet of `request.study`, then draw its figure and write its table.
+    """Train the runs of `request.study` that are not finished yet, then draw its figure and write its table.
 
     Raises UserError before anything is started, StudyInterrupted after SIGINT or SIGTERM, and what
-    `run_training` raises where a run fails. What is finished by then is drawn on every way out.
+    `run_training` raises where a run fails. The runs finished by then are drawn on every way out.
     """
-    refuse_mistakes(request)
+    check_trials(request)
     finished: list[RunFolder] = []
     publisher: StudyPublisher | None = None
     status: Status = "FAILED"
-    summary = None
+    summary: StudySummary | None = None
     try:
-        with signals_held():  # a run that was begun in MLflow must be closed
-            publisher = open_study(
-                StudyRecord(request.study, request.full_name, request.folder, request.source, request.output)
-            )
-        with signals_call(interrupt):
+        record = StudyRecord(request.study, request.full_name, request.folder, request.source, request.output)
+        # An interrupt inside `open_study` would leave an MLflow run that nobody closes.
+        with defer_signals():
+            publisher = open_study(record)
+        with handle_signals(raise_interrupt):
             for number, trial in enumerate(request.study.trials, start=1):
                 reporter.note(f"trial {number} of {len(request.study.trials)}: {trial.name}")
                 finished.append(_train(request, trial, reporter, publisher, open_publisher))
@@ -60,29 +59,41 @@ def run_study(
         raise StudyInterrupted(len(finished)) from None
     finally:
         if publisher is not None:
-            try:
-                if finished:
-                    summary = report(request, finished)
-                    publisher.log_files(summary.figure, summary.table)
-            except KeyboardInterrupt:
-                status = "KILLED"
-                raise StudyInterrupted(len(finished)) from None
-            except BaseException:
-                status = "FAILED"
-                raise
-            finally:
-                publisher.close(status, summary.conclusion if summary else "")
-    assert summary is not None  # a study has at least one trial
+            summary = _report_and_close(request, finished, publisher, status)
+    assert summary is not None  # A study has at least one trial.
     return summary
 
 
-def refuse_mistakes(request: StudyRequest) -> None:
-    """What can be refused of any trial, before the first is trained. Raises UserError."""
+def _report_and_close(
+    request: StudyRequest, finished: list[RunFolder], publisher: StudyPublisher, status: Status
+) -> StudySummary | None:
+    """Report on the finished runs, if any, and close the study's MLflow run whatever happens.
+
+    Raises StudyInterrupted after SIGINT or SIGTERM, and what `report` raises.
+    """
+    summary = None
+    try:
+        if finished:
+            summary = report(request, finished)
+            publisher.log_files(summary.figure, summary.table)
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise StudyInterrupted(len(finished)) from None
+    except BaseException:
+        status = "FAILED"
+        raise
+    finally:
+        publisher.close(status, summary.conclusion if summary else "")
+    return summary
+
+
+def check_trials(request: StudyRequest) -> None:
+    """Check every trial before the first is trained. Raises UserError with the name of the trial."""
     for trial in request.study.trials:
-        asked = request.of_trial(trial, {})
+        of_trial = request.of_trial(trial, {})
         try:
-            check_recipe(asked.recipe, asked.world_size)
-            choose_run(asked.output, asked.recipe, asked.name, resume=False)
+            check_recipe(of_trial.recipe, of_trial.world_size)
+            choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
         except UserError as error:
             raise UserError(f"trial {trial.name}: {error}") from None
 
@@ -94,16 +105,17 @@ def _train(
     publisher: StudyPublisher,
     open_publisher: OpenPublisher,
 ) -> RunFolder:
-    asked = request.of_trial(trial, publisher.member_tags())
-    assert asked.name is not None
-    known = read_run(asked.output / "runs" / asked.name)
-    if known is not None and _is_finished(known, asked.recipe, publisher):
+    """Train the run of `trial` to its end, unless it is finished already."""
+    of_trial = request.of_trial(trial, publisher.member_tags())
+    assert of_trial.name is not None
+    known = read_run(of_trial.output / RUNS_FOLDER / of_trial.name)
+    if known is not None and _is_finished(known, of_trial.recipe, publisher):
         reporter.note(f"run {known.name}: finished before")
         return known
-    return run_training(asked, reporter, open_publisher).run
+    return run_training(of_trial, reporter, open_publisher).run
 
 
 def _is_finished(run: RunFolder, recipe: Recipe, publisher: StudyPublisher) -> bool:
-    """Whether `recipe`, which `choose_run` has let through, leaves the run nothing to do."""
+    """Report whether the run is finished and `recipe`, which `choose_run` has accepted, has its length."""
     same_length = Recipe.model_validate(run.recipe).train.length == recipe.train.length
     return same_length and run.run_id is not None and publisher.is_finished(run.run_id)

@@ -1,1 +1,9 @@
-"""TODO map."""
+"""The operating system around this process, in the terms that the package needs. Knows no torch.
+
+command     who started this process, and the command line that resumes a run
+signals     SIGINT and SIGTERM: handle, defer, or turn into a request to stop
+files       write a file atomically; compute a checksum
+cpus        the CPUs that this process may use
+memory      the memory that this process can still get
+provenance  the user and the git commit behind a run
+"""

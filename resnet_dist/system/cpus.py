@@ -1,4 +1,4 @@
-"""How many CPUs this process may use."""
+"""Count the CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def cpu_count() -> int:
-    """The CPUs of this process's affinity mask; all of the machine's where the system has no such masks (macOS)."""
+    """Return the size of this process's affinity mask; the number of all CPUs where there is none (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

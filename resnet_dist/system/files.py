@@ -1,4 +1,4 @@
-"""TODO map."""
+"""Write a file atomically; compute a checksum."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write aside, flush to disk, rename: `path` holds all of `text` or what it held before."""
-    # Not by process id: containers that share a folder may have the same.
+    """Write `text` to a file beside `path`, flush it to disk and rename it.
+
+    `path` then holds all of `text`; after a failure it holds what it held before.
+    """
+    # A process id would not be unique: containers that share a folder may use the same one.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
@@ -24,6 +27,6 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:
-    """ALGORITHM:HEX."""
+    """Return the checksum of a file as `ALGORITHM:HEX`."""
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"

@@ -1,4 +1,4 @@
-"""How much memory a rank may still take: of the machine, of its container, and beside the other ranks."""
+"""Estimate the memory that this process can still get from the machine and from its container."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/")  # under which proc and sys lie
+ROOT = Path("/")  # parent of proc and sys
 
-# Of each version of cgroups: limit, usage, and in memory.stat what the kernel gives up for the asking.
+# For each version of cgroups: the files of limit and usage, and the reclaimable fields of memory.stat.
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
 V2 = "memory.max", "memory.current", ("inactive_file", "active_file")
 
 
 def available_memory(root: Path = ROOT) -> int:
-    """Bytes that a process can get, with what the kernel would take back from its file cache.
+    """Return the bytes that a process can get, including what the kernel would reclaim from its file cache.
 
-    The least of what the machine has and what each control group of this process, a container's or a batch
-    job's, leaves: beyond its limit the kernel kills, however much the machine has.
+    This is the minimum over the machine and every control group of this process (a container's or a batch
+    job's): the kernel kills a process that exceeds the limit of its group, however much memory the machine
+    has.
     """
-    return min(_of_machine(root), *_of_control_groups(root))
+    return min(_available_on_machine(root), *_available_in_control_groups(root))
 
 
 def ranks_of_this_node() -> int:
-    """Of this run, as torchrun and Ray Train tell every rank in its environment; one where nobody does."""
+    """Return the ranks of this run on this node: LOCAL_WORLD_SIZE, which torchrun and Ray Train set, or 1."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
-def _of_machine(root: Path) -> int:
+def _available_on_machine(root: Path) -> int:
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -35,22 +36,22 @@ def _of_machine(root: Path) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _of_control_groups(root: Path) -> Iterator[int]:
-    """What each control group that holds this process leaves to it; a group without a limit says nothing."""
-    yield 2**63
+def _available_in_control_groups(root: Path) -> Iterator[int]:
+    """Yield the bytes that each control group of this process leaves it; skip groups without a limit."""
+    yield 2**63  # the value of a process without any limit
     for folder in _control_groups(root):
         for limit_name, usage_name, reclaimable in (V1, V2):
             try:
                 limit = int((folder / limit_name).read_text())
                 usage = int((folder / usage_name).read_text())
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # absent, or "max"
+            except (OSError, ValueError):  # no such file, or the limit is "max"
                 continue
             yield max(0, limit - usage + sum(int(stat.get(name, 0)) for name in reclaimable))
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """Folders of the groups of this process, from its own up: a limit anywhere on the way binds it."""
+    """Yield the folders of this process's control groups, innermost first: the limit of every one applies."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -60,6 +61,6 @@ def _control_groups(root: Path) -> Iterator[Path]:
         if controllers and "memory" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        # Inside a container the name may be the host's, which is not there: its mount is the container's own group.
+        # Inside a container this may be the host's name, missing here; the mount is the container's own group.
         names = Path(group.lstrip("/")).parts
         yield from (mount.joinpath(*names[:count]) for count in range(len(names), -1, -1))

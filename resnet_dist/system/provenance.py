@@ -1,6 +1,6 @@
-"""Where a run comes from: who started it, with which file and which commit.
+"""Describe the origin of a run: the user who started it, the recipe file and the git commit.
 
-A submitted job runs as another user and without the repository around it: `submit` sends it these in variables.
+A submitted job runs as another user and outside the repository, so `submit` sends it these in variables.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ GIT_TIMEOUT_SECONDS = 30
 
 
 def user_name() -> str:
-    """Return the name of the user who runs this process, or `uid N` for a number without a name."""
+    """Return the name of the user who runs this process, or `uid N` where the user has no name."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
+    except (KeyError, OSError):  # A container may run under a user id without a name.
         return f"uid {os.getuid()}"
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit of the repository around `folder`, with -dirty where tracked files differ; None outside one."""
+    """Return the commit of the repository around `folder`; None outside a repository.
+
+    The commit ends in -dirty where tracked files differ from it.
+    """
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

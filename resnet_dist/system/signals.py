@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: what they mean depends on what is under way, and no run is left half-closed by one.
+"""SIGINT and SIGTERM: what they do depends on the work under way, and none of them leaves a run half-closed.
 
-Outside the training they are KeyboardInterrupt. While ranks train, the first one asks for a checkpoint, and a
-second one, or the end of the grace time, gives up. What must not be cut in two holds them back.
+Outside training, a signal raises KeyboardInterrupt. While ranks train, the first signal requests a
+checkpoint; a second one, or the end of the grace time, gives the ranks up. Work that must not be interrupted
+defers signals.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_SECONDS = (
-    20.0  # for the step under way and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 in all
-)
-ONE_PRESS_SECONDS = 1.0  # a terminal signals all its processes, and torchrun or uv pass the same one on
+# Time for the current step and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 s in all.
+GRACE_SECONDS = 20.0
+# Signals this close together count as one: a terminal signals each process, and torchrun and uv forward it.
+ONE_PRESS_SECONDS = 1.0
 
 
 @contextmanager
-def signals_call(ask: Callable[[int], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM call `ask(count)`, 1 for the first."""
+def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """Call `handler(count)` for SIGINT and SIGTERM inside the block; count is 1 for the first signal."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread: whoever runs us in another has his own way to stop
+        yield  # Python delivers signals to the main thread alone, so there is nothing to handle here.
         return
     count, last = 0, -ONE_PRESS_SECONDS
 
@@ -33,64 +34,66 @@ def signals_call(ask: Callable[[int], None]) -> Iterator[None]:
         now = time.monotonic()
         if count == 0 or now - last >= ONE_PRESS_SECONDS:
             count, last = count + 1, now
-            ask(count)
+            handler(count)
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
-def interrupt(count: int) -> None:
+def raise_interrupt(count: int) -> None:
+    """Raise KeyboardInterrupt for every signal. A handler for `handle_signals`."""
     raise KeyboardInterrupt
 
 
-def interrupt_second(count: int) -> None:
+def raise_on_second(count: int) -> None:
+    """Raise KeyboardInterrupt for the second signal; ignore the first. A handler for `handle_signals`."""
     if count > 1:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Inside, a first signal waits for the end and is KeyboardInterrupt there; a second is so at once."""
-    held = 0
+def defer_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a first signal at the end of the block, and for a second one at once."""
+    num_received = 0
 
-    def hold(count: int) -> None:
-        nonlocal held
-        held = count
-        if count > 1:
-            raise KeyboardInterrupt
+    def remember(count: int) -> None:
+        nonlocal num_received
+        num_received = count
+        raise_on_second(count)
 
-    with signals_call(hold):
+    with handle_signals(remember):
         yield
-    if held:
+    if num_received:
         raise KeyboardInterrupt
 
 
 class StopRequest:
-    """What signals ask of the ranks: `asked` first, then `over`."""
+    """The stop that signals request of the ranks: the first one a checkpoint, the second one the end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
         self._given_up = False
 
-    def ask(self, count: int) -> None:
+    def request(self, count: int) -> None:
+        """Request a checkpoint for the first signal, give up for the second. A handler for `handle_signals`."""
         if count > 1:
             self._given_up = True
-        elif self._asked_at is None:
-            self._asked_at = self._clock()
+        elif self._requested_at is None:
+            self._requested_at = self._clock()
 
     def give_up(self) -> None:
         self._given_up = True
 
-    def asked(self) -> bool:
-        return self._asked_at is not None
+    def requested(self) -> bool:
+        return self._requested_at is not None
 
-    def over(self) -> bool:
-        """Whether to wait no longer for a checkpoint."""
+    def expired(self) -> bool:
+        """Report whether to wait no longer for a checkpoint: after a second signal, or GRACE_SECONDS."""
         return self._given_up or (
-            self._asked_at is not None and self._clock() - self._asked_at >= GRACE_SECONDS
+            self._requested_at is not None and self._clock() - self._requested_at >= GRACE_SECONDS
         )

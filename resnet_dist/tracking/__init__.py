@@ -1,1 +1,8 @@
-"""MLflow: the run, its metrics and its model. The driver's business alone; ranks only append to a spool."""
+"""Metrics on their way from rank 0 through a file to a person and to MLflow: no server can slow a rank.
+
+protocol  the publishers of a run and of a study, as the driver sees them
+spool     the file that rank 0 appends its metrics to, and that the driver follows
+console   the thread that shows a spool to a person; the publisher of a run without MLflow
+mlflow/   the publishers of MLflow, and everything else that knows its API
+open      choose and open a publisher
+"""

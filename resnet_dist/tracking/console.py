@@ -22,7 +22,8 @@ def _nothing() -> None:
 class SpoolThread:
     """A thread that shows each new entry of a spool.
 
-    `after_look` is called after each look at the spool, `at_end` once after the last: work for the same thread.
+    More work for the same thread: `after_read` is called after each read of the spool, `at_end` once at the
+    end.
     """
 
     def __init__(
@@ -30,22 +31,22 @@ class SpoolThread:
         spool: Path,
         on_entry: Callable[[Entry], None],
         *,
-        after_look: Callable[[], None] = _nothing,
+        after_read: Callable[[], None] = _nothing,
         at_end: Callable[[], None] = _nothing,
     ) -> None:
-        self._on_entry, self._after_look, self._at_end = on_entry, after_look, at_end
+        self._on_entry, self._after_read, self._at_end = on_entry, after_read, at_end
         self._follower = Follower(spool)
-        self._follower.skip()  # earlier attempts were shown when they ran
+        self._follower.skip()  # The entries of earlier attempts were shown when these ran.
         self._failed = False
         self._stop = threading.Event()
-        # A daemon: a server that never answers must not keep the process alive.
+        # A daemon thread: a server that never answers must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def finish(self, timeout_seconds: float) -> None:
-        """Show the rest and call `at_end`; wait for both no longer than the timeout."""
+        """Show the remaining entries and call `at_end`; wait for both no longer than the timeout."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
@@ -57,7 +58,7 @@ class SpoolThread:
     def _run(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             self._show()
-            self._after_look()
+            self._after_read()
         self._show()
         self._at_end()
 
@@ -65,7 +66,7 @@ class SpoolThread:
         try:
             for entry in self._follower.read():
                 self._on_entry(entry)
-        except Exception as error:  # a terminal that is gone must not end the upload
+        except Exception as error:  # A closed terminal must not end the upload.
             if not self._failed:
                 log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
             self._failed = True
@@ -87,7 +88,7 @@ class ConsolePublisher:
         return 0
 
     def log_results(self, checkpoint: Path | None) -> None:
-        pass  # the checkpoint stays in the run folder
+        pass  # The checkpoint stays in the run folder.
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Open a publisher: MLflow's where MLflow is installed, the terminal alone elsewhere."""
+"""Open a publisher: that of MLflow where MLflow is installed, that of the console elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from resnet_dist.tracking.spool import Entry
 
 
 def has_mlflow() -> bool:
-    """Report whether MLflow is installed. One that is installed but broken must fail aloud, so it is not imported."""
+    """Report whether MLflow is installed.
+
+    It is not imported for that: a broken installation must raise its own error later.
+    """
     return find_spec("mlflow") is not None
 
 
@@ -33,7 +36,10 @@ def open_publisher(record: RunRecord, on_entry: Callable[[Entry], None]) -> Publ
 
 
 def open_study(record: StudyRecord) -> StudyPublisher:
-    """Open the MLflow run that the study's runs are children of. Raises UserError where MLflow is not installed."""
+    """Open the MLflow run that the study's runs are children of.
+
+    Raises UserError where MLflow is not installed.
+    """
     if not has_mlflow():
         raise UserError("MLflow, where the runs of a study lie together, is not installed")
     from resnet_dist.tracking.mlflow.study import MlflowStudy

@@ -1,6 +1,6 @@
-"""The driver's side of an experiment tracker: how it is opened and what it must do.
+"""The publishers that the driver works with: one for a run, one for a study, and how each is opened.
 
-The loop's side is `train.tracker.Tracker`: ranks report to it, and never wait for a server.
+The loop has an interface of its own, train.tracker.Tracker: ranks report to it and never wait for a server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RunRecord:
     recipe: Recipe
     source: str  # the recipe file, as it was typed
     output: Path
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)  # beside those of every run
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,24 @@ class StudyRecord:
 class Publisher(Protocol):
     """Publishes one attempt of a run: to MLflow, or to the terminal alone where MLflow is not installed.
 
-    Only opening one may raise. Later failures are reported and never stop the training.
+    Only opening a publisher may raise. Later failures are logged as warnings and never stop the training.
     """
 
     @property
     def run_id(self) -> str | None:
-        """The run's id in MLflow."""
+        """The run's id in MLflow; None without MLflow."""
 
     def start(self) -> None:
         """Begin to follow the run's spool."""
 
     def finish(self, timeout_seconds: float) -> int:
-        """Send the rest of the spool; return how many metrics were not sent in that time."""
+        """Send the rest of the spool; return the number of metrics that were not sent in that time."""
 
     def log_results(self, checkpoint: Path | None) -> None:
-        """Publish what is known at the end; the model of `checkpoint` where there is one."""
+        """Publish the gradient norms, and the model of `checkpoint` unless it is None."""
 
     def close(self, status: Status, timeout_seconds: float) -> None:
-        """End the run with its status."""
+        """Close the run with its status; wait no longer than the timeout."""
 
 
 class StudyPublisher(Protocol):
@@ -66,11 +66,13 @@ class StudyPublisher(Protocol):
     def member_tags(self) -> dict[str, str]:
         """Return the tags that make a run one of the study."""
 
-    def is_finished(self, run_id: str) -> bool: ...
+    def is_finished(self, run_id: str) -> bool:
+        """Report whether the run was closed as FINISHED; false for an unknown run."""
 
     def log_files(self, *files: Path) -> None: ...
 
-    def close(self, status: Status, conclusion: str) -> None: ...
+    def close(self, status: Status, conclusion: str) -> None:
+        """Publish the conclusion and close the study's run with its status."""
 
 
 OpenPublisher = Callable[[RunRecord, Callable[[Entry], None]], Publisher]

@@ -1,7 +1,8 @@
-"""The spool: metrics are appended to a file first and uploaded later, so that no server can stop or slow a rank.
+"""The spool: metrics are appended to a file first and uploaded later, so that no server can slow a rank.
 
-One JSON object a line. Rank 0 appends, the driver follows. After a restart the same file goes on: lines keep
-their original times, and what the server has already is skipped (see upload.py).
+Each line is one JSON object. Rank 0 appends, the driver follows. Every attempt of a run appends to the same
+file: entries keep their original times, and the uploader skips what the server already has
+(mlflow/upload.py).
 """
 
 from __future__ import annotations
@@ -21,26 +22,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: metrics of a step, a quantity of a step by layer, a note to the person, or nothing: an attempt begins."""
+    """One line: the metrics of a step, or a quantity of a step by layer, or a note to the person.
+
+    An entry with none of these marks the beginning of an attempt.
+    """
 
     time_ms: int
     step: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    # By quantity, then by layer. Kept apart from `metrics` because MLflow would draw a chart for every layer.
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By quantity, then by layer. Not for charts: hundreds of layers would be hundreds of them."""
     note: str | None = None
 
 
 class Spool:
-    """The Tracker of rank 0. Never raises: a full disk costs metrics, not the training."""
+    """The Tracker of rank 0.
+
+    Writing never raises: a full disk loses metrics, but does not stop the training.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         end_torn_line(path)
-        self._file = path.open("a", buffering=1)  # a line is written when it is complete
+        self._file = path.open("a", buffering=1)  # Line-buffered: the driver sees each entry at once.
         self._failed = False
-        self._lock = threading.Lock()  # the thread that writes checkpoints has notes too
-        self._append({})  # the driver sees that rank 0 has begun
+        self._lock = threading.Lock()  # The thread that writes checkpoints appends notes too.
+        self._append({})  # Show the driver that rank 0 has begun.
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self._append({"step": step, "metrics": metrics})
@@ -52,7 +59,7 @@ class Spool:
         self._append({"note": text})
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # told by the line that could not be written
+        with contextlib.suppress(OSError):  # `_append` has already warned.
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -67,14 +74,15 @@ class Spool:
         try:
             with self._lock:
                 self._file.write(json.dumps({"time_ms": time.time_ns() // 1_000_000, **value}) + "\n")
-        except (OSError, ValueError) as error:  # ValueError: closed, and a thread still had a word
-            if not self._failed:  # once: a full disk would fill the log too
+        # ValueError: another thread has closed the file.
+        except (OSError, ValueError) as error:
+            if not self._failed:  # Warn once: a warning per entry would fill the log.
                 log.warning("metrics are not recorded from here on: %s", error)
             self._failed = True
 
 
 def end_torn_line(path: Path) -> None:
-    """A writer that was killed may have left half a line: end it, so that the next one is whole."""
+    """End the half line that a killed writer may have left, so that the next line is whole."""
     if path.exists() and path.stat().st_size:
         with path.open("rb+") as file:
             file.seek(-1, 2)
@@ -90,7 +98,7 @@ class Follower:
         self._position = 0
 
     def read(self) -> list[Entry]:
-        """The lines completed since the last call. Raises OSError where the file cannot be read."""
+        """Return the entries completed since the last call. Raises OSError where the file cannot be read."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -101,12 +109,12 @@ class Follower:
         return [entry for line in whole.splitlines() if (entry := _parse(line)) is not None]
 
     def skip(self) -> None:
-        """Leave out what is there already."""
+        """Skip all entries that are already in the file."""
         self.read()
 
 
 def read_layers(spool: Path, name: str) -> dict[int, dict[str, float]]:
-    """Quantity `name` by step and layer. Steps that a restart ran again are there once, as they were last."""
+    """Return quantity `name` by step, then by layer. A step that a restart repeated has its last values."""
     return {
         entry.step: entry.layers[name]
         for entry in Follower(spool).read()
@@ -118,4 +126,4 @@ def _parse(line: bytes) -> Entry | None:
     try:
         return Entry(**json.loads(line))
     except (ValueError, TypeError):
-        return None  # the torn line of a writer that was killed
+        return None  # A writer was killed in the middle of this line.

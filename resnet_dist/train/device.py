@@ -1,4 +1,4 @@
-"""What a recipe asks of the device: refused where it cannot be had, set where it is a switch of the process."""
+"""Check that the device can do what the recipe asks, and set the switches of the process that it needs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from resnet_dist.config import Train
 from resnet_dist.errors import RecipeError
 from resnet_dist.world import World
 
-# What torch.compile calls: a C++ compiler for its CPU code; on a GPU, a C compiler for what launches its kernels.
+# The compilers that torch.compile calls, as (environment variable, programs): a C++ compiler for CPU code, a C
+# compiler for the code that launches GPU kernels.
 COMPILERS = {"cpu": ("CXX", ("c++", "g++", "clang++")), "cuda": ("CC", ("cc", "gcc", "clang"))}
 
 
 def prepare_device(train: Train, world: World) -> None:
-    """Raises RecipeError for what this device cannot do; sets how it multiplies and chooses kernels."""
+    """Raise RecipeError for what this device cannot do; on a GPU set matmul precision and kernel selection."""
     device = world.device.type
     if train.precision == "fp16" and device != "cuda":
         raise RecipeError(f"train.precision='fp16' needs a GPU, and this is {device}; use bf16 or fp32")
     if train.sync_batch_norm and world.world_size > 1 and device != "cuda":
         raise RecipeError(
             f"train.sync_batch_norm=True with {world.world_size} ranks needs GPUs, and this is {device}: "
-            "torch.nn.SyncBatchNorm has no other; set it to false, or use one rank"
+            "torch.nn.SyncBatchNorm works on no other device; set it to false, or use one rank"
         )
     if train.compile != "none" and not has_compiler(device):
         variable, names = COMPILERS[device]
@@ -34,11 +35,11 @@ def prepare_device(train: Train, world: World) -> None:
     if device == "cuda":
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.tf32
-        # Time the convolution kernels once for each shape: shapes of a run hardly change.
+        # Time the convolution kernels once per shape: the shapes of a run hardly change.
         torch.backends.cudnn.benchmark = True
 
 
 def has_compiler(device: str) -> bool:
-    """Whether torch.compile can make code for `device`, "cpu" or "cuda"."""
+    """Report whether torch.compile finds a compiler for `device`, "cpu" or "cuda"."""
     variable, names = COMPILERS[device]
     return any(shutil.which(name) for name in (os.environ.get(variable), *names) if name)

@@ -1,4 +1,4 @@
-"""Evaluation: every sample counted once, on any number of ranks."""
+"""Evaluate a model: every sample counted once, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from resnet_dist.world import World
 
 
 def evaluation_order(index: Index, data: Data) -> Order:
+    """Return the order of an evaluation: every sample once, unshuffled, the last step filled up with padding."""
     return Order(index.counts, data.global_batch_size, data.lanes, data.window, seed=0, training=False)
 
 
 def evaluation_loader(index: Index, data: Data, world: World) -> Loader:
-    """Batches for `evaluate`; keeps its threads, and its cache if the recipe has one, between calls."""
+    """Return the loader for `evaluate`. It keeps its threads, and its cache if the recipe has one, between calls."""
     return Loader(index, evaluation_order(index, data), data, world, seed=0)
 
 
@@ -33,11 +34,14 @@ def evaluate(
     before_batch: Callable[[], None] = lambda: None,
     report_bad: Callable[[list[str]], None] = lambda texts: None,
 ) -> dict[str, float]:
-    """eval/loss, eval/top1, eval/top5 (with more than five classes), eval/samples and eval/bad_samples over the index.
+    """Return the metrics over the loader's index; all ranks call it and get the same.
 
+    They are eval/loss, eval/top1, eval/top5 (with more than five classes), eval/samples and eval/bad_samples.
     Sums are reduced over the ranks and divided once; padding and bad samples have weight 0. A forward pass has as
-    many samples as in training. What `before_batch` raises ends the evaluation; it must do so on all ranks at the
-    same batch. `report_bad` gets the names of all ranks' bad samples, with the reasons, where there are any.
+    many samples as in training.
+
+    `before_batch` may raise to end the evaluation, but on all ranks at the same batch. `report_bad` receives the
+    names of all ranks' bad samples, with the reasons, where there are any.
 
     Raises UserError where all samples are bad.
     """
@@ -48,7 +52,8 @@ def evaluate(
     try:
         for step in range(loader.order.steps_per_epoch):
             before_batch()
-            batch = loader.batch_at(step)  # outside: its threads write to memory that would be inference-only
+            # Load outside inference_mode: the loader's threads could not write to tensors made inside it.
+            batch = loader.batch_at(step)
             bad += batch.bad
             size = loader.data.micro_batch_size or len(batch.ids_B)
             with torch.inference_mode():
@@ -58,7 +63,8 @@ def evaluate(
     finally:
         model.train(was_training)
     loss, top1, top5, seen, num_bad = world.sum(torch.cat([sums, sums.new_tensor([len(bad)])])).tolist()
-    if num_bad:  # known to all ranks: the rest is a collective
+    # Every rank has this sum, so all or none enter the collective below.
+    if num_bad:
         bad = sorted(text for texts in world.gather(bad) for text in texts)
         report_bad(bad)
     if not seen:
@@ -78,17 +84,17 @@ def evaluate(
 
 
 def logits_of(model: nn.Module, images_BCSS: Tensor, data: Data) -> Tensor:
-    """(B, classes); with `data.eval_flip` the mean over each image and its mirror image."""
+    """Return logits (B, classes); with `data.eval_flip` the mean over each image and its mirror image."""
     logits: Tensor = model(images_BCSS)
     if not data.eval_flip:
         return logits
-    # A copy: a CUDA graph's next replay overwrites what it returned.
+    # Copy the first logits: the next replay of a CUDA graph overwrites its outputs.
     mean: Tensor = (logits.clone() + model(images_BCSS.flip(-1))) / 2
     return mean
 
 
 def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of loss, top-1 hits, top-5 hits, and weights: a tensor of four, float64."""
+    """Return the weighted sums of loss, top-1 hits, top-5 hits, and the sum of weights: (4,), float64."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = (ranked == labels[:, None]).to(weights.dtype)

@@ -1,7 +1,18 @@
-"""The loop: distributed training on one screen. Start reading at `train`.
+"""The training loop: distributed training on one screen. Start reading at `train`.
 
-It is the same under Ray Train, torchrun and in one process: they differ in who made the World. It knows no
-Ray and no MLflow: metrics go to a Tracker, and what happens to them is not its business.
+Every rank runs this code on its share of the data, and all ranks hold the same weights after every step.
+Four calls of `train` make it so:
+
+    loader.batch_at(step)      return this rank's share of the global batch of a step, computed from the step alone
+    train_step(batch)          run forward and backward, average the gradients over the ranks, update the weights
+    control.agree()            decide with all ranks whether to stop or to save
+    checkpoints.save(state)    save on rank 0; a restart loads the same state on every rank
+
+One rule holds throughout: a branch that leads to a collective (gradients, metrics, an evaluation) depends only on
+what all ranks know. A rank that took another branch would leave the others waiting forever.
+
+The loop is the same under Ray Train, under torchrun and in one process: they differ only in who makes the World.
+It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writes them for the driver to publish.
 """
 
 from __future__ import annotations
@@ -23,7 +34,7 @@ from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.plan import Plan, due, order_of
-from resnet_dist.train.start.initial import begin_from, initial_state
+from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 from resnet_dist.train.step.train_step import TrainStep, compiled
@@ -36,7 +47,7 @@ from resnet_dist.world import World
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: at `step` of `total_steps`, with the newest value of every metric."""
+    """The end of an attempt: it stopped at `step` of `total_steps`, with the newest value of every metric."""
 
     step: int
     total_steps: int
@@ -57,7 +68,7 @@ class Parts:
     checkpoints: Checkpointer
     control: Control
     train_step: TrainStep
-    predictor: nn.Module  # evaluated: the model itself, or its average
+    predictor: nn.Module  # the model to evaluate, or its average; compiled where the recipe asks for it
 
 
 def train(
@@ -68,9 +79,12 @@ def train(
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Train to the end of `recipe`, from the newest good checkpoint in `folder`, or until any rank is asked to stop.
+    """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
-    Raises TrainingError where training cannot go on, with the last checkpoint kept.
+    It resumes from the newest good checkpoint in `folder`. A run that stopped before or during an evaluation resumes
+    with that evaluation.
+
+    Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
     with set_up(recipe, folder, world, tracker, stop_requested, progress) as parts:
@@ -85,24 +99,25 @@ def train(
                     progress.at(GATHERING, state.step)
                     tracker.log(training_metrics(state, parts.order, world), state.step)
                     log_gradient_norms(parts.train_step, tracker, state.step)
-                    guard.check_samples(state, list_bad_samples(state, tracker, world))
+                    guard.check_samples(state, report_bad_samples(state, tracker, world))
                     guard.check_losses(state)
             if state.evaluation_pending:
                 progress.at(GATHERING, state.step)
                 state.meter.gather(world)
-                guard.check_losses(
-                    state
-                )  # first: it names the bad micro-batch, an evaluation of NaN weights cannot
+                # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
+                guard.check_losses(state)
                 if metrics := evaluate_unless_stopped(parts, progress, world, tracker):
                     tracker.log(metrics, state.step)
                     guard.check_evaluation(metrics, state.step)
                     state.evaluated(metrics, recipe.train.best_metric)
                 state.meter.restart_clock()
+            # Agree first: a rank that stopped or saved alone would leave the others waiting in the next collective.
             parts.control.agree()
             if parts.checkpoints.should_save(state, plan, parts.control):
                 progress.at("saving", state.step)
                 state.meter.gather(world)
-                guard.check_losses(state)  # nothing is saved that comes after a loss that was not finite
+                # Check first: no state may be saved after a loss that was not finite.
+                guard.check_losses(state)
                 parts.checkpoints.save(state)
                 parts.control.saved()
             if parts.control.stop:
@@ -121,7 +136,12 @@ def set_up(
     stop_requested: Callable[[], bool],
     progress: Progress,
 ) -> Iterator[Parts]:
-    """Build the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after."""
+    """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
+
+    It checks and compares the ranks before it builds the model and loads data, so that a mistake ends the attempt soon.
+
+    Raises UserError for what the recipe, the data or the device do not allow, TrainingError where ranks differ.
+    """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world)
@@ -132,13 +152,7 @@ def set_up(
     state = initial_state(recipe, len(train_index.classes), world)
     with (
         Loader(
-            train_index,
-            order,
-            recipe.data,
-            world,
-            seed=recipe.seed,
-            sizes=plan.sizes,
-            total_steps=plan.total,
+            train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
         Checkpointer(
@@ -149,7 +163,7 @@ def set_up(
         if checkpoints.restore(state):
             tracker.note(f"resumed at step {state.step} of {plan.total}")
         else:
-            begin_from(state, recipe, train_index, world, tracker.note)
+            initialize_weights(state, recipe, train_index, world, tracker.note)
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
@@ -162,7 +176,7 @@ def set_up(
 def evaluate_unless_stopped(
     parts: Parts, progress: Progress, world: World, tracker: Tracker
 ) -> dict[str, float] | None:
-    """Return the metrics of the evaluation set; None where the ranks agreed to stop before its end."""
+    """Return the metrics of the evaluation set, or None where the ranks agreed to stop before its end."""
 
     def before_batch() -> None:
         progress.at("evaluating")
@@ -182,7 +196,7 @@ def evaluate_unless_stopped(
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:
-    """Return the metrics of all ranks since the last log line."""
+    """Return the training metrics over all ranks since the last log line. A collective."""
     metrics = state.meter.flush(world)
     state.bad_samples += round(metrics["data/bad_samples"])
     metrics |= {
@@ -195,14 +209,15 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
 
 
 def log_gradient_norms(train_step: TrainStep, tracker: Tracker, step: int) -> None:
-    """Report the norm of every layer's gradient where the recipe asks for it."""
+    """Log the norm of every layer's gradient where the recipe asks for it."""
     if train_step.gradient_norms is not None:
         tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), step)
 
 
-def list_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[str]:
-    """Name the samples that were bad since the last log line, with the reason of each."""
-    if state.meter.bad_at_last_flush == 0:  # known to all ranks: the rest is a collective
+def report_bad_samples(state: TrainState, tracker: Tracker, world: World) -> list[str]:
+    """Report the samples that were bad since the last log line, and return their names, each with its reason."""
+    # Every rank has this count, so all or none enter the collective below.
+    if state.meter.bad_at_last_flush == 0:
         return []
     texts = state.meter.take_bad(world)
     note_bad(texts, "bad sample", tracker)

@@ -1,4 +1,4 @@
-"""How long a run is, in steps: the recipe's lengths, resolved once against the data set."""
+"""The lengths of a run in steps: the recipe's lengths, resolved once against the data set."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from resnet_dist.order.sizes import Sizes
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe's lengths in steps, and the image size at each step."""
+    """The recipe's lengths in steps, and the image size at each step.
+
+    `log`, `eval`, `checkpoint` and `ema` are intervals; 0 means at the end only (see `due`).
+    """
 
     total: int
     warmup: int
     log: int
     eval: int
     checkpoint: int
-    ema: int
-    milestones: tuple[int, ...]
+    ema: int  # at least 1
+    milestones: tuple[int, ...]  # steps at which the "step" schedule decays, in order
     sizes: Sizes
 
     @classmethod
     def of(cls, recipe: Recipe, order: Order) -> Plan:
-        """Resolve every length of the recipe against the order of its training set. Raises RecipeError."""
+        """Resolve the lengths of the recipe against the order of its training set. Raises RecipeError."""
 
         def steps(length: str, total_steps: int = 0) -> int:
             return steps_of(
@@ -84,11 +87,11 @@ def _ema_steps(train: Train, ema: int, total: int) -> int:
     if train.ema_decay is not None and ema > total:
         raise RecipeError(
             f"train.ema_every={train.ema_every!r} is {ema} steps, more than the {total} of train.length="
-            f"{train.length!r}: the average would not move, and the weights of the start be evaluated; use a shorter one"
+            f"{train.length!r}: the average would never move, and the initial weights would be evaluated; use a shorter one"
         )
     return ema
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Report whether `step` is a multiple of `every`, or the end; `every` 0 means at the end only."""
+    """Report whether `step` is a multiple of `every`, or the last step; `every` 0 means at the end only."""
     return step == total or (every > 0 and step % every == 0)

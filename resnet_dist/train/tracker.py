@@ -1,4 +1,4 @@
-"""TODO map."""
+"""The interface through which the loop reports: rank 0 has a tracker that writes, all others a NullTracker."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from typing import Protocol
 
 
 class Tracker(Protocol):
-    """Where rank 0 reports to, from any thread. Never raises into training, never makes it wait."""
+    """The receiver of metrics and notes, callable from any thread. It never raises into training or makes it wait."""
 
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record metrics by name after `step` completed steps."""
 
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None: ...
+    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
+        """Record one value per layer, by the layer's name, for the quantity `name`."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Show one line of text to the person who started the run."""
 
 
 class NullTracker:
-    """The Tracker of every other rank."""
+    """The tracker of every rank but rank 0: it drops everything."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         pass

@@ -34,7 +34,7 @@ from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.plan import Plan, order_of
-from resnet_dist.train.start.initial import begin_from, initial_state
+from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.world import World
@@ -142,7 +142,7 @@ def time_run(recipe: Recipe, deadline: float) -> tuple[float, float] | None:
     order = order_of(recipe, index)
     plan = Plan.of(recipe, order)
     state = initial_state(recipe, len(index.classes), world)
-    begin_from(state, recipe, index, world, print)
+    initialize_weights(state, recipe, index, world, print)
     train_step = TrainStep(state, recipe, plan, world)
     with (
         Loader(index, order, recipe.data, world, seed=recipe.seed, total_steps=plan.total) as loader,

@@ -1,4 +1,4 @@
-"""The commands as a person types them: what is refused, and what an interruption leaves."""
+"""The commands as users type them: which mistakes they refuse, and what an interruption leaves."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def mistaken(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`run` in this process and in `folder`: for commands that end before they start anything."""
+    """Run a command that fails before it starts anything, in this process and in `folder`."""
     monkeypatch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -101,7 +101,7 @@ def test_a_mistake_ends_with_2_and_one_sentence(
     assert any(part in err for part in message.split("|"))
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert out == ""  # Ray was not started
+    assert out == ""  # The command prints a line when it starts Ray.
     assert files(folder) == before
 
 
@@ -165,7 +165,7 @@ def test_local_train_evaluate_and_the_run_in_mlflow(folder: Path) -> None:
 
 LOAD = """
 import sys
-sys.modules["resnet_dist"] = None  # not installed where a model is served
+sys.modules["resnet_dist"] = None  # A machine that serves a model does not have the package.
 import mlflow, numpy as np
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
@@ -230,7 +230,7 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
     (found,) = client.search_runs(["1"])
     assert found.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
-    assert steps == list(range(10, 301, 10))  # none lost, none doubled
+    assert steps == list(range(10, 301, 10))  # No step is lost or logged twice.
     command = [sys.executable, "-c", LOAD, uri, found.info.run_id]
     loaded = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
     assert loaded.stdout.strip() == "(3, 10)", loaded.stderr
@@ -248,7 +248,7 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
         (["index", "nowhere.tar"], "nowhere.tar: missing"),
         (["index", "output/data"], "no shards in this folder"),
         (["index", "pipe:true", "--out", "x.json"], "--allow-commands"),
-        (["index", "https://127.0.0.1:9/a.tar"], "--out: say where the index goes"),
+        (["index", "https://127.0.0.1:9/a.tar"], "--out is missing"),
         (["index", "--verify", "output/data/digits/train/index.jsn"], "index.jsn: missing"),
         (["bench", "loader", "nowhere"], "nowhere/index.json: no such index"),
         (
@@ -274,7 +274,7 @@ def test_mistakes_about_data(mistaken: Command, folder: Path, words: list[str], 
     assert files(folder) == before
 
 
-def test_a_shard_that_cannot_be_had_is_one_sentence(folder: Path) -> None:
+def test_a_missing_shard_is_one_sentence(folder: Path) -> None:
     next((folder / "output/data/digits/eval").glob("*000003.tar")).unlink()
     code, _, err = run("bench", "loader", "output/data/digits/eval", "--crop", "none", cwd=folder)
     assert code == 1
@@ -340,7 +340,7 @@ STUDY = str(ROOT / "jobs/plain_vs_residual.py")
 
 
 @pytest.mark.long
-def test_study_trains_all_its_runs_and_says_what_it_found(folder: Path) -> None:
+def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path) -> None:
     words = ["study", STUDY, "--with", "depths=[8,14]", "--with", "seeds=1", "--name", "small"]
     short = ["--set", "train.length=6 steps", "--set", "schedule.warmup=0 steps"]
     code, out, err = run(*words, *short, cwd=folder)
@@ -350,7 +350,7 @@ def test_study_trains_all_its_runs_and_says_what_it_found(folder: Path) -> None:
     names = [f"{net}-{depth}-seed-0" for depth in (8, 14) for net in ("plain", "residual")]
     assert trained == [f"run small-{name}: 6 steps, 1 rank(s)" for name in names]
     assert [line.split()[0] for line in lines if "eval top-1" in line and "training loss" in line] == names
-    assert "step 5/6" not in out  # twelve runs of hundreds of lines would hide what was found
+    assert "step 5/6" not in out  # The step lines of twelve runs would hide the conclusion.
     assert "training loss" in lines[-4]
     assert "with 14 plain layers" in lines[-4]
     assert lines[-3] == "figure     output/studies/small/figure.png"
@@ -383,7 +383,7 @@ def test_mistakes_about_studies(mistaken: Command, folder: Path, words: list[str
 
 
 @pytest.mark.long
-def test_an_interrupted_study_says_how_it_goes_on(folder: Path) -> None:
+def test_an_interrupted_study_prints_the_command_that_continues_it(folder: Path) -> None:
     words = ["study", STUDY, "--with", "depths=[8,14]", "--set", "train.length=6000 steps"]
     process = start(*words, cwd=folder)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""What the commands say where they are interrupted, cannot begin, or send a person somewhere."""
+"""Messages of commands that are interrupted, cannot start, or refer the user to another command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resnet_dist import cli
-from resnet_dist.cli.main import _explain
+from resnet_dist.cli.main import _report_error
 from resnet_dist.cli.train import _browse_line
 from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
@@ -35,13 +35,13 @@ RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR":
     [
         (["prepare", "digits", "out"], "data.prepare.split.prepare"),
         (["index", "a.tar", "--out", "index.json"], "data.shards.names.expand"),
-        (["study", str(STUDY)], "study.run.refuse_mistakes"),
+        (["study", str(STUDY)], "study.run.check_trials"),
         (["submit", str(STUDY.with_name("digits.py")), "--address", "x"], "launch.ray_jobs._connect"),
         (["evaluate", "model", "shards"], "data.shards.index.read_index"),
         (["bench", "loader", "shards"], "bench.loader.bench_loader"),
     ],
 )
-def test_an_interruption_is_told(
+def test_an_interruption_is_reported(
     words: list[str], function: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
@@ -49,13 +49,13 @@ def test_an_interruption_is_told(
 
     monkeypatch.setattr(f"resnet_dist.{function}", interrupted)
     assert cli.app(words, standalone_mode=False) == 130
-    said = capsys.readouterr().err
-    assert said.startswith(("interrupted; the same command ", "interrupted before the job was submitted"))
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(("interrupted; the same command ", "interrupted before the job was submitted"))
+    assert message.count("\n") == 1
 
 
 @pytest.mark.long
-def test_an_interrupted_prepare_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_prepare_resumes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "resnet_dist", "prepare", "digits", "out", "--shards", "200"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=tmp_path, text=True, **pipes)
@@ -65,7 +65,7 @@ def test_an_interrupted_prepare_goes_on(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (
         130,
-        "interrupted; the same command goes on with what is not done yet\n",
+        "interrupted; the same command resumes with what is not done yet\n",
     )
     assert not (tmp_path / "out/eval/index.json").exists()
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
@@ -80,14 +80,14 @@ def test_torchrun_is_for_train_alone(command: str, monkeypatch: pytest.MonkeyPat
         cli.app([command, "x"], standalone_mode=False)
 
 
-def test_a_gpu_that_is_not_there_is_told(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(digits_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--gpu: this machine has no CUDA device"):
         cli.app(["evaluate", "model", str(digits_data / "eval"), "--gpu"], standalone_mode=False)
 
 
 def test_storage_that_fails_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _explain(StorageError("https://x/a.tar: gone")) == 1
+    assert _report_error(StorageError("https://x/a.tar: gone")) == 1
     assert capsys.readouterr().err == "error: https://x/a.tar: gone\n"
 
 
@@ -95,7 +95,7 @@ def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert _browse_line(Path("output")) == "\nbrowse     resnet-dist ui"
     assert _browse_line(Path("o")) == "\nbrowse     resnet-dist ui --output o"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")  # where `ui` has nothing to serve
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")  # `ui` serves only a local store.
     assert _browse_line(Path("output")) == "\nbrowse     http://mlflow:5000"
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert _browse_line(Path("output")) == ""
@@ -134,9 +134,9 @@ def test_without_mlflow_the_spool_is_named(
 ) -> None:
     request, run = first_run
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    said: list[Entry] = []
-    assert isinstance(open_publisher(record_of(request, run), said.append), ConsolePublisher)
-    assert [entry.note for entry in said] == [f"MLflow is not installed: metrics go to {run.spool} alone"]
+    reported: list[Entry] = []
+    assert isinstance(open_publisher(record_of(request, run), reported.append), ConsolePublisher)
+    assert [entry.note for entry in reported] == [f"MLflow is not installed: metrics go to {run.spool} alone"]
     with pytest.raises(UserError, match="MLflow, where the runs of a study lie together, is not installed"):
         open_study(record_of(request, run))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Recipes: one value, validated, JSON both ways; a mistake is told in one sentence."""
+"""Recipes: one value, validated, JSON both ways; a mistake is explained in one sentence."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_fields_that_another_choice_does_not_read() -> None:
     assert make().with_overrides(steps).schedule.milestones == ("50 percent", "75 percent", "80 epochs")
 
 
-def test_the_word_none_and_no_value_are_told_apart() -> None:
+def test_the_choice_none_differs_from_no_value() -> None:
     overrides = ["train.compile=none", "data.crop=none", "model.shortcut=none", "optim.clip_norm=none"]
     recipe = make().with_overrides(["optim.clip_norm=1", *overrides])
     assert recipe.train.compile == recipe.data.crop == recipe.model.shortcut == "none"
@@ -149,8 +149,8 @@ def test_what_does_not_suit_the_number_of_classes() -> None:
         if fits:
             check_classes(train, 10)
             continue
-        words = rf"train\.bce_target_threshold={threshold} .*train\.label_smoothing=0\.4 .* targets are 0\.04 and 0\.64"
-        with pytest.raises(RecipeError, match=words):
+        message = rf"train\.bce_target_threshold={threshold} .*train\.label_smoothing=0\.4 .* targets are 0\.04 and 0\.64"
+        with pytest.raises(RecipeError, match=message):
             check_classes(train, 10)
     check_classes(bce.with_overrides(["train.label_smoothing=0", "train.bce_target_threshold=0"]).train, 10)
 

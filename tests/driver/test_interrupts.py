@@ -1,4 +1,4 @@
-"""Signals at any moment: one press is one signal, and a run is never left open."""
+"""Signals at any moment: one press counts as one signal, and a run is never left open."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from resnet_dist.driver.request import Interrupted, Request, Summary
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import read_run
-from resnet_dist.system import signals as interrupts
-from resnet_dist.system.signals import GRACE_SECONDS, StopRequest, interrupt, signals_call, signals_held
+from resnet_dist.system import signals
+from resnet_dist.system.signals import (
+    GRACE_SECONDS,
+    StopRequest,
+    defer_signals,
+    handle_signals,
+    raise_interrupt,
+)
 from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
@@ -31,9 +37,9 @@ def press(number: int = signal.SIGTERM) -> None:
 
 def test_signals_of_one_moment_are_one_press(monkeypatch: pytest.MonkeyPatch) -> None:
     now, counts = [100.0], []
-    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     before = signal.getsignal(signal.SIGINT)
-    with signals_call(counts.append):
+    with handle_signals(counts.append):
         for moment, number in ((100.0, signal.SIGINT), (100.4, signal.SIGTERM), (103.0, signal.SIGINT)):
             now[0] = moment
             press(number)
@@ -43,30 +49,32 @@ def test_signals_of_one_moment_are_one_press(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_must_not_be_cut_in_two_is_not() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), signals_held():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), defer_signals():  # noqa: PT012
         press()
         done.append(True)
     assert done
-    with pytest.raises(KeyboardInterrupt), signals_call(interrupt):
+    with pytest.raises(KeyboardInterrupt), handle_signals(raise_interrupt):
         press()
 
 
 def test_the_grace_time_ends() -> None:
     now = [0.0]
     stop = StopRequest(clock=lambda: now[0])
-    assert (stop.asked(), stop.over()) == (False, False)
-    stop.ask(1)
+    assert (stop.requested(), stop.expired()) == (False, False)
+    stop.request(1)
     now[0] = GRACE_SECONDS - 1
-    assert (stop.asked(), stop.over()) == (True, False)
+    assert (stop.requested(), stop.expired()) == (True, False)
     now[0] = GRACE_SECONDS
-    assert stop.over()
+    assert stop.expired()
     again = StopRequest()
-    again.ask(1)
-    again.ask(2)
-    assert again.over()
+    again.request(1)
+    again.request(2)
+    assert again.expired()
 
 
-class Told:
+class RecordingReporter:
+    """A Reporter that records its notes."""
+
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -114,7 +122,7 @@ RESULTS = "log_results step-00000003"
 
 def train(recipe: Recipe, folder: Path, open_publisher: Callable[..., Any]) -> Summary:
     request = Request(recipe, "jobs/digits.py", folder, gpu=False, local=True, name="x")
-    return run_training(request, Told(), open_publisher)
+    return run_training(request, RecordingReporter(), open_publisher)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +145,7 @@ def test_a_signal_to_the_driver_closes_the_run(
         made.append(SignallingPublisher(signal_in))
         return made[-1]
 
-    if signal_in == "close":  # too late: all is done
+    if signal_in == "close":  # It is too late to interrupt: the run is finished.
         assert train(recipe, tmp_path, open_publisher).outcome.finished
     else:
         with pytest.raises(Interrupted) as interrupted:
@@ -169,7 +177,7 @@ def test_the_model_that_is_logged_is_the_best(
         publisher = SignallingPublisher("nothing")
         chosen = recipe.with_overrides([f"train.best_metric={metric}"])
         request = Request(chosen, "jobs/digits.py", tmp_path, gpu=False, local=True, name=name)
-        run_training(request, Told(), lambda *arguments, publisher=publisher: publisher)
+        run_training(request, RecordingReporter(), lambda *arguments, publisher=publisher: publisher)
         assert f"log_results step-{logged:08d}" in publisher.calls
 
 

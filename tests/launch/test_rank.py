@@ -1,4 +1,4 @@
-"""Whose error is shown: a rank that only lost a peer leaves the word to the one that failed."""
+"""The choice of the error to report: a rank that only lost a peer leaves the report to the one that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Following a submitted job: its log once, through lost connections, and its name whatever way the command ends."""
+"""Following a submitted job: its log is printed once, and its name is reported whatever ends the command."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 from ray.job_submission import JobStatus
 
 from resnet_dist.config import Recipe
-from resnet_dist.launch import ray_jobs as submit
+from resnet_dist.launch import ray_jobs
 from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
-from resnet_dist.tracking.mlflow.run import _origin_tags
+from resnet_dist.tracking.mlflow.run import origin_tags
 
 LOG = ["a\n", "b\n", "c\n", "d\n"]
 
 
 @dataclass
 class Cluster:
-    """A JobSubmissionClient. Every connection to the log is lost after one chunk more than the one before."""
+    """A fake JobSubmissionClient. Each connection to the log lasts one chunk longer than the one before."""
 
-    before: Callable[[str], None] = lambda call: None  # may raise
+    before: Callable[[str], None] = lambda call: None  # called before each request; may raise
     connections: int = 0
     stopped: bool = False
     environment: dict[str, str] = field(default_factory=dict)
@@ -66,15 +66,15 @@ def follow(
     digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Cluster], tuple[int | JobLeft, str]]:
     def run(cluster: Cluster) -> tuple[int | JobLeft, str]:
-        monkeypatch.setattr(submit, "_connect", lambda address: cluster)
-        monkeypatch.setattr(submit, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(ray_jobs, "_connect", lambda address: cluster)
+        monkeypatch.setattr(ray_jobs, "POLL_SECONDS", 0.01)
         source = Path("jobs/digits.py")
         submission = Submission(digits_recipe, source, "x", 2, None, None, False, Path("/o"), False, "typed")
-        said: list[str] = []
+        output: list[str] = []
         try:
-            return submit_job(submission, said.append), "".join(said)
+            return submit_job(submission, output.append), "".join(output)
         except JobLeft as left:
-            return left, "".join(said)
+            return left, "".join(output)
 
     return run
 
@@ -100,10 +100,10 @@ def fail() -> None:
 
 @pytest.mark.parametrize("lost", [lambda call: None, after(0, fail, "tail")])
 def test_the_log_is_printed_once(follow: Follow, lost: Callable[[str], None]) -> None:
-    code, said = follow(Cluster(lost))
+    code, output = follow(Cluster(lost))
     assert code == 0
-    assert said.partition("\n")[0].startswith("job raysubmit_")
-    assert said.partition("\n")[2] == "".join(LOG)
+    assert output.partition("\n")[0].startswith("job raysubmit_")
+    assert output.partition("\n")[2] == "".join(LOG)
 
 
 def test_a_cluster_that_is_back_in_time_is_followed_on(follow: Follow) -> None:
@@ -115,19 +115,19 @@ def test_a_cluster_that_is_back_in_time_is_followed_on(follow: Follow) -> None:
 def test_a_cluster_that_is_gone_leaves_the_job_to_itself(
     follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "LOST_SECONDS", 0.1)
-    left, said = follow(Cluster(after(1, fail)))
-    job = said.splitlines()[0].removeprefix("job ")
+    monkeypatch.setattr(ray_jobs, "LOST_SECONDS", 0.1)
+    left, output = follow(Cluster(after(1, fail)))
+    job = output.splitlines()[0].removeprefix("job ")
     assert isinstance(left, JobLeft)
-    assert left.code == 1
+    assert left.exit_code == 1
     assert str(left).startswith(f"no answer for 0 s (refused); job {job} is not stopped by this")
     assert f"ray job stop --address http://cluster:8265 {job}" in str(left)
 
 
 def test_a_signal_stops_the_job(follow: Follow) -> None:
-    code, said = follow(Cluster(after(1, lambda: os.kill(os.getpid(), signal.SIGINT))))
+    code, output = follow(Cluster(after(1, lambda: os.kill(os.getpid(), signal.SIGINT))))
     assert code == 130
-    assert said.endswith("".join(LOG))
+    assert output.endswith("".join(LOG))
 
 
 @pytest.mark.parametrize("call", ["submit", "status"])
@@ -137,20 +137,20 @@ def test_an_interruption_names_the_job(follow: Follow, call: str) -> None:
 
     left, _ = follow(Cluster(after(0, interrupt, call)))
     assert isinstance(left, JobLeft)
-    assert left.code == 130
+    assert left.exit_code == 130
     assert str(left).startswith("interrupted; job raysubmit_")
 
 
-def test_a_job_that_cannot_be_stopped_is_told(follow: Follow) -> None:
+def test_a_job_that_cannot_be_stopped_is_reported(follow: Follow) -> None:
     def before(call: str) -> None:
         if call == "stop":
             fail()
         signalled(call)
 
     signalled = after(1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    code, said = follow(Cluster(before))
+    code, output = follow(Cluster(before))
     assert code == 0
-    assert "could not be stopped (refused); Ctrl-C again leaves it" in said
+    assert "could not be stopped (refused); Ctrl-C again leaves it" in output
 
 
 def test_a_job_is_of_the_person_and_file_that_submitted_it(
@@ -163,5 +163,5 @@ def test_a_job_is_of_the_person_and_file_that_submitted_it(
     monkeypatch.setattr(getpass, "getuser", lambda: "ray")
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    tags = _origin_tags("recipe.json", "")
+    tags = origin_tags("recipe.json", "")
     assert (tags["mlflow.user"], tags["mlflow.source.name"]) == ("person", "jobs/digits.py")

@@ -1,4 +1,4 @@
-"""The cluster path for real: README's main command, an interruption, a failing rank, and a submitted job."""
+"""Whole programs on a real Ray cluster: README's main command, an interruption, a failing rank, a submitted job."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ ENVIRONMENT = {
 }
 
 
-def start(words: list[str], cwd: Path, environment: dict[str, str] = ENVIRONMENT) -> subprocess.Popen[str]:
+def start(command: list[str], cwd: Path, environment: dict[str, str] = ENVIRONMENT) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(words, cwd=cwd, env=environment, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=environment, text=True, start_new_session=True, **pipes)
 
 
 def only_run(folder: Path) -> Run:
@@ -45,7 +45,7 @@ def only_run(folder: Path) -> Run:
 
 
 def main_command() -> list[str]:
-    """README's first command, less the installation."""
+    """Return README's first command, without the installation."""
     (line,) = re.findall(
         r"^ *pip install uv && uv run (resnet-dist train .*)$", (ROOT / "README.md").read_text(), re.M
     )
@@ -58,7 +58,7 @@ def test_readmes_main_command(tmp_path: Path) -> None:
     process = start(main_command(), tmp_path)
     out, err = process.communicate(timeout=350)
     assert process.returncode == 0, err
-    assert err == ""  # Ray's and MLflow's own chatter stays out of the terminal
+    assert err == ""  # Ray and MLflow print nothing of their own.
     assert "2 rank(s)" in out
     assert out.endswith("browse     resnet-dist ui\n")
     top1 = re.search(r"^top-1 +(\d+\.\d+)% of 360", out, re.M)
@@ -71,7 +71,8 @@ def test_readmes_main_command(tmp_path: Path) -> None:
     assert checkpoint is not None
     assert (tmp_path / checkpoint[1] / "model.safetensors").exists()
     while processes_of(process.pid):
-        time.sleep(0.2)  # Ray's processes end by themselves; the test's timeout is for those that do not
+        # Ray's processes end by themselves; the timeout of the test catches those that do not.
+        time.sleep(0.2)
 
 
 def processes_of(session: int) -> str:
@@ -81,9 +82,9 @@ def processes_of(session: int) -> str:
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_ctrl_c_checkpoints_and_a_failing_rank_speaks_once(tmp_path: Path, digits_data: Path) -> None:
+def test_ctrl_c_checkpoints_and_a_failing_rank_is_reported_once(tmp_path: Path, digits_data: Path) -> None:
     shutil.copytree(digits_data, tmp_path / "output/data/digits")
-    words = [
+    command = [
         "resnet-dist",
         "train",
         str(ROOT / "jobs/digits.py"),
@@ -92,7 +93,7 @@ def test_ctrl_c_checkpoints_and_a_failing_rank_speaks_once(tmp_path: Path, digit
         "--set",
         "train.length=9000 steps",
     ]
-    process = start(words, tmp_path)
+    process = start(command, tmp_path)
     assert process.stdout is not None
     while "step 10/9000" not in (line := process.stdout.readline()):
         assert line, process.communicate()
@@ -105,7 +106,7 @@ def test_ctrl_c_checkpoints_and_a_failing_rank_speaks_once(tmp_path: Path, digit
 
     for shard in (tmp_path / "output/data/digits/train").glob("*.tar"):
         shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"JUNK"))
-    process = start(words, tmp_path)
+    process = start(command, tmp_path)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "resumed at step" in out
@@ -135,7 +136,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A Ray head with token authentication: its dashboard's address, and the environment of its users."""
+    """Yield the dashboard address of a Ray head with token authentication, and the environment of its users."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     environment = {
@@ -145,12 +146,13 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
     port = free_port()
-    words = f"ray start --head --block --port {free_port()} --dashboard-port {port} --num-cpus 2"
-    # Another loopback address than a head of somebody else's.
-    words += " --node-ip-address 127.0.0.2 --disable-usage-stats"
+    command = f"ray start --head --block --port {free_port()} --dashboard-port {port} --num-cpus 2"
+    # Use a loopback address that no other head on this machine is likely to use.
+    command += " --node-ip-address 127.0.0.2 --disable-usage-stats"
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # sockets lie in it
-        process = start([*shlex.split(words), "--temp-dir", short], tmp_path, environment)
+    # Ray puts sockets into this folder, and the path of a socket must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
+        process = start([*shlex.split(command), "--temp-dir", short], tmp_path, environment)
         try:
             while not answers(address):
                 assert process.poll() is None, process.communicate()
@@ -166,7 +168,7 @@ def answers(address: str) -> bool:
         urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
     except urllib.error.HTTPError as refusal:
         with refusal:
-            return refusal.code == 401  # it asks for the token
+            return refusal.code == 401  # The head runs and requires the token.
     except OSError:
         return False
     return True
@@ -177,27 +179,27 @@ def answers(address: str) -> bool:
 def test_submit_to_a_real_head(tmp_path: Path, head: tuple[str, dict[str, str]]) -> None:
     address, environment = head
     recipe = str(ROOT / "jobs/digits.py")
-    words = ["resnet-dist", "submit", recipe, "--address", address, "--set", "train.length=20 steps"]
-    process = start(words, tmp_path, environment)
+    command = ["resnet-dist", "submit", recipe, "--address", address, "--set", "train.length=20 steps"]
+    process = start(command, tmp_path, environment)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
     assert err == ""
-    assert "step 20/20" in out  # the log was followed to its end
+    assert "step 20/20" in out  # The log was followed to its end.
     run = only_run(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.length"] == "20 steps"
     assert len(run.data.tags["mlflow.source.git.commit"]) >= 40
 
-    process = start([*words, "--workers", "2", "--gpu"], tmp_path, environment)
+    process = start([*command, "--workers", "2", "--gpu"], tmp_path, environment)
     out, err = process.communicate(timeout=200)
-    assert process.returncode == 2, out + err  # the job's exit code
+    assert process.returncode == 2, out + err  # This is the exit code of the job.
     assert "each needs one CPU and one GPU" in out
 
-    process = start([*words, "--workers", "3"], tmp_path, environment)
+    process = start([*command, "--workers", "3"], tmp_path, environment)
     assert process.communicate(timeout=200)[1].startswith("error: --workers 3")
     assert process.returncode == 2
 
-    process = start(words, tmp_path, {**environment, "RAY_AUTH_MODE": "disabled"})
+    process = start(command, tmp_path, {**environment, "RAY_AUTH_MODE": "disabled"})
     out, err = process.communicate(timeout=200)
     assert process.returncode == 2
     assert err.startswith(f"error: --address {address}: no Ray cluster answers there")

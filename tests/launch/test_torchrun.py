@@ -35,9 +35,12 @@ def folder(tmp_path: Path, digits_data: Path) -> Path:
 
 
 def start(
-    folder: Path, *words: str, torchrun: tuple[str, ...] = (), hide: str = "", sabotage: str = ""
+    folder: Path, *arguments: str, torchrun: tuple[str, ...] = (), hide: str = "", sabotage: str = ""
 ) -> subprocess.Popen[str]:
-    """`torchrun --nproc-per-node 2 -m resnet_dist`; `hide` modules, or run a line of Python in every rank first."""
+    """Start `torchrun --nproc-per-node 2 -m resnet_dist`.
+
+    hide: names of modules that cannot be imported. sabotage: Python code that every rank runs first.
+    """
     site = folder / "site"
     site.mkdir(exist_ok=True)
     hidden = "".join(f"sys.modules[{name!r}] = None\n" for name in hide.split())
@@ -46,7 +49,7 @@ def start(
     environment["PYTHONPATH"] = os.pathsep.join([str(site), str(ROOT)])
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *torchrun]
     return subprocess.Popen(
-        [*program, "-m", "resnet_dist", *words],
+        [*program, "-m", "resnet_dist", *arguments],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -55,14 +58,14 @@ def start(
     )
 
 
-def run(folder: Path, *words: str, **options: object) -> tuple[int, str, str]:
-    process = start(folder, *words, **options)  # type: ignore[arg-type]
+def run(folder: Path, *arguments: str, **options: object) -> tuple[int, str, str]:
+    process = start(folder, *arguments, **options)  # type: ignore[arg-type]
     out, err = process.communicate(timeout=280)
     return process.returncode, out, err
 
 
 def exit_codes(err: str) -> list[int]:
-    """Of all ranks that failed, as torchrun lists them."""
+    """Return the exit codes of all ranks that failed, as torchrun lists them."""
     return [int(code) for code in re.findall(r"exitcode +: (-?\d+)", err)]
 
 
@@ -88,16 +91,16 @@ def test_without_ray_and_mlflow_the_spool_holds_the_metrics(folder: Path) -> Non
 
 
 def test_other_commands_are_refused(folder: Path) -> None:
-    """Each rank would do the whole of them."""
+    """Each rank would do all the work of the command."""
     code, out, err = run(folder, "study", str(ROOT / "jobs/plain_vs_residual.py"))
-    assert code == 1  # torchrun's own
+    assert code == 1  # This is torchrun's own code.
     assert (out + err).count("error: torchrun would study once per rank") == 1, out + err
     assert 2 in exit_codes(err)
     assert not (folder / "output/runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         pytest.param(["--workers", "2"], "--workers: torchrun has started", marks=pytest.mark.long),
         pytest.param(["--address", "auto"], "--address: torchrun has started", marks=pytest.mark.long),
@@ -106,12 +109,15 @@ def test_other_commands_are_refused(folder: Path) -> None:
         pytest.param(["--no-such-flag"], "No such option", marks=pytest.mark.long),
     ],
 )
-def test_a_mistake_is_said_once_and_all_ranks_exit_2(folder: Path, words: list[str], message: str) -> None:
-    code, out, err = run(folder, "train", DIGITS, *words)
-    assert code == 1  # torchrun's own
+def test_a_mistake_is_reported_once_and_all_ranks_exit_2(
+    folder: Path, arguments: list[str], message: str
+) -> None:
+    code, out, err = run(folder, "train", DIGITS, *arguments)
+    assert code == 1  # This is torchrun's own code.
     assert (out + err).count(message) == 1, out + err
-    assert "resnet_dist/" not in err  # no traceback of ours
-    assert set(exit_codes(err)) <= {2, -15, 130}, err  # torchrun ended one before it had read the command
+    assert "resnet_dist/" not in err  # There is no traceback of ours.
+    # 2 is the mistake; torchrun may end a rank by SIGTERM before it has read the command.
+    assert set(exit_codes(err)) <= {2, -15, 130}, err
     assert 2 in exit_codes(err)
     assert not (folder / "output/runs").exists()
 
@@ -129,7 +135,7 @@ if os.environ.get("RANK") == "1" and {when}:
 
 
 @pytest.mark.long
-def test_a_failing_rank_ends_all_and_speaks_once(folder: Path) -> None:
+def test_a_failing_rank_ends_all_and_is_reported_once(folder: Path) -> None:
     sabotage = FAIL.format(when="True", how="raise MemoryError('no more')")
     code, out, err = run(folder, "train", DIGITS, "--name", "x", *SHORT, sabotage=sabotage)
     assert code == 1
@@ -137,13 +143,13 @@ def test_a_failing_rank_ends_all_and_speaks_once(folder: Path) -> None:
     assert "resnet_dist/" not in err
     client = mlflow.MlflowClient(f"sqlite:///{folder}/output/mlflow.db")
     (found,) = client.search_runs(["1"])
-    assert found.info.status in ("FAILED", "KILLED")  # KILLED: torchrun's SIGTERM came first
+    assert found.info.status in ("FAILED", "KILLED")  # KILLED where torchrun's SIGTERM arrived first.
     assert list_checkpoints(folder / "output/runs/x/checkpoints")
 
 
 @pytest.mark.long
 def test_max_restarts_continues_the_same_run(folder: Path) -> None:
-    """The rank is killed, not asked; the command has no --name, and yet goes on where it was."""
+    """A rank is killed by SIGKILL; the command has no --name, and yet it resumes its run."""
     sabotage = FAIL.format(
         when="os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'", how="os.kill(os.getpid(), 9)"
     )
@@ -167,8 +173,8 @@ def test_max_restarts_continues_the_same_run(folder: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(folder: Path, number: signal.Signals) -> None:
-    words = [*SHORT[:2], "--set", "train.length=6000 steps"]
-    process = start(folder, "train", DIGITS, "--name", "x", *words)
+    arguments = [*SHORT[:2], "--set", "train.length=6000 steps"]
+    process = start(folder, "train", DIGITS, "--name", "x", *arguments)
     assert process.stdout is not None
     while "step 20/6000" not in (line := process.stdout.readline()):
         assert line, process.communicate()

@@ -1,4 +1,4 @@
-"""What a continued run may change, and who may continue it."""
+"""The changes that a resumed run may make, and the lock that allows one attempt at a time."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_what_matters_is_refused_by_name(
         choose_run(tmp_path, change(digits_recipe, key, value), "x", resume=True)
 
 
-def test_a_field_is_taken_to_matter_until_the_list_says_otherwise(
+def test_a_field_must_stay_the_same_unless_it_is_listed(
     digits_recipe: Recipe, started: RunFolder, tmp_path: Path
 ) -> None:
-    """As if the package had gained a field since: the recipe of the run lacks it, and its default is the same."""
+    """Remove a field from the recipe of the run, as if it had been added to the package since."""
     value = json.loads((started.path / RUN_FILE).read_text())
     del value["recipe"]["train"]["label_smoothing"]
     (started.path / RUN_FILE).write_text(json.dumps(value))
@@ -130,7 +130,7 @@ def test_two_that_begin_in_one_second_are_two_runs(digits_recipe: Recipe, tmp_pa
         first.write()
         with locked(request, chosen) as second:
             second.write()
-    with locked(request, chosen) as third:  # the first has ended meanwhile
+    with locked(request, chosen) as third:  # The first run has ended by now; its name is still taken.
         third.write()
     assert len({first.name, second.name, third.name}) == 3
     assert {first.attempt, second.attempt, third.attempt} == {1}

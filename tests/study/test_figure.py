@@ -1,4 +1,4 @@
-"""What is drawn, read back from matplotlib's objects."""
+"""The figure of a study, read back from matplotlib's objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from resnet_dist.study.figure import Curve, draw_study
 
 STEPS = (10, 20, 30)
-DEPTHS = ("110", "20", "56")  # in no order that a figure should keep
+DEPTHS = ("110", "20", "56")  # unsorted; the figure must sort them
 
 
 def curve(family: str, shade: str, seed: int, **changes: object) -> Curve:

@@ -1,4 +1,4 @@
-"""Functions run as ranks of a process group, each in a process of its own."""
+"""Run a function as ranks of a process group, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ TIMEOUT_SECONDS = 250
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(world, *arguments)` returned on each of `world_size` ranks; an error as its text."""
+    """Return what `function(world, *arguments)` returned on each of `world_size` ranks, or the text of its error."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("forkserver")  # which imports torch once, and not once a rank
-    context.set_forkserver_preload(["resnet_dist.train.loop", "torch._dynamo"])  # an optimizer imports it
+    context = mp.get_context("forkserver")  # it imports torch once, not once per rank
+    # Preload torch._dynamo too: every optimizer imports it.
+    context.set_forkserver_preload(["resnet_dist.train.loop", "torch._dynamo"])
     queue = context.Queue()
     processes = [
         context.Process(target=_run, args=(rank, world_size, port, queue, function, arguments), daemon=True)
@@ -34,7 +35,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
         results = dict(queue.get(timeout=TIMEOUT_SECONDS) for _ in processes)
     finally:
         for process in processes:
-            process.kill()  # a rank may stand still on purpose
+            process.kill()  # a test may make a rank hang
             process.join()
     return [results[rank] for rank in range(world_size)]
 

@@ -1,4 +1,4 @@
-"""Short runs on one rank, and what they leave behind."""
+"""Run short trainings on one rank, and compare the checkpoints that they leave."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from resnet_dist.world import World
 
 
 class Recorder(NullTracker):
-    """A Tracker that remembers all but speeds; `dies_at` raises in the middle of a run, as a kill would end it."""
+    """A Tracker that keeps everything except speeds; it raises at step `dies_at`, to end a run as a kill would."""
 
     def __init__(self, dies_at: int | None = None) -> None:
         self.metrics: dict[tuple[str, int], float] = {}  # by name and step
-        self.norms: dict[int, dict[str, float]] = {}  # by step and layer
+        self.norms: dict[int, dict[str, float]] = {}  # by step, then by layer
         self.curve: list[float] = []  # losses and gradient norms, in order
         self.notes: list[str] = []
         self.dies_at = dies_at
@@ -42,23 +42,23 @@ class Recorder(NullTracker):
 
 
 def run(recipe: Recipe, folder: Path, stop_after: int = 0) -> dict[tuple[str, int], float]:
-    """Train on one rank, to the end or for `stop_after` steps; returns the metrics by name and step."""
+    """Train on one rank, to the end or for `stop_after` steps; return the metrics by name and step."""
     recorder, calls = Recorder(), iter(range(1, 10**6))
     loop.train(recipe, folder, World.single(), recorder, lambda: next(calls) == stop_after)
     return recorder.metrics
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """'file/name' → tensor of the newest checkpoint."""
+    """Return the tensors of the newest checkpoint by 'file/name'."""
     tensors, _ = read_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
-    # Cloned: safetensors maps the file, and a test may damage it.
+    # Clone them: safetensors maps the file, and a test may damage it.
     return {
         f"{file}/{name}": value.clone() for file, group in tensors.items() for name, value in group.items()
     }
 
 
 def assert_same(folder: Path, other: Path) -> None:
-    """Both newest checkpoints hold the same, bit for bit."""
+    """Assert that both newest checkpoints hold the same tensors, bit for bit."""
     ours, theirs = final_tensors(folder), final_tensors(other)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

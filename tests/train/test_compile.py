@@ -1,4 +1,4 @@
-"""Compiled code: the same numbers, the same names, with DDP and micro-batches too. Needs a C++ compiler."""
+"""Compiled code gives the same numbers and names, with DDP and micro-batches too. Needs a C++ compiler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh_compiler() -> None:
 
 @pytest.fixture
 def recipe(digits_recipe: Recipe) -> Recipe:
-    """Mixed, in two micro-batches, with an average: what could make compiled code compile again."""
+    """A recipe with mixing, two micro-batches and an average: what could make compiled code compile again."""
     return digits_recipe.with_overrides(
         [
             "train.length=6 steps",
@@ -48,16 +48,16 @@ def test_compiled_equals_eager(recipe: Recipe, tmp_path: Path, mode: str) -> Non
     for key, value in eager.items():
         assert compiled[key] == pytest.approx(value, rel=1e-3, abs=2 / 360), key
     ours, theirs = final_tensors(tmp_path / "compiled"), final_tensors(tmp_path / "eager")
-    assert ours.keys() == theirs.keys()  # no prefix of a wrapper
+    assert ours.keys() == theirs.keys()  # names have no prefix of a wrapper
     for name in ("model/bn1.running_var", "raw/bn1.running_mean", "raw/fc.weight"):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-    # One graph for training, whatever the shares and however many micro-batches, and one for evaluation.
+    # One graph for training, for all shares and micro-batches, and one for evaluation.
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     load_model(tmp_path / "compiled", torch.device("cpu"))
 
 
-def test_compiled_goes_on_where_eager_stopped(recipe: Recipe, tmp_path: Path) -> None:
+def test_compiled_continues_where_eager_stopped(recipe: Recipe, tmp_path: Path) -> None:
     eager = run(recipe, tmp_path / "eager")
     compiled = recipe.with_overrides(["train.compile=default"])
     run(recipe, tmp_path / "moved", stop_after=3)

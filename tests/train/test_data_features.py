@@ -35,7 +35,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted_bitwise(
 ) -> None:
     recipe = digits_recipe.with_overrides([*EVERYTHING, *cache, "train.length=14 steps"])
     whole = loop.train(recipe, tmp_path / "whole", WORLD, NullTracker())
-    for stop_after in (5, 1, 3):  # before, at and after a change of size; at an epoch's end
+    for stop_after in (5, 1, 3):  # before, at and after a change of size, and at an epoch's end
         calls = iter(range(100))
         loop.train(
             recipe,
@@ -70,7 +70,7 @@ def test_the_model_sees_the_sizes_of_the_plan_and_of_evaluation(
 
 
 class Lopsided(nn.Module):
-    """Sees more on the left."""
+    """A model that gives another answer for a mirrored image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_mirrors_are_averaged_and_samples_counted_once(digits_recipe: Recipe) ->
 
 
 class Pooled(Lopsided):
-    """Writes into the same memory at every call, as a CUDA graph does, and keeps what it was called with."""
+    """A model that writes into the same memory at every call, as a CUDA graph does, by batch size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,10 +112,8 @@ class Pooled(Lopsided):
 
 
 def test_mirrors_are_averaged_where_a_graph_overwrites_its_logits(digits_recipe: Recipe) -> None:
-    index, data = (
-        read_index(digits_recipe.data.eval),
-        digits_recipe.data.model_copy(update={"eval_flip": True}),
-    )
+    index = read_index(digits_recipe.data.eval)
+    data = digits_recipe.data.model_copy(update={"eval_flip": True})
     with evaluation_loader(index, data, WORLD) as loader:
         assert evaluate(Pooled(), loader, WORLD) == evaluate(Lopsided(), loader, WORLD)
 
@@ -136,7 +134,7 @@ def test_evaluation_has_as_many_samples_in_a_pass_as_training(digits_recipe: Rec
 def evaluate_with_bad_samples(
     world: World, recipe_json: str, every: int
 ) -> tuple[dict[str, float], list[str]]:
-    """Every so many samples of the evaluation set cannot be decoded."""
+    """Evaluate a set in which one sample of `every` cannot be decoded; return the metrics and the reports."""
     index = read_index(Recipe.from_json(recipe_json).data.eval)
     original, notes = Loader.batch_at, []
 
@@ -167,7 +165,7 @@ def test_bad_samples_of_an_evaluation_are_counted_and_named_on_any_number_of_ran
         assert its_names == names
 
 
-def test_an_evaluation_of_nothing_is_told(digits_recipe: Recipe) -> None:
+def test_an_evaluation_without_a_good_sample_is_an_error(digits_recipe: Recipe) -> None:
     with pytest.raises(
         UserError, match=r"none of the 360 samples of .* can be evaluated; the first .*: torn"
     ):

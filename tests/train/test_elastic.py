@@ -1,4 +1,4 @@
-"""One, two and four ranks of the same recipe draw the same curve."""
+"""Runs of one recipe on one, two and four ranks draw the same curve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.train.ranks import run_ranks
 from tests.train.runs import Recorder
 
 STEPS = 14  # an epoch has eleven
-EXACT = "train.gradient_sums=fp64"  # otherwise rounding turns a ReLU over after some steps, and what follows
+# With sums in float32, rounding flips a ReLU after some steps, and the curves part.
+EXACT = "train.gradient_sums=fp64"
 
 
 def train_rank(world: World, recipe_json: str, folder: str) -> tuple[list[float], int]:
@@ -28,7 +29,7 @@ def train_rank(world: World, recipe_json: str, folder: str) -> tuple[list[float]
 
 
 def train_rank_in_double(world: World, recipe_json: str, folder: str) -> tuple[list[float], int]:
-    """Everything that a recipe does in float32, in float64."""
+    """Train in float64 wherever a recipe trains in float32."""
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     for module in (step, evaluate):
@@ -37,7 +38,7 @@ def train_rank_in_double(world: World, recipe_json: str, folder: str) -> tuple[l
 
 
 def curve(world_size: int, recipe: Recipe, folder: Path, *, double: bool = False) -> list[float]:
-    """Every training and evaluation loss of a run, the same on all ranks."""
+    """Return every training and evaluation loss of a run; assert that all ranks have the same."""
     function = train_rank_in_double if double else train_rank
     results = run_ranks(world_size, function, recipe.to_json(), str(folder))
     assert all(result == results[0] for result in results), results
@@ -57,7 +58,7 @@ def recipe(digits_recipe: Recipe) -> Recipe:
 
 @pytest.mark.timeout(600)
 def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path: Path) -> None:
-    """The whole run: what is left is the order of summation, 1e-16 a step and growing."""
+    """Only the order of summation differs, by 1e-16 a step and growing, over the whole run."""
     whole = recipe.with_overrides(["train.length=4 epochs", "train.eval_every=1 epochs"])
     one = curve(1, whole, tmp_path / "one", double=True)
     assert len(one) == 4 * 11 + 4
@@ -71,7 +72,7 @@ def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path:
 def test_ranks_draw_the_same_curve_bitwise_where_gradients_are_summed_exactly(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """In float32, at the full rate of the digits job."""
+    """This holds in float32, at the full rate of the digits job."""
     fifty = recipe.with_overrides(
         ["train.length=50 steps", "train.eval_every=0 steps", "data.crop=none", "data.pad=0"]
     )
@@ -81,27 +82,27 @@ def test_ranks_draw_the_same_curve_bitwise_where_gradients_are_summed_exactly(
     for world_size in (2, 4):
         *other, its_evaluation = curve(world_size, exact, tmp_path / str(world_size))
         assert other == one
-        # Running statistics are means over ranks, and rounded as such.
+        # Running statistics are means over ranks, which round differently.
         assert its_evaluation == pytest.approx(evaluation, rel=1e-3)
     plain = curve(1, fifty, tmp_path / "plain")
-    assert plain[:3] == pytest.approx(one[:3], rel=1e-4)  # the same gradients, but for rounding
+    assert plain[:3] == pytest.approx(one[:3], rel=1e-4)  # the same gradients, except for rounding
 
 
 @pytest.mark.timeout(600)
 def test_ranks_draw_the_same_curve(recipe: Recipe, tmp_path: Path) -> None:
-    """In float32 rounding carries activations over the kink of a ReLU, and each such jump of a gradient grows with
-    the learning rate: one rank with weights moved by 1e-7 is as far off. So the rate is small here.
+    """The rate is small here: in float32 rounding moves activations over the kink of a ReLU, and the effect of each
+    such jump of a gradient grows with the rate. A run on one rank with weights moved by 1e-7 differs as much.
     """
     lengths = ["train.length=50 steps", "train.eval_every=25 steps"]
     fifty = recipe.with_overrides([*lengths, "optim.lr=0.003"])
     one = curve(1, fifty, tmp_path / "one")
     assert len(one) == 52
-    assert one[-2] < 0.95 * one[0]  # and yet it learns
+    assert one[-2] < 0.95 * one[0]  # it learns at this rate too
     for world_size in (2, 4):
         assert curve(world_size, fifty, tmp_path / str(world_size)) == pytest.approx(one, rel=1e-3)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_continues_on_another_number_of_ranks(recipe: Recipe, tmp_path: Path) -> None:
     recipe = recipe.with_overrides([EXACT])
     whole = curve(1, recipe, tmp_path / "whole")
     log, calls = Recorder(), iter(range(100))
@@ -120,13 +121,13 @@ def stop_rank(world: World, recipe_json: str, folder: str) -> int:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_a_run_moves_within_a_log_interval(recipe: Recipe, tmp_path: Path, world_size: int) -> None:
-    """The sums of two ranks since the last log line lie in the checkpoint; others go on with them."""
+    """The checkpoint holds the sums of two ranks since the last log line; other ranks continue with them."""
     recipe = recipe.with_overrides(["train.log_every=10 steps", EXACT])
     whole = curve(2, recipe, tmp_path / "whole")
     assert len(whole) == 4  # training at 10 and 14, evaluation at 7 and 14
     assert run_ranks(2, stop_rank, recipe.to_json(), str(tmp_path / "moved")) == [7, 7]
     rest = curve(world_size, recipe, tmp_path / "moved")
-    # The stop came before the evaluation of step 7 was over, or right after it.
+    # The run stopped during the evaluation of step 7, or right after it.
     assert rest == pytest.approx(whole[-len(rest) :], rel=0 if world_size == 2 else 1e-4)
     assert len(rest) in (3, 4)
 
@@ -154,7 +155,7 @@ def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Rec
 def test_gradient_norms_are_the_same_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
     measured = recipe.with_overrides(["train.log_gradient_norms=true", EXACT])
     one = curve(1, measured, tmp_path / "one")
-    assert len(one) == STEPS * (1 + 9) + 2  # resnet8 has seven convolutions, and two in its projections
+    assert len(one) == STEPS * (1 + 9) + 2  # resnet8 has seven convolutions, and two projections
     assert curve(2, measured, tmp_path / "two") == pytest.approx(one, rel=1e-4)
 
 

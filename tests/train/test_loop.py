@@ -1,4 +1,4 @@
-"""The loop on real digits: restarts that cannot be seen, and what must stop a run."""
+"""The loop on real digits: restarts change nothing, and what must stop a run stops it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(
     assert recorder.metrics == uninterrupted[1].metrics
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder]
 ) -> None:
     folder = uninterrupted[0]
@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    (folder / "checkpoints/.step-00000099.partial").mkdir()  # of a writer that was killed
+    (folder / "checkpoints/.step-00000099.partial").mkdir()  # left by a killed writer
     recorder = Recorder()
     loop.train(digits_recipe, folder, WORLD, recorder)
     assert "does not match its checksum" in recorder.notes[0]

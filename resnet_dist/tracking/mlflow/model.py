@@ -1,4 +1,4 @@
-"""Package a trained model for MLflow so that it loads where this package is not installed, without pickles."""
+"""Log a trained model so that it loads without pickles, and where this package is not installed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ from mlflow.types import Schema, TensorSpec
 import resnet_dist.model
 from resnet_dist.config import Recipe
 from resnet_dist.tracking.mlflow.run import URI_VARIABLE, MlflowRun
+from resnet_dist.train.checkpoint.folder import MANIFEST
 
-REQUIREMENTS = ("torch", "numpy", "safetensors", "mlflow")  # named, or MLflow spends 14 s guessing them
+# Without explicit requirements MLflow spends 14 s guessing them.
+REQUIREMENTS = ("torch", "numpy", "safetensors", "mlflow")
 
 
 def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[str, ...], step: int) -> str:
-    """Log the model of a checkpoint folder as `model` of the run; returns its model URI."""
+    """Log the model of a checkpoint folder as `model` of the run; return its model URI.
+
+    The model maps uint8 images (N, H, W, C) to float32 probabilities (N, classes).
+    """
     size, channels = recipe.data.evaluation_size, recipe.data.channels
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, channels))]),
@@ -34,7 +39,7 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
     with tempfile.TemporaryDirectory() as folder, _quiet():
         weights = Path(folder) / "checkpoint"
         weights.mkdir()
-        for name in ("model.safetensors", "checkpoint.json"):
+        for name in ("model.safetensors", MANIFEST):
             shutil.copy(checkpoint / name, weights)
         code = Path(folder) / "resnet_dist_model"
         shutil.copytree(
@@ -54,7 +59,10 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
 
 
 def download_model(run_id: str, uri: str) -> Path:
-    """The checkpoint folder inside the model that a run logged. Raises MlflowException where there is none."""
+    """Download the model that a run logged; return the checkpoint folder in it.
+
+    Raises MlflowException without one.
+    """
     with _quiet(), _default_store(uri):
         folder = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model")
     return Path(folder) / "artifacts" / "checkpoint"
@@ -62,20 +70,23 @@ def download_model(run_id: str, uri: str) -> Path:
 
 @contextmanager
 def _default_store(uri: str) -> Iterator[None]:
-    """MLflow's functions of a model know one store for the whole process, and set the variable that names a server."""
+    """Make `uri` the store of MLflow's model functions, which know one store per process.
+
+    Restores the variable that names a server afterwards, because these functions set it.
+    """
     before = os.environ.get(URI_VARIABLE)
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # takes the variable away, too
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # This removes the variable too.
         if before is not None:
             os.environ[URI_VARIABLE] = before
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow speaks of type hints and progress to whoever logs a model; the person asked for neither."""
+    """Silence the warnings about type hints and progress that MLflow prints while it logs a model."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -17,7 +17,10 @@ from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 
 class MlflowPublisher:
-    """The MLflow run of a record, opened before the ranks start; later failures are reported, never raised."""
+    """The MLflow run of a record, opened before the ranks start.
+
+    Later failures are warnings, never raised.
+    """
 
     def __init__(self, record: RunRecord, on_entry: Callable[[Entry], None]) -> None:
         self._recipe, self._spool = record.recipe, record.run.spool

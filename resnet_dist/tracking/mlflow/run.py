@@ -1,4 +1,4 @@
-"""The MLflow run: created, continued and closed by the driver, whatever way the training ends."""
+"""The MLflow run: created or resumed, described, and closed on every way out of the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-# Before mlflow is imported: it reads these once. A server that is down shall fail in seconds, not in minutes.
+# MLflow reads these once, when it is imported. By default, a server that is down fails only after minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -37,19 +37,24 @@ from resnet_dist.tracking.protocol import RunRecord, StudyRecord
 log = logging.getLogger(__name__)
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+STORE_FILE = "mlflow.db"  # the embedded store, in the output folder
+MAX_PARAMS_PER_REQUEST = 100  # MLflow's limit
 KEY_TAG, FOLDER_TAG, ATTEMPT_TAG = (f"resnet_dist.{name}" for name in ("key", "folder", "attempt"))
 CLOSE_SECONDS = 30.0
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's page folds runs under the one that this names
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's page lists a run under the run with this id.
 
 
 def tracking_uri(output: Path) -> str:
-    """MLFLOW_TRACKING_URI, or the store embedded in the output folder."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{output.absolute() / 'mlflow.db'}"
+    """Return MLFLOW_TRACKING_URI, or the URI of the store embedded in the output folder."""
+    return os.environ.get(URI_VARIABLE) or f"sqlite:///{output.absolute() / STORE_FILE}"
 
 
 @dataclass
 class MlflowRun:
-    """One training history in MLflow. All calls go through a client with a run id: no thread-local state."""
+    """One run in MLflow.
+
+    Every call goes through a client and a run id, so that no thread-local state is involved.
+    """
 
     client: mlflow.MlflowClient
     uri: str
@@ -58,10 +63,9 @@ class MlflowRun:
 
     @classmethod
     def open(cls, record: RunRecord) -> Self:
-        """Create the run of `record`, or continue it, with its parameters and tags.
+        """Create the run of `record`, or resume it, and set its parameters and tags.
 
-        Its key finds the run of a driver that died before it could note the id.
-
+        The key of the record finds the run of a driver that died before it could write the id down.
         Raises UserError where the store cannot be used.
         """
         run, experiment = record.run, record.recipe.experiment or record.recipe.name
@@ -74,14 +78,14 @@ class MlflowRun:
 
     @classmethod
     def open_parent(cls, record: StudyRecord, run_id: str | None, key: str) -> Self:
-        """Create or continue the run of a study. It trains nothing: others become its children by PARENT_TAG.
+        """Create or resume the run of a study, which has no metrics of its own.
 
-        Raises UserError where the store cannot be used.
+        Other runs become its children by PARENT_TAG. Raises UserError where the store cannot be used.
         """
         with _explained(tracking_uri(record.output)):
             run = cls._begin(record.output, record.study.experiment, record.name, run_id, key)
             with run._closed_where_it_fails():
-                run.set_tags(_origin_tags(record.source, record.study.description))
+                run.set_tags(origin_tags(record.source, record.study.description))
             return run
 
     @classmethod
@@ -97,7 +101,7 @@ class MlflowRun:
         return cls(client, uri, experiment_id, run_id)
 
     def newest_steps(self) -> dict[str, int]:
-        """The newest step of every metric that the store has."""
+        """Return the newest step of every metric in the store."""
         names = self.client.get_run(self.run_id).data.metrics
         return {
             name: max(metric.step for metric in self.client.get_metric_history(self.run_id, name))
@@ -111,16 +115,19 @@ class MlflowRun:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def close(self, status: Status, timeout_seconds: float) -> None:
-        """Raises TimeoutError where the server has not answered by then; it may have closed the run."""
+        """Set the final status.
+
+        Raises TimeoutError where the server has not answered by then; it may still close the run.
+        """
         box: list[BaseException] = []
 
         def call() -> None:
             try:
                 self.client.set_terminated(self.run_id, status)
-            except BaseException as error:  # raised again below
+            except BaseException as error:  # The caller's thread raises it again below.
                 box.append(error)
 
-        # A server that takes a request and never answers would hold this process beyond its grace time.
+        # Call from another thread: a server that never answers must not hold this one beyond its grace time.
         thread = threading.Thread(target=call, name="close", daemon=True)
         thread.start()
         thread.join(timeout_seconds)
@@ -139,14 +146,13 @@ class MlflowRun:
             raise
 
     def _describe(self, recipe: Recipe, source: str) -> None:
-        known = self.client.get_run(
-            self.run_id
-        ).data.params  # a parameter cannot change: first attempt's stay
+        # MLflow refuses a changed parameter: those of the first attempt stay.
+        known = self.client.get_run(self.run_id).data.params
         flat = {key: value for key, value in recipe.flat().items() if key != "description"}
         params = [Param(key, value) for key, value in flat.items() if key not in known]
-        for low in range(0, len(params), 100):  # MLflow's limit for one request
-            self.client.log_batch(self.run_id, params=params[low : low + 100])
-        self.set_tags(_origin_tags(source, recipe.description))
+        for low in range(0, len(params), MAX_PARAMS_PER_REQUEST):
+            self.client.log_batch(self.run_id, params=params[low : low + MAX_PARAMS_PER_REQUEST])
+        self.set_tags(origin_tags(source, recipe.description))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "recipe.json"
             path.write_text(recipe.to_json())
@@ -166,14 +172,14 @@ def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) 
                 f"the MLflow experiment {name!r} is deleted; restore it, or set another `experiment`"
             )
         return str(found.experiment_id)
-    # A server decides itself where artifacts go; the embedded store would put them in the working folder.
+    # A server has its own place for artifacts; the embedded store would put them into the working folder.
     local = (output.absolute() / "artifacts" / name).as_uri() if uri.startswith("sqlite:") else None
     return str(client.create_experiment(name, artifact_location=local))
 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Any error there is the store's: its client, a database and an object store raise what they like."""
+    """Turn any error into a UserError that names the store: its client or database may raise any type."""
     try:
         yield
     except UserError:
@@ -185,16 +191,16 @@ def _explained(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def warn_on_error(what: str) -> Iterator[None]:
-    """What fails inside costs a warning that begins with `what`: a training that went well stays one."""
+def warn_on_error(consequence: str) -> Iterator[None]:
+    """Log an error as a warning that begins with `consequence`: a finished training must not fail by it."""
     try:
         yield
     except Exception as error:
-        log.warning("%s (%s: %s)", what, type(error).__name__, error)
+        log.warning("%s (%s: %s)", consequence, type(error).__name__, error)
 
 
-def _origin_tags(source: str, description: str) -> dict[str, str]:
-    """What MLflow's page shows of a run that was made without its fluent functions."""
+def origin_tags(source: str, description: str) -> dict[str, str]:
+    """Return the tags of user, source and commit, as MLflow's fluent functions set them for its page."""
     return {
         "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
         "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
@@ -210,6 +216,6 @@ def _git_tags(folder: Path) -> dict[str, str]:
 
 
 def page_of(address: str, experiment_id: str) -> str:
-    """The address of an experiment's runs on an MLflow server."""
-    # Without the parameter the page opens in its GenAI mode, which has no charts of training.
+    """Return the address of the page that lists an experiment's runs on an MLflow server."""
+    # Without the parameter, the page opens in its GenAI mode, which has no charts of metrics.
     return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"

@@ -1,4 +1,7 @@
-"""What MLflow runs to serve a logged model. It travels with the model and must not import resnet_dist."""
+"""The code that MLflow runs to serve a logged model.
+
+It is stored with the model and must not import resnet_dist, so it repeats a few file names and formulas.
+"""
 
 import json
 from pathlib import Path
@@ -11,10 +14,10 @@ from safetensors.torch import load_file
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
-    """uint8 images (N, H, W, C) → probabilities (N, classes), float32: the softmax of what evaluation ranks."""
+    """Maps uint8 images (N, H, W, C) to float32 probabilities (N, classes): the softmax of the logits."""
 
     def load_context(self, context: Any) -> None:
-        # A copy of resnet_dist/model, beside the weights: there when the model is loaded, not when it is logged.
+        # A copy of resnet_dist/model that is stored beside the weights; it exists once the model is logged.
         from resnet_dist_model import build_model
 
         folder = Path(context.artifacts["checkpoint"])
@@ -34,7 +37,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         images = (pixels - mean) / std
         with torch.inference_mode():
             logits = self.model(images)
-            if self.data.get("eval_flip"):  # as evaluate.logits_of, which is not here
+            if self.data.get("eval_flip"):  # Repeats resnet_dist.train.evaluate.logits_of.
                 logits = (logits + self.model(images.flip(-1))) / 2
             probabilities: np.ndarray = logits.softmax(dim=1).numpy()
         return probabilities

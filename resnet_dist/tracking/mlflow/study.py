@@ -1,4 +1,4 @@
-"""The MLflow run that a study's runs lie under; it holds what they say together."""
+"""The publisher of a study: an MLflow run that is the parent of the study's runs and holds their result."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ STUDY_FILE = "study.json"
 
 
 class MlflowStudy:
-    """Opened before the first run; what fails later is warn_on_error and never stops the study."""
+    """The parent run, opened before the first run trains.
+
+    Later failures are warnings and never stop the study.
+    """
 
     def __init__(self, record: StudyRecord) -> None:
-        """Create the parent run, or continue the one that the study's folder names. Raises UserError."""
+        """Create the parent run, or resume the one that the study's folder names. Raises UserError."""
         folder, name = record.folder, record.name
         file = folder / STUDY_FILE
         known = json.loads(file.read_text()) if file.exists() else {}
         run_id, key = known.get("run_id"), known.get("key") or uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
-        # Write the key first: a process that dies before the id is known finds its run by it.
+        # Write the key first: a process that died before it knew the id finds its run by the key.
         write_text_atomically(file, json.dumps({"run_id": run_id, "key": key}) + "\n")
         self._run = MlflowRun.open_parent(record, run_id, key)
         write_text_atomically(file, json.dumps({"run_id": self._run.run_id, "key": key}) + "\n")
@@ -34,11 +37,11 @@ class MlflowStudy:
         self._name, self._folder = name, folder
 
     def member_tags(self) -> dict[str, str]:
-        """What makes a run one of this study's."""
+        """Return the tags that make a run one of the study."""
         return {PARENT_TAG: self._run.run_id, "study": self._name}
 
     def is_finished(self, run_id: str) -> bool:
-        """Whether MLflow has the run as one that came to its end; False where it is not known there."""
+        """Report whether the run was closed as FINISHED; false for an unknown run."""
         try:
             status: str = self._run.client.get_run(run_id).info.status
         except MlflowException:

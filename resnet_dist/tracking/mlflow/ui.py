@@ -12,15 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.mlflow.run import URI_VARIABLE, page_of, tracking_uri
+from resnet_dist.tracking.mlflow.run import STORE_FILE, URI_VARIABLE, page_of, tracking_uri
 
-STOP_SECONDS = 5.0  # for the server to end by itself
+STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
 def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
-    """Run `mlflow server` on the store of `output` until it is interrupted; returns its exit code.
+    """Run `mlflow server` on the store of `output` until it is interrupted; return its exit code.
 
-    Raises UserError where there is nothing to serve, or the port cannot be had.
+    report: called once, with the address to open. Raises UserError where there is nothing to serve or the
+    port is in use.
     """
     import mlflow
 
@@ -28,19 +29,20 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
         raise UserError(
             f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser"
         )
-    if not (output / "mlflow.db").exists():
-        raise UserError(f"{output / 'mlflow.db'}: no runs yet; `resnet-dist train` makes it")
+    if not (output / STORE_FILE).exists():
+        raise UserError(f"{output / STORE_FILE}: no runs yet; `resnet-dist train` makes it")
     _check_port(port)
     uri = tracking_uri(output)
-    # The newest run's experiment is what somebody who has just trained wants to see.
+    # Open the experiment of the newest run: somebody who has just trained wants to see that one.
     experiments = mlflow.MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"])
     named = [experiment for experiment in experiments if experiment.name != "Default"]
     address = f"http://127.0.0.1:{port}"
     report(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
-    # Its job workers are eight more processes that a page of metrics does not need.
+    # Job execution would start eight more processes, which a page of metrics does not need.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # A group of its own: a signal ends the server and the workers that it starts through us, whoever sends it.
+    # In a group of its own the server gets no signal from the terminal; we end it and its workers, whoever
+    # signals us.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             return server.wait()
@@ -52,7 +54,7 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
 
 def _check_port(port: int) -> None:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # The server sets it too.
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
@@ -60,7 +62,7 @@ def _check_port(port: int) -> None:
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
-    """End the server and what it started; at once what is left after a while."""
+    """Send SIGTERM to the server and the processes that it started, and SIGKILL to those that remain."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(server.pid, number)

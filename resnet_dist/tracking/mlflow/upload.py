@@ -1,4 +1,4 @@
-"""Follow the spool and bring its metrics to MLflow, beside the training and never in its way."""
+"""Send the metrics of a spool to MLflow, from a thread that never holds up the training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from resnet_dist.tracking.spool import Entry, Follower
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 30.0
-BATCH = 1000  # metrics in one request: MLflow's limit
+MAX_METRICS_PER_REQUEST = 1000  # MLflow's limit
 
 
 class MetricStore(Protocol):
-    """Where metrics go: an MLflow run."""
+    """The destination of metrics: an MLflow run."""
 
     def newest_steps(self) -> dict[str, int]: ...
 
@@ -30,10 +30,11 @@ class MetricStore(Protocol):
 
 
 class Uploader:
-    """A thread that uploads what the spool holds and the store lacks, from the beginning of the run on.
+    """A thread that uploads the metrics of a spool that the store lacks, from the beginning of the run.
 
-    A metric is sent when its step is beyond the newest the store has of that name: replaying a spool, or the
-    steps that a restart runs again, adds nothing. Whatever fails is kept and tried again.
+    A metric is sent when its step is greater than the newest step of that name in the store. So neither
+    reading a spool again nor the steps that a restart repeats add duplicates. A request that fails is
+    retried.
     """
 
     def __init__(self, spool: Path, store: MetricStore, on_entry: Callable[[Entry], None]) -> None:
@@ -46,16 +47,16 @@ class Uploader:
         self._last_error = ""
         self._deadline = math.inf
         self._thread = SpoolThread(
-            spool, on_entry, after_look=self._upload_when_due, at_end=self._upload_the_rest
+            spool, on_entry, after_read=self._upload_when_due, at_end=self._upload_the_rest
         )
 
     def start(self) -> None:
         self._thread.start()
 
     def finish(self, timeout_seconds: float) -> int:
-        """Send the rest; return how many metrics were not sent in that time (the spool keeps them).
+        """Send the rest; return the number of metrics that were not sent in that time (the spool keeps them).
 
-        It takes no longer, even where a server has accepted a request and never answers.
+        Returns in time even where the server accepts a request and never answers.
         """
         self._deadline = time.monotonic() + timeout_seconds
         self._thread.finish(timeout_seconds)
@@ -63,8 +64,8 @@ class Uploader:
             return 0
         unsent = self._count_unsent()
         if unsent:
-            why = self._last_error or f"no answer within {timeout_seconds:g} s"
-            log.warning("%d metrics could not be sent: %s", unsent, why)
+            reason = self._last_error or f"no answer within {timeout_seconds:g} s"
+            log.warning("%d metrics could not be sent: %s", unsent, reason)
         return unsent
 
     def _upload_when_due(self) -> None:
@@ -76,17 +77,17 @@ class Uploader:
             threading.Event().wait(max(0.0, min(self._retry_at, self._deadline) - time.monotonic()))
 
     def _upload(self) -> bool:
-        """True when nothing is left to send."""
+        """Send all that is new; report whether nothing is left to send."""
         try:
             if self._newest is None:
                 self._newest = self._store.newest_steps()
             self._unsent += self._new_metrics(self._newest)
             while self._unsent:
-                self._store.log_metrics(self._unsent[:BATCH])
-                del self._unsent[:BATCH]
+                self._store.log_metrics(self._unsent[:MAX_METRICS_PER_REQUEST])
+                del self._unsent[:MAX_METRICS_PER_REQUEST]
             self._failures, self._last_error = 0, ""
             return True
-        except Exception as error:  # a server may fail in any way; training goes on
+        except Exception as error:  # A server may fail in any way; training continues.
             self._failures += 1
             self._last_error = f"{type(error).__name__}: {error}"
             self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
@@ -95,7 +96,7 @@ class Uploader:
     def _count_unsent(self) -> int:
         if self._newest is not None:
             return len(self._unsent)
-        entries = Follower(self._spool).read()  # what the store has of them it could not say
+        entries = Follower(self._spool).read()  # The store never answered, so count every metric as unsent.
         return sum(len(entry.metrics) for entry in entries)
 
     def _new_metrics(self, newest: dict[str, int]) -> list[Metric]:
@@ -103,7 +104,7 @@ class Uploader:
         for entry in self._uploads.read():
             for name, value in entry.metrics.items():
                 step = entry.step or 0
-                # MLflow turns infinities into 1.8e308, which flattens every chart they are in.
+                # MLflow stores infinity as 1.8e308, which flattens every chart that contains it.
                 if step > newest.get(name, -1) and math.isfinite(value):
                     newest[name] = step
                     fresh.append(Metric(name, value, entry.time_ms, step))

@@ -1,6 +1,6 @@
-"""The folder of a checkpoint: written aside, flushed, renamed; verified on read; the newest good one wins.
+"""The folder of a checkpoint: written aside, flushed, renamed; verified when read; the newest good one wins.
 
-`step-00000120/` holds safetensors files and a `checkpoint.json` with their SHA-256 and its own, the scalars and
+`step-00000120/` holds safetensors files, and a `checkpoint.json` with their SHA-256, its own SHA-256, the scalars and
 the recipe. It holds no pickles, and its model.safetensors is the model's state dict.
 """
 
@@ -21,20 +21,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+from resnet_dist.system.files import checksum
 
 MANIFEST = "checkpoint.json"
-REQUIRED = ("scalars", "recipe", "classes")  # of a manifest
+REQUIRED = ("scalars", "recipe", "classes")  # keys of a manifest
 REQUIRED_FILES = ("model", "optimizer", "meter")
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint folder whose files are not what its manifest says."""
+    """A checkpoint folder whose files do not match its manifest."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder held when it was verified."""
+    """The verified contents of a checkpoint folder."""
 
     folder: Path
     tensors: Tensors
@@ -50,9 +51,9 @@ def step_of(folder: Path) -> int:
 
 
 def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -> None:
-    """Write all files aside, flush them, and rename: `folder` is whole or not there.
+    """Write all files aside, flush them, and rename: `folder` is complete or absent.
 
-    Raises OSError, leaving nothing behind, where it cannot be written.
+    Raises OSError where it cannot be written, and leaves nothing behind.
     """
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -75,18 +76,18 @@ def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -
 
 
 def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[Tensors, dict[str, Any]]:
-    """(tensors by file and name, manifest), verified. Raises DamagedCheckpoint.
+    """Return the tensors, by file and name, and the manifest, both verified. Raises DamagedCheckpoint.
 
-    `only` reads some of the files: a model is packaged without the optimizer.
+    `only` names the files to read; None reads all. A model is loaded without the optimizer.
     """
     try:
         manifest = _read_manifest(folder)
         tensors = {}
-        for name, checksum in manifest["sha256"].items():
+        for name, expected in manifest["sha256"].items():
             path = folder / name
             if only is not None and path.stem not in only:
                 continue
-            if _sha256(path) != checksum:
+            if _sha256(path) != expected:
                 raise DamagedCheckpoint(f"{path} does not match its checksum")
             tensors[path.stem] = load_file(path)
         if missing := [name for name in only or REQUIRED_FILES if name not in tensors]:
@@ -99,7 +100,7 @@ def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[
 
 
 def read_newest(location: Path, only: tuple[str, ...]) -> Checkpoint:
-    """Some files of a checkpoint folder, or of the newest good one of a run folder.
+    """Return some files of a checkpoint folder, or of the newest good checkpoint of a run folder.
 
     Raises DamagedCheckpoint where there is none.
     """
@@ -115,27 +116,27 @@ def read_newest(location: Path, only: tuple[str, ...]) -> Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoint folders, oldest first."""
+    """Return the finished checkpoint folders, oldest first."""
     return sorted(folder.glob("step-*"))
 
 
 def newest_good(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is what its manifest says; damaged ones are reported and passed over."""
+    """Return the newest checkpoint that matches its manifest; report and skip damaged ones."""
     for candidate in reversed(list_checkpoints(folder)):
         try:
             return Checkpoint(candidate, *read_checkpoint(candidate))
         except DamagedCheckpoint as problem:
-            report(f"passed over a damaged checkpoint: {problem}")
+            report(f"skipped a damaged checkpoint: {problem}")
     return None
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the best value of `train.best_metric`, by what the newest one says of it."""
+    """Return the checkpoint with the best value of `train.best_metric`, as the newest good manifest records it."""
     for candidate in reversed(list_checkpoints(folder)):
         try:
             best = _read_manifest(candidate)["scalars"]["best"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged: its elder knows too
+            continue  # damaged: an older manifest records it too
         path = None if best is None else folder_of(folder, best["step"])
         return path if path is not None and path.exists() else None
     return None
@@ -155,7 +156,7 @@ def remove(folders: Iterable[Path]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What writers that were killed left half-written; one that was about to be replaced comes back."""
+    """Remove what killed writers left half-written, and bring back a checkpoint that was about to be replaced."""
     for replaced in folder.glob(".step-*.old.partial"):
         target = folder / replaced.name.split(".")[1]
         if not target.exists():
@@ -164,7 +165,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _replace(folder: Path, partial: Path) -> None:
-    """Rename `partial` to `folder`, where a damaged one or the same bytes from before a restart may lie."""
+    """Rename `partial` to `folder`, which may exist: damaged, or with the same bytes from before a restart."""
     replaced = folder.with_name(f"{partial.name.removesuffix('.partial')}.old.partial")
     if folder.exists():
         folder.rename(replaced)
@@ -173,9 +174,9 @@ def _replace(folder: Path, partial: Path) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises DamagedCheckpoint, or what reading and parsing raise."""
+    """Return the manifest. Raises DamagedCheckpoint, or what reading and parsing raise."""
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    digest = manifest.pop("manifest_sha256", None)  # which older ones lack
+    digest = manifest.pop("manifest_sha256", None)  # older versions wrote none
     if digest is not None and digest != _digest(manifest):
         raise DamagedCheckpoint(f"{folder / MANIFEST} does not match its checksum")
     if missing := [name for name in REQUIRED if name not in manifest]:
@@ -190,13 +191,12 @@ def _digest(manifest: dict[str, Any]) -> str:
 def _save(group: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(group, path)
-    except SafetensorError as error:  # how it says that the disk is full
+    except SafetensorError as error:  # safetensors reports a full disk with its own error
         raise OSError(str(error)) from None
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return checksum(path, "sha256").removeprefix("sha256:")
 
 
 def _flush(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights that predict: the model of a checkpoint folder, without optimizer or position."""
+"""Load the model of a checkpoint folder for prediction, without optimizer or position."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TrainedModel:
 
 
 def load_model(location: Path, device: torch.device) -> TrainedModel:
-    """The model of a checkpoint folder, or the newest good one of a run folder.
+    """Return the model of a checkpoint folder, or of the newest good checkpoint of a run folder.
 
-    Raises UserError where there is none, where it is damaged, and where this version cannot use its recipe.
+    Raises UserError where there is none, where it is damaged, or where this version cannot use its recipe.
     """
     try:
         found = read_newest(location, only=("model",))

@@ -1,7 +1,7 @@
-"""When the state is saved, and how without the loop waiting: a copy in host memory, and a thread that writes it.
+"""Save the state without making the loop wait: copy it to host memory, and let a thread write the copy.
 
-Two copies at most exist: one on its way to the disk, and one that waits. The newest takes the place of the one
-that waits, so a disk that is slower than checkpoints fall due costs the intermediate ones, never the last.
+At most two copies exist: one being written, and one waiting. A newer copy replaces the one that waits, so a slow disk
+costs intermediate checkpoints, never the last.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Snapshot:
 
     tensors: Tensors
     scalars: dict[str, Any]
-    copied: torch.cuda.Event | None  # on a GPU: when the copies are there
-    must_be_written: bool  # the best so far, which no later one replaces
+    copied: torch.cuda.Event | None  # on a GPU: recorded after the copies
+    must_be_written: bool  # the best so far: no later one may replace it
 
 
 class Checkpointer:
@@ -63,30 +63,30 @@ class Checkpointer:
         report: Callable[[str], None],
     ) -> None:
         self._folder, self._recipe, self._classes, self._world = folder, recipe, classes, world
-        self._report = report  # from the writer's thread too
+        self._report = report  # called from the writer's thread too
         minutes = recipe.train.checkpoint_minutes
         self._interval_seconds = None if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
-        self._free: list[Tensors] = [{}, {}]  # buffers of snapshots, made when first needed
+        self._free: list[Tensors] = [{}, {}]  # buffers of snapshots, filled at first use
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
         self._failure: CheckpointFailed | None = None  # of the newest write
-        self._passed_over: list[Path] = []  # damaged, and newer than what was restored
+        self._damaged: list[Path] = []  # newer than what was restored
         self._closing = False
         self._changed = threading.Condition()
-        # A daemon: a disk that hangs for ever shall not keep the process.
+        # A daemon thread: a disk that hangs forever must not keep the process alive.
         self._writer = threading.Thread(target=self._write_all, name="checkpoint", daemon=True)
 
     def restore(self, state: TrainState) -> bool:
-        """Load the newest good checkpoint on every rank; False where there is none.
+        """Load the newest good checkpoint on every rank; return False where there is none.
 
-        Damaged ones are passed over and reported. Rank 0 chooses, so that all ranks load the same.
+        Damaged ones are reported and skipped. Rank 0 chooses, so that all ranks load the same.
         """
         found = None
         if self._world.is_main:
             remove_unfinished(self._folder)
             found = newest_good(self._folder, self._report)
-            self._passed_over = [c for c in list_checkpoints(self._folder) if not found or c > found.folder]
+            self._damaged = [c for c in list_checkpoints(self._folder) if not found or c > found.folder]
         name = self._world.broadcast(found.folder.name if found else None)
         if name is None:
             return False
@@ -98,19 +98,19 @@ class Checkpointer:
         return True
 
     def due_by_time(self) -> bool:
-        """Whether `train.checkpoint_minutes` have passed; rank 0's clock counts."""
+        """Report whether `train.checkpoint_minutes` have passed on rank 0's clock; False on all other ranks."""
         if self._interval_seconds is None or not self._world.is_main:
             return False
         return time.monotonic() - self._saved_at >= self._interval_seconds
 
     def should_save(self, state: TrainState, plan: Plan, control: Control) -> bool:
-        """Report whether this step is to be saved: when stopping, asked for, the best so far, or due."""
+        """Report whether to save this step: the run stops, a save was requested, it is the best so far, or due."""
         return control.stop or control.save or state.is_best() or due(state.step, plan.checkpoint, plan.total)
 
     def save(self, state: TrainState) -> None:
         """Copy `state` and begin to write it. Returns before it is on disk.
 
-        It waits in one case only: a best one waits already, behind another that is being written.
+        It waits in one case only: while one is being written, the best so far is waiting already.
         """
         self._saved_at = time.monotonic()
         if not self._world.is_main:
@@ -121,8 +121,8 @@ class Checkpointer:
             self._changed.wait_for(lambda: self._waiting is None or not self._waiting.must_be_written)
             if self._waiting is not None:
                 self._report(
-                    f"the checkpoint of step {self._waiting.scalars['step']} was left out: {self._folder} is "
-                    "written to more slowly than checkpoints fall due; let them be further apart"
+                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: writing to {self._folder} "
+                    "takes longer than the interval between checkpoints; use a longer interval"
                 )
                 self._free.append(self._waiting.tensors)
                 self._waiting = None
@@ -133,7 +133,7 @@ class Checkpointer:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Until all that was saved is on disk. Raises CheckpointFailed where the newest is not."""
+        """Wait until all that was saved is on disk. Raises CheckpointFailed where the newest is not."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None and self._writing is None)
             if self._failure is not None:
@@ -144,7 +144,7 @@ class Checkpointer:
             self._closing = True
             self._changed.notify_all()
         if self._writer.is_alive():
-            self._writer.join()  # what was saved before an error is still good
+            self._writer.join()  # after an error too: what was saved before it is good
 
     def __enter__(self) -> Self:
         return self
@@ -188,38 +188,38 @@ class Checkpointer:
                 "recipe": self._recipe.model_dump(mode="json"),
                 "classes": list(self._classes),
             }
-            rows = {
+            contiguous = {
                 file: {name: tensor.contiguous() for name, tensor in group.items()}
                 for file, group in snapshot.tensors.items()
             }
             folder = folder_of(self._folder, step)
-            write_checkpoint(folder, rows, manifest)
-            # A better one is there now. Left among the newest, they would be kept in place of good ones.
-            remove(damaged for damaged in self._passed_over if damaged != folder)
-            self._passed_over = []
+            write_checkpoint(folder, contiguous, manifest)
+            # Remove damaged ones, now that a good one is on disk: `prune` would keep them in place of good ones.
+            remove(damaged for damaged in self._damaged if damaged != folder)
+            self._damaged = []
             best = snapshot.scalars["best"]
             prune(self._folder, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])
             return None
         except CheckpointFailed as failure:
             problem = failure
-        except Exception as error:  # a file system may fail in any way
-            words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        except Exception as error:  # a file system may raise anything
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             problem = CheckpointFailed(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {words}; {self._last()}"
+                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {self._last_kept()}"
             )
         self._report(str(problem))
         return problem
 
-    def _last(self) -> str:
+    def _last_kept(self) -> str:
         kept = list_checkpoints(self._folder)
         return f"the last that is kept is {kept[-1].name}" if kept else "there is no earlier one"
 
 
 def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
-    """Copy a state into `buffers`, which are made where they are missing.
+    """Copy a state into `buffers`, and create those that are missing.
 
-    On a GPU the copies are queued into pinned memory behind the step that made the state, and before the one
-    that changes it: the host goes on at once, and the device is held up for the transfer alone.
+    On a GPU the copies into pinned memory are queued after the step that made the state and before the one that
+    changes it: the host continues at once, and the device is delayed by the transfer alone.
     """
     on_gpu = False
     tensors: Tensors = {}
@@ -230,7 +230,7 @@ def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
             value = value.detach()
             buffer = own.get(name)
             if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
-                # Laid out as the original, so that the copy is one block; the writer turns it into rows.
+                # Keep the original's memory layout, so that the copy is one block; the writer makes it contiguous.
                 buffer = own[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             tensors[file][name] = buffer.copy_(value, non_blocking=True)
             on_gpu = on_gpu or value.is_cuda
@@ -242,10 +242,10 @@ def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
 
 
 def refuse_not_finite(snapshot: Snapshot) -> None:
-    """Raises CheckpointFailed: a finite loss may still have had gradients that ruined the weights."""
+    """Raise CheckpointFailed where a tensor is not finite: gradients may ruin weights though the loss is finite."""
     for file, group in snapshot.tensors.items():
         for name, tensor in group.items():
-            if file != "meter" and not _is_finite(tensor):  # its sums are the guard's business
+            if file != "meter" and not _is_finite(tensor):  # the guard has checked the meter's sums
                 raise CheckpointFailed(
                     f"the checkpoint of step {snapshot.scalars['step']} was not written: {name} of "
                     f"{file}.safetensors holds values that are not finite"
@@ -253,5 +253,5 @@ def refuse_not_finite(snapshot: Snapshot) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # A sum is finite where all values are, but for an overflow, which the exact test below rules out.
+    # A finite sum proves that all values are finite, at once. Any other sum may be an overflow: test every value.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -1,4 +1,4 @@
-"""Optimizers and their parameter groups."""
+"""Build the recipe's optimizer and its parameter groups."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Group = dict[str, Any]
 
 
 def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `parameter_groups`. The rate is set before every step, from the schedule.
+    """Return the recipe's optimizer over `parameter_groups`; `set_learning_rate` sets its rate before every step.
 
-    Raises UserError where it is from a library that is not installed.
+    Raises UserError where it comes from a library that is not installed.
     """
     groups = parameter_groups(model, optim)
     optimizer: torch.optim.Optimizer
@@ -27,7 +27,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
         case "sgd":
             optimizer = torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
             if optim.momentum:
-                # Left alone, it takes memory as it comes and lets its first step fill it, which fp16 may skip.
+                # Fill the buffers here: SGD leaves them uninitialized until its first step, which fp16 may skip.
                 for parameter in (p for group in groups for p in group["params"]):
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             return optimizer
@@ -37,12 +37,12 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
             )
         case "muon":
             return Muon(_muon_groups(groups, optim), lr=optim.lr, **momentum)
-    # timm adapts the rate of a layer where its weights decay; a recipe without decay wants it adapted too.
+    # timm adapts the rate of a layer only if its weights decay: make it adapt in recipes without decay too.
     for group in groups:
         group["always_adapt"] = group["params"][0].ndim > 1
     library = _import_timm(optim.optimizer)
     if optim.optimizer == "lamb":
-        # Left alone it clips gradients to a norm of 1: clip_norm is the one way to clip.
+        # Switch off timm's own clipping to a norm of 1: optim.clip_norm is the one way to clip.
         optimizer = library.Lamb(
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-6, max_grad_norm=None
         )
@@ -53,10 +53,10 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
-    """Weights; scales of norms, and biases of convolutions; all other biases. Frozen parameters are left out.
+    """Return up to three groups: weights; scales of norms; biases. Frozen parameters are left out.
 
-    Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677, section 5.3).
-    `lr_scale` is a group's rate over the schedule's.
+    Biases of convolutions are in the group of the scales. Decay on a batch norm's scale or on a bias only shrinks the
+    output (arXiv 1706.02677, section 5.3). `lr_scale` is the ratio of a group's rate to the schedule's.
     """
     weights: list[nn.Parameter] = []
     scales: list[nn.Parameter] = []
@@ -64,7 +64,7 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                # A convolution has a bias where it whitens: it goes at the weights' rate, as in airbench94.
+                # Only a whitening convolution has a bias: it learns at the weights' rate, as in airbench94.
                 bias = name == "bias" and not isinstance(module, nn.Conv2d)
                 kind = biases if bias else weights if parameter.ndim > 1 else scales
                 kind.append(parameter)
@@ -72,12 +72,8 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     groups = [
         {"params": weights, "weight_decay": optim.weight_decay, "lr_scale": 1.0},
         {"params": scales, "weight_decay": decay, "lr_scale": 1.0},
-        # Rate times decay is how fast a parameter shrinks: that of biases stays what it is.
-        {
-            "params": biases,
-            "weight_decay": decay / optim.bias_lr_scale,
-            "lr_scale": optim.bias_lr_scale,
-        },
+        # A parameter shrinks by rate · decay: divide the decay, so that a higher rate does not shrink biases faster.
+        {"params": biases, "weight_decay": decay / optim.bias_lr_scale, "lr_scale": optim.bias_lr_scale},
     ]
     return [group for group in groups if group["params"]]
 
@@ -88,7 +84,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
-    """Convolution weights apart from all others, which go to SGD with a rate and a momentum of their own."""
+    """Separate convolution weights from all others, which get SGD with a rate and a momentum of their own."""
     scale = (optim.sgd_lr or optim.lr) / optim.lr
     momentum = optim.momentum if optim.sgd_momentum is None else optim.sgd_momentum
     convolutions: list[Group] = []
@@ -105,7 +101,7 @@ def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
 
 
 def _import_timm(optimizer: str) -> ModuleType:
-    """Only where it is asked for: importing it takes 2 s."""
+    """Import timm.optim only for a recipe that needs it: the import takes 2 s."""
     try:
         import timm.optim
     except ImportError as error:

@@ -2,8 +2,9 @@
 
 Muon (https://kellerjordan.github.io/posts/muon): the update of a matrix is its momentum, with all singular
 values brought to about one. A convolution weight (O, I, h, w) is the matrix (O, h·w·I) of a linear layer that is
-applied to patches. torch.optim.Muon takes matrices alone, one by one; here those of one shape go through the
-iteration together, of which a net has a few: a small one waits for launches, not for arithmetic.
+applied to patches. torch.optim.Muon accepts only matrices, and iterates on them one by one; here all weights of one
+shape go through the iteration together. A net has few shapes, and for small matrices a GPU spends its time on kernel
+launches, not on arithmetic.
 
 Shapes: N weights of one shape, O and I output and input channels, h and w the kernel's height and width.
 """
@@ -17,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values within about 0.7 to 1.2.
+# The quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values between about 0.7 and 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-SMALLEST_NORM = 1e-7
+MIN_NORM = 1e-7  # avoids a division by zero
 
 Group = dict[str, Any]
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `orthogonalize=True` hold convolution weights (O, I, h, w) and get Muon; others SGD.
+    """Muon for groups with `orthogonalize=True`, which hold convolution weights (O, I, h, w); SGD for all others.
 
-    Decay is decoupled from the gradient in the first (weights shrink by lr · weight_decay), added to it in the
-    others, as torch.optim.Muon and torch.optim.SGD have it. State: a `momentum_buffer` per parameter.
+    Decay follows torch.optim.Muon and torch.optim.SGD: decoupled from the gradient in Muon's groups (weights shrink
+    by lr · weight_decay), added to the gradient in the others. State: one `momentum_buffer` per parameter.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ def _muon(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], grou
         by_shape[p.shape].append(number)
     torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     for numbers in by_shape.values():
-        # Columns as they lie in channels-last memory: their order makes no difference to the iteration.
+        # Flatten in the order of channels-last memory: the iteration does not depend on the order of columns.
         stacked_NOhwI = torch.stack([updates[n].permute(0, 2, 3, 1) for n in numbers])
         matrices = orthogonalize(stacked_NOhwI.flatten(2))
         parts_NOIhw = matrices.reshape(stacked_NOhwI.shape).to(stacked_NOhwI.dtype).permute(0, 1, 4, 2, 3)
-        # A tall matrix moves its outputs less than a wide one does: an update of the same size for both.
+        # A tall matrix moves its outputs less than a wide one: raise its rate, so that both move them alike.
         rows, columns = matrices.shape[1:]
         rate = lr * math.sqrt(max(1, rows / columns))
         torch._foreach_add_([params[n] for n in numbers], list(parts_NOIhw), alpha=-rate)
@@ -85,13 +86,13 @@ def _sgd(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """(N, rows, columns) → the same in bfloat16, every singular value near one, by Newton-Schulz iteration."""
+    """Return (N, rows, columns) in bfloat16 with every singular value near one, by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x: Tensor = matrices.to(torch.bfloat16)
     tall = x.shape[1] > x.shape[2]
-    if tall:  # the products below are then of the shorter side
+    if tall:  # transpose, so that the products below have the size of the shorter side
         x = x.mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x

@@ -1,4 +1,4 @@
-"""The learning rate of a step: pure, so a restart has no position to lose."""
+"""The learning rate of a step: a pure function, so a restart has no position to lose."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def learning_rate(
     warmup_steps: int,
     milestones: Sequence[int] = (),
 ) -> float:
-    """Rate for the update that follows `step` completed ones; `milestones` are the schedule's, in steps."""
+    """Return the rate of the update that follows `step` completed ones. `milestones` are the schedule's, in steps."""
     if step < warmup_steps:
         return _warmup(step, schedule, peak, warmup_steps)
     low = peak * schedule.floor
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)  # from 0, to below 1
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)  # from 0 to just below 1
     if schedule.decay == "cosine":
         return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule.decay == "polynomial":
@@ -32,7 +32,7 @@ def learning_rate(
 
 
 def _warmup(step: int, schedule: Schedule, peak: float, warmup_steps: int) -> float:
-    """Reaches `peak` with the last step of the warm-up, so the first is above the start by one part."""
+    """Return a rate that reaches `peak` at the last step of the warm-up; the first step is one part above the start."""
     start = peak * schedule.warmup_start
     if schedule.warmup_shape == "constant":
         return start

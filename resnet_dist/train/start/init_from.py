@@ -1,4 +1,4 @@
-"""Weights that training begins with, from where `model.init_from` says: a file, a run, or torchvision."""
+"""Read the weights that training begins with, from where `model.init_from` points: a file, a run, or torchvision."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from resnet_dist.model import Match, from_torchvision, load_fitting, match
 from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
 
 TORCHVISION = "torchvision:"
-MIN_SHARE = (
-    0.8  # of model and weights, heads left out, that must fit: room for a new stem or for added layers
-)
-NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights in a file
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# The share of the model, and of the weights, that must fit, heads not counted: room for a new stem or added layers.
+MIN_SHARE = 0.8
+WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")  # where training scripts save the weights in a file
+PREFIXES = ("module.", "_orig_mod.")  # added to names by DistributedDataParallel and torch.compile
 
 Weights = dict[str, Tensor]
 
 
 def load_weights(model: nn.Module, source: str, weights: Weights) -> Match:
-    """Copy what fits into `model`. Raises UserError where it is another network."""
+    """Copy the tensors that fit into `model`, and return which do. Raises UserError where it is another network."""
     check_match(source, match(model, weights))
     return load_fitting(model, weights)
 
 
 def check_match(source: str, found: Match) -> None:
+    """Raise UserError where too little fits: the weights are another network's."""
     if min(found.model_share, found.weights_share) < MIN_SHARE:
         raise UserError(
             f"model.init_from={source!r} is another network: it has {found.model_share:.0%} of the model, and the "
@@ -42,11 +42,11 @@ def check_match(source: str, found: Match) -> None:
 
 
 def read_weights(source: str) -> Weights:
-    """Tensors on the CPU by our names, downloaded where torchvision's are asked for. Raises UserError."""
+    """Return CPU tensors by our names; torchvision's are downloaded. Raises UserError."""
     if source.startswith(TORCHVISION):
         try:
             state = _torchvision_weights(source).get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network; another checksum
+        except (OSError, RuntimeError) as error:  # no network, or a wrong checksum
             raise UserError(f"model.init_from={source!r} could not be downloaded: {error}") from None
         return from_torchvision(state)
     path = Path(source)
@@ -61,7 +61,7 @@ def read_weights(source: str) -> Weights:
 
 
 def read_shapes(source: str) -> Weights:
-    """As `read_weights`, but nothing is downloaded: torchvision's models are made on the meta device."""
+    """Return the tensors of `read_weights` without a download: torchvision's models are built on the meta device."""
     if not source.startswith(TORCHVISION):
         return read_weights(source)
     from torchvision.models import get_model
@@ -76,7 +76,7 @@ def _torchvision_name(source: str) -> str:
 
 
 def _torchvision_weights(source: str) -> Any:
-    from torchvision.models import get_model_weights  # a second to import, and seldom needed
+    from torchvision.models import get_model_weights  # imported here: it takes a second, and few runs need it
 
     name, _, version = source.removeprefix(TORCHVISION).partition(".")
     try:
@@ -93,7 +93,7 @@ def _torchvision_weights(source: str) -> Any:
 
 
 def _read_run(folder: Path) -> Weights:
-    """Of a checkpoint folder, or of the newest good one of a run folder."""
+    """Return the weights of a checkpoint folder, or of the newest good checkpoint of a run folder."""
     try:
         return read_newest(folder, only=("model",)).tensors["model"]
     except DamagedCheckpoint as problem:
@@ -105,22 +105,23 @@ def _read_safetensors(path: Path) -> Weights:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"model.init_from={str(path)!r} cannot be read as safetensors: {_line(error)}"
+            f"model.init_from={str(path)!r} cannot be read as safetensors: {_first_line(error)}"
         ) from None
 
 
 def _read_pickle(path: Path) -> Weights:
-    """A state dict, alone or inside what a training script saved. Runs no code that the file brings."""
+    """Return a state dict, saved alone or inside what a training script saved. Runs no code from the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an unusual pickle protocol: what cannot be read, raises
+            # Ignore the warning about an unusual pickle protocol: a file that cannot be read raises.
+            warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"model.init_from={str(path)!r} cannot be read as tensors alone: {_line(error)}"
+            f"model.init_from={str(path)!r} cannot be read as tensors alone: {_first_line(error)}"
         ) from None
     if isinstance(value, Mapping):
-        inner = next((value[key] for key in NESTED if isinstance(value.get(key), Mapping)), value)
+        inner = next((value[key] for key in WEIGHT_KEYS if isinstance(value.get(key), Mapping)), value)
         weights = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
         if weights:
             return _without_prefixes(weights)
@@ -134,6 +135,6 @@ def _without_prefixes(weights: Weights) -> Weights:
     return weights
 
 
-def _line(error: BaseException) -> str:
-    """torch explains a refused pickle on twenty lines."""
+def _first_line(error: BaseException) -> str:
+    """Return the first line of the message: torch explains a refused pickle in twenty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

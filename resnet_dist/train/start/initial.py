@@ -1,6 +1,6 @@
 """Step zero: the state that a run begins with, the same on every rank and in every attempt.
 
-A run that has a checkpoint takes its weights from there; neither `model.init_from` nor the data is read then.
+A run that has a checkpoint takes its weights from there, and reads neither `model.init_from` nor the data for them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from resnet_dist.world import World
 
 Value = TypeVar("Value")
 
-WHITENING_IMAGES = 2_000  # at 32 pixels two million patches, for a covariance of 12 x 12
+WHITENING_IMAGES = 2_000  # two million patches at 32 pixels, for a covariance of 12 x 12
 
 
 def initial_state(recipe: Recipe, num_classes: int, world: World) -> TrainState:
-    """The weights that the recipe's seed draws, and an optimizer that has seen nothing."""
+    """Return the state at step 0: weights drawn from the recipe's seed, and an optimizer that has taken no step."""
     model = build(recipe, num_classes)
     model = model.to(world.device).to(memory_format=torch.channels_last)
     return TrainState(
@@ -52,18 +52,18 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
 
 
 def check_init_from(recipe: Recipe, num_classes: int) -> None:
-    """Before anything starts: can `model.init_from` be read, and is it such a network? Raises UserError."""
+    """Raise UserError where `model.init_from` cannot be read or holds another network. Cheap: nothing is downloaded."""
     source = recipe.model.init_from
     if source is not None:
-        with torch.device("meta"):  # names and shapes alone
+        with torch.device("meta"):  # the check needs names and shapes only
             model = build(recipe, num_classes)
         check_match(source, match(model, read_shapes(source)))
 
 
-def begin_from(
+def initialize_weights(
     state: TrainState, recipe: Recipe, index: Index, world: World, report: Callable[[str], None]
 ) -> None:
-    """What a new run's weights take from the training images and from other weights; all ranks call it.
+    """Set the weights of a new run that no seed draws: whitening filters, and `model.init_from`. All ranks call it.
 
     Raises UserError where the weights cannot be read or are another network's.
     """
@@ -80,9 +80,9 @@ def begin_from(
 
 
 def plain_images(data: Data, index: Index, world: World) -> Iterator[Tensor]:
-    """Batches of training images as a model sees them, without augmentation: (N, C, H, W), the first of every lane.
+    """Yield training images as a model sees them, without augmentation: (N, C, H, W), the first of every lane.
 
-    The same ones on any number of ranks: one rank reads them, as if it were alone.
+    They are the same on any number of ranks: one rank reads them as if it were alone.
     """
     alone = replace(world, rank=0, world_size=1)
     with evaluation_loader(index, data.model_copy(update={"cache": "none"}), alone) as loader:
@@ -97,12 +97,12 @@ def plain_images(data: Data, index: Index, world: World) -> Iterator[Tensor]:
 
 
 def from_main(world: World, make: Callable[[], Value]) -> Value:
-    """What `make` returns on rank 0, on every rank; what it raises is raised on every rank."""
+    """Call `make` on rank 0, and return its result on every rank; an error of it is raised on every rank."""
     result: Value | Exception | None = None
     if world.is_main:
         try:
             result = make()
-        except Exception as error:  # whatever it is: the other ranks wait for a word
+        except Exception as error:  # any error: the other ranks wait in the broadcast below
             result = error
     result = world.broadcast(result)
     if isinstance(result, Exception):

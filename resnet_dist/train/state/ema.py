@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which often predicts better than the newest of them."""
+"""An exponential moving average of the weights, which often predicts better than the newest weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from resnet_dist.config import Train
 class Ema:
     """A second model that follows the first: average = decay · average + (1 - decay) · weights.
 
-    Running statistics of batch norm are averaged in the same way: they belong to the weights over which they were
-    taken, and the newest would fit weights that the average has not reached. Counters are copied.
+    Running statistics of batch norm are averaged in the same way: the newest ones were taken with the newest weights,
+    and do not fit the average of older ones. Counters are copied.
 
-    What it does depends on the step alone, so a restart from the tensors of `model` does not show.
+    An update depends on its number alone, so a restart from the tensors of `model` changes nothing.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
@@ -30,18 +30,18 @@ class Ema:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin again at the weights of now."""
+        """Set the average to the current weights."""
         torch._foreach_copy_(self._averages + self._copies, self._values + self._counters)
 
     @torch.no_grad()
     def update(self, number: int) -> None:
-        """Move towards the weights of now, for the `number`-th time (from one)."""
+        """Move towards the current weights, for the `number`-th time (from one)."""
         torch._foreach_lerp_(self._averages, self._values, 1 - self.decay(number))
         if self._copies:
             torch._foreach_copy_(self._copies, self._counters)
 
     def decay(self, number: int) -> float:
-        """Of the `number`-th update. Warmed up, the average is of about a tenth of the updates until then."""
+        """Return the decay of the `number`-th update. In the warm-up the average spans a tenth of the updates so far."""
         return min(self._decay, (1 + number) / (10 + number)) if self._warmup else self._decay
 
 

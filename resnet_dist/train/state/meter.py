@@ -1,4 +1,4 @@
-"""Running sums between two log lines. They stay on the device until a log is due.
+"""Running sums between two log lines. They stay on the device until a log line is due.
 
 Shapes: R ranks, M micro-batches of a step on this rank, K sums.
 """
@@ -15,42 +15,43 @@ from torch import Tensor
 
 from resnet_dist.world import World
 
-LOSS, CORRECT, SEEN, BAD, FINITE = range(5)
+LOSS, CORRECT, SEEN, BAD, FINITE = range(5)  # places in `Meter.sums`
 
 
 @dataclass(frozen=True)
 class NotFinite:
-    """The first micro-batch whose loss was not finite: whose it was, and how many steps ago (0: the last one)."""
+    """The first micro-batch whose loss was not finite."""
 
-    steps_ago: int
+    steps_ago: int  # 0: the last step
     rank: int
     micro_batch: int
 
 
 class Meter:
-    """Sums of this rank since the last log line: loss, correct, samples seen, bad samples.
+    """The sums of this rank since the last log line: loss, correct, samples seen, bad samples.
 
-    The fifth counts micro-batches up to the first loss that is not finite: which one that was is known
-    at the next log line, without a host synchronisation in any step.
+    The fifth sum counts micro-batches up to the first loss that is not finite. It names that micro-batch at the next
+    log line, without a host synchronisation in any step.
     """
 
     def __init__(self, device: torch.device) -> None:
-        # float64: a sum of many batches loses nothing, and a restart in the middle does not show
+        # float64: a sum over many batches loses nothing, and a restart in the middle changes nothing.
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)
-        self.bad: list[str] = []  # keys and reasons, of this rank
-        self.bad_at_last_flush = 0  # of all ranks
-        self.not_finite: NotFinite | None = None  # of all ranks, as of the last `gather` or `flush`
-        self._table_RK: Tensor | None = None  # all ranks' sums, as of `gather`
-        self._steps, self._micro_batches = 0, 0  # that FINITE has counted, had all been finite
+        self.bad: list[str] = []  # keys and reasons, on this rank
+        self.bad_at_last_flush = 0  # over all ranks
+        self.not_finite: NotFinite | None = None  # over all ranks, at the last `gather` or `flush`
+        self._table_RK: Tensor | None = None  # all ranks' sums at `gather`; None once they have changed
+        # Added since the last log line. Where all losses are finite, FINITE counts as many micro-batches.
+        self._steps, self._micro_batches = 0, 0
         self._wait_seconds = 0.0
         self._start = time.perf_counter()
         self._samples_here = 0
 
     def add(self, sums_M3: Tensor, *, samples: int, bad: Sequence[str], wait_seconds: float) -> None:
-        """`sums_M3`: loss, correct and seen of every micro-batch of one step."""
-        # A loss that is not finite stays so in the running sum: micro-batches after it are not counted.
+        """Add one step. `sums_M3` holds loss, correct and seen of each of its micro-batches."""
+        # After a loss that is not finite the running sum is never finite again: later micro-batches do not count.
         running_M = self.sums[LOSS] + sums_M3[:, LOSS].cumsum(dim=0)
-        self.sums[FINITE].add_(running_M.isfinite().sum())  # += would copy the slice back
+        self.sums[FINITE].add_(running_M.isfinite().sum())  # add_, because += would also copy the slice back
         self.sums[:BAD].add_(sums_M3.sum(dim=0))
         if bad:
             self.sums[BAD] += len(bad)
@@ -62,27 +63,28 @@ class Meter:
         self._wait_seconds += wait_seconds
 
     def gather(self, world: World) -> None:
-        """Learn all ranks' sums, which a checkpoint takes along. Waits for the device."""
+        """Collect all ranks' sums, for the guard and for a checkpoint. A collective; waits for the device."""
         table_RK = world.stack(self.sums).cpu()
         self.not_finite = self._first_not_finite(table_RK)
         self._table_RK = table_RK[:, :FINITE]
 
     def table(self) -> Tensor:
-        """(R, 4) sums of all ranks at the last `gather`; of this one where there was none."""
+        """Return (R, 4), the sums of all ranks at the last `gather`; (1, 4), this rank's, where they have changed since."""
         return self.sums[None, :FINITE] if self._table_RK is None else self._table_RK
 
     def load(self, table_RK: Tensor, world: World) -> None:
-        """Go on from a checkpoint's sums: as many ranks as then take up their own, others share them out."""
-        table_RK = table_RK.reshape(-1, FINITE)  # 0.2.0 wrote the sums over all ranks, as a vector
+        """Continue from a checkpoint's sums: each rank takes its own; on another number of ranks, rank 0 takes all."""
+        table_RK = table_RK.reshape(-1, FINITE)  # version 0.2.0 wrote one vector, summed over all ranks
         if len(table_RK) == world.world_size:
             own_K = table_RK[world.rank]
-        else:  # summed up once; only the order of a sum shows, in its last bits
+        else:
+            # Metrics are sums over ranks, so only the order of summation changes, in the last bits.
             own_K = table_RK.sum(dim=0) if world.is_main else torch.zeros_like(table_RK[0])
         self._begin_interval()
         self.sums[:FINITE] = own_K
 
     def flush(self, world: World) -> dict[str, float]:
-        """Metrics over all ranks since the last flush; starts the next interval."""
+        """Return the metrics over all ranks since the last flush, and start the next interval. A collective."""
         self.gather(world)
         loss, correct, seen, bad = self.table().sum(dim=0).tolist()
         seconds = time.perf_counter() - self._start
@@ -99,12 +101,12 @@ class Meter:
         return metrics
 
     def take_bad(self, world: World) -> list[str]:
-        """What all ranks found to be bad since the last call. A collective."""
+        """Return what all ranks found to be bad since the last call, sorted. A collective."""
         mine, self.bad = self.bad, []
         return sorted(text for texts in world.gather(mine) for text in texts)
 
     def restart_clock(self) -> None:
-        """Leave out what was not training, such as an evaluation."""
+        """Restart the timing, so that it leaves out what was not training, such as an evaluation."""
         self._start = time.perf_counter()
         self._samples_here, self._wait_seconds = 0, 0.0
 

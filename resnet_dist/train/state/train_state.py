@@ -1,4 +1,4 @@
-"""What a run is at a step: everything that a checkpoint must hold, and nothing else."""
+"""The state of a run at a step: everything that a checkpoint must hold, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """The same on all ranks after every step, but for the sums in `meter` (see Meter.gather)."""
+    """The state of a run: the same on all ranks after every step, except the sums in `meter` (see Meter.gather)."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -37,25 +37,25 @@ class TrainState:
     ema: Ema | None = None
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     step: int = 0
-    bad_samples: int = 0  # of all ranks, up to the last log line
-    evaluation_pending: bool = False  # of this step: a stop may come before it or in its middle
+    bad_samples: int = 0  # over all ranks, up to the last log line
+    evaluation_pending: bool = False  # for this step: the run may stop before or during its evaluation
     best: Best | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # the newest of every name
+    metrics: dict[str, float] = field(default_factory=dict)  # the newest value by name
 
     def __post_init__(self) -> None:
-        # What is in a group now is a setting, of the recipe; what steps will add is state, such as LAMB's count.
+        # The keys of a group now are settings from the recipe; keys that steps add, such as LAMB's count, are state.
         self._settings = [set(group) for group in self.optimizer.param_groups]
 
     @property
     def predictor(self) -> nn.Module:
-        """The model to evaluate and to export: the average, where there is one."""
+        """The model to evaluate and to export: the average where there is one."""
         return self.model if self.ema is None else self.ema.model
 
     def finished(self, total_steps: int) -> bool:
         return self.step >= total_steps and not self.evaluation_pending
 
     def evaluated(self, metrics: dict[str, float], best_metric: str | None) -> None:
-        """Take in what the evaluation of this step gave."""
+        """Record the metrics of this step's evaluation, and the best value so far."""
         self.metrics |= metrics
         self.evaluation_pending = False
         if best_metric is None:
@@ -65,14 +65,14 @@ class TrainState:
             self.best = Best(best_metric, value, self.step)
 
     def is_best(self) -> bool:
-        """Whether this very step is the best so far."""
+        """Report whether this step is the best so far."""
         return self.best is not None and self.best.step == self.step
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """By file of a checkpoint, then by name.
+        """Return the tensors of a checkpoint, by file, then by name.
 
-        model.safetensors is what predicts, so that nobody who reads it has to know of averages; the weights under
-        training are then in raw.safetensors.
+        model.safetensors holds the model that predicts, so that its readers need not know about averages. Where there
+        is an average, the weights under training are in raw.safetensors.
         """
         raw = {} if self.ema is None else {"raw": dict(self.model.state_dict())}
         moments = self._optimizer_state()
@@ -84,6 +84,7 @@ class TrainState:
         }
 
     def scalars(self) -> dict[str, Any]:
+        """Return the rest of a checkpoint: the values that are not tensors, ready for JSON."""
         moments = self._optimizer_state()
         return {
             "step": self.step,
@@ -96,21 +97,23 @@ class TrainState:
         }
 
     def load(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, Any], world: World) -> None:
-        """Take over what `tensors()` and `scalars()` gave. Raises RuntimeError where the shapes differ."""
+        """Restore what `tensors()` and `scalars()` returned. Raises RuntimeError where the shapes differ."""
         self.model.load_state_dict(tensors.get("raw", tensors["model"]))
-        if self.ema is not None:  # switched on with this attempt, it begins at the weights of the checkpoint
+        # An average that is new in this attempt begins at the checkpoint's weights.
+        if self.ema is not None:
             self.ema.model.load_state_dict(tensors["model"])
         self._load_optimizer_state({**tensors["optimizer"], **scalars.get("optimizer", {})})
         if scalars.get("scaler"):
             self.scaler.load_state_dict(scalars["scaler"])
         self.meter.load(tensors["meter"]["sums"], world)
         self.step, self.bad_samples = scalars["step"], scalars["bad_samples"]
-        self.evaluation_pending = scalars.get("evaluation_pending", False)  # as of 0.3.0, and so is the best
+        # Versions before 0.3.0 wrote neither evaluation_pending nor best.
+        self.evaluation_pending = scalars.get("evaluation_pending", False)
         self.best = Best(**scalars["best"]) if scalars.get("best") else None
         self.metrics = dict(scalars["metrics"])
 
     def _optimizer_state(self) -> dict[str, Any]:
-        """What steps have left in the optimizer: 'fc.weight/momentum_buffer', 'groups.0/step'."""
+        """Return what steps have left in the optimizer, by 'fc.weight/momentum_buffer' or 'groups.0/step'."""
         state = {
             f"{name}/{key}": value
             for name, parameter in self.model.named_parameters()
@@ -132,12 +135,12 @@ class TrainState:
                 continue
             parameter = parameters[name]
             if isinstance(value, Tensor):
-                if value.shape == parameter.shape:  # a moment: as channels-last in memory as its parameter
+                if value.shape == parameter.shape:  # a moment: give it the memory layout of its parameter
                     value = torch.empty_like(parameter).copy_(value)
                 value = value.detach().to(parameter.device)
             self.optimizer.state[parameter][key] = value
 
 
 def build_scaler(train: Train, device: torch.device) -> GradScaler:
-    """Scales the loss so that small gradients are not rounded to zero in fp16; does nothing in other precisions."""
+    """Return the scaler that keeps small fp16 gradients from rounding to zero; it is disabled in other precisions."""
     return GradScaler(device.type, enabled=train.precision == "fp16")

@@ -1,9 +1,8 @@
 """Running statistics of batch norm that do not depend on the number of ranks.
 
-Batch norm keeps running = (1 - m)·running + m·statistic, once per forward pass. Left alone, two micro-batches
-on one rank decay it twice, and two ranks keep two different averages of which a checkpoint saves one. Here a
-step of any number of micro-batches on any number of ranks moves it once, towards the mean of all their
-statistics.
+Batch norm updates running = (1 - m)·running + m·statistic once per forward pass. By default two micro-batches on one
+rank decay it twice, and two ranks keep two different averages, of which a checkpoint saves one. Here a step moves it
+once, towards the mean of the statistics of all its micro-batches on all ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from resnet_dist.world import World
 
 
 class RunningStatistics:
-    """The batch norms of one model, driven step by step.
+    """The running statistics of one model's batch norms, updated step by step.
 
     `compiled`: the model's code is compiled, and holds the momentum of its norms as a constant.
     """
@@ -29,7 +28,7 @@ class RunningStatistics:
         self._norms = [
             (m, m.momentum) for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum is not None
         ]
-        # SyncBatchNorm's are of all ranks already.
+        # The statistics of SyncBatchNorm are over all ranks already.
         self._local = [
             b for m, _ in self._norms for b in _statistics(m) if not isinstance(m, nn.SyncBatchNorm)
         ]
@@ -37,10 +36,10 @@ class RunningStatistics:
         self._wait: Callable[[], object] | None = None
 
     def begin_micro_batch(self, number: int, count: int) -> None:
-        """Before forward pass `number` (from zero) of `count` in a step on this rank.
+        """Prepare the norms for forward pass `number` (from zero) of `count` in a step on this rank.
 
-        After `count` passes each statistic weighs momentum / count, and what was there before weighs
-        1 - momentum: with one pass, it is the plain momentum.
+        After `count` passes each statistic has weight momentum / count, and the value before the step has weight
+        1 - momentum. With one pass this is the plain momentum.
         """
         if self._compiled:
             self._scale_up(number, count)
@@ -50,9 +49,9 @@ class RunningStatistics:
             _set_momentum(norm, share / (1 - share * (count - 1 - number)))
 
     def _scale_up(self, number: int, count: int) -> None:
-        """The same with one momentum for all passes: what a pass will shrink is enlarged before it.
+        """Reach the same weights with one momentum for all passes: enlarge before a pass what it will shrink.
 
-        Another momentum for each pass would have the model compiled as often.
+        With a momentum for each pass, the model would be compiled once for each.
         """
         buffers: dict[float, list[Tensor]] = defaultdict(list)
         for norm, momentum in self._norms:
@@ -64,16 +63,16 @@ class RunningStatistics:
                 torch._foreach_mul_(group, kept / (1 - momentum / count))
 
     def begin_average(self) -> None:
-        """After the last forward pass of a step: begin to add up over ranks, while the backward pass runs.
+        """Begin to sum over ranks, after the last forward pass of a step and while the backward pass runs.
 
-        As much traffic as DDP's own broadcast of buffers, which this replaces, and out of the way.
+        It replaces DDP's own broadcast of buffers: the traffic is the same, but computation hides it.
         """
         if self._world.world_size > 1 and self._local:
             self._sum = torch.cat(self._local)
             self._wait = self._world.begin_sum(self._sum)
 
     def finish_average(self) -> None:
-        """After the backward pass: the mean over ranks, so that all hold the same state."""
+        """Finish the sum after the backward pass, and store the mean: all ranks then hold the same state."""
         if self._wait is None:
             return
         self._wait()
@@ -88,5 +87,6 @@ def _statistics(norm: _BatchNorm) -> list[Tensor]:
 
 
 def _set_momentum(norm: _BatchNorm, momentum: float) -> None:
-    if norm.momentum != momentum:  # setting an attribute of a module costs a microsecond or two
+    # Skip an equal value: to set an attribute of a module takes a microsecond or two.
+    if norm.momentum != momentum:
         norm.momentum = momentum

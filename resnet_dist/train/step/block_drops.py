@@ -1,7 +1,7 @@
-"""Which blocks a training step drops: stochastic depth, drawn from identity.
+"""The blocks that a training step drops: stochastic depth, drawn from identity.
 
-The draws belong to (seed, step, place in the global batch, block): the same after a restart, on any number of
-ranks and for any size of micro-batches.
+A draw depends on (seed, step, place in the global batch, block) alone: it is the same after a restart, on any number
+of ranks and for any size of micro-batches.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from resnet_dist.model import ResNet, residual_scales
 from resnet_dist.order.philox import Purpose, uniform, words_of
 
-WORDS_PER_DRAW = 4
+WORDS_PER_COUNTER = 4  # random words that Philox makes at once
 
 
 def block_scales(
     model: nn.Module, *, seed: int, step: int, places: range, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """What the forward pass of the samples at `places` of the global batch takes besides their images.
+    """Return the extra arguments of the forward pass for the samples at `places` of the global batch.
 
-    Nothing, or the one tensor (N, L) of `residual_scales` where the model has stochastic depth.
+    They are one tensor (N samples, L blocks) of `residual_scales`, or none for a model without stochastic depth.
     """
     if not isinstance(model, ResNet) or model.stochastic_depth == 0:
         return ()
@@ -30,7 +30,7 @@ def block_scales(
         Purpose.DEPTH,
         seed=seed,
         epoch=step & 0xFFFFFFFF,
-        blocks=-(-model.num_blocks // WORDS_PER_DRAW),
+        blocks=-(-model.num_blocks // WORDS_PER_COUNTER),
     )
     draws_NL = torch.from_numpy(uniform(words)[:, : model.num_blocks])
     return (residual_scales(draws_NL, model.stochastic_depth).to(device, non_blocking=True),)

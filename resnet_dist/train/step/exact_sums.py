@@ -1,7 +1,7 @@
-"""Gradients added up so exactly that the order does not show: the same curve on any number of ranks.
+"""Sum gradients so exactly that the order does not matter: the same curve on any number of ranks.
 
-Adding float32 numbers in another order rounds them otherwise, in the eighth digit. Training doubles such a
-difference every few steps, and after twenty two numbers of ranks draw two curves. In float64 the sum of the
+A sum of float32 numbers in another order rounds differently, in the eighth digit. Training doubles such a difference
+every few steps: after twenty steps, runs on one rank and on two draw different curves. In float64 the sum of the
 float32 gradients of all micro-batches has 29 bits to spare, and rounds to the same float32 in any order.
 """
 
@@ -16,10 +16,10 @@ from resnet_dist.world import World
 
 
 class ExactSums:
-    """Sums the gradients of micro-batches and of ranks in float64, in place of DDP's all-reduce.
+    """The sum of the gradients of micro-batches and ranks in float64, in place of DDP's all-reduce.
 
-    It costs twice the traffic, after the backward pass instead of beside it. The ranks begin with equal weights:
-    one seed drew them, or one file held them.
+    It costs twice the traffic, after the backward pass instead of during it. It needs no broadcast of the initial
+    weights, as DDP does: all ranks draw them from one seed, or read them from one file.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
@@ -38,7 +38,7 @@ class ExactSums:
         return contextlib.nullcontext()
 
     def add(self) -> None:
-        """Add `.grad` to the sum after the backward pass of a micro-batch, and leave zeros there."""
+        """Add `.grad` to the sum after the backward pass of a micro-batch, and set `.grad` to zero."""
         torch._foreach_add_(self._parts, self._gradients())
         torch._foreach_zero_(self._gradients())
 

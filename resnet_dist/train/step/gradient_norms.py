@@ -1,18 +1,18 @@
-"""The norm of every convolution's gradient: how much of what the loss says arrives at each layer."""
+"""The norm of every convolution's gradient: how much of the loss signal arrives at each layer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-GRADIENT_NORMS = "gradient_norms"  # what a Tracker is told they are called
+GRADIENT_NORMS = "gradient_norms"  # their name in Tracker.log_layers
 
 
 class GradientNorms:
-    """L2 norms of the gradients of a model's convolution weights, by layer, in the order of its modules.
+    """The L2 norms of the gradients of a model's convolution weights, by layer, in the order of its modules.
 
-    A gradient is measured after the ranks have averaged it, so that every number of ranks measures the same,
-    and before it is clipped or an update has used it. The norms stay on the device until they are read.
+    A gradient is measured after it is averaged over the ranks, so that any number of ranks measures the same, and
+    before it is clipped and applied. The norms stay on the device until they are read.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,7 +23,7 @@ class GradientNorms:
         self._norms: Tensor | None = None
 
     def measure(self, loss_scale: float = 1.0) -> None:
-        """Remember the norms of what lies in `.grad` now, of a loss that was multiplied by `loss_scale`.
+        """Compute the norms of the current `.grad`, which comes from a loss multiplied by `loss_scale`.
 
         A convolution without a gradient has norm 0.
         """
@@ -31,7 +31,7 @@ class GradientNorms:
         self._norms = torch.stack(norms) / loss_scale
 
     def read(self) -> dict[str, float]:
-        """The norms of the newest `measure`, by the name of the layer; waits for the device."""
+        """Return the norms of the newest `measure`, by the name of the layer. Waits for the device."""
         assert self._norms is not None, "nothing was measured"
         return dict(zip(self._layers, self._norms.tolist(), strict=True))
 

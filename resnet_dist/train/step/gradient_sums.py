@@ -1,4 +1,4 @@
-"""Sum gradients over micro-batches and ranks: by DDP beside the backward pass, or exactly after it (exact_sums.py).
+"""Sum gradients over micro-batches and ranks: by DDP during the backward pass, or exactly after it (exact_sums.py).
 
 Both leave the mean gradient of the global batch in `.grad`; the step calls them the same way.
 """
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.config import Train
 from resnet_dist.world import World
 
-# torch 2.15 renamed the argument and warns of the old name.
+# torch 2.15 renamed the argument, and warns about the old name.
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers": False
@@ -23,30 +23,30 @@ _KEEP_BUFFERS: dict[str, Any] = {
 
 
 class GradientSums(Protocol):
-    """Sums the gradients of one step; called once per micro-batch, then once for the step."""
+    """The sum of the gradients of one step: `add` is called for every micro-batch, `finish` once at the end."""
 
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
         """Return the number to divide the sum of a micro-batch's losses by before its backward pass."""
 
     def backward_of(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Return the context of a micro-batch's forward and backward pass; `last` of the step on this rank."""
+        """Return the context for a micro-batch's forward and backward pass; `last`: of the step on this rank."""
 
     def add(self) -> None:
-        """Take in the gradients of the micro-batch whose backward pass has ended."""
+        """Add the gradients of the micro-batch whose backward pass has ended."""
 
     def finish(self, num_micro_batches: int) -> None:
-        """Put the mean gradient of the global batch into `.grad`; the count is of all ranks."""
+        """Put the mean gradient of the global batch into `.grad`; `num_micro_batches` is over all ranks."""
 
 
 class DdpSums:
-    """DDP's all-reduce during the last backward pass. In one process `.grad` itself is the sum."""
+    """The sum by DDP's all-reduce, during the last backward pass. In one process `.grad` itself is the sum."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
 
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
-        # DDP averages over ranks: dividing by this rank's share makes it the mean over the global batch. A bad
-        # sample has weight 0; leaving it out of the divisor would cost a collective.
+        # DDP averages over ranks: a division by this rank's samples makes it the mean over the global batch. A bad
+        # sample has weight 0 but counts here: to leave it out of the divisor would cost a collective.
         return rank_samples
 
     def backward_of(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -55,7 +55,7 @@ class DdpSums:
         return self._network.no_sync()
 
     def add(self) -> None:
-        pass  # autograd accumulates in `.grad`
+        pass  # autograd has added to `.grad`
 
     def finish(self, num_micro_batches: int) -> None:
         pass  # DDP has averaged
@@ -66,15 +66,15 @@ def distribute(network: nn.Module, train: Train, world: World) -> nn.Module:
     if world.world_size == 1:
         return network
     if train.sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: parameters and their names stay
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # converts in place: parameters keep their names
     if train.gradient_sums == "fp64":
         return network  # ExactSums takes DDP's place
     return DistributedDataParallel(
         network,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        # RunningStatistics averages the buffers, so that no rank's statistics are thrown away.
+        # RunningStatistics averages the buffers; DDP would overwrite them with rank 0's.
         **_KEEP_BUFFERS,
-        # No static_graph: the search for unused parameters that it saves is not made here, and together with
+        # static_graph stays off: it only saves a search for unused parameters, which is off by default, and with
         # no_sync() it silently stops summing gradients (pytorch/pytorch#187732).
     )

@@ -1,7 +1,7 @@
 """The loss of every image of a micro-batch, mixed or not.
 
-An image may be mixed with its neighbour (data/mix.py): it is `share` of the one label and the rest of the
-other. A sample that could not be decoded has weight 0, and so has its part of a mixed image.
+An image may be mixed with its neighbour (data/images/mix.py): its target is then `share` of its own label and
+1 - share of the neighbour's. A sample that could not be decoded has weight 0, and so has its part of a mixed image.
 
 Shapes: M images of a micro-batch, K classes.
 """
@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from resnet_dist.config import Train
 from resnet_dist.data.images.mix import Mixed
 
-SMALLEST = torch.finfo(torch.float32).tiny
+MIN_WEIGHT = torch.finfo(torch.float32).tiny  # avoids 0 / 0
 
 
 def sample_losses(
     logits_MK: Tensor, labels_M: Tensor, weights_M: Tensor, share: Tensor | None, train: Train
 ) -> Tensor:
-    """Weighted losses (M,). `share` is a scalar tensor, or None where nothing is mixed."""
+    """Return weighted losses (M,). `share` is a scalar tensor, or None where nothing is mixed."""
     if train.loss == "bce":
         return binary_cross_entropy(
             logits_MK,
@@ -37,7 +37,7 @@ def sample_losses(
 def cross_entropy(
     logits_MK: Tensor, labels_M: Tensor, weights_M: Tensor, share: Tensor | None, *, smoothing: float
 ) -> Tensor:
-    """That of both labels in their shares, which is that of the mixed target."""
+    """Return the cross-entropy of both labels, weighted by their shares: it equals that of the mixed target."""
 
     def of(labels: Tensor) -> Tensor:
         return F.cross_entropy(logits_MK, labels, reduction="none", label_smoothing=smoothing)
@@ -57,10 +57,10 @@ def binary_cross_entropy(
     smoothing: float,
     threshold: float | None,
 ) -> Tensor:
-    """One yes-or-no question per class (arXiv 2110.00476, section 4).
+    """Return the losses of one yes-or-no question per class (arXiv 2110.00476, section 4).
 
-    The mean over classes, not the sum, as in the code that the paper's results come from (timm): the clipping
-    and the eps of its LAMB suit that size of gradients.
+    They are means over classes, not sums, as in timm, which produced the paper's results: the clipping and the eps of
+    its LAMB suit gradients of that size.
     """
     num_classes = logits_MK.shape[1]
 
@@ -72,8 +72,8 @@ def binary_cross_entropy(
     if share is not None:
         first, second = share * weights_M, (1 - share) * Mixed.partner(weights_M)
         weights = first + second
-        # What was decoded makes up the target; the clamp is for images of which nothing was.
-        part = (first / weights.clamp(min=SMALLEST))[:, None]
+        # Only decoded samples make up the target; the clamp is for images whose two samples are both bad.
+        part = (first / weights.clamp(min=MIN_WEIGHT))[:, None]
         targets = part * targets + (1 - part) * target(Mixed.partner(labels_M))
     if threshold is not None:
         targets = (targets > threshold).to(targets.dtype)

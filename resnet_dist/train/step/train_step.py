@@ -1,7 +1,7 @@
 """One optimizer step: micro-batches forward and backward, gradients averaged over the ranks, an update.
 
-Shapes: B samples that this rank has of a step, M of them in a micro-batch; a step is global_batch_size =
-B · world_size samples. C channels, H height, W width.
+Shapes: B samples of a step on this rank, M of them in a micro-batch; a step is global_batch_size = B · world_size
+samples. C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 class TrainStep:
-    """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks on the last.
+    """One optimizer update: forward and backward per micro-batch, gradients averaged over ranks during the last.
 
-    Nothing in it waits for a GPU, as losses stay tensors, but for lamb, lars and muon in fp16: there the host asks
-    whether gradients overflowed.
+    It does not wait for a GPU, because losses stay tensors. The exceptions are lamb, lars and muon in fp16, where the
+    host asks whether gradients overflowed.
     """
 
     def __init__(
@@ -50,13 +50,14 @@ class TrainStep:
         self.network = compiled(network, recipe.train)
         self.statistics = RunningStatistics(state.model, world, compiled=recipe.train.compile != "none")
         self.gradient_norms = GradientNorms(state.model) if recipe.train.log_gradient_norms else None
-        # A CUDA graph leaves gradients in memory that its next replay overwrites: add them up in memory of our own.
+        # A CUDA graph leaves gradients in memory that its next replay overwrites: accumulate them in our own memory.
         self.keeps_gradients = recipe.train.compile in ("reduce-overhead", "max-autotune")
         if self.keeps_gradients:
             for parameter in state.model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
     def __call__(self, batch: Batch) -> None:
+        """Train on this rank's batch of step `state.step`; the loop increases `state.step` afterwards."""
         state, schedule = self.state, self.recipe.schedule
         rate = learning_rate(
             state.step,
@@ -94,17 +95,17 @@ class TrainStep:
                     self.statistics.begin_average()
                 self.progress.at("in the backward pass")
                 if number == 0:
-                    # Not sooner: the backward pass then reuses this memory, which saves 4 % of a step on a CPU. The
-                    # forward pass has to do without it, which matters only to a device that is full.
+                    # Free the old gradients only now: the backward pass then reuses their memory, which saves 4 % of
+                    # a step on a CPU. The forward pass has less memory, which matters only on a full device.
                     self.state.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
                 self.state.scaler.scale(loss / self.gradient_sums.divisor(rank_samples, size)).backward()
             self.gradient_sums.add()
-            sums_M3[number] = sums_3  # copied: the next replay of a CUDA graph overwrites what it returned
+            sums_M3[number] = sums_3  # a copy: the next replay of a CUDA graph overwrites its outputs
         self.gradient_sums.finish(count * self.world_size)
         return sums_M3
 
     def inputs_of(self, batch: Batch, number: int, size: int) -> tuple[Tensor | None, ...]:
-        """Return the arguments of the network for micro-batch `number` of this rank's batch, `size` samples of it."""
+        """Return the arguments of the network for micro-batch `number` of this rank's batch: `size` samples."""
         rank_samples = len(batch.ids_B)
         rows = slice(number * size, (number + 1) * size)
         mixed = mix(
@@ -115,7 +116,7 @@ class TrainStep:
             micro_batch=self.rank * (rank_samples // size) + number,
         )
         labels_M, weights_M = batch.labels_B[rows], batch.weights_B[rows]
-        first = self.rank * rank_samples + rows.start  # place in the global batch
+        first = self.rank * rank_samples + rows.start  # the place in the global batch
         scales = block_scales(
             self.state.model,
             seed=self.recipe.seed,
@@ -123,18 +124,18 @@ class TrainStep:
             places=range(first, first + len(labels_M)),
             device=labels_M.device,
         )
-        return mixed.images_MCHW, labels_M, weights_M, self.scalar(mixed.share), *scales
+        return mixed.images_MCHW, labels_M, weights_M, self.share_tensor(mixed.share), *scales
 
-    def scalar(self, share: float) -> Tensor | None:
-        """`share` as compiled code takes it: a number would be a constant of it. None in a recipe without mixing."""
+    def share_tensor(self, share: float) -> Tensor | None:
+        """Return `share` as a tensor: compiled code would hold a number as a constant. None in a recipe without mixing."""
         data = self.recipe.data
         if not (data.mixup or data.cutmix):
             return None
-        # Filled on the device: copying it there would make the host wait. float64, as Python calculates.
+        # Fill it on the device: a copy to the device would make the host wait. float64 is what Python calculates in.
         return torch.full((), share, dtype=torch.float64, device=self.state.meter.sums.device)
 
     def update_weights(self) -> None:
-        """The scaler, off but in fp16, skips an update whose gradients overflowed."""
+        """Clip and apply the gradients. In fp16 the scaler skips an update whose gradients overflowed."""
         optimizer, scaler, clip_norm = self.state.optimizer, self.state.scaler, self.recipe.optim.clip_norm
         if clip_norm is not None:
             scaler.unscale_(optimizer)
@@ -144,7 +145,7 @@ class TrainStep:
 
 
 class LossModel(nn.Module):
-    """Forward pass and loss as one module, so that they compile to one graph."""
+    """The forward pass and the loss as one module, so that they compile to one graph."""
 
     def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class LossModel(nn.Module):
         share: Tensor | None,
         *scales: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """(sum of the losses, float64 sums of loss, hits and weights); the second has no gradient."""
+        """Return the sum of the losses, and the float64 sums (3,) of loss, hits and weights, without gradient."""
         with self.autocast:
             logits_MK = self.model(images_MCHW, *scales)
         losses = sample_losses(logits_MK.float(), labels_M, weights_M, share, self.options)
@@ -170,8 +171,8 @@ class LossModel(nn.Module):
 
 
 def compiled(module: nn.Module, train: Train) -> nn.Module:
-    """The module, in compiled code where the recipe wants it; its parameters keep their names in `module`."""
+    """Return the module, compiled where the recipe asks for it; `module` itself keeps the names of its parameters."""
     if train.compile == "none":
         return module
-    # A size that moves would compile again, into slower code for all sizes.
+    # dynamic=False: with the default, a second image size would compile slower code for all sizes.
     return cast(nn.Module, torch.compile(module, mode=train.compile, dynamic=False))

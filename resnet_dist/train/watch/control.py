@@ -1,9 +1,8 @@
-"""What all ranks decide together at every step, without waiting for one another.
+"""Stop or save at the same step on all ranks, without making them wait for one another.
 
-A rank cannot stop or save on its own: the others would wait for it in the next collective. So each posts what
-it wishes after a step, and reads after the next one what anyone wished: all act at the same step. The
-exchange runs on the CPU, in a gloo group of its own, while the next step is computed; a GPU's queue is never
-waited for.
+A rank cannot stop or save alone: the others would wait for it in the next collective. So each rank posts its requests
+after a step, and after the next step reads what any rank requested: all act at the same step. The exchange runs on the
+CPU, in a gloo group of its own, while the next step is computed; it never waits for a GPU's queue.
 """
 
 from __future__ import annotations
@@ -19,35 +18,38 @@ from resnet_dist.world import World
 
 
 class Stopped(Exception):
-    """What is under way is given up: all ranks have agreed to stop."""
+    """The signal to abandon what is under way: all ranks have agreed to stop."""
 
 
 class Control:
-    """`agree()` once a step, and once a batch of an evaluation; then `stop` and `save` are the same on all ranks."""
+    """The common decisions of all ranks: after `agree()`, `stop` and `save` are the same on every rank.
+
+    The loop calls `agree()` once per step, and once per batch of an evaluation.
+    """
 
     def __init__(
         self, world: World, *, stop_requested: Callable[[], bool], save_requested: Callable[[], bool]
     ) -> None:
-        self.stop = False  # stays
-        self.save = False  # until `saved`
+        self.stop = False  # once True, stays True
+        self.save = False  # once True, stays True until `saved()` is called
         self._stop_requested, self._save_requested = stop_requested, save_requested
         self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
         self._posted: tuple[torch.Tensor, Any] | None = None
 
     def agree(self) -> None:
-        """Take in what was posted a step ago, and post anew. All ranks call it equally often."""
+        """Read what was posted at the last call, then post this rank's requests. All ranks call it equally often."""
         if self._group is None:
-            self._take(self._wishes())
+            self._take(self._requests())
             return
         if self._posted is not None:
-            wishes, work = self._posted
-            work.wait()  # done long ago, unless a rank is more than a step behind
+            requests, work = self._posted
+            work.wait()  # returns at once, unless a rank is more than a step behind
             self._posted = None
-            self._take(wishes.tolist())
+            self._take(requests.tolist())
         if not self.stop:
-            wishes = torch.tensor(self._wishes(), dtype=torch.int32)
-            work = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
-            self._posted = wishes, work
+            requests = torch.tensor(self._requests(), dtype=torch.int32)
+            work = dist.all_reduce(requests, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._posted = requests, work
 
     def saved(self) -> None:
         self.save = False
@@ -58,15 +60,16 @@ class Control:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._posted is not None and error is None:  # all ranks leave the loop at the same step
+        # Without an error all ranks leave the loop at the same step, so the exchange completes.
+        if self._posted is not None and error is None:
             self._posted[1].wait()
         if self._group is not None and error is None:
             dist.destroy_process_group(self._group)
 
-    def _wishes(self) -> list[int]:
-        # A wish that has been granted but not yet carried out would otherwise be granted twice.
+    def _requests(self) -> list[int]:
+        # Do not request a save that is agreed on but not yet made: it would be made twice.
         return [self._stop_requested(), not self.save and self._save_requested()]
 
-    def _take(self, wishes: list[int]) -> None:
-        self.stop = self.stop or bool(wishes[0])
-        self.save = self.save or bool(wishes[1])
+    def _take(self, requests: list[int]) -> None:
+        self.stop = self.stop or bool(requests[0])
+        self.save = self.save or bool(requests[1])

@@ -1,4 +1,4 @@
-"""What must stop a run, said so that a person can act: ranks that disagree, losses, bad samples, memory."""
+"""Stop a run that cannot succeed, and name what to change: ranks that differ, losses, bad samples, memory."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TrainingError
 from resnet_dist.order.samples import Order
+from resnet_dist.runs.folder import RUN_FILE
 from resnet_dist.train.state.meter import NotFinite
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.world import World
 
-MAX_LISTED = 20  # samples that one message names
+MAX_LISTED = 20  # samples named in one message
 
 
 def check_agreement(
     recipe: Recipe, indexes: tuple[Index, Index], folder: Path, world: World, report: Callable[[str], None]
 ) -> None:
-    """Compare what all ranks see, before the start: on another recipe, data set or folder they train nonsense.
+    """Raise TrainingError where ranks see different recipes, data sets, devices or folders. A collective.
 
-    Raises TrainingError; versions that differ are reported only.
+    Such ranks would train nonsense. Versions that differ are only reported.
     """
-    run_file = folder / "run.json"
-    must = {
+    run_file = folder / RUN_FILE
+    required = {
         "recipe": recipe.digest(),
         "training index": indexes[0].digest(),
         "evaluation index": indexes[1].digest(),
         "kind of device": world.device.type,
         f"storage ({folder} is not shared)": run_file.read_text() if run_file.exists() else "absent",
     }
-    should = {"Python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    for rank, (theirs, versions) in enumerate(world.gather((must, should))):
-        different = [name for name in must if must[name] != theirs.get(name)]
+    expected = {"Python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    for rank, (theirs, versions) in enumerate(world.gather((required, expected))):
+        different = [name for name in required if required[name] != theirs.get(name)]
         if different:
             raise TrainingError(f"ranks {world.rank} and {rank} differ in their {', '.join(different)}")
         for name, version in versions.items():
-            if version != should[name]:
-                report(f"rank {rank} has {name} {version}, rank {world.rank} has {should[name]}")
+            if version != expected[name]:
+                report(f"rank {rank} has {name} {version}, rank {world.rank} has {expected[name]}")
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Looks at the sums of all ranks where they are known: at log lines, and before a checkpoint.
+    """The checks that stop a run, where the sums of all ranks are known: at log lines, evaluations and checkpoints.
 
     All ranks hold the same sums, so all raise TrainingError together.
     """
@@ -67,11 +68,11 @@ class Guard:
             )
 
     def check_losses(self, state: TrainState) -> None:
-        """After `Meter.gather` or `Meter.flush`: every loss since the last one was finite."""
+        """Raise TrainingError where the last `Meter.gather` or `Meter.flush` found a loss that is not finite."""
         if state.meter.not_finite is not None:
             step = state.step - state.meter.not_finite.steps_ago
             raise TrainingError(
-                f"the training loss is not finite at step {step}, first {self.name(state.meter.not_finite, step)}: "
+                f"the training loss is not finite at step {step}, first {self.describe(state.meter.not_finite, step)}: "
                 f"{self.advice()}; the last checkpoint before it is kept"
             )
 
@@ -105,8 +106,8 @@ class Guard:
             f"schedule.warmup={self.recipe.schedule.warmup!r}"
         )
 
-    def name(self, where: NotFinite, step: int) -> str:
-        """The rank, the micro-batch and its samples. `step` counts from one: it was completed."""
+    def describe(self, where: NotFinite, step: int) -> str:
+        """Return the rank, the micro-batch and its samples, as text. `step` counts from one: it is completed."""
         ids_B = self.order.ids_at(step - 1, self.order.lanes_of(where.rank, self.world_size))
         size = self.recipe.data.micro_batch_size or len(ids_B)
         ids = ids_B[where.micro_batch * size : (where.micro_batch + 1) * size].tolist()
@@ -116,7 +117,7 @@ class Guard:
 
 
 def out_of_memory(error: BaseException, recipe: Recipe, world: World) -> TrainingError | None:
-    """One sentence that says what to lower, where `error` is about memory; None where it is not."""
+    """Return an error that names the fields to lower, where `error` is about memory; None where it is not."""
     data, train = recipe.data, recipe.train
     samples = data.micro_batch_size or data.global_batch_size // world.world_size
     smaller = f"set data.micro_batch_size to less than {samples}, which changes what batch norm sees"

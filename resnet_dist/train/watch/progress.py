@@ -1,14 +1,14 @@
-"""Where a rank is in the program, written by the loop and read by whoever watches it."""
+"""The phase that a rank is in, written by the loop and read by the watchdog."""
 
 from __future__ import annotations
 
 NEXT_BATCH = "waiting for data"  # the phase that begins a step
 GATHERING = "gathering the metrics"
-FIRST_TIME = 3  # compiling, filling a cache and a first fetch take minutes, once
+FIRST_TIME = 3  # factor on the timeout: compiling, filling a cache and a first fetch take minutes, once
 
 
 class Progress:
-    """The phase that this rank is in, and how many it has entered.
+    """The phase that this rank is in, and how many phases it has entered.
 
     All ranks go through the same phases in the same order, so the one that has entered fewest is behind.
     """
@@ -20,13 +20,13 @@ class Progress:
         self._seen: set[str] = set()
 
     def at(self, phase: str, step: int | None = None) -> None:
-        """Enter a phase. It is cheap enough for several in every step."""
+        """Enter a phase. The call is cheap enough for several in every step."""
         self._seen.add(self.phase)
         self.phase = phase
         self.step = self.step if step is None else step
-        self.moves += 1  # last: who reads a new number reads its phase too
+        self.moves += 1  # increased last: a reader of the new number reads its phase too
 
     @property
     def patience(self) -> int:
-        """How many times the usual timeout this phase may take."""
+        """The factor on the stall timeout that this phase is allowed."""
         return 1 if self.phase in self._seen else FIRST_TIME

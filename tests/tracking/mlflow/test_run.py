@@ -1,4 +1,4 @@
-"""The MLflow run on the embedded store: it is closed whatever fails, and what fails is told."""
+"""The MLflow run on the embedded store: it is closed whatever fails, and failures are reported."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import mlflow
 import pytest
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, Study, Trial
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.tracking.mlflow import run as tracking_run
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.mlflow.run import MlflowRun, tracking_uri
 from resnet_dist.tracking.mlflow.study import STUDY_FILE, MlflowStudy
-from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.protocol import RunRecord, StudyRecord
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all: MLflow takes seconds to make one."""
+    """Return one folder for all tests, because MLflow takes seconds to create a store."""
     return tmp_path_factory.mktemp("output")
 
 
@@ -47,7 +47,7 @@ def record(output: Path, recipe: Recipe, key: str) -> RunRecord:
 
 
 def test_a_tracker_that_was_never_started_closes_its_run(output: Path, digits_recipe: Recipe) -> None:
-    """As a signal between the two has it."""
+    """A signal may arrive after the tracker was opened and before it was started."""
     publisher = MlflowPublisher(record(output, digits_recipe, "never started"), lambda entry: None)
     assert publisher.finish(30) == 0
     publisher.close("KILLED", 30)
@@ -85,7 +85,7 @@ def test_the_key_finds_the_run_of_a_driver_that_died(output: Path, digits_recipe
     second.close("FINISHED", 30)
 
 
-def test_closing_is_not_waited_for_without_end(
+def test_closing_is_not_waited_for_forever(
     output: Path, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, end = opened(output, digits_recipe, "slow"), threading.Event()
@@ -98,17 +98,19 @@ def test_closing_is_not_waited_for_without_end(
     assert runs(output, "slow")[0].info.status == "KILLED"
 
 
-def test_a_study_that_died_while_it_opened_goes_on_with_its_run(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_that_died_while_it_opened_resumes_its_run(output: Path, digits_recipe: Recipe) -> None:
     folder = output / "studies/s"
 
+    trials = (Trial("t", digits_recipe, {"net": "plain"}),)
+    study = Study("s", trials, "net", "net", 1, lambda results: "")
+
     def begin() -> MlflowStudy:
-        return MlflowStudy(output, folder, experiment="e", name="s", source="jobs/s.py", description="")
+        return MlflowStudy(StudyRecord(study, "s", folder, "jobs/s.py", output))
 
     first = begin().member_tags()
     known = (folder / STUDY_FILE).read_text().replace(first[tracking_run.PARENT_TAG], "x")
-    (folder / STUDY_FILE).write_text(known.replace('"x"', "null"))  # as it is before MLflow has answered
+    # The file has this state until MLflow has answered.
+    (folder / STUDY_FILE).write_text(known.replace('"x"', "null"))
     second = begin()
     assert second.member_tags() == first
     second.close("FINISHED", "")

@@ -20,7 +20,8 @@ from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 
 
-@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow imports its own agents
+# MLflow warns about the type hints of agents in its own code.
+@pytest.mark.filterwarnings("ignore:.*Any type hint")
 @pytest.mark.parametrize("eval_flip", [False, True])
 def test_served_probabilities_are_the_evaluations(
     eval_flip: bool, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -37,7 +38,8 @@ def test_served_probabilities_are_the_evaluations(
 
     from resnet_dist.tracking.mlflow.serve import ImageClassifier
 
-    monkeypatch.setitem(sys.modules, "resnet_dist_model", resnet_dist.model)  # the copy beside a logged model
+    # A logged model has a copy of resnet_dist.model beside it under this name.
+    monkeypatch.setitem(sys.modules, "resnet_dist_model", resnet_dist.model)
     served = ImageClassifier()
     served.load_context(SimpleNamespace(artifacts={"checkpoint": str(trained.folder)}))
     got = served.predict(None, images_NHWC)

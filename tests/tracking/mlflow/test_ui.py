@@ -1,4 +1,4 @@
-"""`resnet-dist ui`: it ends with all that it started, and says what is in its way."""
+"""`resnet-dist ui`: it ends all processes that it started, and reports a port that is in use."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_taken_port_is_told_before_anything_starts(output: Path) -> None:
-    said: list[str] = []
+def test_a_port_in_use_is_reported_before_anything_starts(output: Path) -> None:
+    reports: list[str] = []
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"--port {port}: cannot be used \(Address already in use\)"):
-            serve_store(output, port, said.append)
-    assert said == []
+            serve_store(output, port, reports.append)
+    assert reports == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
@@ -55,7 +55,7 @@ def test_a_signal_ends_the_server_and_its_workers(output: Path, number: signal.S
         while not answers(port):
             assert process.poll() is None
             time.sleep(0.2)
-        os.kill(process.pid, number)  # not the group, as a terminal would
+        os.kill(process.pid, number)  # A terminal would signal the whole group.
         assert process.wait(60) == 0
         assert not answers(port)
     finally:

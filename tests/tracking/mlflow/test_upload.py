@@ -1,4 +1,4 @@
-"""The upload: all of the spool, once, whatever the server does; and never longer than it was given."""
+"""The upload: all of the spool, once, whatever the server does; and never longer than its timeout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlflow.entities import Metric
 
 from resnet_dist.tracking import console
 from resnet_dist.tracking.mlflow import upload
-from resnet_dist.tracking.mlflow.upload import BATCH, Uploader
+from resnet_dist.tracking.mlflow.upload import MAX_METRICS_PER_REQUEST, Uploader
 from resnet_dist.tracking.spool import Entry, Spool
 
-SOON = 60.0  # for what does not take that long
+SOON = 60.0  # seconds; a timeout that is never reached
 
 
 class Store:
-    """An MLflow run in memory, of which `fail` may raise before any call."""
+    """An MLflow run in memory; `fail` is called before each call and may raise."""
 
     def __init__(self, fail: Callable[[], None] = lambda: None) -> None:
         self.rows: list[tuple[str, int, float]] = []
@@ -61,11 +61,11 @@ def test_all_arrive_in_requests_that_mlflow_takes(tmp_path: Path) -> None:
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
-    assert max(store.requests) <= BATCH
+    assert max(store.requests) <= MAX_METRICS_PER_REQUEST
 
 
 def test_an_outage_costs_nothing(tmp_path: Path) -> None:
-    """Every second call fails: a part of the metrics has arrived when the rest is tried again."""
+    """Let every second call fail: a part of the metrics has arrived when the rest is sent again."""
     calls = iter(range(1000))
 
     def fail() -> None:
@@ -81,9 +81,9 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_what_the_store_has_is_not_sent_again(tmp_path: Path) -> None:
-    """A driver that died, and the steps that its restart ran again."""
+    """The driver died, and its restart repeated some steps."""
     store = Store()
-    store.rows = write(tmp_path / "spool", range(10))[:11]  # the loss of step 5 arrived, its top-1 did not
+    store.rows = write(tmp_path / "spool", range(10))[:11]  # The loss of step 5 arrived, its top-1 did not.
     write(tmp_path / "spool", range(7, 12))
     uploader = Uploader(tmp_path / "spool", store, ignore)
     uploader.start()
@@ -106,7 +106,7 @@ def test_a_torn_line_and_what_is_not_finite_are_left_out(tmp_path: Path) -> None
 
 @pytest.fixture
 def stuck() -> Iterator[Callable[[], None]]:
-    """A call that does not end before the test does."""
+    """Yield a function that does not return before the test ends."""
     end = threading.Event()
     yield lambda: end.wait() and None
     end.set()

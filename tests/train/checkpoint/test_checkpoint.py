@@ -1,4 +1,4 @@
-"""What is saved when, what is kept, and what a disk that is slow, full or damaged does to it."""
+"""Checkpoints: when they are saved, which are kept, and disks that are slow, full or damaged."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def steps(folder: Path) -> list[int]:
 
 
 class SlowDisk:
-    """Writing waits until it is let go."""
+    """A disk on which every write waits for `proceed`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.begun, self.proceed = threading.Semaphore(0), threading.Semaphore(0)
         write = checkpointer.write_checkpoint
 
         def wait_and_write(*arguments: object) -> None:
             self.begun.release()
-            assert self.go_on.acquire(timeout=60)
+            assert self.proceed.acquire(timeout=60)
             write(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(checkpointer, "write_checkpoint", wait_and_write)
@@ -75,7 +75,7 @@ def save(saver: Checkpointer, state: TrainState, step: int) -> None:
     saver.save(state)
 
 
-def test_a_slow_disk_costs_the_ones_between_and_never_the_last(
+def test_a_slow_disk_costs_intermediate_checkpoints_and_never_the_last(
     saver: Checkpointer, state: TrainState, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SlowDisk(monkeypatch)
@@ -84,14 +84,14 @@ def test_a_slow_disk_costs_the_ones_between_and_never_the_last(
     for step in (2, 3, 4):  # none of them waits
         save(saver, state, step)
     for _ in range(2):
-        disk.go_on.release()
+        disk.proceed.release()
     saver.wait()
     assert steps(tmp_path) == [1, 4]
     assert [note.split(" was ")[0] for note in notes] == [
         "the checkpoint of step 2",
         "the checkpoint of step 3",
     ]
-    for step in (1, 4):  # copies: what the model became later is not in them
+    for step in (1, 4):  # they are copies: later changes of the model are not in them
         tensors, manifest = read_checkpoint(tmp_path / f"checkpoints/step-0000000{step}")
         first = next(name for name, _ in state.model.named_parameters())
         assert (tensors["model"][first] == step).all()
@@ -106,10 +106,10 @@ def test_the_best_one_is_written_though_the_disk_is_slow(
     assert disk.begun.acquire(timeout=60)
     state.best = Best("eval/top1", 0.9, step=2)
     save(saver, state, 2)
-    third = threading.Thread(target=save, args=(saver, state, 3))  # waits until the first is on disk
+    third = threading.Thread(target=save, args=(saver, state, 3))  # it waits until the first is on disk
     third.start()
     for _ in range(3):
-        disk.go_on.release()
+        disk.proceed.release()
     third.join(timeout=60)
     saver.wait()
     assert steps(tmp_path) == [2, 3]
@@ -149,22 +149,22 @@ def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -
         assert losses[scalars["step"]] == min(losses.values())
 
 
-def test_by_time(digits_recipe: Recipe, tmp_path: Path) -> None:
+def test_checkpoints_by_time(digits_recipe: Recipe, tmp_path: Path) -> None:
     overrides = ["train.checkpoint_every=0 steps", "train.keep_checkpoints=99", "train.length=6 steps"]
     recipe = digits_recipe.with_overrides(overrides)
     loop.train(recipe, tmp_path / "never", WORLD, Recorder())
     assert steps(tmp_path / "never") == [6]
     always = recipe.with_overrides(["train.checkpoint_minutes=1e-9"])
     loop.train(always, tmp_path / "always", WORLD, log := Recorder())
-    left_out = sum("was left out" in note for note in log.notes)
-    assert len(steps(tmp_path / "always")) == 6 - left_out
+    skipped = sum("was skipped" in note for note in log.notes)
+    assert len(steps(tmp_path / "always")) == 6 - skipped
 
 
 def full_disk(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, calls = Recorder(), iter(range(100))
@@ -174,12 +174,12 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
         CheckpointFailed, match=r"step 24 could not be written to .*: No space left on device"
     ):
         loop.train(digits_recipe, tmp_path, WORLD, log)
-    told = [note for note in log.notes if "No space left" in note]
-    assert [note.split(" could")[0] for note in told] == [
+    reports = [note for note in log.notes if "No space left" in note]
+    assert [note.split(" could")[0] for note in reports] == [
         "the checkpoint of step 16",
         "the checkpoint of step 24",
     ]
-    assert all("the last that is kept is step-00000009" in note for note in told)
+    assert all("the last that is kept is step-00000009" in note for note in reports)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
         "step-00000008",
         "step-00000009",
@@ -236,7 +236,7 @@ def test_damaged_newer_ones_do_not_take_the_place_of_good_ones(
     with Checkpointer(tmp_path / "checkpoints", recipe, (), WORLD, notes.append) as again:
         assert again.restore(state)
         assert state.step == 4
-        assert steps(tmp_path) == [4, 8, 9]  # until there is a newer one: what could not be read may be again
+        assert steps(tmp_path) == [4, 8, 9]  # kept until a newer one exists: they may become readable again
         save(again, state, 6)
         again.wait()
         assert steps(tmp_path) == [4, 6]
@@ -283,7 +283,7 @@ def test_a_changed_manifest_is_damage(
         read_checkpoint(path.parent)
     assert best_checkpoint(path.parent.parent) is None
     assert not saver.restore(state)
-    assert "passed over a damaged checkpoint" in notes[0]
+    assert "skipped a damaged checkpoint" in notes[0]
 
 
 @pytest.mark.parametrize("field", ["scalars", "recipe", "classes", "sha256", "model.safetensors"])
@@ -305,7 +305,7 @@ def test_a_manifest_without_a_field_is_damage_and_one_without_checksum_is_older(
         load_model(path.parent, WORLD.device)
 
 
-def test_a_recipe_that_this_version_refuses_is_told_in_a_sentence(
+def test_a_recipe_that_this_version_refuses_is_reported_in_one_sentence(
     saver: Checkpointer, state: TrainState, tmp_path: Path
 ) -> None:
     save(saver, state, 1)

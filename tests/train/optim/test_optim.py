@@ -1,4 +1,4 @@
-"""Optimizers: what each parameter gets, and restarts that cannot be seen with any of them."""
+"""Optimizers: what each parameter gets, and restarts that change nothing with any of them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_rates_follow_the_schedule_in_their_proportions() -> None:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_muon_is_torch_muon_and_sgd(nesterov: bool) -> None:
-    """torch.optim.Muon takes matrices: give it each weight as one, in the order that PyTorch flattens it in."""
+    """torch.optim.Muon accepts matrices: it gets each weight as one, in the order in which PyTorch flattens it."""
     ours, theirs = Net(), Net()
     decay = {"weight_decay": 0.1}
     optim = Optim(optimizer="muon", lr=0.05, momentum=0.8, nesterov=nesterov, sgd_lr=0.2, **decay)
@@ -122,7 +122,7 @@ def test_muon_is_torch_muon_and_sgd(nesterov: bool) -> None:
     ours_4d = [p for p in ours.parameters() if p.ndim == 4]
     for matrix, p, start in zip(matrices, ours_4d, filters, strict=True):
         moved = (matrix - start.flatten(1)).norm()
-        assert (p.flatten(1) - matrix).norm() < 0.04 * moved  # bfloat16 rounds in another order
+        assert (p.flatten(1) - matrix).norm() < 0.04 * moved  # bfloat16 rounds differently in another order
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
@@ -136,7 +136,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
 def test_rates_of_layers_adapt_without_decay_too(name: str) -> None:
-    """The step of a layer is as long as its weights, times the rate and (lars) the trust coefficient."""
+    """The norm of a layer's update is that of its weights, times the rate and (lars) the trust coefficient."""
     model = Net()
     fields = {"nesterov": False, "momentum": 0} if name == "lars" else {}
     optim = Optim.model_validate({"optimizer": name, "lr": 0.5, "weight_decay": 0, **fields})
@@ -163,8 +163,8 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         build_optimizer(Net(), Optim(optimizer="lamb"))
 
 
-def test_the_longest_gradient(digits_recipe: Recipe, tmp_path: Path) -> None:
-    """Without momentum and decay, the first update is the gradient times the rate."""
+def test_clip_norm_limits_the_gradient(digits_recipe: Recipe, tmp_path: Path) -> None:
+    """Without momentum and decay, the first update is the gradient times the rate, so its norm shows the clipping."""
     plain = digits_recipe.with_overrides(
         ["optim.momentum=0", "optim.nesterov=false", "optim.weight_decay=0", "train.length=1 steps"]
     )
@@ -211,11 +211,11 @@ def test_each_optimizer_is_another_one(digits_recipe: Recipe, tmp_path: Path) ->
         run(recipe.with_overrides([f"optim.optimizer={name}"]), tmp_path / name)
         weights.append(final_tensors(tmp_path / name)["model/fc.weight"])
     assert len({tuple(w.flatten().tolist()) for w in weights[:-1]}) == 4
-    # The linear layer of muon is SGD's, but its input is of other convolutions after the first step.
+    # SGD updates the linear layer of muon too, but after the first step its input comes from other convolutions.
     assert not torch.equal(weights[0], weights[-1])
 
 
-def test_muon_leaves_what_has_no_gradient() -> None:
+def test_muon_skips_parameters_without_a_gradient() -> None:
     model = Net()
     optimizer = build_optimizer(model, Optim(optimizer="muon"))
     before = copy.deepcopy(model.state_dict())

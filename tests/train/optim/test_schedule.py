@@ -1,4 +1,4 @@
-"""Learning rates: against PyTorch's own schedulers where there is one, and what holds for all of them."""
+"""Learning rates: compared with PyTorch's own schedulers where there is one, and properties of all of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_linear_warmup() -> None:
     assert values[9] == values[10] == max(values) == PEAK
     assert values[10:] == sorted(values[10:], reverse=True)
     assert values[55] == pytest.approx(PEAK / 2)
-    # torchvision's begins at the start factor itself, and reaches the peak one step later.
+    # PyTorch's LinearLR begins at the start factor itself, and reaches the peak one step later.
     theirs = pytorch(lambda o: lr_scheduler.LinearLR(o, start_factor=0.01, total_iters=10))
     assert rates(Schedule(warmup_start=0.01), warmup=10)[:9] == pytest.approx(theirs[1:10])
 
@@ -69,7 +69,7 @@ def test_constant_warmup_of_the_110_layers() -> None:
 
 
 def test_one_cycle_is_a_long_warmup() -> None:
-    """PyTorch's starts and ends on its extremes; ours has taken one step of the warm-up, and has one to go."""
+    """PyTorch's schedule starts and ends on its extremes; ours starts one step later, and ends one step earlier."""
     cosine = Schedule(warmup_shape="cosine", warmup_start=0.04, floor=0.04 / 1e4)
     triangular = Schedule(warmup_start=0.04, decay="polynomial", floor=0.04 / 1e4)
     for schedule, anneal in ((cosine, "cos"), (triangular, "linear")):

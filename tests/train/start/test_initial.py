@@ -1,4 +1,4 @@
-"""Step zero: weights from a file, a run or torchvision, the whitened layer, and blocks dropped by identity."""
+"""Step zero: weights from a file, a run or torchvision, the whitening layer, and blocks dropped by identity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.start import init_from as weights
-from resnet_dist.train.start.initial import begin_from, build, check_init_from, initial_state
+from resnet_dist.train.start.initial import build, check_init_from, initial_state, initialize_weights
 from resnet_dist.train.step.block_drops import block_scales
 from resnet_dist.world import World
 from tests.train.runs import Recorder, assert_same, final_tensors
@@ -32,16 +32,16 @@ from tests.train.test_elastic import curve
 WORLD = World.single()
 
 
-def begun(recipe: Recipe, num_classes: int = 10) -> tuple[torch.nn.Module, list[str]]:
+def initialized(recipe: Recipe, num_classes: int = 10) -> tuple[torch.nn.Module, list[str]]:
     notes: list[str] = []
     state = initial_state(recipe, num_classes, WORLD)
-    begin_from(state, recipe, read_index(recipe.data.train), WORLD, notes.append)
+    initialize_weights(state, recipe, read_index(recipe.data.train), WORLD, notes.append)
     return state.model, notes
 
 
 @pytest.fixture
 def source(digits_recipe: Recipe) -> torch.nn.Module:
-    """A resnet8 for digits, of another seed."""
+    """A resnet8 for digits, drawn from another seed."""
     return build(digits_recipe.with_overrides(["seed=9"]), 10)
 
 
@@ -59,7 +59,7 @@ def test_files_of_weights(digits_recipe: Recipe, source: torch.nn.Module, tmp_pa
         torch.save({"state_dict": {f"module._orig_mod.{name}": v for name, v in state.items()}}, path)
     recipe = digits_recipe.with_overrides([f"model.init_from={path}"])
     check_init_from(recipe, 10)
-    model, notes = begun(recipe)
+    model, notes = initialized(recipe)
     assert notes == [f"model.init_from={path}: 47 of 47 tensors fit"]
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
 
@@ -72,7 +72,7 @@ def test_fine_tuning_of_a_run_with_other_classes(digits_recipe: Recipe, tmp_path
     for folder in (tmp_path / "first", checkpoint):
         recipe = short.with_overrides([f"model.init_from={folder}"])
         check_init_from(recipe, 7)
-        model, (note,) = begun(recipe, num_classes=7)
+        model, (note,) = initialized(recipe, num_classes=7)
         assert "45 of 47 tensors fit; wrong shape: fc.weight (10, 64), the model has (7, 64), fc.bias" in note
         own = model.state_dict()
         assert own["fc.weight"].shape == (7, 64)
@@ -113,7 +113,7 @@ def test_weights_that_cannot_be_used(digits_recipe: Recipe, source: torch.nn.Mod
             check_init_from(recipe, 10)
         assert "\n" not in str(caught.value)
         with pytest.raises(UserError) as again:
-            begun(recipe)
+            initialized(recipe)
         assert str(again.value).split(" could not")[0][:60] == str(caught.value)[:60]
         return str(caught.value)
 
@@ -152,7 +152,7 @@ def test_names_of_torchvision_are_checked_without_a_download(
     )
     check_init_from(fitting, 10)
     with pytest.raises(UserError, match=r"resnet50\.IMAGENET1K_V2' could not be downloaded: no network"):
-        begun(fitting)
+        initialized(fitting)
     for location, message in (
         ("torchvision:resnet50", "weights of resnet50 are IMAGENET1K_V1, IMAGENET1K_V2"),
         ("torchvision:resnet50.V2", "weights of resnet50 are IMAGENET1K_V1, IMAGENET1K_V2"),
@@ -163,7 +163,7 @@ def test_names_of_torchvision_are_checked_without_a_download(
             check_init_from(fitting.with_overrides([f"model.init_from={location}"]), 10)
 
 
-def test_torchvision_weights_as_they_come(digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_weights_are_renamed(digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = get_model("resnet18").state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: theirs)
     source = "torchvision:resnet18.IMAGENET1K_V1"
@@ -181,7 +181,7 @@ def test_paths_are_resolved_and_names_are_not(digits_recipe: Recipe, tmp_path: P
     assert resolve_paths(digits_recipe, tmp_path).model.init_from is None
 
 
-def test_what_cannot_work_is_a_recipe_error(digits_recipe: Recipe) -> None:
+def test_impossible_models_are_recipe_errors(digits_recipe: Recipe) -> None:
     for override, message in (
         ("model.zero_init=true", "model.zero_init=true with model.shortcut='none'"),
         ("model.name=resnet9_fast", "model.shortcut='none': resnet9_fast is a fixed net"),
@@ -217,18 +217,18 @@ def test_images_that_are_too_small_for_the_net_are_refused(
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe, workers)
     check_recipe(recipe.with_overrides(["model.name=resnet8"]), workers)
-    if workers > 1:  # normalized over all ranks, there are several images
+    if workers > 1:  # a batch norm over all ranks sees several images
         check_recipe(recipe.with_overrides(["train.sync_batch_norm=true"]), workers)
 
 
-class Words:
-    """A Reporter that remembers what was said."""
+class Notes:
+    """A Reporter that keeps its notes."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
 
     def note(self, text: str) -> None:
-        self.said.append(text)
+        self.texts.append(text)
 
     def begin(self, total_steps: int) -> None:
         pass
@@ -258,29 +258,25 @@ def test_what_does_not_suit_the_data_is_refused_at_the_start(
         path.write_text(json.dumps({**index, "classes": index["classes"][:5]}))
         folders.append(f"data.{part}={tmp_path / part}")
     recipe = digits_recipe.with_overrides([*folders, "train.ema_decay=0.9"])
-    words = Words()
-    check_data(recipe, words, is_new=True)
-    assert words.said == []
+    notes = Notes()
+    check_data(recipe, notes, is_new=True)
+    assert notes.texts == []
     with pytest.raises(RecipeError, match=message):
-        check_data(recipe.with_overrides([override]), words, is_new=True)
+        check_data(recipe.with_overrides([override]), notes, is_new=True)
 
 
-def test_a_warmup_that_is_longer_than_the_run_is_told(digits_recipe: Recipe) -> None:
-    """Not refused: two steps of any recipe are a dry run."""
-    words = Words()
-    check_data(digits_recipe, words, is_new=True)
-    assert words.said == []
-    check_data(digits_recipe.with_overrides(["train.length=21 steps"]), words, is_new=True)
-    assert words.said == [
+def test_a_warmup_that_is_longer_than_the_run_is_reported(digits_recipe: Recipe) -> None:
+    """It is not refused: two steps of any recipe are a dry run."""
+    notes = Notes()
+    check_data(digits_recipe, notes, is_new=True)
+    assert notes.texts == []
+    check_data(digits_recipe.with_overrides(["train.length=21 steps"]), notes, is_new=True)
+    assert notes.texts == [
         "schedule.warmup='2 epochs' is longer than train.length='21 steps': the rate does not reach optim.lr"
     ]
 
 
-LENGTHS = [
-    "train.length=14 steps",
-    "train.log_every=1 steps",
-    "train.eval_every=7 steps",
-]  # steps
+LENGTHS = ["train.length=14 steps", "train.log_every=1 steps", "train.eval_every=7 steps"]
 
 
 @pytest.fixture
@@ -290,9 +286,9 @@ def fast_recipe(digits_recipe: Recipe) -> Recipe:
     )
 
 
-def test_the_whitened_layer_is_the_same_on_any_number_of_ranks(fast_recipe: Recipe, tmp_path: Path) -> None:
-    model, notes = begun(fast_recipe)
-    again, _ = begun(fast_recipe.with_overrides(["data.cache=ram", "data.crop=pad-crop"]))
+def test_the_whitening_layer_is_the_same_on_any_number_of_ranks(fast_recipe: Recipe, tmp_path: Path) -> None:
+    model, notes = initialized(fast_recipe)
+    again, _ = initialized(fast_recipe.with_overrides(["data.cache=ram", "data.crop=pad-crop"]))
     drawn = initial_state(fast_recipe, 10, WORLD).model
     assert notes == []
     assert torch.equal(model.whitening.weight, again.whitening.weight)
@@ -325,7 +321,7 @@ def test_ranks_and_restarts_begin_from_the_same_weights_and_drop_the_same_blocks
     assert curve(1, undropped, tmp_path / "none") != pytest.approx(one, rel=1e-2)
     calls = iter(range(100))
     loop.train(dropping_recipe, tmp_path / "stopped", WORLD, Recorder(), lambda: next(calls) == 5)
-    torch.manual_seed(123)  # what the process has drawn does not matter
+    torch.manual_seed(123)  # the generator of the process does not matter
     loop.train(dropping_recipe, tmp_path / "stopped", WORLD, Recorder())
     assert_same(tmp_path / "stopped", tmp_path / "one")
 
@@ -348,7 +344,7 @@ def test_scales_belong_to_seed_step_and_place(dropping_recipe: Recipe) -> None:
     assert block_scales(rest, seed=0, step=0, places=range(4), device=WORLD.device) == ()
 
 
-def test_the_options_of_a_model_travel_with_its_checkpoint(digits_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_options_of_its_model(digits_recipe: Recipe, tmp_path: Path) -> None:
     overrides = ["model.se=true", "model.blurpool=true", "model.zero_init=true", "model.stem=deep"]
     recipe = digits_recipe.with_overrides([*overrides, "train.length=2 steps"])
     loop.train(recipe, tmp_path, WORLD, Recorder())

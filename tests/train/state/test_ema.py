@@ -1,4 +1,4 @@
-"""Averaged weights: what they are, that training does not notice them, and that predicting code finds them."""
+"""Averaged weights: they follow the formula, change nothing in training, and are what is evaluated and exported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_average_is_the_one_of_the_formula() -> None:
     ema = Ema(model, decay=0.7, warmup=False)
     expected = {name: value.clone().double() for name, value in model.state_dict().items()}
     for number in range(1, 6):
-        model(torch.randn(4, 1, 8, 8))  # moves the statistics
+        model(torch.randn(4, 1, 8, 8))  # updates the running statistics
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
@@ -64,8 +64,8 @@ def test_training_does_not_notice_the_average(digits_recipe: Recipe, tmp_path: P
     assert not torch.equal(with_average["model/fc.weight"], with_average["raw/fc.weight"])
 
 
-def test_moves_every_so_many_steps(digits_recipe: Recipe, tmp_path: Path) -> None:
-    """With 4 steps and a move every 3, the average is of the start and of step 3."""
+def test_the_average_moves_at_its_interval(digits_recipe: Recipe, tmp_path: Path) -> None:
+    """With 4 steps and an update every 3, the average holds the initial weights and those after step 3."""
     fields = ["train.ema_decay=0.75", "train.ema_warmup=false", "train.ema_every=3 steps"]
     recipe = digits_recipe.with_overrides(["train.checkpoint_every=1 steps", "train.length=4 steps"])
     recipe = recipe.with_overrides(["train.keep_checkpoints=9", *fields])
@@ -87,7 +87,9 @@ def test_what_is_exported_is_what_was_evaluated(digits_recipe: Recipe, tmp_path:
         assert evaluate(trained.model, loader, WORLD)["eval/loss"] == metrics["eval/loss", 6]
 
 
-def test_an_average_can_be_begun_and_ended_on_the_way(digits_recipe: Recipe, tmp_path: Path) -> None:
+def test_an_average_can_be_switched_on_and_off_between_attempts(
+    digits_recipe: Recipe, tmp_path: Path
+) -> None:
     recipe = digits_recipe.with_overrides(["train.length=6 steps", "train.eval_every=0 steps"])
     averaged = recipe.with_overrides(["train.ema_decay=0.8"])
     run(recipe, tmp_path / "whole")
@@ -99,9 +101,7 @@ def test_an_average_can_be_begun_and_ended_on_the_way(digits_recipe: Recipe, tmp
         assert torch.equal(moved[f"{file}/fc.weight"], whole["model/fc.weight"])
 
 
-def test_it_begins_at_weights_that_were_loaded_before_the_first_step(
-    digits_recipe: Recipe, tmp_path: Path
-) -> None:
+def test_the_average_begins_at_the_loaded_weights(digits_recipe: Recipe, tmp_path: Path) -> None:
     recipe = digits_recipe.with_overrides(
         ["train.ema_decay=0.8", f"model.init_from={tmp_path / 'w.safetensors'}"]
     )
@@ -109,6 +109,6 @@ def test_it_begins_at_weights_that_were_loaded_before_the_first_step(
     assert state.ema is not None
     threes = {name: torch.full_like(t, 3).contiguous() for name, t in state.model.state_dict().items()}
     save_file(threes, tmp_path / "w.safetensors")
-    loop.begin_from(state, recipe, loop.read_index(recipe.data.train), WORLD, lambda text: None)
+    loop.initialize_weights(state, recipe, loop.read_index(recipe.data.train), WORLD, lambda text: None)
     assert (state.model.get_parameter("fc.weight") == 3).all()
     assert (state.ema.model.get_parameter("fc.weight") == 3).all()

@@ -1,4 +1,4 @@
-"""Batch-norm statistics."""
+"""Running statistics of batch norm over several micro-batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_micro_batches_move_the_statistics_once(count: int, compiled: bool) -> N
         statistics.begin_micro_batch(number, count)
         momenta.add(norm.momentum)
         norm(batch)
-    assert len(momenta) == (1 if compiled else count)  # each would be compiled
+    assert len(momenta) == (1 if compiled else count)  # each would compile the model once more
     mean = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in batches]).mean(0)
     var = torch.stack([batch.var(dim=(0, 2, 3)) for batch in batches]).mean(0)
     torch.testing.assert_close(norm.running_mean, 0.7 * before[0] + 0.3 * mean)

@@ -31,7 +31,7 @@ def test_norms_of_the_first_step_by_hand(digits_recipe: Recipe, tmp_path: Path) 
     index = loop.read_index(recipe.data.train)
     with loop.Loader(index, loop.order_of(recipe, index), recipe.data, WORLD, seed=recipe.seed) as loader:
         batch = loader.batch_at(0)
-    for half in (slice(0, 64), slice(64, 128)):  # the micro-batches, which batch norm sees apart
+    for half in (slice(0, 64), slice(64, 128)):  # the micro-batches: batch norm sees each on its own
         logits = model(normalize(batch.images_BSSC[half], recipe.data))
         (F.cross_entropy(logits, batch.labels_B[half]) / 2).backward()
     by_hand = {

@@ -1,4 +1,4 @@
-"""Losses: mixed, smoothed and weighted."""
+"""Losses that are mixed, smoothed and weighted."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_a_bad_sample_does_not_count(batch: tuple[Tensor, Tensor, Tensor], loss:
     assert (unmixed[2:4] == 0).all()
     assert (unmixed[[0, 1, 4, 5]] > 0).all()
     ours = sample_losses(logits, labels, weights, share_of(0.3), options(loss=loss))
-    assert ours[3] == 0  # mixed of 3 and 2: nothing was decoded
+    assert ours[3] == 0  # a mix of 3 and 2: both are bad
     alone = sample_losses(logits, labels, torch.ones(M), None, options(loss=loss))
     others = sample_losses(logits, labels.roll(1, 0), torch.ones(M), None, options(loss=loss))
-    assert ours[2] == pytest.approx(0.7 * others[2].item())  # of 2 and 1: as much as is of 1
-    assert ours[4] == pytest.approx(0.3 * alone[4].item())  # of 4 and 3: as much as is of 4
+    assert ours[2] == pytest.approx(0.7 * others[2].item())  # a mix of 2 and 1: only 1 counts
+    assert ours[4] == pytest.approx(0.3 * alone[4].item())  # a mix of 4 and 3: only 4 counts
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "bce"])

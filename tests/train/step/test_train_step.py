@@ -1,4 +1,4 @@
-"""One step: precision, and what is refused of a device."""
+"""One step: its precision, its rates, and what a device cannot do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GPU = torch.device("cuda", 0)
 
 
 def begin(recipe: Recipe) -> tuple[TrainState, loop.TrainStep, Batch]:
-    """A state, its step, and the first batch. It asks no device for leave: fp16 runs on a CPU too, slowly."""
+    """Return a state, its step, and the first batch. It skips `prepare_device`: fp16 runs on a CPU too, slowly."""
     index = loop.read_index(recipe.data.train)
     order = loop.order_of(recipe, index)
     plan = loop.Plan.of(recipe, order)
@@ -56,7 +56,7 @@ def test_fp16_scales_the_loss_and_skips_what_overflows(digits_recipe: Recipe) ->
 
 
 def test_fp16_may_overflow_in_the_first_step(digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step that is skipped leaves no momentum: what comes first after it is as a first step is."""
+    """A skipped step leaves no momentum: the step after it equals a first step."""
     empty_like = torch.empty_like
 
     def garbage(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_fp16_may_overflow_in_the_first_step(digits_recipe: Recipe, monkeypatch:
         assert torch.equal(ours, theirs)
 
 
-def test_fp16_goes_on_with_its_scale(digits_recipe: Recipe) -> None:
+def test_fp16_resumes_with_its_scale(digits_recipe: Recipe) -> None:
     recipe = digits_recipe.with_overrides(["train.precision=fp16"])
     state, step, batch = begin(recipe)
     for _ in range(2):
@@ -114,7 +114,7 @@ def test_the_scaler_is_off_in_other_precisions(digits_recipe: Recipe) -> None:
 
 
 def test_rates_are_in_proportion_from_the_first_step(digits_recipe: Recipe) -> None:
-    """Without momentum, 64 times the rate moves biases 64 times as far, and weights as far as ever."""
+    """Without momentum, 64 times the rate moves biases 64 times as far, and weights as far as before."""
     plain = digits_recipe.with_overrides(["optim.momentum=0", "optim.nesterov=false", "optim.lr=0.1"])
     moves = []
     for scale in (1, 64):
@@ -153,14 +153,14 @@ def test_neutral_on_one_cpu(digits_recipe: Recipe, tmp_path: Path, override: str
 
 
 def test_synchronised_norms_keep_names_and_parameters(digits_recipe: Recipe) -> None:
-    """Where there is a second rank, of which nothing is asked before the first forward pass."""
+    """A World of two ranks is enough: the second one is not needed before the first forward pass."""
     model = loop.initial_state(digits_recipe, 10, WORLD).model
     parameters, names = list(model.parameters()), list(model.state_dict())
     two = World(0, 0, 2, torch.device("cpu"))
     for synchronised, kind in ((False, nn.BatchNorm2d), (True, nn.SyncBatchNorm)):
         train = train_options(sync_batch_norm=synchronised, gradient_sums="fp64")
         network = LossModel(model, train, two.device)
-        assert distribute(network, train, two) is network  # ExactSums adds up, in place of DDP
+        assert distribute(network, train, two) is network  # ExactSums takes the place of DDP
         norms = [
             module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]

@@ -1,4 +1,4 @@
-"""All ranks act at the same step on what one of them wishes, and an evaluation is given up at once."""
+"""All ranks act at the same step on the request of one, and abandon an evaluation at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.train.runs import Recorder
 
 
 def agree(world: World) -> list[tuple[bool, bool]]:
-    """Rank 1 wishes to stop after step 5, rank 0 to save after step 2: what each knows after every step."""
+    """Request a stop on rank 1 after step 5, a save on rank 0 after step 2; return (stop, save) after every step."""
     step, known = 0, []
 
-    def save_wished() -> bool:
+    def save_requested() -> bool:
         return world.rank == 0 and step == 2
 
     with Control(
-        world, stop_requested=lambda: world.rank == 1 and step >= 5, save_requested=save_wished
+        world, stop_requested=lambda: world.rank == 1 and step >= 5, save_requested=save_requested
     ) as control:
         while step < 9:
             step += 1
@@ -35,14 +35,14 @@ def agree(world: World) -> list[tuple[bool, bool]]:
     return known
 
 
-def test_all_ranks_learn_of_a_wish_at_the_next_step() -> None:
+def test_all_ranks_learn_of_a_request_at_the_next_step() -> None:
     results = run_ranks(2, agree)
     nothing, save, stop = (False, False), (False, True), (True, False)
     assert results == [[nothing, nothing, save, nothing, nothing, stop]] * 2
 
 
 def stop_in_evaluation(world: World, recipe_json: str, folder: str) -> tuple[int, bool, list[str]]:
-    """The last rank asks to stop in the evaluation of step 3, and the run is continued."""
+    """Stop on the last rank's request in the evaluation of step 3, then resume."""
     recipe, log = Recipe.from_json(recipe_json), Recorder()
     calls = iter(range(1000))
     first = loop.train(
@@ -59,13 +59,13 @@ def stop_in_evaluation(world: World, recipe_json: str, folder: str) -> tuple[int
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_stop_gives_an_evaluation_up_and_a_restart_begins_it_again(
+def test_a_stop_abandons_an_evaluation_and_a_restart_begins_it_again(
     digits_recipe: Recipe, tmp_path: Path, world_size: int
 ) -> None:
     lengths = ["train.length=3 steps", "train.log_every=3 steps"]
     recipe = digits_recipe.with_overrides(lengths)
     results = run_ranks(world_size, stop_in_evaluation, recipe.to_json(), str(tmp_path))
-    # At the last step: all is trained, and yet the run is not finished.
+    # All steps are trained, but the run is not finished: its last evaluation is pending.
     assert results[0] == (3, False, ["eval/top1 3", "train/top1 3"])
     assert results == [results[0]] * world_size
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000003"]

@@ -1,4 +1,4 @@
-"""What must stop a run says so that a person can act on it."""
+"""Errors that stop a run name what a person can change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.train.runs import Recorder
 WORLD = World.single()
 
 
-def batch_size(meter: Meter, losses: list[float]) -> None:
+def add_step(meter: Meter, losses: list[float]) -> None:
     sums = torch.tensor([[loss, 0.0, 1.0] for loss in losses], dtype=torch.float64)
     meter.add(sums, samples=len(losses), bad=(), wait_seconds=0.0)
 
@@ -32,17 +32,17 @@ def batch_size(meter: Meter, losses: list[float]) -> None:
 def test_the_meter_finds_the_first_loss_that_is_not_finite(bad: float) -> None:
     meter = Meter(torch.device("cpu"))
     for losses in ([1.0, 2.0], [3.0, 4.0], [5.0, bad], [1.0, 1.0], [-bad, 1.0]):
-        batch_size(meter, losses)
+        add_step(meter, losses)
     meter.gather(WORLD)
     assert meter.not_finite == NotFinite(steps_ago=2, rank=0, micro_batch=1)
     meter.flush(WORLD)
-    batch_size(meter, [1.0, 1.0])
+    add_step(meter, [1.0, 1.0])
     meter.gather(WORLD)
     assert meter.not_finite is None
 
 
 def poison(world: World, recipe_json: str, folder: str) -> tuple[str, list[str]]:
-    """Train with a data set in which sample 77's pixels turn the loss to NaN, whichever rank has it."""
+    """Train with a data set in which sample 77 turns the loss to NaN, on whichever rank has it; return the error."""
     loader_batch_at = loop.Loader.batch_at
 
     def batch_at(self: loop.Loader, step: int) -> Batch:
@@ -60,7 +60,7 @@ def poison(world: World, recipe_json: str, folder: str) -> tuple[str, list[str]]
     return "trained", log.notes
 
 
-@pytest.mark.parametrize("looks", ["checkpoint", "eval"])  # no log line comes between
+@pytest.mark.parametrize("looks", ["checkpoint", "eval"])  # before the first log line
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_loss_that_is_not_finite_names_step_rank_and_samples(
     digits_recipe: Recipe, tmp_path: Path, world_size: int, looks: str
@@ -84,7 +84,8 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_samples(
     assert text.count("digits-train") == 16
     assert "optim.lr=0.1" in text
     assert all(result[0] == text for result in results)  # all ranks stop together
-    newest = list_checkpoints(tmp_path / "checkpoints")[-1:]  # due at every step, and none after it
+    # A checkpoint is due at every step, but none may be saved after the bad one.
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1:]
     assert [int(path.name[5:]) for path in newest] == ([step] if step and looks == "checkpoint" else [])
 
 
@@ -112,9 +113,7 @@ def disagree(world: World, recipe_json: str, folder: str) -> tuple[str, list[str
     return "agreed", notes
 
 
-def test_ranks_that_see_different_things_are_told_before_the_start(
-    digits_recipe: Recipe, tmp_path: Path
-) -> None:
+def test_ranks_that_differ_are_named_before_the_start(digits_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0/run.json").write_text("{}")
     results = run_ranks(2, disagree, digits_recipe.to_json(), str(tmp_path))
@@ -160,10 +159,10 @@ CUDA = World(3, 1, 4, torch.device("cuda", 1))
         ),
     ],
 )
-def test_out_of_memory_says_what_to_lower(
+def test_out_of_memory_names_what_to_lower(
     digits_recipe: Recipe, error: Exception, world: World, overrides: list[str], message: str
 ) -> None:
-    told = out_of_memory(error, digits_recipe.with_overrides(overrides), world)
-    assert told is not None
-    assert message in str(told)
+    explained = out_of_memory(error, digits_recipe.with_overrides(overrides), world)
+    assert explained is not None
+    assert message in str(explained)
     assert out_of_memory(RuntimeError("something else"), digits_recipe, world) is None

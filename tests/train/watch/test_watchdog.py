@@ -1,4 +1,4 @@
-"""A rank that stands still is named; one that is slow, new to a phase, or paused is not."""
+"""A rank that hangs is named; one that is slow, new to a phase, or paused is not."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_a_pause_of_the_whole_process_is_no_stall(
 ) -> None:
     progress.at("waiting for data", 4)
     watchdog.look()
-    clock.now += 1000 * TIMEOUT  # SIGSTOP, or a laptop that slept
+    clock.now += 1000 * TIMEOUT  # as after SIGSTOP, or on a laptop that slept
     watchdog.look()
 
 
-def stand_still(world: World, recipe_json: str, folder: str) -> str:
-    """Rank 1 never gets its seventh batch."""
+def hang_in_a_batch(world: World, recipe_json: str, folder: str) -> str:
+    """Train with a loader that hangs on rank 1 at its seventh batch; return the error."""
     batch_at = loop.Loader.batch_at
 
     def hang(self: loop.Loader, step: int) -> object:
@@ -100,11 +100,11 @@ def stand_still(world: World, recipe_json: str, folder: str) -> str:
         return batch_at(self, step)
 
     loop.Loader.batch_at = hang  # type: ignore[assignment,method-assign]
-    return words_of(world, recipe_json, folder)
+    return stall_of(world, recipe_json, folder)
 
 
-def stand_still_at_the_start(world: World, recipe_json: str, folder: str) -> str:
-    """Rank 1 does not come to the group that Control makes, where rank 0 waits in the store."""
+def hang_at_the_start(world: World, recipe_json: str, folder: str) -> str:
+    """Train with a Control that hangs on rank 1, while rank 0 waits for it in the store; return the error."""
     control = loop.Control
 
     def hang(*arguments: Any, **options: Any) -> loop.Control:
@@ -113,10 +113,10 @@ def stand_still_at_the_start(world: World, recipe_json: str, folder: str) -> str
         return control(*arguments, **options)
 
     loop.Control = hang  # type: ignore[assignment,misc]
-    return words_of(world, recipe_json, folder)
+    return stall_of(world, recipe_json, folder)
 
 
-def words_of(world: World, recipe_json: str, folder: str) -> str:
+def stall_of(world: World, recipe_json: str, folder: str) -> str:
     try:
         run_attempt(Attempt(recipe_json, folder, threads=1), world)
     except Stalled as error:
@@ -128,18 +128,18 @@ def words_of(world: World, recipe_json: str, folder: str) -> str:
     ("function", "timeout", "text"),
     [
         (
-            stand_still,
+            hang_in_a_batch,
             4,
-            r"rank 1 is standing still since 4 s at step 6, waiting for data \(loop\.py:.*the others wait ",
+            r"rank 1 has not moved for 4 s: at step 6, waiting for data \(loop\.py:.*the others wait ",
         ),
         (
-            stand_still_at_the_start,
+            hang_at_the_start,
             2,
             r"no rank moved for 6 s: at step 0, starting, are rank 0 \(control\.py:.*, rank 1 \(loop\.py:",
         ),
     ],
 )
-def test_two_ranks_name_the_one_that_stands_still(
+def test_two_ranks_name_the_one_that_hangs(
     digits_recipe: Recipe, tmp_path: Path, function: Callable[..., str], timeout: int, text: str
 ) -> None:
     recipe = digits_recipe.with_overrides([f"train.stall_timeout_seconds={timeout}"])

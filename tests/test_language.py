@@ -1,0 +1,73 @@
+"""The language of the code, as far as a program can judge it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+FILES = sorted(path for folder in ("resnet_dist", "jobs", "tests") for path in (ROOT / folder).rglob("*.py"))
+DANGLING = re.compile(
+    r"(What|How|Whether|Of|As)\b"
+)  # a docstring opens with a verb, or with a noun for the thing
+LIMIT_NAMES = re.compile(r"_*(most|least)_", re.IGNORECASE)  # the field says max_ and min_
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
+    """Yield name, line and docstring of the module and of its public classes and functions."""
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        name = getattr(node, "name", "the module")
+        if name.startswith("_") and not name.startswith("__"):
+            continue
+        if text := ast.get_docstring(node):
+            yield name, getattr(node, "lineno", 1), text
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += node.body
+
+
+def names(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield every name that the module gives to something, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_open_with_a_verb_or_a_noun(path: Path) -> None:
+    wrong = [
+        f"{path.name}:{line} {name}: {text.splitlines()[0]}"
+        for name, line, text in docstrings(ast.parse(path.read_text()))
+        if DANGLING.match(text)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_limits_are_max_and_min(path: Path) -> None:
+    wrong = [
+        f"{path.name}:{line} {name}"
+        for name, line in names(ast.parse(path.read_text()))
+        if LIMIT_NAMES.match(name)
+    ]
+    assert not wrong, ", ".join(wrong)
+
+
+def test_the_checks_can_fail() -> None:
+    tree = ast.parse('"""How it goes."""\nMOST_FILES = 1\ndef f(least_share):\n    """Whether it is."""')
+    assert [name for name, _, text in docstrings(tree) if DANGLING.match(text)] == ["the module", "f"]
+    assert [name for name, _ in names(tree) if LIMIT_NAMES.match(name)] == ["MOST_FILES", "least_share"]
