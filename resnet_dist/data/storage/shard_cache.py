@@ -24,8 +24,8 @@ from resnet_dist.config import Data
 from resnet_dist.data.storage.cache_files import LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
 from resnet_dist.data.storage.quota import Quota
 from resnet_dist.data.storage.transfer import fetch_file, run_command, size_of
-from resnet_dist.data.storage.unpack import compression_of_fetched, unpack
-from resnet_dist.data.storage.urls import COMMAND, IDX_SUFFIX, compression_of, is_local, local_path
+from resnet_dist.data.storage.unpack import compression_of_file, unpack
+from resnet_dist.data.storage.urls import COMMAND, IDX_SUFFIX, is_local, local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
 
@@ -180,7 +180,7 @@ class ShardCache:
     def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
         raw = path.with_suffix(RAW)
         self._download(shard, raw)
-        if compression_of_fetched(raw, shard.url):
+        if compression_of_file(raw):
             path.with_suffix(SUM).write_text(f"{raw.stat().st_size} {checksum(raw)}")
             self._decompress(shard, raw, path)
             return
@@ -260,7 +260,7 @@ def _mark_used(path: Path) -> bool:
 
 def is_plain_local(shard: StoredFile) -> bool:
     """Report whether the shard is an uncompressed file on this machine, which is read where it lies."""
-    return is_local(shard.url) and compression_of(shard.url) is None
+    return is_local(shard.url) and compression_of_file(local_path(shard.url)) is None
 
 
 def check_command(url: str, *, allowed: bool) -> None:

@@ -10,9 +10,21 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 COMMAND = "pipe:"
-GZIP_SUFFIXES = (".tar.gz", ".tgz")
-ZSTD_SUFFIXES = (".tar.zst", ".tzst")
-SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES, *ZSTD_SUFFIXES)
+# Compression by the ending of a file's name; what the bytes of a file say comes first.
+COMPRESSED_SUFFIXES = {
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.zst": "zstd",
+    ".tzst": "zstd",
+    ".tar.bz2": "bzip2",
+    ".tbz2": "bzip2",
+    ".tbz": "bzip2",
+    ".tar.xz": "xz",
+    ".txz": "xz",
+    ".tar.lzma": "xz",
+    ".tar.lz4": "lz4",
+}
+SHARD_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)  # in any mixture of capitals
 IDX_SUFFIX = ".idx"  # replaces `.tar` in the name of the DALI index beside a tar
 
 
@@ -25,13 +37,11 @@ def local_path(url: str) -> Path:
 
 
 def compression_of(url: str) -> str | None:
-    """Return "gzip" or "zstd" by the file name; None for a plain tar and for a command, whose output is unknown."""
+    """Return the compression by the file name; None for a plain tar and for a command, whose output is unknown."""
     if url.startswith(COMMAND):
         return None
     name = (urlsplit(url).path if "://" in url else url).rstrip().lower()
-    if name.endswith(GZIP_SUFFIXES):
-        return "gzip"
-    return "zstd" if name.endswith(ZSTD_SUFFIXES) else None
+    return next((kind for suffix, kind in COMPRESSED_SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def join(base: str, name: str) -> str:
