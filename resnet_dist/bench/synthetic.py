@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from resnet_dist.data.prepare.sources import Item, Source
+from resnet_dist.data.prepare.items import Item, Source
 from resnet_dist.data.prepare.split import prepare
 
 CLASSES = 10

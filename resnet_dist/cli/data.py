@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,9 +16,20 @@ from resnet_dist.cli.options import (
     SHARD_CACHE_BYTES,
     STARTS_OVER,
     err,
+    local_folder,
     on_interrupt,
     out,
 )
+from resnet_dist.cli.summary import (
+    AllowLeftOut,
+    AsJson,
+    Strict,
+    exit_where_left_out,
+    json_of,
+    print_json,
+    print_summary,
+)
+from resnet_dist.data.findings import Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.terminal import bars
@@ -26,6 +38,9 @@ if TYPE_CHECKING:
     from resnet_dist.data.storage.shard_cache import CacheLimits
 
 # Fewer samples than this are written by one process before others have started.
+if TYPE_CHECKING:
+    from resnet_dist.data.prepare.split import Prepared
+
 FEW_SAMPLES = 4096
 MAX_LINES_SHOWN = 50  # lines of a report of problems
 
@@ -38,7 +53,7 @@ def prepare(
             help="digits, cifar10, cifar100, mnist, fashion-mnist, or a folder of images (class = folder)."
         ),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
+    folder: Annotated[str, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
     shard_size: Annotated[
         int | None, typer.Option(min=1, metavar="BYTES", help="Approximate size of a tar; default: 256 MiB.")
@@ -54,33 +69,69 @@ def prepare(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Leave out larger images; default: 80 million pixels.")
+    ] = None,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Keep classes without images, which are refused otherwise.")
+    ] = False,
+    allow_left_out: AllowLeftOut = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same command resumes."""
+    """Write a data set as shuffled WebDataset shards with an index; interrupted, the same command resumes.
+
+    What is left out or passed over is counted, and listed in left-out.txt. Exit code 3: something was left out.
+    """
+    from resnet_dist.data.prepare.output import check_apart, check_output
     from resnet_dist.data.prepare.sources import open_source
-    from resnet_dist.data.prepare.split import REPORT_NAME
-    from resnet_dist.data.prepare.split import prepare as prepare_source
-    from resnet_dist.data.prepare.write import SHARD_BYTES, PrepareOptions
+    from resnet_dist.data.prepare.split import prepare_splits
+    from resnet_dist.data.prepare.write import MAX_PIXELS, SHARD_BYTES, PrepareOptions
 
     if shards is not None and shard_size is not None:
         raise UserError(
             f"--shards {shards} and --shard-size {shard_size} exclude each other; use one of them"
         )
-    options = PrepareOptions(seed, shards, shard_size or SHARD_BYTES, resize_short, quality, strict)
-    opened = open_source(source, seed=seed, whole_split=split)
+    target = local_folder(folder, "OUT")
+    check_output(target, [split] if split else ["train", "eval"])
+    check_apart(source, target)
+    options = PrepareOptions(
+        seed,
+        shards,
+        shard_size or SHARD_BYTES,
+        resize_short,
+        quality,
+        max_pixels or MAX_PIXELS,
+        strict,
+        allow_empty,
+    )
+    opened = open_source(source, seed=seed, whole_split=split, allow_empty=allow_empty, output=target)
     samples = sum(len(items) for items in opened.splits.values())
     workers = workers or (1 if samples < FEW_SAMPLES else cpu_count())
     chosen = [split] if split else list(opened.splits)
-    with bars(out, chosen, "images") as show_progress:
-        indexes = prepare_source(
-            opened, folder, options, splits=chosen, workers=workers, progress=show_progress
+    with bars(err if as_json else out, chosen, "images") as show_progress:
+        prepared = prepare_splits(
+            opened, target, options, splits=chosen, workers=workers, progress=show_progress
         )
-    for name, index in indexes.items():
-        out.print(f"{name}: {index.num_samples:,} samples in {len(index.shards)} shards, {index.location}")
-        report = folder / name / REPORT_NAME
-        if report.exists():
-            lines = report.read_text().splitlines()
-            err.print(f"{name}: left out {len(lines):,} unreadable images, listed in {report}")
+    _show_prepared(prepared, opened.folders, as_json=as_json)
+    everything = Findings()
+    everything.add(done.findings for done in prepared.values())
+    exit_where_left_out(everything, allow_left_out=allow_left_out)
+
+
+def _show_prepared(prepared: dict[str, Prepared], folders: Mapping[str, str], *, as_json: bool) -> None:
+    """Print the summary of every split. folders: of the source, by split, where it has some."""
+    if as_json:
+        print_json({name: json_of(done.findings, done.report, done.index) for name, done in prepared.items()})
+        return
+    for name, done in prepared.items():
+        index, origin = done.index, f", from {folders[name]}" if name in folders else ""
+        print_summary(
+            f"{name}: {index.num_samples:,} samples of {len(index.classes):,} classes in "
+            f"{len(index.shards):,} shards{origin}, {index.location}",
+            done.findings,
+            done.report,
+        )
 
 
 @on_interrupt(STARTS_OVER)

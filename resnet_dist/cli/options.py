@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from rich.console import Console
 from resnet_dist.config import Data
 from resnet_dist.errors import UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
+from resnet_dist.system.redact import redact
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -30,6 +33,27 @@ SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
 FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default
 RESUMES = "interrupted; the same command resumes with what is not done yet"
 STARTS_OVER = "interrupted; the same command starts over"
+
+
+_LIKE_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:{1,2}(/|[a-z0-9]+:)|pipe:|.*://")
+
+
+def local_folder(text: str, name: str) -> Path:
+    """Return a folder on this machine from its path or `file://` URL. name: of the argument, for messages.
+
+    Raises UserError where it is a URL of anything else: as a path it would be a folder such as `./s3:`.
+    """
+    if text.startswith("file:"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise UserError(f"{name} {text!r}: a file:// URL must have three slashes and a whole path")
+        return Path(unquote(parts.path, errors="surrogateescape"))
+    if _LIKE_A_URL.match(text):
+        raise UserError(
+            f"{name} {redact(text)!r} is a URL: this command writes to a folder on this machine; give a path, and copy "
+            "what it holds afterwards"
+        )
+    return Path(text).expanduser()
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def exit_where_left_out(findings: Findings, *, allow_left_out: bool) -> None:
     """End the command, which is done, with LEFT_OUT where something was left out and the person did not allow it."""
     if findings.left_out and not allow_left_out:
         err.print(
-            f"exit code {LEFT_OUT}: {len(findings.left_out):,} left out; --allow-left-out accepts this, "
+            f"exit code {LEFT_OUT}: {findings.num_left_out:,} left out; --allow-left-out accepts this, "
             "--strict refuses it"
         )
         raise typer.Exit(LEFT_OUT)

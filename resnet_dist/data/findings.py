@@ -17,6 +17,7 @@ from resnet_dist.system.files import write_text_atomically
 
 LEFT_OUT = 3  # exit code of a command that is done, but has left something out
 REPORT_NAME = "left-out.txt"  # in the folder of a split, or beside an index
+MAX_NAMES = 3  # of a kind, in a message
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -36,11 +37,15 @@ def one_line(name: str) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One file or member that is no sample: its name, the kind of reason (a few words, counted), and the details."""
+    """A file or member that is no sample: its name, the kind of reason (a few words, counted), and the details.
+
+    It may also be a folder of `count` files that is not scanned; its name ends with a slash.
+    """
 
     name: str
     kind: str
     detail: str = ""
+    count: int = 1
 
     def line(self) -> str:
         return one_line(f"{self.name}: {self.kind}" + (f" ({self.detail})" if self.detail else ""))
@@ -54,11 +59,19 @@ class Findings:
     left_out: list[Finding] = field(default_factory=list)
     passed_over: list[Finding] = field(default_factory=list)
 
-    def leave_out(self, name: str, kind: str, detail: str = "") -> None:
-        self.left_out.append(Finding(name, kind, detail))
+    @property
+    def num_left_out(self) -> int:
+        return sum(finding.count for finding in self.left_out)
 
-    def pass_over(self, name: str, kind: str, detail: str = "") -> None:
-        self.passed_over.append(Finding(name, kind, detail))
+    @property
+    def num_passed_over(self) -> int:
+        return sum(finding.count for finding in self.passed_over)
+
+    def leave_out(self, name: str, kind: str, detail: str = "", count: int = 1) -> None:
+        self.left_out.append(Finding(name, kind, detail, count))
+
+    def pass_over(self, name: str, kind: str, detail: str = "", count: int = 1) -> None:
+        self.passed_over.append(Finding(name, kind, detail, count))
 
     def add(self, others: Iterable[Findings]) -> None:
         for other in others:
@@ -71,24 +84,59 @@ class Findings:
         rows = []
         for what, found in (("left out", self.left_out), ("passed over", self.passed_over)):
             firsts = {finding.kind: finding.name for finding in reversed(found)}
-            counts = Counter(finding.kind for finding in found)
-            rows += [(what, kind, count, firsts[kind]) for kind, count in counts.most_common()]
+            rows += [(what, kind, count, firsts[kind]) for kind, count in _counts(found).most_common()]
         return rows
 
     def as_json(self) -> dict[str, object]:
         """Return counts by kind, as `--json` prints them."""
         return {
             "used": self.used,
-            "left_out": dict(Counter(finding.kind for finding in self.left_out)),
-            "passed_over": dict(Counter(finding.kind for finding in self.passed_over)),
+            "left_out": dict(_counts(self.left_out)),
+            "passed_over": dict(_counts(self.passed_over)),
         }
 
+    def refusal(self) -> str:
+        """Return what `--strict` refuses, in one sentence with counts and the first names of each kind."""
+        kinds = [
+            f"{count:,} {kind} ({', '.join(one_line(f.name) for f in named[:MAX_NAMES])}{', …' * (len(named) > MAX_NAMES)})"
+            for kind, count in _counts(self.left_out).most_common()
+            for named in [[finding for finding in self.left_out if finding.kind == kind]]
+        ]
+        return (
+            f"{self.num_left_out:,} would be left out: {'; '.join(kinds)}; mend or remove them, or leave out "
+            f"--strict, and {REPORT_NAME} lists them all"
+        )
+
     def write(self, path: Path) -> bool:
-        """List every finding in a file, a line each; remove the file of an earlier scan where there is none."""
-        lines = [f"left out\t{finding.line()}" for finding in self.left_out]
-        lines += [f"passed over\t{finding.line()}" for finding in self.passed_over]
+        """List every finding in a file, a line each: what, name, kind, details, count, between tabs.
+
+        The file of an earlier scan is removed where there are none. Returns whether there are any.
+        """
+        lines = [
+            "\t".join(one_line(text) for text in (what, f.name, f.kind, f.detail, str(f.count)))
+            for what, found in (("left out", self.left_out), ("passed over", self.passed_over))
+            for f in found
+        ]
         if lines:
             write_text_atomically(path, "".join(f"{line}\n" for line in lines))
         else:
             path.unlink(missing_ok=True)
         return bool(lines)
+
+    @classmethod
+    def read(cls, path: Path) -> Findings:
+        """Return what `write` listed; nothing where the file is missing."""
+        findings = cls()
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        for line in lines:
+            what, name, kind, detail, count = (line.split("\t") + [""] * 4)[:5]
+            record = findings.leave_out if what == "left out" else findings.pass_over
+            record(name, kind, detail, int(count) if count.isdecimal() else 1)
+        return findings
+
+
+def _counts(found: Iterable[Finding]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for finding in found:
+        counts[finding.kind] += finding.count
+    return counts

@@ -1,7 +1,7 @@
 """The residual block: output = F(x) + x. Start here to learn what a residual network is.
 
-A plain stack of layers must learn the whole mapping H(x). A residual block learns F(x) = H(x) - x and adds
-its input back:
+A plain stack of layers must learn the whole mapping H(x). A residual block learns only the difference
+F(x) = H(x) - x, and adds its input back:
 
             plain                          residual
 
@@ -13,19 +13,26 @@ its input back:
                                                      │
                                                  F(x) + x
 
-1. To do nothing, a plain block must learn the identity, layer by layer; a residual block only needs F = 0,
-   where its weights begin and where weight decay pulls them. So a deeper net can always do what a shallower
-   one does, which plain nets of 56 layers fail to find (He et al. 2015, arXiv 1512.03385, figure 6).
-2. Unrolled, x_L = x_l + F(x_l) + F(x_{l+1}) + … : the gradient is
+1. Doing nothing is easy. A plain block must learn the identity, layer by layer; a residual block only needs
+   F = 0, towards which weight decay pulls it and where it may even start (`zero_init`). A deeper net can thus
+   always match a shallower one, by F = 0 in the additional blocks: a solution that training does not find in
+   plain nets of 56 layers (He et al. 2015, arXiv 1512.03385, figure 6).
+2. The gradient survives. Let x_l be the input of block l. A later block L receives
+
+       x_L = x_l + F(x_l) + F(x_{l+1}) + … + F(x_{L-1}),    so
 
        dLoss/dx_l = dLoss/dx_L · (1 + d/dx_l ΣF)
 
-   and the 1 reaches every block undiminished, however many lie above (arXiv 1603.05027, equation 5). In a
-   plain net it is a product of as many factors as there are layers, and vanishes or explodes.
+   The 1 reaches every block undiminished, however many blocks follow it (He et al. 2016, arXiv 1603.05027,
+   equation 5). In a plain net the gradient is a product of as many factors as there are layers: it vanishes
+   or explodes. (Exact for the blocks of preactivation.py; those below have a ReLU after each addition.)
 
-Four blocks: basic or bottleneck, with the activation after the addition (v1) or before the convolutions (v2).
-All map (N, in_channels, H, W) → (N, channels * expansion, ceil(H / stride), ceil(W / stride)), and take
-`scale_N`, the stochastic-depth factors of a training step (see stochastic_depth.py).
+There are four blocks: basic or bottleneck, each with the activation after the addition (v1, below) or before
+the convolutions (v2, in preactivation.py). All map
+
+    (N, in_channels, H, W)  →  (N, channels * expansion, ceil(H / stride), ceil(W / stride))
+
+and take `scale_N`, one stochastic-depth factor per sample of a training step (see stochastic_depth.py).
 
 Shapes: N batch, C channels, H height, W width.
 """
@@ -42,24 +49,24 @@ from .shortcuts import ShortcutKind, make_shortcut
 
 
 class ResidualBlock(nn.Module, ABC):
-    """What the four blocks share: how F(x) and x come together."""
+    """Common base of the four blocks: the addition of F(x) and x."""
 
     expansion = 1  # output channels per inner channel
-    shortcut: nn.Module | None
+    shortcut: nn.Module | None  # None in a plain net
     se: nn.Module  # squeeze-and-excitation of F(x), or the identity
 
     @property
     @abstractmethod
     def last(self) -> nn.Module:
-        """The layer that makes F = 0 while its weight is zero."""
+        """The last layer of F: with its weight and bias zero, F = 0."""
 
     def add(self, residual: Tensor, x: Tensor, scale_N: Tensor | None) -> Tensor:
-        """F(x) + shortcut(x), or F(x) alone in a plain net."""
+        """Return F(x) + shortcut(x), or F(x) alone in a plain net; `residual` is F(x)."""
         residual = self.se(residual)
         if scale_N is not None:
             residual = residual * scale_N.to(residual.dtype)[:, None, None, None]
         if self.shortcut is not None:
-            residual = residual + self.shortcut(x)  # F(x) + x
+            residual = residual + self.shortcut(x)  # output = F(x) + x
         return residual
 
 
@@ -69,7 +76,7 @@ class BasicBlock(ResidualBlock):
         x ──conv1─bn1─relu─conv2─bn2──(+)──relu── output
         └────────── shortcut ──────────┘
 
-    `shortcut="none"` gives the plain block of the same layers, without the addition.
+    `shortcut="none"` makes it a plain block: the same layers without the addition.
     """
 
     def __init__(
@@ -101,17 +108,20 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1 down, 3x3, 1x1 up: as much arithmetic as a basic block at four times the channels (figure 5).
+    """Three convolutions, 1x1, 3x3, 1x1: as much arithmetic as a basic block, on four times the channels.
+
+    The first 1x1 reduces the channels, the 3x3 works on few, the last 1x1 restores them (arXiv 1512.03385,
+    figure 5).
 
         x ──1x1─bn1─relu──3x3─bn2─relu──1x1─bn3──(+)──relu── output
         └──────────────── shortcut ───────────────┘
         4C       C             C           4C                         channels
 
-    v1.5, as torchvision and the MLPerf rules have it: the 3x3 carries the stride. In the paper the first 1x1
-    does, and throws three of four pixels away unseen; v1.5 is about half a point of top-1 better.
+    This is v1.5, as in torchvision and in the MLPerf rules: the 3x3 has the stride. In the paper the first
+    1x1 has it and discards three of four pixels unseen; v1.5 is about half a point of top-1 better.
 
-    Cut into `groups`, the 3x3 is ResNeXt's set of parallel paths (arXiv 1611.05431); made wider with
-    `width_per_group`, it is torchvision's Wide ResNet.
+    Split into `groups`, the 3x3 becomes the parallel paths of ResNeXt (arXiv 1611.05431); widened by
+    `width_per_group`, it becomes torchvision's Wide ResNet.
     """
 
     expansion = 4

@@ -1,4 +1,4 @@
-"""A network by its name. The one place where names and options meet; what cannot work together is refused."""
+"""Build a network from its name and options, and reject with an explanation what cannot work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from .fast import SMALLEST_IMAGE, FastResNet
+from .fast import MIN_IMAGE_SIZE, FastResNet
 from .resnet import ResNet
 from .shortcuts import ShortcutKind
 from .table import MODELS, FastArchitecture, Options, StemKind
@@ -16,10 +16,10 @@ from .table import MODELS, FastArchitecture, Options, StemKind
 def build_model(
     name: str, *, in_channels: int, num_classes: int, seed: int | None = None, **options: Any
 ) -> nn.Module:
-    """The network called `name` in MODELS, with `options` as in Options.
+    """Return the network called `name` in MODELS; `options` are the fields of Options.
 
-    With a seed its weights are the same on every rank and machine. Raises ValueError, in one sentence, for an
-    unknown name and for options that do not fit.
+    With a seed, its initial weights are the same on every rank, and torch's global generator stays as it was.
+    Raises ValueError, in one sentence, for an unknown name and for options that do not fit.
     """
     chosen = Options(**options)
     check_model(name, chosen)
@@ -33,7 +33,10 @@ def build_model(
 
 
 def check_model(name: str, options: Options, image_size: int | None = None) -> None:
-    """Raise ValueError, naming the fields as a recipe does, unless such a model can be built and trained."""
+    """Raise ValueError, naming the recipe's fields, unless such a model can be built and trained.
+
+    `image_size` is the smallest height and width that the net will see, in pixels; None skips that check.
+    """
     if name not in MODELS:
         raise ValueError(f"model.name={name!r}: use one of {', '.join(MODELS)}")
     for field, value, known in (
@@ -64,26 +67,30 @@ def _check_fast(name: str, options: Options, image_size: int | None) -> None:
                 f"model.{field}={value!r}: {name} is a fixed net; use {getattr(default, field)!r}, or another "
                 "model.name"
             )
-    if image_size is not None and image_size < SMALLEST_IMAGE:
+    if image_size is not None and image_size < MIN_IMAGE_SIZE:
         raise ValueError(
             f"model.name={name!r} halves its images three times, and {image_size} pixels are too few for that "
-            f"(the least of data.image_size, data.eval_size and data.train_sizes); use {SMALLEST_IMAGE} or more, or "
-            "another model.name"
+            "(the smallest of data.image_size, data.eval_size and data.train_sizes); "
+            f"use {MIN_IMAGE_SIZE} or more, or another model.name"
         )
 
 
-def check_batch_norm(name: str, options: Options, image_size: int, samples: int) -> None:
-    """Raise ValueError where batch norm would see one value per channel in training: its variance is zero."""
-    if samples == 1 and final_map_size(name, options, image_size) == 1:
+def check_batch_norm(name: str, options: Options, image_size: int, num_samples: int) -> None:
+    """Raise ValueError where batch norm would see one value per channel in training, whose variance is zero.
+
+    `image_size` is in pixels; `num_samples` is the number of images in one forward pass of one rank.
+    """
+    if num_samples == 1 and final_map_size(name, options, image_size) == 1:
         raise ValueError(
-            f"model.name={name!r} brings images of {image_size} pixels (the least of data.image_size and "
+            f"model.name={name!r} brings images of {image_size} pixels (the smallest of data.image_size and "
             "data.train_sizes) down to 1x1, and a forward pass has one image (data.micro_batch_size, or "
-            "data.global_batch_size over the ranks): batch norm needs several values; use larger images, or more of them"
+            "data.global_batch_size over the ranks): batch norm needs several values; "
+            "use larger images, or more of them"
         )
 
 
 def final_map_size(name: str, options: Options, image_size: int) -> int:
-    """Height and width of what the last stage returns."""
+    """Return the height and width of the last stage's output, in pixels."""
     architecture = MODELS[name]
     if isinstance(architecture, FastArchitecture):
         return (image_size - 1) // 8
@@ -95,5 +102,5 @@ def final_map_size(name: str, options: Options, image_size: int) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable scalars of `model`."""
+    """Return the number of trainable scalars of `model`."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

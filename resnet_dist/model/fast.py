@@ -1,23 +1,24 @@
-"""A small residual net for speed runs on CIFAR-10, where the mark is 94 % in seconds of one GPU.
+"""A small residual net for speed runs on CIFAR-10, whose goal is 94 % in seconds of one GPU.
 
     images ─ whiten 2x2 ─ stage ─ stage ─ stage ─ max over H, W ─ linear · 1/9 ─ logits
 
     stage    x ──conv─pool─bn─gelu──┬─────────────────────────────(+)──
                                     └─ conv─bn─gelu─conv─bn─gelu ──┘        (the middle stage has no block)
 
-Nine layers with weights, in the shape of Page's ResNet-9 (How to train your ResNet, 2018), at the widths of
-airbench94 (Jordan, arXiv 2404.00498), from which come the parts that make it converge in ten epochs:
+It has nine layers with weights, in the shape of Page's ResNet-9 (How to train your ResNet, 2018), with the
+widths of airbench94 (Jordan 2024, arXiv 2404.00498). From airbench94 come the parts that let it converge in
+ten epochs:
 
-- The first layer is not learnt: 2x2 patches of the training images are whitened, each filter with its
-  negative, so that the activation loses nothing. Only its bias trains.
-- Convolutions that do not sum with a shortcut begin as the identity on as many channels as they can (Dirac).
-- Norms have no scale, only a bias, which bears a rate far above the weights'.
-- Logits are scaled down by a constant, or the linear layer saturates the softmax in the first steps.
+- The first layer is computed, not learnt: its filters whiten the 2x2 patches of the training images. Each
+  filter comes with its negative, so that the activation loses nothing. Only the bias trains.
+- The convolution of each stage starts as the identity on as many channels as it can (Dirac).
+- Norms have no scale, only a bias, which tolerates a learning rate far above that of the weights.
+- A constant scales the logits down; otherwise the linear layer saturates the softmax in the first steps.
 
-The shortcut is the plain identity, the pool is inside the stage, before it, and max-pooling at the end
-makes the net independent of the image size, which a training run may raise as it goes.
+The pool lies inside a stage and before its block, so every shortcut is the plain identity. The max over all
+pixels makes the net independent of the image size, which a training run may raise as it proceeds.
 
-Shapes: N batch, C channels, H height, W width, F filters.
+Shapes: N batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ from torch.nn import functional as F
 from .table import FastArchitecture
 
 LOGIT_SCALE = 1 / 9
-SMALLEST_IMAGE = 9  # pixels: one less after the whitening, then halved three times
-IMAGES_AT_ONCE = 64  # their patches take 16 times the memory
-WHITENING_EPS = 5e-4  # of the variance: keeps directions without signal from being blown up
-# Averages of the last few batches only: a run has a few hundred steps in all.
+MIN_IMAGE_SIZE = 9  # pixels: the whitening takes one, then three halvings leave one
+# Images whose patches are in memory at a time: in double precision they take 8 times as much as the images.
+IMAGES_PER_CHUNK = 64
+WHITENING_EPS = 5e-4  # added to variances, so that directions without signal are not amplified
+# Running statistics average the last few batches only, because a run has a few hundred steps.
 NORM_MOMENTUM = 0.4
 
 
 class FastResNet(nn.Module):
-    """(N, in_channels, H, W) float images → (N, num_classes) logits. `whiten` it before the first step."""
+    """The fast net: float images (N, in_channels, H, W) → logits (N, num_classes).
+
+    Call `whiten` before the first training step. Height and width must be MIN_IMAGE_SIZE or more.
+    """
 
     def __init__(
         self, architecture: FastArchitecture, *, in_channels: int = 3, num_classes: int = 10
@@ -60,18 +65,20 @@ class FastResNet(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         x = F.gelu(self.whitening(images_NCHW))
         x = self.stages(x)
-        x = x.amax(dim=(2, 3))  # (N, C)
+        x = x.amax(dim=(2, 3))  # (N, C, H, W) → (N, C)
         logits: Tensor = self.fc(x) * LOGIT_SCALE
         return logits
 
     @torch.no_grad()
     def whiten(self, filters: Tensor) -> None:
-        """Set the first layer to what `whitening_filters` made of the training images."""
+        """Set the weights of the first layer to those of `whitening_filters`, (2 · 4C, C, 2, 2)."""
         self.whitening.weight.copy_(filters)
 
 
 class FastStage(nn.Module):
-    """Half the height and width (rounded down), and other channels; then a residual block, if `residual`."""
+    """A convolution that changes the channels, a pool that halves height and width (rounding down), and, with
+    `residual`, a residual block.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, residual: bool) -> None:
         super().__init__()
@@ -88,7 +95,7 @@ class FastStage(nn.Module):
 
 
 class FastBlock(nn.Module):
-    """F(x) + x, where F is two convolutions, each with norm and activation."""
+    """The residual block F(x) + x, where F is two convolutions, each with norm and activation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,32 +111,36 @@ class FastBlock(nn.Module):
 
 
 def bias_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm whose scale stays one."""
+    """Return a batch norm whose scale stays one."""
     norm = nn.BatchNorm2d(channels, momentum=NORM_MOMENTUM)
     norm.weight.requires_grad_(False)
     return norm
 
 
 def whitening_filters(batches: Iterable[Tensor]) -> Tensor:
-    """(2 · 4C, C, 2, 2) filters whose outputs on such images (N, C, H, W) are uncorrelated, of variance one.
+    """Return filters (2 · 4C, C, 2, 2) whose outputs on images (N, C, H, W) are uncorrelated, of variance 1.
 
-    The principal directions of 2x2 patches, each divided by its standard deviation, and their negatives.
+    They are the principal directions of the 2x2 patches, each divided by its standard deviation, and then the
+    negatives of all of them. Their outputs are uncorrelated within each half.
     """
     covariance, channels = patch_covariance(batches)
     variances, directions = torch.linalg.eigh(covariance)
     vectors = directions.T
-    # An eigenvector's sign is the library's choice: make the largest entry positive, and machines agree.
+    # Make the largest entry of each vector positive: libraries choose the signs of eigenvectors differently.
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     vectors = vectors * largest.sign() / (variances + WHITENING_EPS).sqrt()[:, None]
     return torch.cat([vectors, -vectors]).reshape(-1, channels, 2, 2).float()
 
 
 def patch_covariance(batches: Iterable[Tensor]) -> tuple[Tensor, int]:
-    """Covariance of all 2x2 patches, (4C, 4C), in double: its smallest variance is 1e-4 of its largest; and C."""
+    """Return the covariance of all 2x2 patches, (4C, 4C), and C.
+
+    The covariance is in double precision, because its smallest variance may be 1e-4 of its largest.
+    """
     count, total, products, channels = 0, torch.zeros(()), torch.zeros(()), 0
     for images_NCHW in batches:
         channels = images_NCHW.shape[1]
-        for chunk in images_NCHW.double().split(IMAGES_AT_ONCE):
+        for chunk in images_NCHW.double().split(IMAGES_PER_CHUNK):
             patches = chunk.unfold(2, 2, 1).unfold(3, 2, 1)  # (N, C, H - 1, W - 1, 2, 2)
             rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * 4)
             count += len(rows)

@@ -1,4 +1,4 @@
-"""The small layers that blocks are made of: convolution, blur, squeeze-and-excitation.
+"""The small layers of which blocks are built: convolution, anti-aliasing blur, squeeze-and-excitation.
 
 Shapes: N batch, C channels, H height, W width.
 """
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SQUEEZE = 16  # channels of the feature map per channel of its summary: r of arXiv 1709.01507, section 6.1
+# Channels of the feature map per channel of its summary: the ratio r of arXiv 1709.01507, section 6.1.
+SQUEEZE_RATIO = 16
 
 
 def conv(
@@ -21,9 +22,10 @@ def conv(
     groups: int = 1,
     blurpool: bool = False,
 ) -> nn.Conv2d:
-    """A convolution that keeps height and width, or divides them by `stride` and rounds up.
+    """Return a convolution that keeps height and width, or divides them by `stride` and rounds up.
 
-    It has no bias: the batch norm that follows would subtract it again.
+    It has no bias, because the batch norm that follows would subtract it. With `blurpool`, a strided
+    convolution blurs its input first.
     """
     kind = BlurConv2d if blurpool and stride > 1 else nn.Conv2d
     return kind(
@@ -38,10 +40,11 @@ def conv(
 
 
 class BlurPool(nn.Module):
-    """A 3x3 binomial blur, then every `stride`-th pixel (Zhang 2019, arXiv 1904.11486).
+    """A 3x3 binomial blur that keeps every `stride`-th pixel (Zhang 2019, arXiv 1904.11486).
 
-    Taking every second pixel of a signal folds its high frequencies onto its low ones, so an image shifted by
-    one pixel gives other features. Blurring first removes what the coarser grid cannot hold.
+    To take every second pixel of a signal folds its high frequencies onto its low ones (aliasing), so an
+    image shifted by one pixel gives different features. The blur first removes the frequencies that the
+    coarser grid cannot hold.
     """
 
     kernel: Tensor
@@ -51,7 +54,7 @@ class BlurPool(nn.Module):
         self.stride, self.channels = stride, channels
         binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
         kernel = torch.outer(binomial, binomial).expand(channels, 1, 3, 3).contiguous()
-        # Not in the state dict: a net has the same keys with and without blur.
+        # Keep the constant out of the state dict, so that a net has the same keys with and without blur.
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ class BlurPool(nn.Module):
 
 
 class BlurConv2d(nn.Conv2d):
-    """A strided convolution whose input is blurred first."""
+    """A strided convolution that blurs its input first."""
 
     def __init__(
         self,
@@ -72,7 +75,8 @@ class BlurConv2d(nn.Conv2d):
         groups: int = 1,
         bias: bool = False,
     ) -> None:
-        # A 1x1 convolution looks only at the pixels that it keeps: blur just those, a quarter of them.
+        # A strided 1x1 convolution reads only the pixels that it keeps. Let the blur subsample instead: at
+        # stride 2 it then computes a quarter of the pixels, with the same result.
         pointwise = kernel_size == 1
         super().__init__(
             in_channels,
@@ -90,17 +94,17 @@ class BlurConv2d(nn.Conv2d):
 
 
 class SqueezeExcite(nn.Module):
-    """Every channel times a number from 0 to 1 that depends on the whole image (Hu et al., arXiv 1709.01507).
+    """A gate from 0 to 1 on every channel, computed from the whole image (Hu et al. 2017, arXiv 1709.01507).
 
         x ──┬───────────────────────────────────────────────(×)── output
             └─ average over H, W ─ fc1 ─ relu ─ fc2 ─ sigmoid ─┘
 
-    A convolution sees a neighbourhood; this lets the net turn channels up or down by what the image shows.
+    A convolution sees a neighbourhood; the gates turn channels up or down by what the whole image shows.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        squeezed = max(1, channels // SQUEEZE)
+        squeezed = max(1, channels // SQUEEZE_RATIO)
         self.fc1 = nn.Linear(channels, squeezed)
         self.fc2 = nn.Linear(squeezed, channels)
 

@@ -1,14 +1,16 @@
-"""Blocks of the second kind, v2: norm and activation come before each convolution (He et al. 2016, 1603.05027).
+"""Blocks of version 2: norm and activation before each convolution (He et al. 2016, arXiv 1603.05027).
 
     v1   x ──conv─bn─relu─conv─bn──(+)──relu──     v2   x ──bn─relu─conv─bn─relu─conv──(+)──
          └────────────────────────┘                     └─────────────────────────────┘
 
-In v1 the relu after the addition stands in the way of x: only a half of its values pass unchanged. In v2
-nothing stands there, x_L = x_l + ΣF holds exactly from any block to any later one, and nets of 1,001 layers
-train. What the last block returns is not activated yet: the network adds one more norm and relu.
+In v1 the ReLU after the addition cuts off the negative part of every sum. In v2 nothing follows the addition,
+so x_L = x_l + ΣF holds exactly between any two blocks of a stage, and nets of 1,001 layers train. The last
+block returns a bare sum; the network adds one more norm and ReLU after it.
 
-Where a projection is needed, it takes the activated x, so that no block sees a raw signal through a
-convolution (the authors' code; Wide ResNets do the same, arXiv 1605.07146). It needs no norm of its own.
+A projection takes the activated x instead of x, so that no convolution sees an unnormalised signal (as in the
+authors' code and in Wide ResNets, arXiv 1605.07146); it therefore needs no norm of its own.
+
+Shapes: N batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from .shortcuts import ShortcutKind, make_shortcut
 
 
 class PreActBlock(ResidualBlock):
+    """Common base of the two blocks of version 2: the choice of what the shortcut takes."""
+
     def skip(self, x: Tensor, activated: Tensor) -> Tensor:
-        """What the shortcut takes: x itself, unless it is a projection."""
+        """Return the input of the shortcut: the activated x for a projection, else x itself."""
         return activated if isinstance(self.shortcut, nn.Sequential) else x
 
 
 class PreActBasicBlock(PreActBlock):
-    """Two 3x3 convolutions; of Wide ResNets too.
+    """Two 3x3 convolutions, each after norm and activation. Wide ResNets use this block too.
 
     x ──bn1─relu─conv1─bn2─relu─conv2──(+)── output
     └──────────── shortcut ─────────────┘
@@ -64,7 +68,7 @@ class PreActBasicBlock(PreActBlock):
 
 
 class PreActBottleneck(PreActBlock):
-    """1x1 down, 3x3, 1x1 up; the 3x3 carries the stride.
+    """Three convolutions, 1x1, 3x3 and 1x1, each after norm and activation. The 3x3 has the stride.
 
     x ──bn1─relu─1x1──bn2─relu─3x3──bn3─relu─1x1──(+)── output
     └────────────────── shortcut ──────────────────┘

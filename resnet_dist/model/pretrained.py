@@ -1,7 +1,7 @@
-"""Weights from elsewhere: torchvision's names for ours, and a report of what did not match.
+"""Weights from elsewhere: torchvision's names for ours, and a report of what does not fit.
 
-torchvision calls a stage `layer1`, and a projection shortcut `downsample`; everything else has the same name
-here, so weights go both ways by renaming.
+torchvision calls a stage `layer1` and a projection shortcut `downsample`. All other names are the same here,
+so weights convert both ways by renaming.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-HEAD = "fc."  # the layer that depends on the classes
-COUNTERS = "num_batches_tracked"  # of batch norms: used by nobody here, and left out of old files
-MAX_NAMED = 6  # tensors named in one list of a report
+HEAD = "fc."  # prefix of the layer whose shape depends on the classes
+# Suffix of batch norm's counters. They are ignored: no net here uses them, and old files lack them.
+COUNTERS = "num_batches_tracked"
+MAX_NAMED = 6  # tensors that one list of a report names
 
 State = Mapping[str, Tensor]
 
 
 def from_torchvision(state: State) -> dict[str, Tensor]:
-    """Our names for torchvision's; names that are ours already stay as they are."""
+    """Return the weights under our names; names that are already ours stay as they are."""
     return {_ours(name): value for name, value in state.items()}
 
 
 def to_torchvision(state: State) -> dict[str, Tensor]:
-    """torchvision's names for those of a ResNet of ours."""
+    """Return the weights of one of our ResNets under torchvision's names."""
     return {_theirs(name): value for name, value in state.items()}
 
 
@@ -42,17 +43,17 @@ def _theirs(name: str) -> str:
 
 @dataclass(frozen=True)
 class Match:
-    """Which tensors of some weights fit a model, and which do not."""
+    """The comparison of some weights with a model: the tensors that fit, and those that do not."""
 
     fitting: tuple[str, ...]
-    missing: tuple[str, ...]  # of the model, without a counterpart
-    unexpected: tuple[str, ...]  # of the weights, without a counterpart
-    wrong_shape: tuple[str, ...]  # name, both shapes
-    model_share: float  # of the model's numbers, its head left out: how many fit
-    weights_share: float  # of those of the weights
+    missing: tuple[str, ...]  # names in the model only
+    unexpected: tuple[str, ...]  # names in the weights only
+    wrong_shape: tuple[str, ...]  # name and both shapes
+    model_share: float  # share of the model's numbers, without its head, that the weights fill
+    weights_share: float  # share of the numbers in the weights, without their head, that the model takes
 
     def __str__(self) -> str:
-        """One line: `122 of 122 tensors fit`, and the names of those that do not."""
+        """Return one line: `122 of 122 tensors fit`, then the names of those that do not."""
         total = len(self.fitting) + len(self.missing) + len(self.wrong_shape)
         parts = [f"{len(self.fitting)} of {total} tensors fit"]
         for title, names in (
@@ -66,7 +67,10 @@ class Match:
 
 
 def match(model: nn.Module, state: State) -> Match:
-    """Compare names and shapes; changes nothing, and either side may lie on the meta device."""
+    """Compare the names and shapes of a model's tensors with those of `state`.
+
+    Nothing is changed, and either side may be on the meta device.
+    """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTERS)}
     theirs = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
     common = [name for name in own if name in theirs]
@@ -92,7 +96,7 @@ def match(model: nn.Module, state: State) -> Match:
 
 @torch.no_grad()
 def load_fitting(model: nn.Module, state: State) -> Match:
-    """Copy into `model` every tensor that fits, and say which do not. The others keep their values."""
+    """Copy every tensor that fits into `model`; return the comparison. Other tensors keep their values."""
     found = match(model, state)
     own = model.state_dict()
     for name in found.fitting:

@@ -1,9 +1,11 @@
-"""ResNet: a stem, stages of residual blocks, an average and a linear layer.
+"""ResNet: a stem, stages of residual blocks, an average over all pixels, and a linear layer.
 
-    images ─ stem ─ stage 1 ─ stage 2 ─ … ─ average over H, W ─ linear ─ logits
-             H x W   C         H/2 x W/2, 2C
+    images ── stem ── stage 1 ── stage 2 ── … ── average over H, W ── linear ── logits
+                      H x W, C   H/2 x W/2, 2C
 
-Which blocks, how many and how wide is in table.py; what they do is in blocks.py.
+table.py defines which blocks a network has, how many and how wide; blocks.py defines what a block does.
+
+Shapes: N batch, C channels, H height, W width, L blocks.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from .table import Architecture, Options, StemKind
 
 
 class ResNet(nn.Module):
-    """(N, in_channels, H, W) float images → (N, num_classes) logits.
+    """A residual network: float images (N, in_channels, H, W) → logits (N, num_classes).
 
-    With stochastic depth, a training forward takes `scales_NL` from `residual_scales`: one factor for every
-    sample and block.
+    With stochastic depth, a forward pass in training needs `scales_NL` from `residual_scales`, one factor per
+    sample and block, and raises ValueError without it.
     """
 
     def __init__(
@@ -42,22 +44,23 @@ class ResNet(nn.Module):
         stem = architecture.stem if options.stem == "auto" else options.stem
         width = architecture.stem_channels
         self.conv1 = stem_convolution(stem, in_channels, width)
-        # A block of v2 begins with a norm itself.
+        # The stem of a v2 net has no norm, because its first block begins with one.
         self.bn1 = nn.Identity() if self.preactivation else nn.BatchNorm2d(width)
         self.pool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.Sequential(*make_stages(architecture, options))
         self.num_blocks = sum(architecture.blocks)
         features = architecture.channels[-1] * block_class(architecture).expansion
-        # The sum of the last block of v2 is neither normalised nor activated yet.
+        # A v2 net ends in a norm and a ReLU, because its last block returns a bare sum.
         self.norm = nn.BatchNorm2d(features) if self.preactivation else nn.Identity()
         self.fc = nn.Linear(features, num_classes)
         self.apply(init_weights)
+        # Zero the last layer of each F: every block starts as its shortcut (arXiv 1706.02677, section 5.1).
         if options.zero_init:
             for block in self.blocks():
                 nn.init.zeros_(block.last.weight)  # type: ignore[arg-type]
 
     def blocks(self) -> Iterator[ResidualBlock]:
-        """All blocks, from the input to the output."""
+        """Yield all blocks in order, from the input to the output."""
         for stage in self.stages:
             yield from stage  # type: ignore[misc]
 
@@ -72,18 +75,18 @@ class ResNet(nn.Module):
             x = block(x, None if scales_NL is None else scales_NL[:, number])
         if self.preactivation:
             x = F.relu(self.norm(x))
-        x = x.mean(dim=(2, 3))  # average over height and width: (N, C)
+        x = x.mean(dim=(2, 3))  # (N, C, H, W) → (N, C)
         logits: Tensor = self.fc(x)
         return logits
 
 
 def stem_convolution(kind: StemKind, in_channels: int, width: int) -> nn.Module:
-    """What comes before the first norm: the images at full size, or at half where `kind` is not "cifar"."""
+    """Return the first convolution or convolutions of a net. All kinds but "cifar" halve height and width."""
     if kind == "cifar":
         return conv(in_channels, width, 3)
     if kind == "imagenet":
         return conv(in_channels, width, 7, stride=2)
-    # Three 3x3 see as much as a 7x7, with two more activations (arXiv 1812.01187, ResNet-C).
+    # "deep": three 3x3 replace the 7x7, with two more activations (arXiv 1812.01187, ResNet-C).
     half = width // 2
     return nn.Sequential(
         conv(in_channels, half, 3, stride=2),
@@ -97,7 +100,11 @@ def stem_convolution(kind: StemKind, in_channels: int, width: int) -> nn.Module:
 
 
 def make_stages(architecture: Architecture, options: Options) -> list[nn.Module]:
-    """The first block of a stage changes the shape, the others keep it."""
+    """Return the stages, each a sequence of blocks.
+
+    The first block of a stage sets its channels and, but in the first stage, halves height and width. The
+    others keep the shape.
+    """
     kind = block_class(architecture)
     block = partial(kind, shortcut=options.shortcut, se=options.se, blurpool=options.blurpool)
     if kind is Bottleneck:
@@ -114,12 +121,13 @@ def make_stages(architecture: Architecture, options: Options) -> list[nn.Module]
 def block_class(
     architecture: Architecture,
 ) -> type[BasicBlock] | type[Bottleneck] | type[PreActBasicBlock] | type[PreActBottleneck]:
+    """Return the class of all blocks of a net."""
     if architecture.block == "basic":
         return PreActBasicBlock if architecture.preactivation else BasicBlock
     return PreActBottleneck if architecture.preactivation else Bottleneck
 
 
 def init_weights(module: nn.Module) -> None:
-    # He et al. 2015, arXiv 1502.01852: keeps the variance of activations through ReLU layers.
+    """Initialise a convolution so that the variance of gradients survives ReLU layers (arXiv 1502.01852)."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

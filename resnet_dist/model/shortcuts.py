@@ -1,17 +1,18 @@
-"""The shortcut: what carries x past the convolutions of a block, so that they only learn the difference.
+"""The shortcut: the path of x around the convolutions of a block, so that they learn only the difference.
 
-Identity wherever the shape allows it: it costs nothing, and whatever a shortcut does to x is done again by
-every block below, so anything but the identity makes signals and gradients grow or shrink with depth (He et
-al. 2016, arXiv 1603.05027, section 3). Where a stage begins, height and width halve and channels double, and
-x must be made to fit:
+It is the identity wherever the shape allows it. That costs nothing, and it keeps signals and gradients at
+their size: any other function would be applied once per block, so that with depth they would grow or shrink
+(He et al. 2016, arXiv 1603.05027, section 3). Where a stage begins, height and width halve and the channels
+double, and x must be made to fit:
 
-    kind              height, width                channels                  parameters
-    projection        every second pixel           1x1 convolution, norm     some  (option B of arXiv 1512.03385)
-    pool-projection   averages of 2x2 pixels       1x1 convolution, norm     some  (the -D nets, arXiv 1812.01187)
-    zero-pad          every second pixel           zeros added               none  (option A)
-    none              there is no shortcut: the plain net, without the addition
+    kind              height, width             channels                 parameters
+    projection        every second pixel        1x1 convolution, norm    some  (option B of arXiv 1512.03385)
+    pool-projection   averages of 2x2 pixels    1x1 convolution, norm    some  (the -D nets, arXiv 1812.01187)
+    zero-pad          every second pixel        zeros added              none  (option A of arXiv 1512.03385)
+    none              no shortcut and no addition: the plain net
 
-A zero-pad and a plain net have the same parameters, one by one: comparing them isolates the addition.
+A net with zero-pad and a plain net have the same parameters, tensor by tensor: to compare them isolates the
+effect of the addition.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ def make_shortcut(
     norm: bool = True,
     blurpool: bool = False,
 ) -> nn.Module | None:
-    """The shortcut of one block: (N, in_channels, H, W) → (N, out_channels, H / stride, W / stride) rounded up.
+    """Return the shortcut of one block, or None for a plain net.
 
-    None in a plain net. Projections come without batch norm where `norm` is False.
+    It maps (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)). With `norm`, a
+    projection ends in a batch norm. With `blurpool`, subsampling blurs first (see layers.py). Raises
+    ValueError for a zero-pad that would have to remove channels.
     """
     if kind == "none":
         return None
@@ -49,10 +52,10 @@ def make_shortcut(
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if kind == "pool-projection" and stride > 1:
-        # A strided 1x1 convolution never looks at three of four pixels; an average looks at all.
+        # Average first: a 1x1 convolution of stride 2 ignores three of four pixels, an average uses them all.
         layers["pool"] = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
         stride = 1
-    # "0" and "1" whatever stands before them: the keys that torchvision's weights have too.
+    # The keys are "0" and "1" with and without a pool, so that torchvision's weights fit.
     layers["0"] = conv(in_channels, out_channels, 1, stride=stride, blurpool=blurpool)
     if norm:
         layers["1"] = nn.BatchNorm2d(out_channels)
@@ -60,7 +63,10 @@ def make_shortcut(
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: subsample, and pad the channels with zeros, half before and half after."""
+    """Option A: subsample x and pad its channels with zeros, half of them before and half after.
+
+    Raises ValueError where out_channels < in_channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, blurpool: bool = False) -> None:
         super().__init__()
@@ -75,4 +81,5 @@ class ZeroPadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         subsampled = x[:, :, :: self.stride, :: self.stride] if self.blur is None else self.blur(x)
-        return F.pad(subsampled, (0, 0, 0, 0, self.before, self.after))  # W, W, H, H, C, C
+        # F.pad takes pairs (before, after) from the last axis to the first: W, H, C.
+        return F.pad(subsampled, (0, 0, 0, 0, self.before, self.after))

@@ -1,13 +1,15 @@
-"""The table of networks: what each name stands for. Parameters are counted with ten or 1,000 classes.
+"""The table of networks: what each name builds.
 
-resnet20 … resnet1202   6n+2 layers for CIFAR (arXiv 1512.03385, 4.2)     0.27 … 19.4 M
-resnet18 … resnet152    for ImageNet, v1.5                                11.7 … 60.2 M
-resnext…                groups of convolutions (arXiv 1611.05431)         25.0 … 88.8 M
-wide_resnet…            torchvision's, the 3x3 twice as wide              68.9, 126.9 M
-wrn16_8 … wrn40_4       depth and factor of 6n+4 layers for CIFAR (arXiv 1605.07146)
-preresnet20 … 1001      v2 for CIFAR, from 164 with bottlenecks (arXiv 1603.05027)
+Parameters are counted with ten classes (CIFAR) or 1,000 (ImageNet):
+
+resnet20 … resnet1202   6n+2 layers for CIFAR (arXiv 1512.03385, section 4.2)     0.27 … 19.4 M
+resnet18 … resnet152    for ImageNet, v1.5                                        11.7 … 60.2 M
+resnext…                grouped convolutions (arXiv 1611.05431)                   25.0 … 88.8 M
+wide_resnet…            torchvision's, the 3x3 twice as wide                      68.9, 126.9 M
+wrn16_4 … wrn40_4       depth and width factor of 6n+4 layers for CIFAR (arXiv 1605.07146)
+preresnet20 … 1001      v2 for CIFAR, with bottlenecks from 164 layers on (arXiv 1603.05027)
 preresnet18 … 200       v2 for ImageNet
-resnet9_fast            seconds to 94 % on CIFAR-10: see fast.py
+resnet9_fast            94 % on CIFAR-10 in seconds of one GPU: see fast.py
 resnet10_tutorial       small enough to follow every tensor
 """
 
@@ -23,7 +25,7 @@ StemKind = Literal["auto", "cifar", "imagenet", "deep"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Blocks and inner channels of every stage. Each stage but the first begins by halving height and width."""
+    """Blocks and inner channels of each stage. All stages but the first halve height and width."""
 
     blocks: tuple[int, ...]
     channels: tuple[int, ...]
@@ -44,25 +46,27 @@ class FastArchitecture:
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen for any name but the fast one."""
+    """The variations that every network but resnet9_fast accepts."""
 
     shortcut: ShortcutKind = "projection"
-    """Where the shape changes; see shortcuts.py. "none" gives the plain net."""
+    """How x is made to fit where the shape changes (see shortcuts.py). "none" makes a plain net."""
     stem: StemKind = "auto"
-    """auto: the name's own. cifar: one 3x3. imagenet: 7x7 of stride 2, max-pool. deep: three 3x3 for the 7x7."""
+    """auto: as in the table. cifar: one 3x3. imagenet: a 7x7 and a max-pool, both of stride 2. deep: three
+    3x3 in place of the 7x7."""
     zero_init: bool = False
-    """Begin with F = 0 in every block."""
+    """Start with F = 0 in every block."""
     se: bool = False
     """Squeeze-and-excitation in every block."""
     blurpool: bool = False
     """Blur before every strided convolution of a block."""
     stochastic_depth: float = 0.0
-    """Probability of dropping the last block in a training step; earlier ones linearly less."""
+    """Probability that a training step drops the last block for a sample; earlier blocks: linearly less."""
 
 
 def _cifar(depth: int, *, preactivation: bool = False) -> Architecture:
-    """Stem, three stages of n blocks, linear: 6n+2 layers with basic blocks, 9n+2 with bottlenecks."""
-    bottleneck = preactivation and depth >= 164  # as the paper of v2 has them
+    """Return a net of three stages of n blocks: 6n+2 layers with basic blocks, 9n+2 with bottlenecks."""
+    # The paper of v2 uses bottlenecks in its nets of 164 and 1,001 layers (arXiv 1603.05027).
+    bottleneck = preactivation and depth >= 164
     n, rest = divmod(depth - 2, 9 if bottleneck else 6)
     assert n >= 1, depth
     assert rest == 0, depth
@@ -71,7 +75,7 @@ def _cifar(depth: int, *, preactivation: bool = False) -> Architecture:
 
 
 def _wide(depth: int, factor: int) -> Architecture:
-    """WRN-depth-factor: 6n+4 layers, which counts a projection in each of the three stages."""
+    """Return WRN-depth-factor: 6n+4 layers, which counts the stem and a projection in each stage."""
     n, rest = divmod(depth - 4, 6)
     assert rest == 0, depth
     return Architecture((n, n, n), (16 * factor, 32 * factor, 64 * factor), preactivation=True)
@@ -101,7 +105,7 @@ def _imagenet(
 
 
 MODELS: dict[str, Architecture | FastArchitecture] = {
-    # The small net of the tutorial: two blocks of 16 channels, two of 32. With a stem and a linear layer, 10.
+    # 10 layers: the stem, two blocks of 16 channels, two of 32, and the linear layer.
     "resnet10_tutorial": Architecture((2, 2), (16, 32)),
     "resnet9_fast": FastArchitecture((64, 256, 256)),
     **{f"resnet{depth}": _cifar(depth) for depth in (8, 14, 20, 32, 44, 56, 110, 1202)},

@@ -33,7 +33,7 @@ RANK_0_OF_2 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR":
 @pytest.mark.parametrize(
     ("words", "function"),
     [
-        (["prepare", "digits", "out"], "data.prepare.split.prepare"),
+        (["prepare", "digits", "out"], "data.prepare.split.prepare_splits"),
         (["index", "a.tar", "--out", "index.json"], "data.shards.names.expand"),
         (["study", str(STUDY)], "study.run.check_trials"),
         (["submit", str(STUDY.with_name("digits.py")), "--address", "x"], "launch.ray_jobs._connect"),

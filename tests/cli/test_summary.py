@@ -61,9 +61,12 @@ def test_the_report_has_a_line_for_each(findings: Findings, tmp_path: Path) -> N
     path = tmp_path / REPORT_NAME
     assert findings.write(path)
     assert path.read_text().splitlines() == [
-        "left out\tcat/bad\\xe9.jpg: an empty file",
-        "left out\tcat/worse.jpg: an empty file",
-        "passed over\ttwo\\nlines.txt: text",
+        "left out\tcat/bad\\xe9.jpg\tan empty file\t\t1",
+        "left out\tcat/worse.jpg\tan empty file\t\t1",
+        "passed over\ttwo\\nlines.txt\ttext\t\t1",
+    ]
+    assert Findings.read(path).rows() == [
+        (what, kind, count, one_line(name)) for what, kind, count, name in findings.rows()
     ]
     assert not Findings().write(path)
     assert not path.exists()

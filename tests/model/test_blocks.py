@@ -1,4 +1,4 @@
-"""The blocks by their formulas: what is added to what, and where the gradient goes."""
+"""The blocks against their formulas: the sum, the shortcuts, and the path of the gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKS = [BasicBlock, Bottleneck, PreActBasicBlock, PreActBottleneck]
 
 
 def random_block(kind: Any, in_channels: int = 8, channels: int = 8, stride: int = 1, **options: Any) -> Any:
-    """In evaluation mode, with norms that do something."""
+    """Return a block in evaluation mode whose norms differ from the identity."""
     torch.manual_seed(0)
     block = kind(in_channels, channels, stride, **options)
     for module in block.modules():
@@ -35,7 +35,7 @@ def random_block(kind: Any, in_channels: int = 8, channels: int = 8, stride: int
 
 
 def residual_of(block: Any, x: Tensor) -> Tensor:
-    """F(x), written out."""
+    """Return F(x), written out layer by layer."""
     number = 3 if hasattr(block, "conv3") else 2
     layers = [(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")) for i in range(1, number + 1)]
     for i, (conv, bn) in enumerate(layers):
@@ -81,7 +81,7 @@ def test_projections_of_v2_take_the_activated_input(kind: Any) -> None:
     torch.testing.assert_close(padded(x), expected)
 
 
-def test_the_3x3_of_a_bottleneck_carries_the_stride() -> None:
+def test_the_3x3_of_a_bottleneck_has_the_stride() -> None:
     block = Bottleneck(64, 64, 2)
     assert [c.stride[0] for c in (block.conv1, block.conv2, block.conv3)] == [1, 2, 1]
     resnext = Bottleneck(64, 64, groups=32, width_per_group=4)
@@ -113,8 +113,8 @@ def test_zero_init_makes_every_block_its_shortcut(name: str) -> None:
     assert all(torch.equal(before, after) for before, after in seen)
 
 
-def test_dx_l_is_dx_of_the_last_block_times_one_plus_the_sum() -> None:
-    # With F = 0 in all 54 blocks of v2, the gradient at the first is the one at the last, whole.
+def test_the_gradient_passes_blocks_without_residual_unchanged() -> None:
+    # dLoss/dx_l = dLoss/dx_L · (1 + d/dx_l ΣF), and zero_init makes F = 0 in every block.
     model = build_model("preresnet110", in_channels=3, num_classes=10, zero_init=True, seed=0)
     stage = model.stages[2][1:]  # type: ignore[index]
     x = torch.randn(2, 64, 4, 4, requires_grad=True)
@@ -137,15 +137,16 @@ def test_the_gradient_reaches_the_input_past_dead_convolutions(kind: Any, shortc
     assert x.grad.abs().sum() > 0
 
 
-def test_pool_projection_looks_at_every_pixel() -> None:
+def test_pool_projection_uses_every_pixel() -> None:
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
-    for shortcut, looked_at in (("projection", 9), ("pool-projection", 25)):
+    for shortcut, num_used in (("projection", 9), ("pool-projection", 25)):
         x.grad = None
         BasicBlock(4, 8, 2, shortcut=shortcut).shortcut(x).square().sum().backward()  # type: ignore[arg-type, misc]
         assert x.grad is not None
-        assert int((x.grad[0, 0] != 0).sum()) == looked_at
-    averaged = BasicBlock(4, 8, 2, shortcut="pool-projection").shortcut.pool(torch.ones(1, 4, 5, 5))  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(averaged, torch.ones(1, 4, 3, 3))  # the edge is no darker
+        assert int((x.grad[0, 0] != 0).sum()) == num_used
+    pool = BasicBlock(4, 8, 2, shortcut="pool-projection").shortcut.pool  # type: ignore[union-attr]
+    # Averages at an odd edge are over the pixels that exist: padding must not darken them.
+    torch.testing.assert_close(pool(torch.ones(1, 4, 5, 5)), torch.ones(1, 4, 3, 3))  # type: ignore[operator]
 
 
 def test_stems() -> None:

@@ -1,4 +1,4 @@
-"""The fast net: what is frozen, what whitening gives, and that it is residual."""
+"""The fast net: its whitening, its frozen weights, its residual blocks, its image sizes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from resnet_dist.model import FastResNet, build_model, count_parameters, whiteni
 
 
 def correlated_images(count: int = 64) -> torch.Tensor:
-    """Smooth images whose channels go together, as photographs do: (N, 3, 16, 16)."""
+    """Return smooth images whose channels correlate, as in photographs: (N, 3, 16, 16)."""
     noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)
     return smooth + smooth.mean(dim=1, keepdim=True) + 0.5
 
 
-def fast() -> FastResNet:
+def fast_net() -> FastResNet:
     model = build_model("resnet9_fast", in_channels=3, num_classes=10, seed=0)
     assert isinstance(model, FastResNet)
     return model
@@ -30,7 +30,8 @@ def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
     covariance = outputs.cov()
     variances = covariance.diagonal()
     torch.testing.assert_close(covariance, torch.diag(variances), atol=1e-3, rtol=0)
-    assert 0.9 < variances.min() <= variances.max() <= 1.001  # the smallest is held down by eps
+    # WHITENING_EPS keeps the smallest variance below one.
+    assert 0.9 < variances.min() <= variances.max() <= 1.001
 
 
 def test_whitening_does_not_depend_on_how_images_are_batched() -> None:
@@ -39,7 +40,7 @@ def test_whitening_does_not_depend_on_how_images_are_batched() -> None:
 
 
 def test_weights_of_whitening_and_scales_of_norms_do_not_train() -> None:
-    model = fast()
+    model = fast_net()
     filters = whitening_filters([correlated_images()])
     model.whiten(filters)
     model(torch.randn(8, 3, 32, 32)).square().sum().backward()
@@ -54,13 +55,13 @@ def test_weights_of_whitening_and_scales_of_norms_do_not_train() -> None:
 
 
 def test_it_is_residual() -> None:
-    block = fast().stages[0].block.eval()
+    block = fast_net().stages[0].block.eval()
     x = torch.randn(2, 64, 8, 8)
     nn.init.zeros_(block.conv2.weight)
     torch.testing.assert_close(block(x), x)
 
 
 def test_it_takes_images_of_any_size() -> None:
-    model = fast()
+    model = fast_net()
     for size in (9, 24, 28, 32):
         assert model(torch.randn(2, 3, size, size)).shape == (2, 10)

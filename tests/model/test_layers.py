@@ -17,9 +17,10 @@ def test_squeeze_and_excitation_scales_whole_channels() -> None:
     assert torch.allclose(gates, gates[:, :, :1, :1].expand_as(gates), atol=1e-5)
     assert 0 < gates.min() < gates.max() < 1
     assert (layer.fc1.out_features, SqueezeExcite(8).fc1.out_features) == (2, 1)
+    # The gates of an image depend on that image, and on no other of the batch.
     brighter = torch.cat([x[:1] + 1, x[1:]])
-    assert not torch.allclose(layer(brighter)[0] / brighter[0], gates[0])  # depends on the image
-    torch.testing.assert_close(layer(brighter)[1:], layer(x)[1:])  # on each alone
+    assert not torch.allclose(layer(brighter)[0] / brighter[0], gates[0])
+    torch.testing.assert_close(layer(brighter)[1:], layer(x)[1:])
 
 
 def test_squeeze_and_excitation_acts_before_the_addition() -> None:
@@ -29,7 +30,7 @@ def test_squeeze_and_excitation_acts_before_the_addition() -> None:
     torch.testing.assert_close(block(x), F.relu(block.se(residual) + x))
 
 
-def test_blur_stands_before_strided_convolutions_of_blocks_alone() -> None:
+def test_blur_precedes_the_strided_convolutions_of_blocks_and_no_other() -> None:
     model = build_model("resnet50", in_channels=3, num_classes=10, blurpool=True)
     blurred = {name for name, module in model.named_modules() if isinstance(module, BlurConv2d)}
     assert blurred == {f"stages.{stage}.0.{name}" for stage in (1, 2, 3) for name in ("conv2", "shortcut.0")}
@@ -52,7 +53,7 @@ def test_blur_before_a_1x1_equals_blur_everywhere() -> None:
 @pytest.mark.parametrize("shortcut", ["projection", "zero-pad"])
 def test_blur_makes_features_move_with_the_image(shortcut: str) -> None:
     def change(blurpool: bool) -> float:
-        """Of the averaged features when the image moves by a pixel, relative to what another image changes."""
+        """Return how far the logits move with an image that moves by a pixel, relative to another image."""
         model = build_model(
             "resnet20", in_channels=3, num_classes=10, shortcut=shortcut, blurpool=blurpool, seed=0
         ).eval()
@@ -99,7 +100,7 @@ def test_a_dropped_block_is_its_shortcut_for_that_sample_alone(name: str) -> Non
     assert not torch.allclose(logits[1], model(images)[1])
 
 
-def test_a_training_forward_must_be_told_what_to_drop() -> None:
+def test_a_training_forward_needs_the_scales() -> None:
     model = build_model("resnet8", in_channels=3, num_classes=10, stochastic_depth=0.5)
     with pytest.raises(ValueError, match="needs scales_NL"):
         model(torch.randn(2, 3, 8, 8))

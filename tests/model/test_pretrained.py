@@ -1,4 +1,4 @@
-"""torchvision's weights: the same logits from both nets, there and back, and what is said of what does not fit."""
+"""torchvision's weights: equal logits from both nets, renaming both ways, the report of what does not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = [
 
 
 def randomise_(model: nn.Module) -> None:
-    """Weights and statistics as of a trained net: nothing is zero, one, or the same twice."""
+    """Give norms weights and statistics as in a trained net: no zeros, no ones, no two equal values."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -42,7 +42,8 @@ def test_logits_agree_with_torchvision(name: str) -> None:
     with torch.inference_mode():
         expected, logits = theirs(images), ours(images)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    assert expected.std(dim=0).max() > 1e-3  # they depend on the image
+    # The logits depend on the image, so their agreement means something.
+    assert expected.std(dim=0).max() > 1e-3
     back = to_torchvision(ours.state_dict())
     assert back.keys() == theirs.state_dict().keys()
     assert all(torch.equal(back[key], value) for key, value in theirs.state_dict().items())
@@ -53,10 +54,10 @@ def test_every_name_goes_both_ways() -> None:
         for name in ("resnet18", "preresnet50", "wrn16_4", "resnet9_fast"):
             state = build_model(name, in_channels=3, num_classes=10, stem="auto").state_dict()
             assert list(from_torchvision(to_torchvision(state))) == list(state)
-            assert list(from_torchvision(state)) == list(state)  # ours stay ours
+            assert list(from_torchvision(state)) == list(state)
 
 
-def test_a_new_head_and_what_is_said_of_it() -> None:
+def test_a_head_of_other_classes_keeps_its_values_and_is_reported() -> None:
     weights = from_torchvision(get_model("resnet18").state_dict())
     weights["extra.weight"] = torch.zeros(1)
     del weights["stages.1.0.conv1.weight"]
@@ -80,7 +81,7 @@ def test_a_new_head_and_what_is_said_of_it() -> None:
     assert str(match(model, {})).endswith("and 96 more")
 
 
-def test_the_head_is_taken_where_the_classes_are_as_many() -> None:
+def test_the_head_is_loaded_where_the_number_of_classes_agrees() -> None:
     source = build_model("resnet8", in_channels=1, num_classes=10, seed=1)
     model = build_model("resnet8", in_channels=1, num_classes=10, seed=2)
     assert load_fitting(model, source.state_dict()).wrong_shape == ()

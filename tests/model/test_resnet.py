@@ -1,4 +1,4 @@
-"""The networks against the paper, and the one thing that makes them residual."""
+"""The networks against the paper, and the addition that makes them residual."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_a_block_is_relu_of_f_plus_x() -> None:
     residual = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     torch.testing.assert_close(block(x), F.relu(residual + x))
     torch.nn.init.zeros_(block.bn2.weight)
-    torch.testing.assert_close(block(x), F.relu(x))  # F = 0: the block is the identity
+    # F = 0 leaves the shortcut and the last ReLU.
+    torch.testing.assert_close(block(x), F.relu(x))
 
 
 def test_shortcuts_where_the_shape_changes() -> None:
@@ -56,7 +57,7 @@ def test_shortcuts_where_the_shape_changes() -> None:
 
 
 def test_the_skip_connection_carries_the_gradient() -> None:
-    # A plain block whose convolutions shrink their signal loses it with depth; the sum does not.
+    # With halved convolutions, each plain block shrinks the signal, and depth multiplies that; a sum keeps x.
     norms = {}
     for shortcut in ("zero-pad", "none"):
         model = build_model("resnet56", in_channels=3, num_classes=10, shortcut=shortcut, seed=0).eval()  # type: ignore[arg-type]

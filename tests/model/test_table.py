@@ -1,4 +1,4 @@
-"""Every name: its parameters against the papers and other implementations, and what does not go together."""
+"""Every name: its parameters against the papers and other implementations, and the combinations that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CIFAR_A = {  # arXiv 1512.03385, table 6: 0.27, 0.46, 0.66, 0.85, 1.7, 19.4 M
     "resnet110": 1_727_962,
     "resnet1202": 19_421_274,
 }
-IMAGENET = {  # as torchvision's pages of these models say
+IMAGENET = {  # torchvision's documentation of each model
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
@@ -38,22 +38,25 @@ IMAGENET = {  # as torchvision's pages of these models say
     "wide_resnet50_2": 68_883_240,
     "wide_resnet101_2": 126_886_696,
 }
-MILLIONS = {  # as the papers round them
-    "wrn16_4": 2.7,  # arXiv 1605.07146, tables 3 and 4
+# Millions, as the papers round them: wrn and preresnet from arXiv 1605.07146, tables 3 and 4; resnext29 from
+# arXiv 1611.05431, table 7.
+MILLIONS = {
+    "wrn16_4": 2.7,
     "wrn16_8": 11.0,
     "wrn22_8": 17.2,
     "wrn28_10": 36.5,
     "wrn40_1": 0.6,
     "wrn40_2": 2.2,
     "wrn40_4": 8.9,
-    "preresnet110": 1.7,  # the same, table 4
+    "preresnet110": 1.7,
     "preresnet164": 1.7,
-    "preresnet1001": 10.3,  # 10.2 there: its authors' own code has the 10.3
-    "resnext29_8x64d": 34.4,  # arXiv 1611.05431, table 7
+    "preresnet1001": 10.3,  # the table has 10.2, but the authors' own code builds 10.3
+    "resnext29_8x64d": 34.4,
     "preresnet200": 64.7,
 }
 
-DEEP = ("110", "1202", "152", "164", "200", "1001")  # more of the same blocks, and slow to make
+# Nets that repeat the blocks of shallower ones and take long to build.
+DEEP = ("110", "1202", "152", "164", "200", "1001")
 QUICK = [name for name in MODELS if not name.endswith(DEEP)]
 
 
@@ -83,7 +86,7 @@ def test_parameters_of_options() -> None:
     assert parameters("resnet18", 10, stem="cifar") == 11_173_962
     deep = parameters("resnet50", 1000, stem="deep", shortcut="pool-projection")
     assert deep == 25_576_264  # ResNet-50-D
-    # SE-ResNet-50: 2 C² / 16 weights and C + C / 16 biases for every block (arXiv 1709.01507, equation 5).
+    # SE-ResNet-50 adds 2 C² / 16 weights and C + C / 16 biases per block (arXiv 1709.01507, equation 5).
     assert parameters("resnet50", 1000, se=True) == 28_088_024
     assert parameters("resnet50", 1000, blurpool=True) == IMAGENET["resnet50"]
 
@@ -101,7 +104,7 @@ def test_a_plain_net_has_the_parameters_of_option_a(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_every_name_gives_logits(name: str) -> None:
+def test_every_name_returns_logits(name: str) -> None:
     with torch.device("meta"):
         model = build_model(name, in_channels=3, num_classes=7)
         assert model(torch.empty(2, 3, 33, 47)).shape == (2, 7)
@@ -110,7 +113,7 @@ def test_every_name_gives_logits(name: str) -> None:
 @pytest.mark.parametrize("shortcut", ["projection", "pool-projection", "zero-pad", "none"])
 @pytest.mark.parametrize("stem", ["auto", "cifar", "imagenet", "deep"])
 @pytest.mark.parametrize("name", ["resnet8", "resnext29_8x64d", "preresnet20"])
-def test_every_option_gives_logits_of_any_image_size(name: str, stem: str, shortcut: str) -> None:
+def test_every_option_returns_logits_for_any_image_size(name: str, stem: str, shortcut: str) -> None:
     options = {"stem": stem, "shortcut": shortcut, "se": True, "blurpool": True}
     with torch.device("meta"):
         model = build_model(name, in_channels=1, num_classes=7, **options)
@@ -144,16 +147,16 @@ def test_what_cannot_work_is_refused(name: str, options: dict[str, Any], message
 )
 @pytest.mark.parametrize("image_size", [9, 16, 17, 33])
 def test_batch_norm_with_one_value_per_channel_is_refused(name: str, stem: StemKind, image_size: int) -> None:
-    """Exactly where torch would refuse it, in its own words."""
+    """The check refuses exactly those image sizes at which torch raises."""
     options = Options(stem=stem)
     model = build_model(name, in_channels=1, num_classes=3, **vars(options)).train()
-    check_batch_norm(name, options, image_size, samples=2)
+    check_batch_norm(name, options, image_size, num_samples=2)
     if final_map_size(name, options, image_size) > 1:
-        check_batch_norm(name, options, image_size, samples=1)
+        check_batch_norm(name, options, image_size, num_samples=1)
         model(torch.zeros(1, 1, image_size, image_size))
         return
     with pytest.raises(ValueError, match=f"{image_size} pixels .*down to 1x1.*data.micro_batch_size"):
-        check_batch_norm(name, options, image_size, samples=1)
+        check_batch_norm(name, options, image_size, num_samples=1)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         model(torch.zeros(1, 1, image_size, image_size))
 

@@ -15,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
+from resnet_dist.data.images.decode import MAX_PIXELS as MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
-from resnet_dist.data.prepare.sources import Item
+from resnet_dist.data.images.formats import describe, format_of
+from resnet_dist.data.prepare.items import Item
 from resnet_dist.data.shards.index import Shard, idx_path
 from resnet_dist.data.shards.tar import TarError, group_samples, read_idx, write_idx
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import checksum
 
 SHARD_BYTES = 256 * 2**20  # default size of a shard: 100 to 500 MB suit object stores and local disks
+# Extensions that webdataset's decoders do not know, and the usual one of the same format.
+_WRITTEN_AS = {"jpe": "jpg", "jfif": "jpg", "jif": "jpg", "apng": "png"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class PrepareOptions:
     # Pixels. An image with a longer short side is shrunk to it, and encoded as JPEG.
     resize_short: int | None = None
     quality: int = 92  # of these JPEGs
-    strict: bool = False  # fail where an image cannot be read
+    max_pixels: int = MAX_PIXELS  # larger images are left out
+    strict: bool = False  # fail where anything would be left out
+    allow_empty: bool = False  # keep classes none of whose images can be read
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class WrittenShard:
     """A shard on disk."""
 
     shard: Shard
-    unreadable: list[str]  # one line per image that was left out
+    # Position in the task's items, kind of reason and details of each image that was left out.
+    left_out: list[tuple[int, str, str]]
 
 
 def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[ShardTask, WrittenShard]]:
@@ -93,17 +100,19 @@ def _write_shard(task: ShardTask) -> WrittenShard:
     for is_last in (False, True):
         shard = _index_tar(task.path)
         keys = {members[0].key for members in read_idx(idx_path(task.path))}
-        expected = {_key(n): item for n, item in enumerate(task.items, start=task.first_key)}
-        missing = [item for key, item in expected.items() if key not in keys]
-        problems = [_problem(item, task.options) for item in missing]
+        expected = {
+            _key(n): n - task.first_key for n in range(task.first_key, task.first_key + len(task.items))
+        }
+        missing = [position for key, position in expected.items() if key not in keys]
+        problems = [_problem(task.items[position], task.options) for position in missing]
         if is_last or (None not in problems and keys <= expected.keys()):
             break
         _write_tar(task)
-    intermittent = "could be read now, but not when its shard was written"
-    lines = [
-        f"{item.name}: {problem or intermittent}" for item, problem in zip(missing, problems, strict=True)
-    ]
-    return WrittenShard(shard, lines)
+    intermittent = ("cannot be read at times", "it could be read now, but not when its shard was written")
+    return WrittenShard(
+        shard,
+        [(position, *(problem or intermittent)) for position, problem in zip(missing, problems, strict=True)],
+    )
 
 
 def _write_tar(task: ShardTask) -> None:
@@ -137,14 +146,18 @@ def _write_tar(task: ShardTask) -> None:
 def encode(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
     """Return extension and bytes to write: the item's own bytes, unless the image must be shrunk.
 
-    Raises OSError or ValueError where the image cannot be read and decoded.
+    The bytes decide the extension where the name is wrong. Raises OSError or ValueError where the image cannot be
+    read and decoded.
     """
-    data = item.read()
+    return _encode(item.extension, item.read(), options)
+
+
+def _encode(extension: str, data: bytes, options: PrepareOptions) -> tuple[str, bytes]:
     image = open_image(data, 3)
     pixels = whole(image)
     short = min(image.height, image.width)
     if options.resize_short is None or short <= options.resize_short:
-        return item.extension, data
+        return _extension(extension, data), data
     import simplejpeg
 
     from resnet_dist.data.images.pixels import resize
@@ -154,12 +167,28 @@ def encode(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
     return "jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(small), options.quality, colorsubsampling="420")
 
 
-def _problem(item: Item, options: PrepareOptions) -> str | None:
-    """Return why an image cannot be read; None where it can."""
+def _extension(extension: str, data: bytes) -> str:
+    form = format_of(data)
+    if form is not None and extension not in form.extensions:
+        extension = form.extensions[0]
+    return _WRITTEN_AS.get(extension, extension)
+
+
+def _problem(item: Item, options: PrepareOptions) -> tuple[str, str] | None:
+    """Return why an image cannot be written, as kind and details; None where it can."""
     try:
-        encode(item, options)
+        data = item.read()
+    except PermissionError:
+        return "no permission to read it", ""
+    except OSError as error:
+        return "a file that cannot be read", str(error.strerror or error)
+    try:
+        _encode(item.extension, data, options)
     except (OSError, ValueError) as error:
-        return str(error)
+        if format_of(data) is None:
+            kind, _, detail = describe(data).partition(" (")
+            return kind, detail.removesuffix(")")
+        return "an image that cannot be decoded", str(error)
     return None
 
 

@@ -95,18 +95,24 @@ def test_unreadable_images_are_left_out_and_listed(folder: Path, tmp_path: Path)
     truncated = folder / "class 2/photo 8.JPG"
     truncated.write_bytes(truncated.read_bytes()[:-100])
     source = open_source(str(folder), whole_split="train")
-    with pytest.raises(UserError, match="2 images cannot be read, the first is class"):
+    with pytest.raises(
+        UserError, match=r"2 would be left out: 2 an image that cannot be decoded \(class 1/broken"
+    ):
         prepare(source, tmp_path / "out", PrepareOptions(shards=3, strict=True), workers=2)
-    assert not (tmp_path / "out/train/index.json").exists()
+    assert not (tmp_path / "out").exists()  # nothing half-written stays
     index = prepare(source, tmp_path / "out", PrepareOptions(shards=3))["train"]
     assert index.num_samples == 29
-    lines = (tmp_path / "out/train/unreadable.txt").read_text().splitlines()
-    assert sorted(line.partition(":")[0] for line in lines) == ["class 1/broken.jpg", "class 2/photo 8.JPG"]
+    lines = [line.split("\t") for line in (tmp_path / "out/train/left-out.txt").read_text().splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["left out", "class 1/broken.jpg", "an image that cannot be decoded"],
+        ["left out", "class 2/photo 8.JPG", "an image that cannot be decoded"],
+        ["passed over", "class 0/notes.txt", "a .txt file"],
+    ]
     again = prepare(source, tmp_path / "again", PrepareOptions(shards=3), workers=2)["train"]
     assert again.digest() == index.digest()
     for path in folder.rglob("photo*"):
         path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="31 images cannot be read"):
+    with pytest.raises(UserError, match="none of the 31 images of split train can be read.*a text file"):
         prepare(open_source(str(folder), whole_split="train"), tmp_path / "none")
 
 
@@ -115,11 +121,11 @@ def test_the_report_of_an_earlier_call_is_removed(folder: Path, tmp_path: Path) 
     content = path.read_bytes()
     broken = Item(0, "jpg", partial(bytes, 9), "broken", len(content))
     whole = Item(0, "jpg", partial(bytes, content), "broken", len(content))
-    with pytest.raises(UserError, match="1 images cannot be read"):
+    with pytest.raises(UserError, match="none of the 1 images .* is broken: a file of zeros"):
         prepare(Source("x", ("a",), {"train": [broken]}), tmp_path)
-    assert (tmp_path / "train/unreadable.txt").exists()
+    assert (tmp_path / "train/left-out.txt").exists()
     assert prepare(Source("x", ("a",), {"train": [whole]}), tmp_path)["train"].num_samples == 1
-    assert not (tmp_path / "train/unreadable.txt").exists()
+    assert not (tmp_path / "train/left-out.txt").exists()
 
 
 def test_a_changed_image_does_not_change_the_cut(tmp_path: Path) -> None:
@@ -205,9 +211,9 @@ def test_an_image_that_can_be_read_later_is_not_lost(tmp_path: Path, failures: i
     items = [Item(0, "png", Flaky(encoded(picture(n)), failures * (n == 4)), str(n)) for n in range(10)]
     index = prepare(Source("flaky", ("a",), {"train": items}), tmp_path, PrepareOptions(shards=1))["train"]
     assert index.num_samples == samples
-    report = tmp_path / "train/unreadable.txt"
+    report = tmp_path / "train/left-out.txt"
     assert (report.read_text() if report.exists() else "") == (
-        "" if samples == 10 else "4: [Errno 5] Input/output error\n"
+        "" if samples == 10 else "left out\t4\ta file that cannot be read\tInput/output error\t1\n"
     )
 
 
@@ -234,7 +240,9 @@ def test_folders_that_are_no_classes(folder: Path, tmp_path: Path) -> None:
     assert open_source(str(folder)).classes == ("class 0", "class 1", "class 2")
     (tmp_path / "half").mkdir()
     folder.rename(tmp_path / "half/train")
-    with pytest.raises(UserError, match="has train/ with folders of classes, but not eval or val"):
+    with pytest.raises(
+        UserError, match=r"has train/ with folders of classes, but not an evaluation folder \(eval, "
+    ):
         open_source(str(tmp_path / "half"))
     assert len(open_source(str(tmp_path / "half/train")).classes) == 3
 
@@ -383,6 +391,6 @@ def test_a_real_torchvision_class_has_what_is_read(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_decides_the_bytes_is_in_the_plan() -> None:
-    fields = set(PrepareOptions.__dataclass_fields__) - {"strict"}
-    plan = split_module._plan("x", [], PrepareOptions())
+    fields = set(PrepareOptions.__dataclass_fields__) - {"strict", "allow_empty"}
+    plan = split_module._plan("x", [], PrepareOptions(max_pixels=1))
     assert fields <= set(plan)
