@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, idx_path
 from resnet_dist.data.shards.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
+from resnet_dist.data.storage.urls import shown
 
 # The header of a damaged tar may state any size.
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -160,10 +161,10 @@ class _Table:
         try:
             self.places_N5 = places_of(load_members(file.path, file.fd, keep_idx=not is_plain_local(shard)))
         except TarError as error:
-            raise IndexMismatch(f"{shard.url}: {error}") from None
+            raise IndexMismatch(f"{shown(shard.url)}: {error}") from None
         if len(self.places_N5) != shard.num_samples:
             raise IndexMismatch(
-                f"{shard.url}: has {len(self.places_N5)} samples, but the index records {shard.num_samples}; index it "
+                f"{shown(shard.url)}: has {len(self.places_N5)} samples, but the index records {shard.num_samples}; index it "
                 "again"
             )
 

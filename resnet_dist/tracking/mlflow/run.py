@@ -74,7 +74,13 @@ class MlflowRun:
             opened = cls._begin(record.output, experiment, run.name, run.run_id, run.key)
             with opened._closed_where_it_fails():
                 opened._describe(record.recipe, record.source)
-                opened.set_tags({FOLDER_TAG: str(run.path), ATTEMPT_TAG: str(run.attempt), **redact_all(dict(record.tags))})
+                opened.set_tags(
+                    {
+                        FOLDER_TAG: str(run.path),
+                        ATTEMPT_TAG: str(run.attempt),
+                        **redact_all(dict(record.tags)),
+                    }
+                )
             return opened
 
     @classmethod
