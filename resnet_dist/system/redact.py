@@ -26,8 +26,8 @@ _PUBLIC_PARAMETERS = frozenset(
 _PARAMETER = re.compile(r"([?&])([^=&#\s]+)=([^&#\s'\"<>]*)")
 _BARE_TOKEN = re.compile(r"([?&])[^=&#\s'\"<>]{16,}(?=$|[&#\s'\"<>])")
 _HEADER = re.compile(
-    r"(?i)\b((?:proxy-)?authorization|x-[a-z-]*token|[a-z_-]*(?:secret|password|passwd|api[-_]?key|token))"
-    r"(\s*[:=]\s*)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
+    r"(?i)\b((?:proxy-)?authorization|(?:[a-z]+-)+(?:token|key|secret)|[a-z_-]*(?:secret|password|passwd|api[-_]?key|token)"
+    r"(?=\s?=|['\"]\s*:|:\S))(['\"]?\s*[:=]\s*['\"]?)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
 )
 _CURL_USER = re.compile(r"(?<!\S)(-u|--user|--proxy-user|-U|--password)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)")
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from resnet_dist.data.storage.shard_cache import (
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
+from resnet_dist.system.threads import thread_pool
 
 MAX_CLASSES = 1_000_000  # without class names; a larger label is an identifier, a time stamp, or damage
 
@@ -88,13 +88,10 @@ def _scan_all(
     cache = ShardCache(limits, fresh=True)
     scanned: list[ScannedShard] = []
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for result in pool.map(lambda shard: _scan_shard(shard, cache), shards):
-                    scanned.append(result)
-                    progress(len(scanned), len(shards))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with thread_pool(workers, cache.close) as pool:
+            for result in pool.map(lambda shard: _scan_shard(shard, cache), shards):
+                scanned.append(result)
+                progress(len(scanned), len(shards))
     except StorageError as error:
         raise UserError(str(error)) from None
     finally:

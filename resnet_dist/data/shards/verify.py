@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 from resnet_dist.data.images.decode import open_image, whole
@@ -12,6 +11,7 @@ from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, difference
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path
 from resnet_dist.errors import UserError
+from resnet_dist.system.threads import thread_pool
 
 
 def verify_index(
@@ -45,7 +45,7 @@ def verify_index(
             return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with thread_pool(workers, reader.close, cache.close) as pool:
             for done, found in enumerate(pool.map(check, range(len(index.shards))), start=1):
                 problems += found
                 progress(done, len(index.shards))

@@ -31,7 +31,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_ERROR_BYTES = 4096  # read of the body of an error
 MAX_RETRY_AFTER_SECONDS = 3600.0
 ADVICE = {
-    401: "it wants a user and password, or a token: in the URL, in ~/.netrc, or in fsspec's configuration",
+    401: "it wants a user and password or a token, in the URL, ~/.netrc or fsspec's configuration",
     403: "access is denied, or the signature of the URL is wrong or has expired",
     407: "the proxy wants a user and password",
 }
