@@ -5,6 +5,7 @@ Everything that can be refused is refused here, as a UserError of one sentence.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from resnet_dist.config import Recipe, check_classes, check_world_size
@@ -12,7 +13,7 @@ from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.storage.shard_cache import check_command
-from resnet_dist.data.storage.urls import is_local
+from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import Options, check_batch_norm, check_model
@@ -51,13 +52,14 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
 
     def absolute(location: str) -> str:
         location = location.replace("{output}", str(output))
-        return str(Path(location).expanduser().absolute()) if is_local(location) else location
+        return str(local_path(location).absolute()) if is_local(location) else location
 
     cache = recipe.data.shard_cache
     data = recipe.data.model_copy(
         update={
             "train": absolute(recipe.data.train),
             "eval": absolute(recipe.data.eval),
+            "source": recipe.data.source and os.path.expanduser(recipe.data.source),
             # Keep `~`: every node expands it to its own home folder.
             "shard_cache": cache if cache.startswith("~") else absolute(cache),
         }

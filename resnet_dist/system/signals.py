@@ -7,18 +7,24 @@ defers signals.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Time for the current step and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 s in all.
 GRACE_SECONDS = 20.0
 # Signals this close together count as one: a terminal signals each process, and torchrun and uv forward it.
 ONE_PRESS_SECONDS = 1.0
+# Time for a command that is interrupted to end by itself; a thread or a driver that hangs may prevent it.
+EXIT_SECONDS, SECOND_EXIT_SECONDS = 4.0, 0.5
 
 
 @contextmanager
@@ -47,6 +53,25 @@ def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
 def raise_interrupt(count: int) -> None:
     """Raise KeyboardInterrupt for every signal. A handler for `handle_signals`."""
     raise KeyboardInterrupt
+
+
+def interrupt_command(count: int) -> None:
+    """Raise KeyboardInterrupt, and see to it that the process ends soon. A handler for `handle_signals`."""
+    exit_after(EXIT_SECONDS if count == 1 else SECOND_EXIT_SECONDS, INTERRUPTED_EXIT_CODE)
+    raise KeyboardInterrupt
+
+
+def exit_after(seconds: float, code: int) -> None:
+    """Exit with `code` after `seconds` unless the process has ended by then: Python waits for threads that hang."""
+
+    def leave() -> None:
+        time.sleep(seconds)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # closed already
+                stream.flush()
+        os._exit(code)
+
+    threading.Thread(target=leave, name="exit", daemon=True).start()
 
 
 def raise_on_second(count: int) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resnet_dist.data.findings import Findings, one_line
+from resnet_dist.data.findings import Findings
 from resnet_dist.data.shards.index import PREPARED_KEY, Index, IndexMismatch, Shard, read_index, write_index
 from resnet_dist.data.shards.labels import class_ids
 from resnet_dist.data.shards.members import WEBDATASET, MemberRules
@@ -18,8 +17,9 @@ from resnet_dist.data.shards.output import place_of_index, report_path
 from resnet_dist.data.shards.scan import ScannedShard, Scanner
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, check_command
 from resnet_dist.data.storage.unpack import compression_of_file
-from resnet_dist.data.storage.urls import compression_of, is_local, local_path
+from resnet_dist.data.storage.urls import compression_of, is_local, local_path, shown
 from resnet_dist.errors import StorageError, UserError
+from resnet_dist.system.threads import thread_pool
 
 MAX_CLASSES = 1_000_000  # without class names; a larger label is an identifier, a time stamp, or damage
 MAX_NAMES = 5  # classes that a message names
@@ -99,13 +99,10 @@ def _scan_all(
     besides = [beside_index(location, number) for number in range(len(shards))]
     scanned: list[ScannedShard] = []
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for result in pool.map(scanner.scan, shards, besides):
-                    scanned.append(result)
-                    progress(len(scanned), len(shards))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with thread_pool(workers, cache.close) as pool:
+            for result in pool.map(scanner.scan, shards, besides):
+                scanned.append(result)
+                progress(len(scanned), len(shards))
     except StorageError as error:
         raise UserError(str(error)) from None
     finally:
@@ -116,7 +113,7 @@ def _scan_all(
 def _check_usable(scanned: Sequence[ScannedShard], findings: Findings) -> None:
     """Raise UserError where there are no samples, or none that can be used."""
     if not any(result.shard.num_samples for result in scanned):
-        raise UserError(f"{scanned[0].shard.url}: no samples; members must be named KEY.EXTENSION")
+        raise UserError(f"{shown(scanned[0].shard.url)}: no samples; members must be named KEY.EXTENSION")
     if not findings.used:
         first = findings.left_out[0]
         raise UserError(f"no sample has an image and a usable label; the first: {first.line()}")
@@ -144,7 +141,7 @@ def _numbered_classes(scanned: Sequence[ScannedShard], *, allow_empty: bool) -> 
     largest = max(highest.labels)
     if largest >= MAX_CLASSES:
         raise UserError(
-            f"{highest.shard.url}: a label is {largest}, which would make as many classes; labels count "
+            f"{shown(highest.shard.url)}: a label is {largest}, which would make as many classes; labels count "
             "from 0, or name the classes with --classes"
         )
     found = frozenset().union(*(result.labels for result in scanned))
@@ -156,10 +153,6 @@ def _numbered_classes(scanned: Sequence[ScannedShard], *, allow_empty: bool) -> 
             "--classes says which classes there are, --allow-empty keeps classes without samples"
         )
     return [str(label) for label in range(largest + 1)]
-
-
-def empty_classes(index: Index, labels: frozenset[int]) -> list[str]:
-    return [one_line(name) for label, name in enumerate(index.classes) if label not in labels]
 
 
 def _known_classes(out: Path) -> tuple[str, ...] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,16 @@ from resnet_dist.data.shards.offsets import beside_index, fitting, is_dali_index
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.storage.shard_cache import StoredFile, difference, is_plain_local
 from resnet_dist.data.storage.transfer import read_bytes
-from resnet_dist.data.storage.urls import COMMAND, is_local, join, local_path
+from resnet_dist.data.storage.urls import (
+    COMMAND,
+    folder_of,
+    is_local,
+    join,
+    local_path,
+    path_of,
+    shown,
+    without_user,
+)
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import write_text_atomically
 
@@ -103,7 +111,8 @@ def write_index(
     """Write the index and return it.
 
     The file appears in one rename, so a folder with an index is complete. Shards under the index's own folder are
-    named relative to it, so that the folder can be moved. prepared: the options of `resnet-dist prepare`.
+    named relative to it, so that the folder can be moved; a web address is written without user and password.
+    prepared: the options of `resnet-dist prepare`.
     """
     path = Path(index_location(location))
     entries = []
@@ -134,7 +143,7 @@ def write_index(
 def relative_name(url: str, folder: Path) -> str:
     """Return a shard's name in an index in `folder`: relative to it where the shard lies under it, else absolute."""
     if not is_local(url):
-        return url
+        return without_user(url)
     path, folder = local_path(url).absolute(), folder.absolute()
     # Follow links second: the link itself may lie in the folder, and what it leads to elsewhere. A name with .. means
     # another folder behind a link than its text says.
@@ -148,9 +157,12 @@ def relative_name(url: str, folder: Path) -> str:
 
 
 def index_location(location: str | Path) -> str:
-    """Return the path or URL of the index file: `location` itself, or the file in that folder."""
+    """Return the path or URL of the index file: `location` itself, or the file in that folder.
+
+    The query of a web address stays behind the name of the file, and `join` passes it on to the shards.
+    """
     text = str(location)
-    return text if text.endswith(".json") else join(text, INDEX_NAME)
+    return text if path_of(text).endswith(".json") else join(text, INDEX_NAME)
 
 
 def read_index(location: str | Path) -> Index:
@@ -169,26 +181,28 @@ def read_index(location: str | Path) -> Index:
 def _read_file(where: str) -> Index:
     try:
         value = json.loads(read_bytes(where))
-        shards = shards_of(value, posixpath.dirname(where))
+        shards = shards_of(value, folder_of(where))
         classes = tuple(printable(str(name)) for name in value["classes"])
         return Index(where, shards, classes, MemberRules.from_json(value))
     except (FileNotFoundError, NotADirectoryError):
         raise IndexMismatch(
-            f"{where}: no such index; `resnet-dist prepare` writes shards with one, `resnet-dist index` makes one "
+            f"{shown(where)}: no such index; `resnet-dist prepare` writes shards with one, `resnet-dist index` makes one "
             "for existing shards"
         ) from None
     except StorageError as error:
         raise IndexMismatch(str(error)) from None
     except OSError as error:  # for example a folder of that name, or no permission
-        raise IndexMismatch(f"{where}: cannot be read: {error.strerror}") from None
+        raise IndexMismatch(f"{shown(where)}: cannot be read: {error.strerror}") from None
     except KeyError as error:
         if error.args == ("classes",):
             raise IndexMismatch(
-                f"{where}: has no class names; `resnet-dist index {where}` makes an index that has them"
+                f"{shown(where)}: has no class names; `resnet-dist index {shown(where)}` makes an index that has them"
             ) from None
-        raise IndexMismatch(f"{where}: not an index of shards (no {error})") from None
+        raise IndexMismatch(f"{shown(where)}: not an index of shards (no {error})") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise IndexMismatch(f"{where}: not an index of shards ({type(error).__name__}: {error})") from None
+        raise IndexMismatch(
+            f"{shown(where)}: not an index of shards ({type(error).__name__}: {error})"
+        ) from None
 
 
 def shards_of(value: dict[str, Any], base: str) -> tuple[Shard, ...]:

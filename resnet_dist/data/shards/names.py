@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import glob
 import json
 import math
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,18 @@ from typing import Any
 from resnet_dist.data.findings import Findings
 from resnet_dist.data.shards.index import Shard, read_index, shards_of
 from resnet_dist.data.shards.listing import shards_in
-from resnet_dist.data.storage.transfer import read_bytes
-from resnet_dist.data.storage.urls import COMMAND, is_local, join, local_path
+from resnet_dist.data.storage.transfer import list_files, read_bytes
+from resnet_dist.data.storage.urls import (
+    COMMAND,
+    SHARD_SUFFIXES,
+    folder_of,
+    is_http,
+    is_local,
+    join,
+    local_path,
+    path_of,
+    shown,
+)
 from resnet_dist.errors import StorageError, UserError
 
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
@@ -40,10 +50,10 @@ def expand(
     parts = [part for pattern in patterns for part in _parts(pattern)]
     shards = [shard for part in parts for shard in _expand(part, split, findings)]
     if not shards:
-        raise UserError(f"{', '.join(patterns)}: names no shards")
+        raise UserError(f"{', '.join(map(shown, patterns))}: names no shards")
     url, times = Counter(shard.url for shard in shards).most_common(1)[0]
     if times > 1:
-        raise UserError(f"{url}: named twice")
+        raise UserError(f"{shown(url)}: named twice")
     return shards
 
 
@@ -57,11 +67,46 @@ def _expand(pattern: str, split: str | None, findings: Findings) -> list[Shard]:
         raise UserError("an empty name in the list of shards")
     if pattern.startswith(COMMAND):
         return [Shard(command, 0, "", 0) for command in _expand_ranges(pattern)]
-    if pattern.endswith(".json"):
+    if path_of(pattern).endswith(".json"):
         return _from_index(pattern, split)
     if is_local(pattern) and local_path(pattern).is_dir():
         return [Shard(str(path), 0, "", 0) for path in shards_in(local_path(pattern).absolute(), findings)]
-    return [Shard(_absolute(url), 0, "", 0) for url in expand_braces(pattern)]
+    # A file whose own name has braces or stars needs no expansion.
+    is_file = is_local(pattern) and local_path(pattern).is_file()
+    urls = [pattern] if is_file else expand_braces(pattern)
+    return [Shard(file, 0, "", 0) for url in urls for file in _expand_stars(url)]
+
+
+def _expand_stars(url: str) -> list[str]:
+    """Return the files that `*.tar` or a remote folder names, sorted; any other URL as it is. Raises UserError."""
+    if is_local(url):
+        path = local_path(url).absolute()
+        if not glob.has_magic(str(path)) or path.is_file():
+            return [str(path)]
+        found = sorted(name for name in glob.glob(str(path)) if Path(name).is_file())
+        if not found:
+            raise UserError(f"{url}: matches no file")
+        return found
+    has_stars = "*" in path_of(url)
+    if is_http(url):
+        if has_stars or url.endswith("/"):
+            raise UserError(
+                f"{shown(url)}: a web server cannot list its files; name the shards with braces, such as "
+                "train-{000000..000146}.tar"
+            )
+        return [url]
+    if not has_stars and path_of(url).lower().endswith(SHARD_SUFFIXES):
+        return [url]
+    try:
+        listed = list_files(url)
+    except StorageError as error:
+        raise UserError(str(error)) from None
+    if listed is None:
+        return [url]
+    names = listed if has_stars else [name for name in listed if name.lower().endswith(SHARD_SUFFIXES)]
+    if not names:
+        raise UserError(f"{shown(url)}: {'matches no file' if has_stars else 'no shards in this folder'}")
+    return names
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -97,12 +142,12 @@ def _count(first: int, last: int, step: int) -> int:
 
 
 def _absolute(url: str) -> str:
-    return str(local_path(url).expanduser().absolute()) if is_local(url) else url
+    return str(local_path(url).absolute()) if is_local(url) else url
 
 
 def _from_index(location: str, split: str | None) -> list[Shard]:
     """Return the shards of a wids index, or of timm's `_info.json`. Raises UserError."""
-    base = posixpath.dirname(_absolute(location))
+    base = folder_of(_absolute(location))
     try:
         value = json.loads(read_bytes(location))
         if "splits" in value:
@@ -110,14 +155,14 @@ def _from_index(location: str, split: str | None) -> list[Shard]:
         else:
             shards = list(shards_of(value, base))
     except FileNotFoundError:
-        raise UserError(f"{location}: no such index") from None
+        raise UserError(f"{shown(location)}: no such index") from None
     except StorageError as error:
         raise UserError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{location}: neither a wids index nor timm's ({type(error).__name__}: {error})"
+            f"{shown(location)}: neither a wids index nor timm's ({type(error).__name__}: {error})"
         ) from None
     if not is_local(location):
         _refuse_paths(shards, location)
@@ -132,7 +177,7 @@ def _refuse_paths(shards: Sequence[Shard], location: str) -> None:
     for shard in shards:
         if is_local(shard.url):
             raise UserError(
-                f"{location}: names {shard.url}, a path on this machine; an index that lies elsewhere must name its "
+                f"{shown(location)}: names {shard.url}, a path on this machine; an index that lies elsewhere must name its "
                 "shards by URL, or relative to itself"
             )
 

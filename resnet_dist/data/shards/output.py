@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from pathlib import Path
 
 from resnet_dist.data.findings import REPORT_NAME, one_line
 from resnet_dist.data.shards.index import INDEX_NAME, SECOND_INDEX_NAME, index_location
-from resnet_dist.data.storage.urls import local_path
 from resnet_dist.errors import UserError
-from resnet_dist.system.redact import redact
-
-# Path() makes s3:/bucket of s3://bucket. A single letter is a drive of Windows, not a scheme.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)|pipe:")
-
-
-def local_output(text: str) -> Path:
-    """Return the path in the option --out. Raises UserError for a URL: an index is written to this machine."""
-    if text.startswith("file://"):
-        return local_path(text)
-    if _URL.match(text):
-        raise UserError(
-            f"--out {redact(text)}: an index is written to a path on this machine; copy it from there to the URL, "
-            "beside its shards or anywhere"
-        )
-    return Path(text).expanduser()
 
 
 def place_of_index(out: Path) -> Path:

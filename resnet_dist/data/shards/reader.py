@@ -19,6 +19,7 @@ from resnet_dist.data.shards.members import Member
 from resnet_dist.data.shards.offsets import idx_path, load_members, write_idx
 from resnet_dist.data.shards.tar import TarError, places_of
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
+from resnet_dist.data.storage.urls import shown
 
 # The header of a damaged tar may state any size.
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -108,10 +109,10 @@ class ShardReader:
         try:
             places_N5 = places_of(self._members_of(number, file), self._index.rules)
         except TarError as error:
-            raise IndexMismatch(f"{shard.url}: {error}") from None
+            raise IndexMismatch(f"{shown(shard.url)}: {error}") from None
         if len(places_N5) != shard.num_samples:
             raise IndexMismatch(
-                f"{shard.url}: has {len(places_N5)} samples, but the index records {shard.num_samples}; index it "
+                f"{shown(shard.url)}: has {len(places_N5)} samples, but the index records {shard.num_samples}; index it "
                 "again"
             )
         return places_N5

@@ -14,7 +14,7 @@ from resnet_dist.data.shards.members import Member, MemberRules
 from resnet_dist.data.shards.offsets import Kept, keep_offsets
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.storage.shard_cache import ShardCache, difference, is_plain_local
-from resnet_dist.data.storage.urls import is_local, local_path
+from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import checksum
 
@@ -49,10 +49,10 @@ class Scanner:
         fd, path = self.cache.open(shard)
         in_tar, findings = Findings(), Findings()
         with os.fdopen(fd, "rb") as file:
-            samples = list(group_samples(file, shard.url, self.rules, in_tar))
+            samples = list(group_samples(file, shown(shard.url), self.rules, in_tar))
             if shard.num_samples and shard.num_samples != len(samples):
                 raise TarError(
-                    f"{shard.url}: has {len(samples)} samples, but the index that named it records {shard.num_samples}"
+                    f"{shown(shard.url)}: has {len(samples)} samples, but the index that named it records {shard.num_samples}"
                 )
             for members in samples:
                 self._refuse_rivals(members, shard)
@@ -78,7 +78,7 @@ class Scanner:
         more = ", …" if len(rivals) > MAX_NAMES else ""
         what = "image" if self.rules.is_image(rivals[0].extension) else "label"
         raise UserError(
-            f"{shard.url}: {len(rivals)} members share the key {one_line(members[0].key)}; a sample has one {what}, "
+            f"{shown(shard.url)}: {len(rivals)} members share the key {one_line(members[0].key)}; a sample has one {what}, "
             f"and these would be one sample: {names}{more}. A key ends at the first dot of a name, as in webdataset; "
             f"with `--key full` it ends at the last one. Or name the {what} to read: --{what}-ext "
             f"{rivals[0].extension}"
@@ -154,5 +154,5 @@ def _measured(shard: Shard, path: Path, cache: ShardCache) -> Shard:
         return Shard(shard.url, *fetched, shard.num_samples)
     problem = difference(path, shard)
     if problem:
-        raise TarError(f"{shard.url}: {problem}")
+        raise TarError(f"{shown(shard.url)}: {problem}")
     return Shard(shard.url, path.stat().st_size, checksum(path), shard.num_samples)

@@ -29,7 +29,7 @@ from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, read_inde
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage import transfer
+from resnet_dist.data.storage import http, retry, transfer
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, StoredFile
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.errors import StorageError, UserError
@@ -53,8 +53,9 @@ def served(tmp_path: Path, limits: CacheLimits) -> Path:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
     monkeypatch.setattr(transfer, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(transfer, "MAX_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(http, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "MAX_PAUSE_SECONDS", 0.1)
 
 
 def remote_data(url: str, limits: CacheLimits, **changes: object) -> Data:
@@ -137,7 +138,7 @@ def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Cache
 def test_a_missing_file_fails_at_once(served: Path, limits: CacheLimits) -> None:
     next(served.glob("*3.tar")).unlink()
     with file_server(served) as server:
-        with pytest.raises(StorageError, match=r"part-00003.tar: FileNotFoundError"):
+        with pytest.raises(StorageError, match=r"part-00003.tar: 404 Not Found"):
             epoch_bytes(remote_data(server.url, limits))
         with pytest.raises(IndexMismatch, match="no such index"):
             read_index(f"{server.url}/elsewhere")
@@ -463,12 +464,12 @@ def test_an_error_that_a_retry_cannot_cure_is_not_retried(error: Exception, perm
         raise error
 
     with pytest.raises(StorageError):
-        transfer.retry(read, "x://y", timeout_seconds=0.03)
+        retry.Patience("x://y", 0.03).retry(read)
     assert (len(tries) == 1) == permanent
 
 
 def test_closing_ends_a_pause(served: Path, limits: CacheLimits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 200.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 200.0)
     with file_server(served) as server, faulty_proxy(server.port, lambda number: "500") as proxy:
         cache = ShardCache(replace(limits, timeout_seconds=10_000))
         fetched = cache._begin(Shard(f"{proxy.url}/part-00000.tar", 1, "", 1))
