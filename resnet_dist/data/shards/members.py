@@ -14,6 +14,7 @@ from typing import Any
 
 from resnet_dist.data.findings import printable
 from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
+from resnet_dist.errors import UserError
 
 LABEL_EXTENSIONS = ("cls", "json")
 JSON_EXTENSION = "json"
@@ -97,7 +98,9 @@ class MemberRules:
         image = self.image(members)
         for chosen, ranks in ((image, self._image_ranks), (self.label(members), self._label_ranks)):
             if chosen is not None and chosen.extension not in ranks:
-                same = [m for m in members if "." in m.extension and m.last_extension == chosen.last_extension]
+                same = [
+                    m for m in members if "." in m.extension and m.last_extension == chosen.last_extension
+                ]
                 if len(same) > 1:
                     return same
         if image is not None and "." in image.extension and image.extension in self._image_ranks:
@@ -132,7 +135,8 @@ class MemberRules:
         """Map extensions to their ranks, plain and dotted: every plain one is before every dotted one."""
         count = len(self.image_extensions)
         return {
-            extension: (rank, count + rank) for rank, extension in reversed([*enumerate(self.image_extensions)])
+            extension: (rank, count + rank)
+            for rank, extension in reversed([*enumerate(self.image_extensions)])
         }
 
     @cached_property
@@ -180,8 +184,8 @@ def tool_file(name: str) -> str | None:
 
 
 def extensions_of(text: str, option: str) -> tuple[str, ...]:
-    """Return the extensions in a list such as `jpg;png` or `left.jpg`. Raises ValueError naming `option`."""
+    """Return the extensions in a list such as `jpg;png` or `left.jpg`. Raises UserError naming `option`."""
     found = tuple(part.strip().lower().removeprefix(".") for part in re.split("[;,]", text))
     if any(not part or "/" in part for part in found):
-        raise ValueError(f"{option} {text}: must be extensions with ; between them, such as jpg;png")
+        raise UserError(f"{option} {text}: must be extensions with ; between them, such as jpg;png")
     return found

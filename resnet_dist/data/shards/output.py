@@ -20,7 +20,9 @@ def place_of_index(out: Path) -> Path:
     path = Path(index_location(out))
     if _is_foreign(path):
         if path == out:
-            raise UserError(f"--out {one_line(str(out))}: holds something else than our index; give another name")
+            raise UserError(
+                f"--out {one_line(str(out))}: holds something else than our index; give another name"
+            )
         path = path.with_name(SECOND_INDEX_NAME)
     _check_writable(path)
     return path

@@ -62,7 +62,10 @@ class Scanner:
             _account_offsets(kept, findings)
             if kept.new:
                 self.record_new(kept.new)
-        for found, named in ((in_tar.left_out, findings.left_out), (in_tar.passed_over, findings.passed_over)):
+        for found, named in (
+            (in_tar.left_out, findings.left_out),
+            (in_tar.passed_over, findings.passed_over),
+        ):
             named += [replace(finding, name=f"{shard.name}/{finding.name}") for finding in found]
         findings.used = in_tar.used
         measured = _measured(shard, path, self.cache)

@@ -136,4 +136,6 @@ def _damage(file: IO[bytes], last: str) -> str:
     head = file.read(HEAD_BYTES)
     form = format_of(head)
     found = f"{form.name} image" if form else describe(head)
-    return "not a tar, or damaged at its beginning" + ("" if "not an image" in found else f"; it looks like {found}")
+    return "not a tar, or damaged at its beginning" + (
+        "" if "not an image" in found else f"; it looks like {found}"
+    )

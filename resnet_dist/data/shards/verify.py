@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.build import Progress
-from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, read_index
+from resnet_dist.data.shards.index import Index, Shard, read_index
 from resnet_dist.data.shards.labels import check_label
 from resnet_dist.data.shards.offsets import load_members
 from resnet_dist.data.shards.reader import BadSample, ShardReader
@@ -48,7 +48,7 @@ def verify_index(
                 return [*found, problem]
             ids = range(first_ids[number], first_ids[number + 1])
             return found + [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
-        except (OSError, IndexMismatch) as error:
+        except (OSError, UserError) as error:  # IndexMismatch and TarError are UserErrors
             return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
     try:

@@ -13,9 +13,9 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from resnet_dist.data.storage.transfer import CHUNK_BYTES
 from resnet_dist.errors import StorageError
@@ -31,7 +31,6 @@ MAGIC = (
     (re.compile(rb"\x1f\x9d"), "compress"),
 )
 MAGIC_BYTES = 16
-READABLE = ("gzip", "zstd", "bzip2", "xz")
 BLOCK_BYTES = 512  # one block of a tar; the last ones are zeros
 
 
@@ -91,22 +90,24 @@ def _blocks(raw: Path, url: str) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _decompressed(path: Path, url: str) -> Iterator[IO[bytes]]:
+    kind = compression_of_file(path) or ""
+    if kind not in _OPENERS:
+        raise StorageError(
+            f"{url}: compressed with {kind}, which is not read; compress it anew with one of {', '.join(_OPENERS)}"
+        )
+    with path.open("rb") as file, _OPENERS[kind](file) as plain:
+        yield plain
+
+
+def _open_zstd(file: IO[bytes]) -> Any:
     import zstandard
 
-    kind = compression_of_file(path)
-    with path.open("rb") as file:
-        plain: IO[bytes]
-        if kind == "gzip":
-            plain = gzip.open(file)  # type: ignore[assignment]
-        elif kind == "bzip2":
-            plain = bz2.open(file)  # type: ignore[assignment]
-        elif kind == "xz":
-            plain = lzma.open(file)  # type: ignore[assignment]
-        elif kind == "zstd":
-            plain = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        else:
-            raise StorageError(
-                f"{url}: compressed with {kind}, which is not read; compress it anew with one of {', '.join(READABLE)}"
-            )
-        with plain:
-            yield plain
+    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+
+
+_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    "gzip": gzip.open,
+    "zstd": _open_zstd,
+    "bzip2": bz2.open,
+    "xz": lzma.open,
+}
