@@ -192,17 +192,20 @@ def index(
 
     limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()
-    if verify and len(shards) == 1 and to is None and _has_index(shards[0]):
+    # Options that shape an index ask for a new one, even where there is one to verify.
+    has_rules = bool(key or image_ext or label_ext)
+    asks_for_index = bool(to or classes or split or has_rules)
+    if verify and len(shards) == 1 and not asks_for_index and _has_index(shards[0]):
         result = _verify(shards[0], limits, workers, as_json=as_json)
         if as_json:
             print_json(result)
         raise typer.Exit(1 if result["problems"] else 0)
     rules = MemberRules(
         key == "full",
-        extensions_of(image_ext, "--image-ext") if image_ext is not None else IMAGE_EXTENSIONS,
-        extensions_of(label_ext, "--label-ext") if label_ext is not None else LABEL_EXTENSIONS,
+        extensions_of(image_ext, "--image-ext") if image_ext else IMAGE_EXTENSIONS,
+        extensions_of(label_ext, "--label-ext") if label_ext else LABEL_EXTENSIONS,
     )
-    options = IndexOptions(rules, strict, allow_empty)
+    options = IndexOptions(rules if has_rules else None, strict, allow_empty)
     built, findings, report = _write_index(
         shards, split, to, classes, options, limits, workers, as_json=as_json
     )
@@ -272,7 +275,7 @@ def _write_index(
     if not as_json:
         print_summary(
             f"{built.num_samples:,} samples of {len(built.classes):,} classes in {len(built.shards):,} shards, "
-            f"{built.location}",
+            f"{built.location}{built.rules.describe()}",
             findings,
             report,
         )

@@ -6,12 +6,14 @@ Everything that can be refused is refused here, as a UserError of one sentence.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from resnet_dist.config import Recipe, check_classes, check_world_size
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
+from resnet_dist.data.shards.labels import class_difference
 from resnet_dist.data.storage.shard_cache import check_command
 from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.driver.request import Reporter, Request
@@ -98,8 +100,7 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
     """
     prepare_missing(recipe, reporter)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
-    if train_index.classes != eval_index.classes:
-        raise UserError(f"{train_index.location} and {eval_index.location} name different classes")
+    _check_classes_agree(train_index, eval_index)
     for index in (train_index, eval_index):
         check_shards(index)
         for shard in index.shards:
@@ -114,6 +115,26 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
             "does not reach optim.lr"
         )
     return (train_index, eval_index), plan.total
+
+
+def _check_classes_agree(train: Index, evaluation: Index) -> None:
+    """Raise UserError where the indexes of the two sets name different classes, with the command that mends it."""
+    difference = class_difference(train.classes, evaluation.classes)
+    if difference is None:
+        return
+    shorter, longer = sorted((train, evaluation), key=lambda index: len(index.classes))
+    changed = shlex.quote(shown(shorter.location))
+    command = f"`resnet-dist index {changed} --out {changed} --classes {shlex.quote(shown(longer.location))}`"
+    if shorter.classes == longer.classes[: len(shorter.classes)]:
+        advice = f"{command} gives both the same classes"
+    else:
+        advice = (
+            f"where equal labels mean the same class, {command} names them alike; otherwise prepare both sets from one "
+            "folder"
+        )
+    raise UserError(
+        f"{shown(train.location)} and {shown(evaluation.location)} name different classes: {difference}; {advice}"
+    )
 
 
 def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:

@@ -31,7 +31,8 @@ Progress = Callable[[int, int], None]  # (shards done, shards in all)
 class IndexOptions:
     """The options of an index, beside its class names."""
 
-    rules: MemberRules = WEBDATASET
+    # None: those of an index that is already there, else webdataset's.
+    rules: MemberRules | None = None
     strict: bool = False  # fail where anything would be left out
     allow_empty: bool = True  # keep classes without samples, where no one named the classes
 
@@ -62,8 +63,10 @@ def build_index(
     findings = Findings() if findings is None else findings
     new_files: list[Path] = []
     try:
-        known = _known_classes(out) if classes is None else classes
-        scanned = _scan_all(shards, location, limits, options.rules, known, new_files, workers, progress)
+        before = _index_before(out)
+        rules = options.rules or (before.rules if before else WEBDATASET)
+        known = classes if classes is not None or before is None else before.classes
+        scanned = _scan_all(shards, location, limits, rules, known, new_files, workers, progress)
         findings.add(result.findings for result in scanned)
         _check_usable(scanned, findings)
         if options.strict and findings.left_out:
@@ -72,8 +75,8 @@ def build_index(
         if named is None:
             named = _numbered_classes(scanned, allow_empty=options.allow_empty)
         indexed = [result.shard for result in scanned]
-        prepared = _known_preparation(out, indexed)
-        index = write_index(location, indexed, named, prepared=prepared, rules=options.rules)
+        prepared = _known_preparation(before, indexed)
+        index = write_index(location, indexed, named, prepared=prepared, rules=rules)
     except BaseException:
         for path in new_files:
             path.unlink(missing_ok=True)
@@ -155,21 +158,19 @@ def _numbered_classes(scanned: Sequence[ScannedShard], *, allow_empty: bool) -> 
     return [str(label) for label in range(largest + 1)]
 
 
-def _known_classes(out: Path) -> tuple[str, ...] | None:
-    """Return the class names of the index that will be replaced."""
+def _index_before(out: Path) -> Index | None:
+    """Return the index that will be replaced."""
     try:
-        return read_index(out).classes
+        return read_index(out)
     except IndexMismatch:
         return None
 
 
-def _known_preparation(out: Path, shards: Sequence[Shard]) -> dict[str, object] | None:
+def _known_preparation(before: Index | None, shards: Sequence[Shard]) -> dict[str, object] | None:
     """Return the options of `prepare` in the index that will be replaced, if `shards` are those that it wrote."""
-    try:
-        before = read_index(out)
-        prepared = json.loads(Path(before.location).read_text()).get(PREPARED_KEY)
-    except (OSError, ValueError, AttributeError):  # no index, or one of another layout
+    if before is None:
         return None
+    prepared = json.loads(Path(before.location).read_text()).get(PREPARED_KEY)
     same = [replace(shard, url=shard.name) for shard in before.shards] == [
         replace(shard, url=shard.name) for shard in shards
     ]

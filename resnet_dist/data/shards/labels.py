@@ -12,6 +12,7 @@ from typing import Any
 
 LABEL_FIELDS = ("label", "cls", "class_id")  # of a .json label, the first that exists
 MAX_QUOTED = 40  # characters of a label, in a message
+MAX_NAMES = 5  # classes that a message names
 NO_IDS: Mapping[str, int] = MappingProxyType({})
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -114,3 +115,20 @@ def check_label(label: int, num_classes: int) -> int:
     if not 0 <= label < num_classes:
         raise ValueError(f"label {label} is not one of the {num_classes} classes of the index")
     return label
+
+
+def class_difference(one: Sequence[str], other: Sequence[str]) -> str | None:
+    """Return how two lists of class names differ, with the first few names that do; None where they are the same."""
+    if tuple(one) == tuple(other):
+        return None
+    differing = [label for label, names in enumerate(zip(one, other, strict=False)) if names[0] != names[1]]
+    shown_names = [f"label {i} is {one[i]!r} and {other[i]!r}" for i in differing[:MAX_NAMES]]
+    longer = max(one, other, key=len)
+    extra = [repr(name) for name in longer[min(len(one), len(other)) :]]
+    if extra and not differing:
+        shown_names = [
+            f"only one of them has {', '.join(extra[:MAX_NAMES])}{', …' * (len(extra) > MAX_NAMES)}"
+        ]
+    elif len(differing) > MAX_NAMES:
+        shown_names.append("…")
+    return f"{len(one):,} and {len(other):,} classes; {', '.join(shown_names)}"

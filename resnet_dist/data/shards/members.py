@@ -120,6 +120,13 @@ class MemberRules:
             fields[LABEL_EXTENSIONS_FIELD] = list(self.label_extensions)
         return fields
 
+    def describe(self) -> str:
+        """Return the rules that are not webdataset's, for the end of a line; nothing for webdataset's."""
+        fields = self.as_json().items()
+        return "".join(
+            f", {name}={value if isinstance(value, str) else ';'.join(value)}" for name, value in fields
+        )
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MemberRules:
         """Return the rules that index.json records. Raises ValueError where it records some that are not known."""

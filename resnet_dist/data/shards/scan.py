@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from resnet_dist.data.findings import Findings, one_line
+from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
 from resnet_dist.data.shards.index import Shard
 from resnet_dist.data.shards.labels import LabelError, parse_label
 from resnet_dist.data.shards.members import Member, MemberRules
@@ -39,6 +41,10 @@ class Scanner:
     rules: MemberRules
     class_ids: Mapping[str, int]  # by name, for labels that are words
     record_new: Callable[[Path], None]  # called for each offsets file that did not exist before
+
+    @cached_property
+    def _image_extensions(self) -> frozenset[str]:
+        return frozenset((*IMAGE_EXTENSIONS, *self.rules.image_extensions))
 
     def scan(self, shard: Shard, beside: Path) -> ScannedShard:
         """Count and checksum a shard, and keep its offsets if it is a plain local tar.
@@ -80,11 +86,11 @@ class Scanner:
         names = ", ".join(one_line(member.name) for member in rivals[:MAX_NAMES])
         more = ", …" if len(rivals) > MAX_NAMES else ""
         what = "image" if self.rules.is_image(rivals[0].extension) else "label"
+        choice = f", and --{what}-ext {rivals[0].extension} reads that {what} alone" if not more else ""
         raise UserError(
-            f"{shown(shard.url)}: {len(rivals)} members share the key {one_line(members[0].key)}; a sample has one {what}, "
-            f"and these would be one sample: {names}{more}. A key ends at the first dot of a name, as in webdataset; "
-            f"with `--key full` it ends at the last one. Or name the {what} to read: --{what}-ext "
-            f"{rivals[0].extension}"
+            f"{shown(shard.url)}: {len(rivals)} members share the key {one_line(members[0].key)}; a sample has one "
+            f"{what}, and these would be one sample: {names}{more}. A key ends at the first dot of a name, as in "
+            f"webdataset; with `--key full` it ends at the last one{choice}"
         )
 
     def _account(self, samples: Sequence[Sequence[Member]], fd: int, findings: Findings) -> set[int]:
@@ -97,11 +103,10 @@ class Scanner:
             if image is None or label is None:
                 incomplete.append(members)
                 continue
-            if len(members) > 2 and len(images := self.rules.images(members)) > 1:
-                others = ", ".join(sorted({f".{other.extension}" for other in images if other != image}))
-                kind = f"images beside the one that is read: .{image.extension}, not {others}"
+            if len(members) > 2 and (others := self._other_images(members, image)):
+                kind = f"several images in a sample: .{image.extension} is read, not {', '.join(others)}"
                 count, first = several.get(kind, (0, members[0].key))
-                several[kind] = count + len(images) - 1, first
+                several[kind] = count + 1, first
             try:
                 labels.add(self._class_of(label, fd))
                 findings.used += 1
@@ -112,6 +117,14 @@ class Scanner:
         if incomplete:
             self._account_incomplete(incomplete, samples, findings)
         return labels
+
+    def _other_images(self, members: Sequence[Member], image: Member) -> list[str]:
+        """Return the extensions of the images that are not read, those that a person does not want among them."""
+        return sorted(
+            f".{member.extension}"
+            for member in members
+            if member is not image and member.last_extension in self._image_extensions
+        )
 
     def _class_of(self, label: Member, fd: int) -> int:
         content = os.pread(fd, label.size, label.offset)
@@ -137,7 +150,7 @@ class Scanner:
                     findings.leave_out(key, APART)
                 else:
                     expected = " or ".join(f".{extension}" for extension in self.rules.label_extensions)
-                    findings.leave_out(key, f"has no label ({expected})", f"it has {present}")
+                    findings.leave_out(key, f"has no label ({expected}; --label-ext reads others)", present)
             elif key in with_image:
                 findings.pass_over(key, "members that lie apart from their image")
             else:
