@@ -153,11 +153,11 @@ def index(
         ),
     ] = None,
     key: Annotated[
-        Literal["first-dot", "full"],
+        Literal["first-dot", "full"] | None,
         typer.Option(
-            help="Where a sample's key ends: at the first dot of a name, as in webdataset, or the last."
+            help="Where a sample's key ends: at the first dot of a name, as in webdataset (default), or the last."
         ),
-    ] = "first-dot",
+    ] = None,
     image_ext: Annotated[
         str | None,
         typer.Option(metavar="EXT[;EXT]", help="Images to read, best first; default: jpg;jpeg;…;png;…"),

@@ -15,7 +15,7 @@ from resnet_dist.data.prepare.split import prepare
 from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.shards.labels import class_difference
 from resnet_dist.data.storage.shard_cache import check_command
-from resnet_dist.data.storage.urls import is_local, local_path
+from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import Options, check_batch_norm, check_model
