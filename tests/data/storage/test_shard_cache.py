@@ -257,8 +257,8 @@ def compress(path: Path, suffix: str) -> Path:
 def test_compressed_shards_here_and_remote(served: Path, limits: CacheLimits, suffix: str) -> None:
     expected = epoch_bytes(remote_data(str(served), limits))
     names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
-    index, problems = build_index(expand(names), served, limits)
-    assert (index.counts, problems) == (COUNTS, [])
+    index, findings = build_index(expand(names), served, limits)
+    assert (index.counts, findings.left_out) == (COUNTS, [])
     assert epoch_bytes(remote_data(str(served), limits)) == expected
     with file_server(served) as server:
         other = replace(limits, folder=limits.folder / "other")
