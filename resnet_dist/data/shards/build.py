@@ -116,9 +116,13 @@ def _scan_all(
 def _check_usable(scanned: Sequence[ScannedShard], findings: Findings) -> None:
     """Raise UserError where there are no samples, or none that can be used."""
     if not any(result.shard.num_samples for result in scanned):
-        raise UserError(f"{shown(scanned[0].shard.url)}: no samples; members must be named KEY.EXTENSION")
+        found = (*findings.left_out, *findings.passed_over)
+        hint = f"; the first of {len(found):,} other members is {found[0].line()}" if found else ""
+        raise UserError(
+            f"{shown(scanned[0].shard.url)}: no samples; members must be named KEY.EXTENSION{hint}"
+        )
     if not findings.used:
-        first = findings.left_out[0]
+        first = (*findings.left_out, *findings.passed_over)[0]
         raise UserError(f"no sample has an image and a usable label; the first: {first.line()}")
 
 

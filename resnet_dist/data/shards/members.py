@@ -16,6 +16,9 @@ from resnet_dist.data.findings import printable
 from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
 from resnet_dist.errors import UserError
 
+# The header of a damaged tar may state any size.
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_LABEL_BYTES = 16 * 2**20
 LABEL_EXTENSIONS = ("cls", "json")
 JSON_EXTENSION = "json"
 # Fields of index.json; each is there only where a person chose other rules than webdataset's.

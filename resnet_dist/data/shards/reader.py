@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 
 from resnet_dist.data.shards.index import Index, IndexMismatch
 from resnet_dist.data.shards.labels import class_ids, parse_label
-from resnet_dist.data.shards.members import Member
+from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, Member
 from resnet_dist.data.shards.offsets import idx_path, load_members, write_idx
 from resnet_dist.data.shards.tar import TarError, places_of
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
 from resnet_dist.data.storage.urls import shown
 
-# The header of a damaged tar may state any size.
-MAX_IMAGE_BYTES = 256 * 2**20
-MAX_LABEL_BYTES = 16 * 2**20
 # Image and label are read together up to this size; to split a larger read would copy the image once more.
 MAX_JOINT_READ_BYTES = 16 * 2**10
 MAX_OPEN_FILES = 256  # shards; descriptors are scarce

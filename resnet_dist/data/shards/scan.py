@@ -12,7 +12,7 @@ from resnet_dist.data.findings import Findings, one_line
 from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
 from resnet_dist.data.shards.index import Shard
 from resnet_dist.data.shards.labels import LabelError, parse_label
-from resnet_dist.data.shards.members import Member, MemberRules
+from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, Member, MemberRules
 from resnet_dist.data.shards.offsets import Kept, keep_offsets
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.storage.shard_cache import ShardCache, difference, is_plain_local
@@ -22,6 +22,9 @@ from resnet_dist.system.files import checksum
 
 MAX_NAMES = 3  # members that a message names
 APART = "its label lies elsewhere in the tar: members of a sample must lie together (tar --sort=name)"
+OTHER_FOLDER = (
+    "its label lies in another folder of the tar: members of a sample need the same folder and name"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class ScannedShard:
 
 @dataclass(frozen=True)
 class Scanner:
-    """What the scan of every shard of a set shares."""
+    """The settings that the scans of all shards of a set share."""
 
     cache: ShardCache
     rules: MemberRules
@@ -103,6 +106,9 @@ class Scanner:
             if image is None or label is None:
                 incomplete.append(members)
                 continue
+            if problem := _problem_of_size(image, label):
+                findings.leave_out(members[0].key, problem)
+                continue
             if len(members) > 2 and (others := self._other_images(members, image)):
                 kind = f"several images in a sample: .{image.extension} is read, not {', '.join(others)}"
                 count, first = several.get(kind, (0, members[0].key))
@@ -141,20 +147,37 @@ class Scanner:
     ) -> None:
         """Record samples without image or label; members of the same key may lie elsewhere in the tar."""
         with_image = {members[0].key for members in samples if self.rules.image(members)}
-        with_label = {members[0].key for members in samples if self.rules.label(members)}
+        image_alone = {_name(members) for members in incomplete if self.rules.image(members)}
+        label_alone = {members[0].key for members in incomplete if self.rules.label(members)}
+        label_names = {_name(members) for members in incomplete if self.rules.label(members)}
+        expected = " or ".join(f".{extension}" for extension in self.rules.label_extensions)
         for members in incomplete:
             key = members[0].key
             present = ", ".join(f".{member.extension}" for member in members)
-            if self.rules.image(members):
-                if key in with_label:
-                    findings.leave_out(key, APART)
+            if self.rules.image(members) is None:
+                if key in with_image or (self.rules.label(members) and _name(members) in image_alone):
+                    findings.pass_over(key, "members that lie apart from their image")
                 else:
-                    expected = " or ".join(f".{extension}" for extension in self.rules.label_extensions)
-                    findings.leave_out(key, f"has no label ({expected}; --label-ext reads others)", present)
-            elif key in with_image:
-                findings.pass_over(key, "members that lie apart from their image")
+                    findings.leave_out(key, "has no image", present)
+            elif key in label_alone:
+                findings.leave_out(key, APART)
+            elif _name(members) in label_names:
+                findings.leave_out(key, OTHER_FOLDER)
             else:
-                findings.leave_out(key, "has no image", present)
+                findings.leave_out(key, f"has no label ({expected}; --label-ext reads others)", present)
+
+
+def _name(members: Sequence[Member]) -> str:
+    """Return the key of a sample without its folder."""
+    return members[0].key.rpartition("/")[2]
+
+
+def _problem_of_size(image: Member, label: Member) -> str | None:
+    if image.size == 0:
+        return "an empty image"
+    if image.size > MAX_IMAGE_BYTES:
+        return f"an image of more than {MAX_IMAGE_BYTES // 2**20} MiB"
+    return f"a label of more than {MAX_LABEL_BYTES // 2**20} MiB" if label.size > MAX_LABEL_BYTES else None
 
 
 def _account_offsets(kept: Kept, findings: Findings) -> None:
