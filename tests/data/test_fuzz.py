@@ -19,9 +19,9 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import IndexMismatch, read_index
-from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.labels import parse_label
 from resnet_dist.data.shards.members import KEY_AND_EXTENSION, WEBDATASET
+from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.offsets import read_idx
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.tar import TarError, group_samples
