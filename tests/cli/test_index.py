@@ -42,15 +42,15 @@ def test_a_summary_and_exit_code_3(folder: Path, capsys: pytest.CaptureFixture[s
     out, err = capsys.readouterr()
     assert out.splitlines()[1:] == [
         f"14 samples of 2 classes in 1 shards, {folder}/index.json",
-        "  used          8",
-        "  left out      2  has no image: 0.tar/set/9, …",
-        "  left out      1  .cls label is not a whole number: 0.tar/set/10",
-        "  left out      1  has no label (.cls or .json; --label-ext reads others): 0.tar/set/8",
-        "  left out      1  its label lies elsewhere in the tar: members of a sample must lie together (tar "
+        "  used         8",
+        "  left out     2  has no image: 0.tar/set/9, …",
+        "  left out     1  .cls label is not a whole number: 0.tar/set/10",
+        "  left out     1  has no label (.cls or .json; --label-ext reads others): 0.tar/set/8",
+        "  left out     1  its label lies elsewhere in the tar: members of a sample must lie together (tar "
         "--sort=name): 0.tar/set/11",
-        "  passed over   9  metadata of macOS: ._0.tar, …",
-        "  passed over   8  several images in a sample: .jpg is read, not .png: 0.tar/set/0, …",
-        "  passed over   1  members that lie apart from their image: 0.tar/set/11",
+        "  passed over  9  metadata of macOS: ._0.tar, …",
+        "  passed over  8  several images in a sample: .jpg is read, not .png: 0.tar/set/0, …",
+        "  passed over  1  members that lie apart from their image: 0.tar/set/11",
         f"  listed in {folder}/left-out.txt",
     ]
     assert err == "exit code 3: 5 left out; --allow-left-out accepts this, --strict refuses it\n"
