@@ -36,6 +36,10 @@ class TrainingError(ExplainedError, RuntimeError):
     """Training that cannot continue: names the cause in one sentence."""
 
 
+class TooManyBadSamples(ExplainedError, RuntimeError):
+    """A result that is refused because too many samples of its set could not be used: names the first."""
+
+
 class RankFailed(ExplainedError, RuntimeError):
     """A rank ended with an error: names the rank and quotes its message."""
 

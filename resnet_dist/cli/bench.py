@@ -66,6 +66,10 @@ def bench_loader(
     )
     if speed.raw is not None and speed.share_of_raw is not None:
         out.print(f"raw decode {speed.raw:,.0f} images/s, the loader reaches {speed.share_of_raw:.0%}")
+    if speed.bad:
+        out.print(
+            f"bad        {len(speed.bad):,} of {speed.num_samples:,} samples, not counted; the first is {speed.bad[0]}"
+        )
     out.print(f"memory     {speed.peak_bytes / 2**20:,.0f} MiB at most")
 
 

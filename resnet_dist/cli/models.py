@@ -13,6 +13,7 @@ from resnet_dist.cli.options import (
     STARTS_OVER,
     Gpu,
     Output,
+    err,
     on_interrupt,
     out,
     use_gpu,
@@ -32,11 +33,13 @@ def evaluate(
     """Measure top-1, top-5 and loss of a trained model, with every sample counted once."""
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
+        from resnet_dist.data.batches.bad_samples import check_bad_fraction
         from resnet_dist.data.shards.index import check_shards, read_index
         from resnet_dist.data.shards.labels import class_difference
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.train.evaluate import evaluate as evaluate_model
         from resnet_dist.train.evaluate import evaluation_loader
+        from resnet_dist.train.watch.guards import MAX_LISTED
         from resnet_dist.world import World
 
     index = read_index(shards)
@@ -48,9 +51,24 @@ def evaluate(
             f"{index.location} has other classes than the model was trained on: {difference}; index the shards with "
             "--classes and the index of the training set"
         )
-    with evaluation_loader(index, trained.recipe.data, world) as loader:
-        for key, value in evaluate_model(trained.model, loader, world).items():
-            out.print(f"{key:<13} {value:.6g}")
+    data, bad = trained.recipe.data, list[str]()
+
+    def report_bad(texts: list[str]) -> None:
+        bad.extend(texts)
+        for text in texts[:MAX_LISTED]:
+            err.print(f"bad sample {text}")
+        if len(texts) > MAX_LISTED:
+            err.print(
+                f"and {len(texts) - MAX_LISTED:,} more; `resnet-dist index {shards} --verify` lists all"
+            )
+
+    with evaluation_loader(index, data, world) as loader:
+        metrics = evaluate_model(trained.model, loader, world, report_bad=report_bad)
+    check_bad_fraction(index.location, bad, index.num_samples, data.max_bad_fraction)
+    for key, value in metrics.items():
+        out.print(f"{key:<13} {value:.6g}")
+    if bad:
+        err.print(f"{len(bad):,} of {index.num_samples:,} samples are bad and not counted in the metrics")
 
 
 def ui(

@@ -12,6 +12,8 @@ from resnet_dist.errors import RecipeError
 
 Crop = Literal["none", "pad-crop", "random-resized-crop"]
 Cache = Literal["none", "ram", "device"]
+MAX_PIXELS = 80_000_000
+
 PixelSize = Annotated[int, Field(ge=1)]
 
 # Fields that only some choices read. A value that nothing reads is a mistake, not a preference.
@@ -109,6 +111,10 @@ class Data(Part):
     """Maximum number of bytes of decoded batches per rank; lowers `prefetch_batches`, down to one batch."""
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
     """Share of samples that may fail to decode before the run ends with an error."""
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Maximum number of pixels of an image; a larger one is a bad sample, as a small file can claim any size.
+    Decoding takes 3 bytes of memory per pixel, of formats other than JPEG up to 24. A baseline JPEG may be
+    larger where its crops are so large that they are decoded at 1/2, 1/4 or 1/8 of the scale."""
     shard_cache: str = "~/.cache/resnet-dist/shards"
     """Folder on each node, shared by its ranks, for remote and compressed shards."""
     shard_cache_bytes: int = Field(default=200 * 2**30, ge=1)

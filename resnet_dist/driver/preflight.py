@@ -10,8 +10,9 @@ import shlex
 from pathlib import Path
 
 from resnet_dist.config import Recipe, check_classes, check_world_size
+from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.sources import open_source
-from resnet_dist.data.prepare.split import prepare
+from resnet_dist.data.prepare.split import prepare_splits
 from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.shards.labels import class_difference
 from resnet_dist.data.storage.shard_cache import check_command
@@ -153,6 +154,9 @@ def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
             f"data.source={source_name!r} writes folders train and eval side by side, but data.train={train} and "
             f"data.eval={evaluation}"
         )
-    source = open_source(source_name)
+    source = open_source(source_name, output=target)
     reporter.note(f"preparing {source.name} in {target}")
-    prepare(source, target)
+    for split, prepared in prepare_splits(source, target).items():
+        if prepared.findings.left_out:
+            count, report = prepared.findings.num_left_out, one_line(str(prepared.report))
+            reporter.note(f"{split}: {count:,} files of the source are left out, listed in {report}")

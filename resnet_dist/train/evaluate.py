@@ -12,7 +12,7 @@ from resnet_dist.config import Data
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
-from resnet_dist.errors import UserError
+from resnet_dist.errors import TooManyBadSamples, UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.world import World
 
@@ -43,7 +43,7 @@ def evaluate(
     `before_batch` may raise to end the evaluation, but on all ranks at the same batch. `report_bad` receives the
     names of all ranks' bad samples, with the reasons, where there are any.
 
-    Raises UserError where all samples are bad.
+    Raises TooManyBadSamples where all samples are bad, UserError where there are none.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     bad: list[str] = []
@@ -68,10 +68,12 @@ def evaluate(
         bad = sorted(text for texts in world.gather(bad) for text in texts)
         report_bad(bad)
     if not seen:
-        raise UserError(
+        problem = (
             f"none of the {loader.index.num_samples} samples of {loader.index.location} can be evaluated"
-            + (f"; the first that could not be decoded is {bad[0]}" if bad else "")
         )
+        if bad:
+            raise TooManyBadSamples(f"{problem}; the first that could not be decoded is {bad[0]}")
+        raise UserError(problem)
     metrics = {
         "eval/loss": loss / seen,
         "eval/top1": top1 / seen,

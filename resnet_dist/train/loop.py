@@ -27,7 +27,7 @@ from torch import nn
 from resnet_dist.config import Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import read_index
-from resnet_dist.errors import TrainingError, UserError
+from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.train.checkpoint.writer import Checkpointer
@@ -191,7 +191,7 @@ def evaluate_unless_stopped(
         return evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad)
     except Stopped:
         return None
-    except UserError as error:
+    except (TooManyBadSamples, UserError) as error:
         raise TrainingError(str(error)) from None
 
 

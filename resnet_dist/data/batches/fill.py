@@ -85,7 +85,7 @@ class Decoder:
                 continue
             try:
                 encoded, label = self._reader.read_at(*place)
-                image = open_image(encoded, self._data.channels)
+                image = open_image(encoded, self._data.channels, self._data.max_pixels)
                 found = to_sizes(image, self._data, *views, size)
                 images[rows] = found[0] if len(found) == 1 else found
                 labels[rows] = check_label(label, self._num_classes)

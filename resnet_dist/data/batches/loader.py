@@ -116,15 +116,19 @@ class Loader:
         waited = time.perf_counter() - start
         return Batch(samples.images_NSSC, samples.labels_N, samples.weights_N, pending.ids_B, bad, waited)
 
-    def drain(self) -> int:
-        """Wait for the batches decoded ahead, drop them, and return their number of samples. For benchmarks."""
-        num_samples = 0
+    def drain(self) -> tuple[int, list[str]]:
+        """Wait for the batches decoded ahead, and drop them. For benchmarks.
+
+        Returns their number of samples, and the keys of the bad ones among them, with the reasons.
+        """
+        num_samples, bad = 0, list[str]()
         for _, pending in self._ahead:
             for task in pending.tasks:
                 task.result()
             num_samples += len(pending.ids_B)
+            bad += pending.samples().bad.values()
         self._ahead.clear()
-        return num_samples
+        return num_samples, bad
 
     def close(self) -> None:
         """Drop the batches decoded ahead, and end the threads."""

@@ -1,11 +1,15 @@
 """Encoded bytes to pixels of the step's size, augmented by draws that depend on the sample's identity alone.
 
-decode.py       reads the header of an image, then decodes the image or the part that a crop needs
-jpeg_region.py  decodes a part of a JPEG with nvImageCodec, if it is installed
-draws.py        the random draws of every sample of a batch
-crop.py         chooses crop boxes, decodes them and resizes them: one image at a time
-augment.py      the augmentations after the crop, for a batch; `normalize` for the model's input
-pixels.py       windows, mirrors, rectangles and resizing, without any randomness
-policy.py       RandAugment, TrivialAugment and color jitter of one image
-mix.py          mixup and CutMix of a micro-batch, on its device
+decode.py         reads the header of an image, then decodes the image or the part that a crop needs
+formats.py        image formats by the first bytes of a file, and what a file is that holds no image
+jpeg_header.py    reads the header of a JPEG
+jpeg_region.py    decodes a part of a JPEG with nvImageCodec, if it is installed
+pillow_decode.py  decodes every other format, with Pillow
+metadata.py       reads EXIF's orientation, and takes damaged metadata out of a file
+draws.py          the random draws of every sample of a batch
+crop.py           chooses crop boxes, decodes them and resizes them: one image at a time
+augment.py        the augmentations after the crop, for a batch; `normalize` for the model's input
+pixels.py         windows, mirrors, rectangles and resizing, without any randomness
+policy.py         RandAugment, TrivialAugment and color jitter of one image
+mix.py            mixup and CutMix of a micro-batch, on its device
 """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from resnet_dist.config import Data
-from resnet_dist.data.images.decode import Box, Image, Pixels, scale_for, whole
+from resnet_dist.data.images.decode import Box, Image, Pixels, scale_for
 from resnet_dist.data.images.draws import Draws
 from resnet_dist.data.images.pixels import mirrored, resize
 
@@ -28,7 +28,7 @@ def to_sizes(
     single_middle = len(crops_R) == 1 and crops_R[0] is None and not any(mirror_R) and data.eval_crop == 1
     if single_middle and image.height == image.width == size:
         # Return early: the steps below would change nothing, and take as long as decoding a small image.
-        return [whole(image)]
+        return [image.pixels(Box(0, 0, size, size), size)]
     boxes = [
         middle(image.height, image.width, size, data.eval_crop)
         if draws is None

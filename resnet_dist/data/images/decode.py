@@ -8,32 +8,35 @@ Shapes: pixels are uint8, H height, W width, C channels.
 
 from __future__ import annotations
 
-import io
-import struct
 import threading
-from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.data.images import formats
+from resnet_dist.data.images.jpeg_header import JpegHeader, parse_header, parse_layout, read_header
 from resnet_dist.data.images.jpeg_region import decode_region
+from resnet_dist.data.images.metadata import orient
+from resnet_dist.data.images.pillow_decode import (
+    LARGE_PIXELS,
+    decode_with_pillow,
+    one_large_image,
+    too_many,
+)
 
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 80_000_000  # Refuse larger images: a small file can claim to be of any size.
-LARGE_PIXELS = 8_000_000  # Decode images from this size on one at a time: many threads would need gigabytes.
 SMALL_PIXELS = 128 * 128  # Decode images up to this size whole, into fresh memory: it is the fastest way.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow tries no others: its rare parsers are a needless risk.
 MAX_SCALE = 8  # the strongest reduction that JPEG's inverse transform offers
 MAX_SCRATCH_BYTES = 32 * 2**20  # A thread keeps this much between images: fresh memory costs page faults.
-MAX_HEADER_BYTES = 4096  # Remember no longer header: it holds a thumbnail or a color profile.
+# A block of 8 x 8 pixels takes one Huffman code of one bit at least: a JPEG of fewer bytes is cut off or a bomb.
+MAX_JPEG_PIXELS_PER_BYTE = 512
 END_OF_IMAGE = b"\xff\xd9"
 
 _scratch = threading.local()
-# The lock is reentrant: a thread that falls back to Pillow may hold it already.
-_one_large_image = threading.RLock()
 
 
 class Box(NamedTuple):
@@ -54,31 +57,46 @@ class Image(Protocol):
     @property
     def width(self) -> int: ...
 
+    @property
+    def min_scale(self) -> int:
+        """The least reduction at which `pixels` decodes: 1, unless the image has more than `max_pixels`."""
+        ...
+
     def pixels(self, box: Box, size: int) -> Pixels:
         """Return `box` as (H, W, C), to be resized to `size` x `size` by the caller.
 
         It is already shrunk by `scale_for`, where the box lies on the grid of that scale and the format allows it.
         The pixels are valid until this thread asks for those of the next image. Raises ValueError where the bytes
-        cannot be decoded.
+        cannot be decoded, or where an image of more than `max_pixels` had to be decoded at more than 1/`min_scale`.
         """
         ...
 
 
-def open_image(data: bytes, channels: int) -> Image:
+def open_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Image:
     """Read the header; an image that is not a JPEG is decoded at once.
 
-    channels: 1 or 3. Raises ValueError where the bytes are not an image, or one of more than MAX_PIXELS.
+    channels: 1 or 3. Raises ValueError where the bytes are not an image, or where decoding it takes more than
+    `max_pixels`. A larger JPEG is accepted where a reduced scale, at which it has no more, suffices: its boxes are
+    decoded at such scales alone. A progressive one is not, since all of it would be kept in memory.
     """
-    header = _jpeg_header(data) if simplejpeg.is_jpeg(data) else None
+    header = read_header(data) if simplejpeg.is_jpeg(data) else None
+    if header is None and formats.format_of(data) is formats.JPEG:
+        header, _ = parse_header(data)
+        # Decode it with Pillow, because something follows its end, but for a reduced scale, which is chosen later.
+        if header is not None and header.height * header.width <= max_pixels:
+            header = None
     if header is not None:
-        _check_size(header.height, header.width)
-        return _Jpeg(data, channels, header)
-    return _Decoded(_decode_with_pillow(data, channels))
+        return _Jpeg(data, channels, header, max_pixels)
+    return _Decoded(decode_with_pillow(data, channels, max_pixels))
 
 
 def whole(image: Image) -> Pixels:
-    """Return all of an image, (H, W, C). The pixels are valid until this thread asks for those of the next image."""
-    return image.pixels(Box(0, 0, image.height, image.width), max(image.height, image.width))
+    """Return all of an image, (H, W, C), reduced by `image.min_scale`: at its own size but for huge JPEGs.
+
+    The pixels are valid until this thread asks for those of the next image.
+    """
+    box = Box(0, 0, image.height, image.width)
+    return image.pixels(box, min(image.height, image.width) // image.min_scale)
 
 
 def _thread_buffer(num_bytes: int) -> Pixels:
@@ -102,6 +120,8 @@ def scale_for(height: int, width: int, size: int) -> int:
 class _Decoded:
     """An image that Pillow has decoded as a whole: any but an ordinary JPEG."""
 
+    min_scale = 1
+
     def __init__(self, pixels_HWC: Pixels) -> None:
         self._pixels = pixels_HWC
         self.height, self.width = pixels_HWC.shape[:2]
@@ -113,38 +133,54 @@ class _Decoded:
 class _Jpeg:
     """A JPEG of which each crop is decoded when it is asked for."""
 
-    def __init__(self, data: bytes, channels: int, header: _JpegHeader) -> None:
-        self._data, self._header = data, header
+    min_scale = 1
+
+    def __init__(self, data: bytes, channels: int, header: JpegHeader, max_pixels: int) -> None:
+        self._data, self._header, self._max_pixels = data, header, max_pixels
         self._channels, self._space = channels, "GRAY" if channels == 1 else "RGB"
         turned = header.orientation >= 5  # 5 to 8 turn the image by a quarter, which exchanges the axes
         self.height = header.width if turned else header.height
         self.width = header.height if turned else header.width
+        num_pixels = header.height * header.width
+        if num_pixels >= LARGE_PIXELS or num_pixels > max_pixels:
+            self.min_scale = _min_scale(data, header, max_pixels)
 
     def pixels(self, box: Box, size: int) -> Pixels:
-        if self._header.height * self._header.width < LARGE_PIXELS:
+        if self._header.height * self._header.width < LARGE_PIXELS and self.min_scale == 1:
             return self._pixels(box, size)
-        with _one_large_image:
-            return self._pixels(box, size)
+        with one_large_image:
+            return self._pixels(box, size) if self.min_scale == 1 else self._reduced(box, size)
 
     def _pixels(self, box: Box, size: int) -> Pixels:
         orientation = self._header.orientation
         try:
             if orientation == 1:
                 return self._decode_part(box, scale_for(box.height, box.width, size))
-            return _cut(_orient(self._decode(), orientation), box)
+            return _cut(orient(self._decode(), orientation), box)
         except ValueError:
             # Let Pillow try: it decodes CMYK, and tolerates some errors.
-            return _cut(_decode_with_pillow(self._data, self._channels), box)
+            return _cut(decode_with_pillow(self._data, self._channels, self._max_pixels), box)
+
+    def _reduced(self, box: Box, size: int) -> Pixels:
+        """Return `box` of an image that has more than `max_pixels`, decoded at the scale for `size`."""
+        header, scale = self._header, scale_for(box.height, box.width, size)
+        if scale < self.min_scale:
+            raise ValueError(
+                f"{too_many(header.height, header.width, self._max_pixels)}, and {size} pixels of {box.height} x "
+                f"{box.width} need 1/{scale} of its scale; raise max_pixels to allow them"
+            )
+        try:
+            pixels = orient(self._decode_at(scale), header.orientation)
+        except ValueError:  # as in `_pixels`
+            pixels = decode_with_pillow(self._data, self._channels, self._max_pixels, scale=scale)
+        if box == (0, 0, self.height, self.width):
+            return pixels  # The last row and column may stand for fewer than `scale`.
+        return _cut(pixels, Box(*(edge // scale for edge in box)))
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
         """Return `box` of an image without rotation, at 1/`scale` where it lies on the grid of that scale."""
-        header = self._header
         if scale > 1 and not any(edge % scale for edge in box):
-            height, width = -(-header.height // scale), -(-header.width // scale)
-            pixels = self._decode(min_height=height, min_width=width, min_factor=scale)
-            if pixels.shape[:2] != (height, width):
-                raise ValueError("decoded at another scale than asked for")
-            return _cut(pixels, Box(*(edge // scale for edge in box)))
+            return _cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
         part = decode_region(self._data, *box) if self._is_worth_cutting(box) else None
         return _cut(self._decode(), box) if part is None else part
 
@@ -159,116 +195,52 @@ class _Jpeg:
             and self._data.endswith(END_OF_IMAGE)
         )
 
-    def _decode(self, **options: object) -> Pixels:
+    def _decode(self) -> Pixels:
+        """Decode all of the image, as it is stored."""
         pixels = self._header.height * self._header.width
         buffer = _thread_buffer(pixels * self._channels) if pixels > SMALL_PIXELS else None
-        decoded: Pixels = simplejpeg.decode_jpeg(self._data, self._space, buffer=buffer, **options)
+        decoded: Pixels = simplejpeg.decode_jpeg(self._data, self._space, buffer=buffer)
+        return decoded
+
+    def _decode_at(self, scale: int) -> Pixels:
+        """Decode all of the image, as it is stored, at 1/`scale`: (ceil(H / scale), ceil(W / scale), C)."""
+        height, width = shape = _reduced_size(self._header, scale)
+        decoded: Pixels = simplejpeg.decode_jpeg(
+            self._data,
+            self._space,
+            min_height=height,
+            min_width=width,
+            min_factor=scale,
+            buffer=_thread_buffer(height * width * self._channels),
+        )
+        if decoded.shape[:2] != shape:
+            raise ValueError("decoded at another scale than asked for")
         return decoded
 
 
-class _JpegHeader(NamedTuple):
-    """The facts that decoding needs; height and width are of the stored pixels, before `orientation`."""
-
-    height: int
-    width: int
-    components: int  # 1 gray, 3 color, 4 CMYK
-    orientation: int  # EXIF's, 1 to 8
-
-
-# Remember the newest header with its bytes: the images of a data set often begin with the same ones, and parsing
-# them in Python takes as long as decoding a small image. It is one tuple, so that threads replace it atomically.
-_newest: tuple[bytes, _JpegHeader | None] = (b"\0", None)
-
-
-def _jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Return the facts in the markers before the first scan; None where they are missing or unreliable."""
-    global _newest
-    start, known = _newest
-    if data.startswith(start):
-        return known
-    header, num_bytes = _parse_header(data)
-    if header is not None and num_bytes <= MAX_HEADER_BYTES:
-        _newest = data[:num_bytes], header
-    return header
-
-
-def _parse_header(data: bytes) -> tuple[_JpegHeader | None, int]:
-    """Return the header, and the number of leading bytes that determine it."""
-    at, end, orientation = 2, len(data), 1
-    while at + 10 <= end and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xFF:  # padding
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            if height == 0 or width == 0:
-                return None, at
-            return _JpegHeader(height, width, data[at + 9], orientation), at + 10
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(data[at + 4 : at + 2 + length])
-        at += 2 + max(2, length)
-    return None, at
-
-
-def _orientation(exif: bytes) -> int:
-    from PIL import Image as Pillow
-
-    try:
-        tags = Pillow.Exif()
-        tags.load(exif)
-        value = tags.get(0x0112, 1)
-    except Exception:  # The parser raises anything on a damaged block; the pixels are good all the same.
+def _min_scale(data: bytes, header: JpegHeader, max_pixels: int) -> int:
+    """Return the least reduction at which a JPEG has no more than `max_pixels`. Raises ValueError where none helps."""
+    layout, num_pixels = parse_layout(data), header.height * header.width
+    is_larger, problem = num_pixels > max_pixels, too_many(header.height, header.width, max_pixels)
+    if layout.is_huffman and len(data) * MAX_JPEG_PIXELS_PER_BYTE < num_pixels:
+        claim = f"{problem}, and" if is_larger else f"{header.height} x {header.width} pixels are"
+        raise ValueError(f"not a readable image: {claim} more than a JPEG of {len(data):,} bytes can hold")
+    if not is_larger:
         return 1
-    return value if value in range(1, 9) else 1
+    if not layout.is_by_rows:
+        raise ValueError(
+            f"{problem}, and all of a progressive JPEG is kept in memory; raise max_pixels to allow them"
+        )
+    for scale in (2, 4, MAX_SCALE):
+        height, width = _reduced_size(header, scale)
+        if height * width <= max_pixels:
+            return scale
+    raise ValueError(f"{problem}, at 1/{MAX_SCALE} of its scale too; raise max_pixels to allow them")
 
 
-def _orient(pixels_HWC: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror stored pixels to those that a viewer shows."""
-    if orientation >= 5:
-        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    reverse_rows = orientation in (3, 4, 7, 8)
-    reverse_columns = orientation in (2, 3, 6, 7)
-    return pixels_HWC[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
-
-
-def _decode_with_pillow(data: bytes, channels: int) -> Pixels:
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    try:
-        with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.height, image.width)
-            large = image.height * image.width >= LARGE_PIXELS
-            with _one_large_image if large else nullcontext():
-                image.load()
-                pixels = _to_8_bits(ImageOps.exif_transpose(image), channels)
-    except Exception as error:  # Pillow's plugins raise any exception that their format's parser raises.
-        raise ValueError(f"not a readable image: {type(error).__name__}: {error}") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _to_8_bits(image: object, channels: int) -> Pixels:
-    from PIL import Image as Pillow
-
-    assert isinstance(image, Pillow.Image)
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I"):
-        # Keep the upper 8 of 16 bits: Pillow's own conversion would clip at 255.
-        gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.array(Pillow.fromarray(gray).convert(mode))
-    if image.has_transparency_data:
-        # Show white where the image is transparent, not the arbitrary color stored there.
-        rgba = image.convert("RGBA")
-        ground = Pillow.new("RGBA", rgba.size, "white")
-        image = Pillow.alpha_composite(ground, rgba)
-    return np.array(image.convert(mode))  # Copy: torch warns of memory that is not writable.
+def _reduced_size(header: JpegHeader, scale: int) -> tuple[int, int]:
+    return -(-header.height // scale), -(-header.width // scale)
 
 
 def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:
     return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
-
-
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS:,}")

@@ -7,6 +7,7 @@ say which members of a tar are meant as images, since a tar is not read to choos
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,9 +20,8 @@ class Format:
 
     name: str
     extensions: tuple[str, ...]
-    plugin: str | None = (
-        None  # the package that teaches Pillow the format, where Pillow itself does not know it
-    )
+    # The package that teaches Pillow the format, where Pillow itself does not know it.
+    plugin: str | None = None
 
 
 JPEG = Format("JPEG", ("jpg", "jpeg", "jpe", "jfif", "jif"))
@@ -40,6 +40,8 @@ FORMATS = (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF, JPEG2000, HEIF, JXL)
 # In the order of preference where a sample has several images, as webdataset's users list them ("jpg;png;…").
 IMAGE_EXTENSIONS = tuple(extension for form in FORMATS for extension in form.extensions)
 
+# Classic TIFF and BigTIFF, in both byte orders, and two that mix them up, which Pillow reads.
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -62,7 +64,7 @@ _TESTS: tuple[tuple[Format, Callable[[bytes], bool]], ...] = (
     (WEBP, lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP"),
     (BMP, _is_bmp),
     (GIF, lambda head: head.startswith((b"GIF87a", b"GIF89a"))),
-    (TIFF, lambda head: head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))),
+    (TIFF, lambda head: head.startswith(_TIFF_STARTS)),
     (PPM, lambda head: re.match(rb"P[1-6][\s#]", head) is not None),
     (AVIF, lambda head: any(brand in (b"avif", b"avis") for brand in _brands(head))),
     (HEIF, lambda head: any(brand in _HEIF_BRANDS for brand in _brands(head))),
@@ -71,14 +73,14 @@ _TESTS: tuple[tuple[Format, Callable[[bytes], bool]], ...] = (
 )
 
 _IMPOSTORS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), description)
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), description)
     for pattern, description in (
         (rb"version https://git-lfs", "a Git LFS pointer, not the image (`git lfs pull` fetches it)"),
         (
             rb"(\.\./)*(\.git)?/?annex/objects/",
             "a git-annex pointer, not the image (`git annex get` fetches it)",
         ),
-        (rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<body)", "an HTML page"),
+        (rb"(\xef\xbb\xbf)?\s*(<!--.*)?(<!doctype html|<html|<head|<body)", "an HTML page"),
         (rb"(\xef\xbb\xbf)?\s*(<\?xml|<svg)", "an XML or SVG file"),
         (rb"\x1f\x8b", "a gzip file"),
         (rb"PK\x03\x04", "a zip file"),
@@ -88,6 +90,12 @@ _IMPOSTORS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"%PDF-", "a PDF"),
         (rb"\x93NUMPY", "a NumPy array"),
         (rb"8BPS", "a Photoshop file"),
+        (rb"\0\0[\1\2]\0", "an icon"),
+        (rb"P[Ff]\s", "a PFM image of floats, of which no value is known to be white"),
+        (rb"qoif", "a QOI image, which cannot be read here"),
+        (rb"\x76\x2f\x31\x01", "an OpenEXR image, which cannot be read here"),
+        (rb"DDS ", "a DirectDraw texture"),
+        (rb"RIFF....(AVI |WAVE)|\x1aE\xdf\xa3", "a video or sound file"),
         (rb"(\0\0..)ftyp", "a video"),
         (rb"\s*[{\[]", "a JSON file"),
         (rb"\0+$", "a file of zeros"),
@@ -109,3 +117,42 @@ def describe(data: bytes) -> str:
         return "an empty file"
     known = next((description for pattern, description in _IMPOSTORS if pattern.match(head)), None)
     return known or f"not an image that is known here (it begins with {head[:8]!r})"
+
+
+def jxl_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) from the header of a JPEG XL (ISO 18181-1), which its plug-in decodes without a limit."""
+    at = 0
+    if not data.startswith(b"\xff\x0a"):  # a container: find the box that holds the beginning of the image
+        while at + 16 <= len(data) and data[at + 4 : at + 8] not in (b"jxlc", b"jxlp"):
+            size = int.from_bytes(data[at : at + 4])
+            at += int.from_bytes(data[at + 8 : at + 16]) if size == 1 else size or len(data)
+        at += (16 if data[at : at + 4] == b"\0\0\0\1" else 8) + 4 * (data[at + 4 : at + 8] == b"jxlp")
+    if data[at : at + 2] != b"\xff\x0a":
+        return None
+    bits = int.from_bytes(data[at + 2 : at + 18], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    is_small = take(1)
+
+    def edge() -> int:
+        return 8 * (take(5) + 1) if is_small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    height, ratio = edge(), take(3)
+    across, down = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
+    return height, (height * across // down if across else edge())
+
+
+def jpeg2000_tiles(data: bytes) -> int:
+    """Return the number of tiles in the header of a JPEG 2000 (ISO 15444-1, A.5.1), for each of which memory is taken."""
+    at = data.find(b"\xff\x4f\xff\x51")  # the start of the code stream, and of its size segment
+    if at < 0 or at + 40 > len(data):
+        return 0
+    right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, at + 8)
+    if not width or not height:
+        return 0
+    across, down = -(-(right - left) // width), -(-(bottom - top) // height)
+    return int(max(0, across) * max(0, down))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,29 +21,32 @@ _OWN_SUFFIXES = (".tar", ".idx", ".partial")
 def check_output(out: Path, splits: Sequence[str]) -> None:
     """Raise UserError where a split's folder cannot be written. A split that has its index is not written again."""
     for split in splits:
-        if not (out / split / INDEX_NAME).exists():
-            _check_writable(out / split)
+        folder = out / split
+        try:
+            if not (folder / INDEX_NAME).exists():
+                _check_writable(folder)
+        except OSError as error:  # UserError is none
+            raise UserError(
+                f"{one_line(str(folder))}: cannot be written ({error.strerror}); give another output folder"
+            ) from None
 
 
 def _check_writable(folder: Path) -> None:
-    shown = one_line(str(folder))
+    """Raise UserError where the path cannot be a folder, and OSError where the folder cannot be written."""
     existing = folder
     while not existing.exists():
         if existing.is_symlink():
             raise UserError(
-                f"{shown}: {one_line(str(existing))} is a broken link; give another output folder"
+                f"{one_line(str(folder))}: {one_line(str(existing))} is a broken link; give another output folder"
             )
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(f"{shown}: {one_line(str(existing))} is a file; give another output folder")
-    try:
-        # Try it: access rights alone do not show a file system that is mounted for reading, nor a quota.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
         raise UserError(
-            f"{shown}: cannot be written ({error.strerror}); give another output folder"
-        ) from None
+            f"{one_line(str(folder))}: {one_line(str(existing))} is a file; give another output folder"
+        )
+    # Try it: access rights alone do not show a file system that is mounted for reading, nor a quota.
+    with tempfile.TemporaryFile(dir=existing):
+        pass
 
 
 def check_apart(source: str, out: Path) -> None:
@@ -50,7 +54,7 @@ def check_apart(source: str, out: Path) -> None:
 
     source: a folder. An output folder inside it is passed over when it is scanned, and so it must hold nothing else.
     """
-    if not out.is_dir():
+    if not os.path.isdir(out):
         return
     if any(same_folder(Path(source), folder) for folder in (out, out / "train", out / "eval")):
         raise UserError(f"{one_line(str(out))}: would put shards into the source itself; give another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from functools import partial
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def open_source(
         return _digits(seed)
     if name in TORCHVISION_SETS:
         return _torchvision_set(name)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return open_image_folder(Path(name), FolderOptions(seed, whole_split, allow_empty, output))
     known = ", ".join(["digits", *TORCHVISION_SETS])
     shown = repr(redact(one_line(name)))
-    if Path(name).is_file():
+    if os.path.isfile(name):
         raise UserError(
             f"source {shown} is a file; unpack it and give the folder, or make an index of a tar of samples with "
             "`resnet-dist index`"

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.findings import MAX_NAMES, REPORT_NAME, Findings, one_line
-from resnet_dist.data.images.decode import MAX_PIXELS
 from resnet_dist.data.prepare.items import SHARED, Item, Source
 from resnet_dist.data.prepare.output import LOCK_NAME, PLAN_NAME, check_output, remove_unfinished
 from resnet_dist.data.prepare.write import PrepareOptions, ShardTask, WrittenShard, encode, write_shards

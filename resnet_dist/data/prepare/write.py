@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_dist.data.images.decode import MAX_PIXELS as MAX_PIXELS
+from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.images.formats import describe, format_of
 from resnet_dist.data.prepare.items import Item
@@ -154,16 +154,22 @@ def encode(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
 
 
 def _encode(extension: str, data: bytes, options: PrepareOptions) -> tuple[str, bytes]:
-    image = open_image(data, 3)
-    pixels = whole(image)
+    image = open_image(data, 3, options.max_pixels)
     short = min(image.height, image.width)
-    if options.resize_short is None or short <= options.resize_short:
+    wanted = min(short, options.resize_short or short)
+    # A JPEG of more than `max_pixels` is decoded at a reduced scale, which must suffice for what is written.
+    if short // image.min_scale < wanted:
+        raise ValueError(
+            f"{image.height} x {image.width} pixels are more than {options.max_pixels:,}; raise max_pixels to allow them"
+        )
+    pixels = whole(image)
+    if wanted == short:
         return _extension(extension, data), data
     import simplejpeg
 
     from resnet_dist.data.images.pixels import resize
 
-    scale = options.resize_short / short
+    scale = wanted / short
     small = resize(pixels, round(image.height * scale), round(image.width * scale))
     return "jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(small), options.quality, colorsubsampling="420")
 
@@ -189,7 +195,13 @@ def _problem(item: Item, options: PrepareOptions) -> tuple[str, str] | None:
         if format_of(data) is None:
             kind, _, detail = describe(data).partition(" (")
             return kind, detail.removesuffix(")")
-        return "an image that cannot be decoded", str(error)
+        detail = str(error).removeprefix("not a readable image: ")
+        if "pixels are more than" in detail:
+            advice = "--max-pixels allows them, and --resize-short shrinks most JPEGs"
+            return "an image of more than --max-pixels", detail.replace(
+                "raise max_pixels to allow them", advice
+            )
+        return "an image that cannot be decoded", detail
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.build import Progress
 from resnet_dist.data.shards.index import Index, Shard, read_index
@@ -18,7 +19,12 @@ from resnet_dist.system.threads import thread_pool
 
 
 def verify_index(
-    location: str, limits: CacheLimits, *, workers: int = 4, progress: Progress = lambda done, total: None
+    location: str,
+    limits: CacheLimits,
+    *,
+    workers: int = 4,
+    progress: Progress = lambda done, total: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
     """Recompute every checksum, decode every image and compare the offsets beside every local tar with the tar.
 
@@ -26,12 +32,15 @@ def verify_index(
 
     Remote shards are fetched and compressed ones unpacked again, because a copy in the cache may be older than the
     shard. A copy that differs from the index is a problem too. Raises IndexMismatch where there is no index.
-    workers: threads.
+    workers: threads. max_pixels: as `data.max_pixels` of a recipe.
     """
     index = read_index(location)
     reader, cache = ShardReader(index, limits), ShardCache(limits)
     problems: list[str] = []
     first_ids = list(accumulate(index.counts, initial=0))
+
+    def problem_of(sample_id: int) -> str | None:
+        return _problem(reader, sample_id, len(index.classes), max_pixels)
 
     def check(number: int) -> list[str]:
         shard, found = index.shards[number], []
@@ -47,7 +56,7 @@ def verify_index(
             if problem := _wrong_offsets(number, index):
                 return [*found, problem]
             ids = range(first_ids[number], first_ids[number + 1])
-            return found + [text for text in (_problem(reader, i, len(index.classes)) for i in ids) if text]
+            return found + [text for text in (problem_of(i) for i in ids) if text]
         except (OSError, UserError) as error:  # IndexMismatch and TarError are UserErrors
             return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
@@ -88,12 +97,12 @@ def _wrong_offsets(number: int, index: Index) -> str | None:
     return f"{source}: does not have the offsets of {shard.name}/{wrong[0].key}; index the shards again"
 
 
-def _problem(reader: ShardReader, sample_id: int, num_classes: int) -> str | None:
+def _problem(reader: ShardReader, sample_id: int, num_classes: int, max_pixels: int) -> str | None:
     """Return why a sample cannot be used; None where it can. Raises UserError where the shard cannot be read."""
     try:
         sample = reader.read(sample_id)
         check_label(sample.label, num_classes)
-        whole(open_image(sample.image, 3))
+        whole(open_image(sample.image, 3, max_pixels))
     except UserError:
         raise
     except (BadSample, ValueError) as problem:
