@@ -114,10 +114,12 @@ def index(
     from resnet_dist.data.shards.index import index_location
     from resnet_dist.data.storage.shard_cache import CacheLimits
     from resnet_dist.data.storage.transfer import exists
+    from resnet_dist.data.storage.urls import SHARD_SUFFIXES, path_of
 
     limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()
-    if verify and len(shards) == 1 and to is None and exists(index_location(shards[0])):
+    is_index = len(shards) == 1 and to is None and not path_of(shards[0]).endswith(SHARD_SUFFIXES)
+    if verify and is_index and exists(index_location(shards[0])):
         location = shards[0]
     else:
         location = str(_write_index(shards, split, to, classes, limits, workers))
@@ -136,6 +138,7 @@ def _write_index(
     """Write an index for the shards, report samples that cannot be used, and return the index's place."""
     from resnet_dist.data.shards.build import build_index, num_compressed
     from resnet_dist.data.shards.names import class_names, default_location, expand
+    from resnet_dist.data.storage.urls import without_user
 
     found = expand(shards, split)
     target = to or default_location(found)
@@ -160,6 +163,8 @@ def _write_index(
     out.print(
         f"{built.num_samples:,} samples of {len(built.classes)} classes in {len(built.shards)} shards, {built.location}"
     )
+    if any(without_user(shard.url) != shard.url for shard in found):
+        err.print(f"{target}: holds no user and password; put them into ~/.netrc, where they are found")
     _report(problems, "samples without a usable image or label")
     return target
 

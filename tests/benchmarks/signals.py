@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -137,7 +136,15 @@ def arguments(command: str, url: str, folder: Path) -> list[str]:
             "train.label_smoothing=0",
         ]
         sets = [word for change in changes for word in ("--set", change)]
-        return ["train", str(ROOT / "jobs/digits.py"), "--local", "--cpu", "--output", str(folder / "out"), *sets]
+        return [
+            "train",
+            str(ROOT / "jobs/digits.py"),
+            "--local",
+            "--cpu",
+            "--output",
+            str(folder / "out"),
+            *sets,
+        ]
     raise ValueError(command)
 
 

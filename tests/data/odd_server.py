@@ -146,5 +146,3 @@ def odd_server(folder: Path) -> Iterator[OddServer]:
         yield server
     finally:
         server.close()
-
-

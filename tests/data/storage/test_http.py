@@ -45,7 +45,18 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FLAKY = [f"flaky-{status}" for status in (408, 429, 500, 502, 503, 504)]
-READ = ["plain", "norange", "chunked", "headzero", "head-403", "head-405", "gzip", "gzipalways", "wrongrange", "python"]
+READ = [
+    "plain",
+    "norange",
+    "chunked",
+    "headzero",
+    "head-403",
+    "head-405",
+    "gzip",
+    "gzipalways",
+    "wrongrange",
+    "python",
+]
 
 
 @pytest.mark.parametrize("mode", READ + FLAKY)
@@ -59,17 +70,23 @@ def test_shards_and_index_are_read(server: OddServer, limits: CacheLimits, tmp_p
     assert verify_index(remote.location, limits) == []
 
 
-def test_a_gzip_that_a_server_labels_as_encoded_is_the_file(server: OddServer, limits: CacheLimits, tmp_path: Path) -> None:
+def test_a_gzip_that_a_server_labels_as_encoded_is_the_file(
+    server: OddServer, limits: CacheLimits, tmp_path: Path
+) -> None:
     for path in sorted((tmp_path / "served").glob("*.tar")):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
     for mode in ("plain", "gziplabel", "gzipalways"):
         index, _ = build_index(expand([f"{server.url}/{mode}/{NAMES}.gz"]), tmp_path / mode, limits)
         assert index.counts == COUNTS, mode
     # A label on bytes that are not compressed.
-    assert build_index(expand([f"{server.url}/gziplabel/{NAMES}"]), tmp_path / "b", limits)[0].counts == COUNTS
+    assert (
+        build_index(expand([f"{server.url}/gziplabel/{NAMES}"]), tmp_path / "b", limits)[0].counts == COUNTS
+    )
 
 
-def test_a_query_is_sent_byte_for_byte_also_after_a_redirect(server: OddServer, limits: CacheLimits, tmp_path: Path) -> None:
+def test_a_query_is_sent_byte_for_byte_also_after_a_redirect(
+    server: OddServer, limits: CacheLimits, tmp_path: Path
+) -> None:
     index, _ = build_index(expand([f"{server.url}/signed/{NAMES}?{SIGNATURE}"]), tmp_path / "a", limits)
     assert index.counts == COUNTS
     assert build_index(expand([f"{server.url}/redirect/{NAMES}"]), tmp_path / "b", limits)[0].counts == COUNTS
@@ -77,7 +94,9 @@ def test_a_query_is_sent_byte_for_byte_also_after_a_redirect(server: OddServer, 
         build_index(expand([f"{server.url}/signed/{NAMES}?Signature=other"]), tmp_path / "c", limits)
 
 
-def test_the_query_of_an_index_serves_its_shards(server: OddServer, limits: CacheLimits, tmp_path: Path) -> None:
+def test_the_query_of_an_index_serves_its_shards(
+    server: OddServer, limits: CacheLimits, tmp_path: Path
+) -> None:
     for location in (f"{server.url}/signed?{SIGNATURE}", f"{server.url}/signed/index.json?{SIGNATURE}"):
         index = read_index(location)
         assert index.digest() == read_index(tmp_path / "served").digest()
@@ -118,7 +137,10 @@ def test_what_no_retry_cures_ends_at_once(
 
 
 def test_hosts_that_do_not_answer_are_told_apart(limits: CacheLimits, tmp_path: Path) -> None:
-    for host, reason in ((f"127.0.0.1:{free_port()}", "connection refused by"), ("nowhere.invalid", "unknown host")):
+    for host, reason in (
+        (f"127.0.0.1:{free_port()}", "connection refused by"),
+        ("nowhere.invalid", "unknown host"),
+    ):
         with pytest.raises(UserError, match=reason):
             build_index(expand([f"http://{host}/a.tar"]), tmp_path / "own", limits)
 
@@ -165,7 +187,9 @@ def test_passwords_come_from_the_url_netrc_and_configuration(
     assert read_index(f"{server.url}/header").counts == COUNTS
 
 
-def test_a_proxy_is_used_unless_no_proxy_names_the_host(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_used_unless_no_proxy_names_the_host(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(FileNotFoundError):
