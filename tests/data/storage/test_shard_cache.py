@@ -551,6 +551,7 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOCALHOST}:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()  # another test had another port
         bucket = s3fs.S3FileSystem(skip_instance_cache=True)
         bucket.mkdir("shards")
         bucket.put(str(served), "shards/set", recursive=True)
