@@ -131,9 +131,12 @@ def _has_index(shards: str) -> bool:
     """Return whether there is an index to verify: a file named so, or one of ours in a folder."""
     from resnet_dist.data.shards.index import IndexMismatch, index_location, read_index
     from resnet_dist.data.storage.transfer import exists
+    from resnet_dist.data.storage.urls import SHARD_SUFFIXES, path_of
 
     if index_location(shards) == shards:
         return exists(shards)
+    if path_of(shards).lower().endswith(SHARD_SUFFIXES):
+        return False
     try:
         read_index(shards)
     except IndexMismatch:
@@ -156,6 +159,7 @@ def _write_index(
     from resnet_dist.data.shards.build import build_index, num_compressed
     from resnet_dist.data.shards.names import class_names, default_location, expand
     from resnet_dist.data.shards.output import place_of_index, report_path
+    from resnet_dist.data.storage.urls import without_user
 
     findings = Findings()
     target = local_folder(to, "--out") if to is not None else None
@@ -181,6 +185,10 @@ def _write_index(
             workers=workers,
             progress=partial(show_progress, "index"),
             findings=findings,
+        )
+    if any(without_user(shard.url) != shard.url for shard in found):
+        err.print(
+            f"{built.location}: holds no user and password; put them into ~/.netrc, where they are found"
         )
     if not as_json:
         print_summary(

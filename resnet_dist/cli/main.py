@@ -19,9 +19,10 @@ from resnet_dist.system.command import TRAINING_THREAD, is_main_process, started
 from resnet_dist.system.redact import RedactingFormatter, redact
 from resnet_dist.system.signals import (
     EXIT_SECONDS,
-    exit_after,
+    SECOND_EXIT_SECONDS,
+    ExitTimer,
     handle_signals,
-    interrupt_command,
+    limit_exit,
 )
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
@@ -36,11 +37,13 @@ def main() -> None:
     # At INFO, MLflow logs every table of a new store.
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
     # A job that is stopped gets SIGTERM, which is handled like Ctrl-C.
-    with handle_signals(interrupt_command):
+    timer = ExitTimer()
+    with handle_signals(timer.interrupt):
         try:
             code = _run()
         except KeyboardInterrupt:  # The user interrupted while an error was being reported.
             code = 130
+        timer.cancel()
         _exit_process(code)
 
 
@@ -101,7 +104,7 @@ def _exit_process(code: int) -> NoReturn:
         os._exit(code)
     if code:
         # A transfer may hang in a driver: Python would wait for its thread.
-        exit_after(1.0 if code == INTERRUPTED_EXIT_CODE else EXIT_SECONDS, code)
+        limit_exit(SECOND_EXIT_SECONDS if code == INTERRUPTED_EXIT_CODE else EXIT_SECONDS, code)
     sys.exit(code)
 
 

@@ -55,23 +55,43 @@ def raise_interrupt(count: int) -> None:
     raise KeyboardInterrupt
 
 
-def interrupt_command(count: int) -> None:
-    """Raise KeyboardInterrupt, and see to it that the process ends soon. A handler for `handle_signals`."""
-    exit_after(EXIT_SECONDS if count == 1 else SECOND_EXIT_SECONDS, INTERRUPTED_EXIT_CODE)
-    raise KeyboardInterrupt
+class ExitTimer:
+    """Ends a command that is interrupted and does not end by itself: a thread or a driver may hang."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def interrupt(self, count: int) -> None:
+        """Raise KeyboardInterrupt, and exit soon if that does not end the command. A handler for `handle_signals`."""
+        seconds = EXIT_SECONDS if count == 1 else SECOND_EXIT_SECONDS
+
+        def leave() -> None:
+            if not self._cancelled.wait(seconds):
+                _exit_now(INTERRUPTED_EXIT_CODE)
+
+        threading.Thread(target=leave, name="exit", daemon=True).start()
+        raise KeyboardInterrupt
+
+    def cancel(self) -> None:
+        self._cancelled.set()
 
 
-def exit_after(seconds: float, code: int) -> None:
-    """Exit with `code` after `seconds` unless the process has ended by then: Python waits for threads that hang."""
+def limit_exit(seconds: float, code: int) -> None:
+    """Exit with `code` where Python has not ended `seconds` after its main thread: it waits for threads that hang."""
 
     def leave() -> None:
+        threading.main_thread().join()
         time.sleep(seconds)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # closed already
-                stream.flush()
-        os._exit(code)
+        _exit_now(code)
 
     threading.Thread(target=leave, name="exit", daemon=True).start()
+
+
+def _exit_now(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # closed already
+            stream.flush()
+    os._exit(code)
 
 
 def raise_on_second(count: int) -> None:

@@ -1,6 +1,6 @@
 """Seconds from a signal to the end of a command, whatever the network does: a table command × server × signal.
 
-Run: python -m tests.benchmarks.signals [--quick]
+Run: python -m tests.benchmarks.signals [COMMAND...] [SERVER...]
 A command must end within 5 s of its first SIGINT or SIGTERM, and within 1 s of a second one.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from resnet_dist.config import load_recipe
+from resnet_dist.train.checkpoint.folder import write_checkpoint
+from resnet_dist.train.start.initial import build
 from tests.paths import ROOT
 
 LOCALHOST = "127.0.0.1"
@@ -31,7 +33,7 @@ SERVERS = ("busy", "stalled", "trickle", "dead", "s3-dead", "s3-busy")
 COMMANDS = ("index", "verify", "prepare", "bench", "evaluate", "train")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INDEX = {
-    "shardlist": [{"url": f"train-{n}.tar", "nsamples": 40, "filesize": 102400} for n in range(3)],
+    "shardlist": [{"url": f"train-{n}.tar", "nsamples": 100, "filesize": 102400} for n in range(3)],
     "classes": ["a", "b"],
     "__kind__": "wids-shard-index-v1",
     "wids_version": 1,
@@ -59,6 +61,9 @@ def server(kind: str) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_CONNECT(self) -> None:
             self.do_GET()
 
         def do_GET(self) -> None:
@@ -115,10 +120,12 @@ def arguments(command: str, url: str, folder: Path) -> list[str]:
         return ["index", f"{url}/train-{{0..2}}.tar", "--out", str(folder / "own"), "--shard-cache", cache]
     if command == "verify":
         return ["index", f"{url}/index.json", "--verify", "--shard-cache", cache]
+    if command == "prepare":  # the download of the data goes through a proxy
+        return ["prepare", "cifar10", str(folder / "out")]
     if command == "bench":
         return ["bench", "loader", f"{url}/index.json", "--image-size", "8", "--global-batch-size", "8"]
     if command == "evaluate":
-        return ["evaluate", str(trained_model(folder.parent)), f"{url}/index.json", "--cpu"]
+        return ["evaluate", str(write_model(folder / "model")), f"{url}/index.json", "--cpu"]
     if command == "train":
         changes = [
             f"data.train={url}/index.json",
@@ -129,15 +136,25 @@ def arguments(command: str, url: str, folder: Path) -> list[str]:
             "train.label_smoothing=0",
         ]
         sets = [word for change in changes for word in ("--set", change)]
-        return ["train", str(ROOT / "jobs/digits.py"), "--local", "--cpu", "--output", str(folder / "out"), *sets]
+        return [
+            "train",
+            str(ROOT / "jobs/digits.py"),
+            "--local",
+            "--cpu",
+            "--output",
+            str(folder / "out"),
+            *sets,
+        ]
     raise ValueError(command)
 
 
-def trained_model(folder: Path) -> Path:
-    """Train a model of two classes for a step, once per folder, and return its run."""
-    from tests.benchmarks.signals_model import make_model
-
-    return make_model(folder / "model")
+def write_model(folder: Path) -> Path:
+    """Write a checkpoint of a model of two classes, as it is before its first step."""
+    recipe = load_recipe(ROOT / "jobs/digits.py", ["model.name=resnet8"])
+    model = build(recipe, len(INDEX["classes"]))  # type: ignore[arg-type]
+    manifest = {"scalars": {"step": 0}, "recipe": recipe.model_dump(mode="json"), "classes": INDEX["classes"]}
+    write_checkpoint(folder, {"model": model.state_dict()}, manifest)
+    return folder
 
 
 def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> float | None:
@@ -146,6 +163,8 @@ def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> 
         folder = Path(name) / "work"
         folder.mkdir()
         own = {"HOME": name, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **running.environment}
+        if command == "prepare":
+            own |= {"https_proxy": running.url.removesuffix("/set"), "no_proxy": ""}
         process = subprocess.Popen(
             [sys.executable, "-m", "resnet_dist", *arguments(command, running.url, folder)],
             cwd=folder,
@@ -169,7 +188,7 @@ def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> 
             start = time.monotonic()
             output, _ = process.communicate(timeout=60)
             assert process.returncode == 130, (process.returncode, output)
-            return 0.0 if twice and "never" == output else time.monotonic() - start
+            return time.monotonic() - start
         except subprocess.TimeoutExpired:
             return float("inf")
         finally:
@@ -179,11 +198,13 @@ def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> 
 
 
 def main() -> None:
-    commands = [word for word in sys.argv[1:] if word in COMMANDS] or [c for c in COMMANDS if c != "prepare"]
+    commands = [word for word in sys.argv[1:] if word in COMMANDS] or COMMANDS
     kinds = [word for word in sys.argv[1:] if word in SERVERS] or SERVERS
     print(f"{'command':<10} {'server':<10} {'SIGINT':>8} {'SIGTERM':>8} {'second':>8}")
     for command in commands:
         for kind in kinds:
+            if command == "prepare" and kind.startswith("s3-"):
+                continue
             cells = [measure(command, kind, number, twice=False) for number in SIGNALS]
             cells.append(measure(command, kind, signal.SIGINT, twice=True))
             texts = ("-" if cell is None else f"{cell:.1f} s" for cell in cells)

@@ -29,6 +29,7 @@ from resnet_dist.data.storage.urls import (
     local_path,
     path_of,
     shown,
+    unsigned,
     without_user,
 )
 from resnet_dist.errors import StorageError, UserError
@@ -137,6 +138,8 @@ def write_index(
         value[PREPARED_KEY] = dict(prepared)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(value, indent=1) + "\n")
+    if any(unsigned(shard.url) != without_user(shard.url) for shard in shards):
+        path.chmod(0o600)  # The signatures are needed here, to fetch the shards, but by nobody else.
     return Index(str(path), tuple(shards), tuple(classes), rules)
 
 

@@ -551,6 +551,7 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOCALHOST}:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()  # another test had another port
         bucket = s3fs.S3FileSystem(skip_instance_cache=True)
         bucket.mkdir("shards")
         bucket.put(str(served), "shards/set", recursive=True)
@@ -568,6 +569,27 @@ def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: CacheLimits, s3
     missing = Shard("s3://shards/set/gone.tar", 100, "", 1)
     with pytest.raises(StorageError, match=r"gone.tar: FileNotFoundError"):
         ShardCache(limits).path(missing)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_keys_and_patterns_of_s3(served: Path, limits: CacheLimits, s3: str, tmp_path: Path) -> None:
+    import s3fs
+
+    bucket, content = s3fs.S3FileSystem(skip_instance_cache=True), (served / "part-00000.tar").read_bytes()
+    odd = [f"{s3}/odd/{name}.tar" for name in ("a#b", "a+b c", "what?", "st*r", "100%41")]
+    for url in odd:
+        bucket.pipe_file(url, content)
+    bucket.pipe_file(f"{s3}/odd/notes.txt", b"x")
+    for url in odd:
+        index, _ = build_index(expand([url]), tmp_path / "own", limits)
+        assert [(shard.url, shard.num_samples) for shard in index.shards] == [(url, COUNTS[0])]
+        assert index.shards[0].name == url.rpartition("/")[2]
+    bucket.invalidate_cache()
+    for pattern in (f"{s3}/odd/*.tar", f"{s3}/odd/", f"{s3}/odd"):
+        assert [shard.url for shard in expand([pattern])] == sorted(odd)
+    assert read_index(f"{s3}/").digest() == read_index(served).digest()
+    with pytest.raises(UserError, match="matches no file"):
+        expand([f"{s3}/none*.tar"])
 
 
 def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: CacheLimits) -> None:
