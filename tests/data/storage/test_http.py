@@ -61,8 +61,8 @@ READ = [
 
 @pytest.mark.parametrize("mode", READ + FLAKY)
 def test_shards_and_index_are_read(server: OddServer, limits: CacheLimits, tmp_path: Path, mode: str) -> None:
-    index, problems = build_index(expand([f"{server.url}/{mode}/{NAMES}"]), tmp_path / "own", limits)
-    assert (index.counts, problems) == (COUNTS, [])
+    index, findings = build_index(expand([f"{server.url}/{mode}/{NAMES}"]), tmp_path / "own", limits)
+    assert (index.counts, findings.left_out) == (COUNTS, [])
     served = read_index(tmp_path / "served")
     assert [s.checksum for s in index.shards] == [s.checksum for s in served.shards]
     remote = read_index(f"{server.url}/{mode}")
