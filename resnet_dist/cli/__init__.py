@@ -1,13 +1,16 @@
 """The command line. Each command parses its arguments, calls one function, and prints the result.
 
-options  options, defaults and messages that several commands share
-main     run a command, print the error that ended it, exit with its code
-train    train, study, submit
-data     prepare, index
-models   evaluate, ui
-bench    bench loader, bench step, bench launch
+options   options, defaults and messages that several commands share
+main      run a command, print the error that ended it, exit with its code
+train     train, study, submit
+data      prepare
+indexing  index
+summary   the end of both: one table of what was used, left out and passed over, or its JSON
+models    evaluate, ui
+bench     bench loader, bench step, bench launch
 
-Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 130 interrupted, 1 any other error.
+Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 130
+interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
 """
 
@@ -16,7 +19,8 @@ from __future__ import annotations
 import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
-from resnet_dist.cli.data import index, prepare
+from resnet_dist.cli.data import prepare
+from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
 from resnet_dist.cli.train import study, submit, train

@@ -1,20 +1,14 @@
-"""Commands that write shards, index them and verify them."""
+"""The command that writes a data set as shards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from resnet_dist.cli.options import (
-    DEFAULT_SHARD_CACHE,
-    FETCH_TIMEOUT_SECONDS,
     RESUMES,
-    SHARD_CACHE_BYTES,
-    STARTS_OVER,
     err,
     local_folder,
     on_interrupt,
@@ -37,11 +31,9 @@ from resnet_dist.terminal import bars
 
 if TYPE_CHECKING:
     from resnet_dist.data.prepare.split import Prepared
-    from resnet_dist.data.storage.shard_cache import CacheLimits
 
 # Fewer samples than this are written by one process before others have started.
 FEW_SAMPLES = 4096
-MAX_LINES_SHOWN = 50  # lines of a report of problems
 
 
 @on_interrupt(RESUMES)
@@ -126,105 +118,3 @@ def _show_prepared(prepared: dict[str, Prepared], folders: Mapping[str, str], *,
             done.findings,
             done.report,
         )
-
-
-@on_interrupt(STARTS_OVER)
-def index(
-    shards: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SHARDS...", help="Tars, a{0..9}.tar, lists with ::, folders, other indexes; URLs."
-        ),
-    ],
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Index to write; default: beside the shards.")
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of classes, or a file with one name per line; default: as many as the labels need."
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of timm's _info.json to index.")] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Recompute checksums and decode every image.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")] = None,
-    allow_commands: Annotated[
-        bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")
-    ] = False,
-    shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
-) -> None:
-    """Write an index for WebDataset shards of any origin; --verify checks the shards of an index."""
-    from resnet_dist.data.shards.index import index_location
-    from resnet_dist.data.storage.shard_cache import CacheLimits
-    from resnet_dist.data.storage.transfer import exists
-
-    limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
-    workers = workers or cpu_count()
-    if verify and len(shards) == 1 and to is None and exists(index_location(shards[0])):
-        location = shards[0]
-    else:
-        location = str(_write_index(shards, split, to, classes, limits, workers))
-    if verify:
-        _verify(location, limits, workers)
-
-
-def _write_index(
-    shards: list[str],
-    split: str | None,
-    to: Path | None,
-    classes: str | None,
-    limits: CacheLimits,
-    workers: int,
-) -> Path:
-    """Write an index for the shards, report samples that cannot be used, and return the index's place."""
-    from resnet_dist.data.shards.build import build_index, num_compressed
-    from resnet_dist.data.shards.names import class_names, default_location, expand
-
-    found = expand(shards, split)
-    target = to or default_location(found)
-    if target is None:
-        raise UserError(
-            "--out is missing: these shards are not all in one local folder, where the index goes by default"
-        )
-    if count := num_compressed(found):
-        err.print(
-            f"{count} of {len(found)} shards are compressed: nothing inside them can be read by offset, "
-            f"so each is unpacked whole into {limits.folder} before its first use"
-        )
-    with bars(out, ["index"], "shards") as show_progress:
-        built, problems = build_index(
-            found,
-            target,
-            limits,
-            classes=class_names(classes),
-            workers=workers,
-            progress=partial(show_progress, "index"),
-        )
-    out.print(
-        f"{built.num_samples:,} samples of {len(built.classes)} classes in {len(built.shards)} shards, {built.location}"
-    )
-    _report(problems, "samples without a usable image or label")
-    return target
-
-
-def _verify(location: str, limits: CacheLimits, workers: int) -> None:
-    """Check the shards of an index, report what is wrong, and exit with 1 if anything is."""
-    from resnet_dist.data.shards.verify import verify_index
-
-    with bars(out, ["verify"], "shards") as show_progress:
-        problems = verify_index(location, limits, workers=workers, progress=partial(show_progress, "verify"))
-    _report(problems, "problems")
-    if problems:
-        raise typer.Exit(1)
-    out.print(f"verified {location}: every checksum agrees, every image can be decoded")
-
-
-def _report(lines: list[str], description: str) -> None:
-    """Print the first lines of a report, and the number of all of them."""
-    for line in lines[:MAX_LINES_SHOWN]:
-        err.print(line)
-    if lines:
-        shown = f", {MAX_LINES_SHOWN} shown" if len(lines) > MAX_LINES_SHOWN else ""
-        err.print(f"{len(lines):,} {description}{shown}")

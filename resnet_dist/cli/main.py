@@ -22,7 +22,14 @@ from resnet_dist.system.command import (
     stray_variables,
     task_launcher,
 )
-from resnet_dist.system.signals import handle_signals, raise_interrupt
+from resnet_dist.system.redact import RedactingFormatter, redact
+from resnet_dist.system.signals import (
+    EXIT_SECONDS,
+    SECOND_EXIT_SECONDS,
+    ExitTimer,
+    handle_signals,
+    limit_exit,
+)
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
 RANK_0_SECONDS = 30.0
@@ -30,15 +37,19 @@ RANK_0_SECONDS = 30.0
 
 def main() -> None:
     """Run the command line: a user's mistake is printed as one sentence, our own defects as a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # At INFO, MLflow logs every table of a new store.
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
     # A job that is stopped gets SIGTERM, which is handled like Ctrl-C.
-    with handle_signals(raise_interrupt):
+    timer = ExitTimer()
+    with handle_signals(timer.interrupt):
         try:
             code = _run()
         except KeyboardInterrupt:  # The user interrupted while an error was being reported.
             code = INTERRUPTED_EXIT_CODE
+        timer.cancel()
         _exit_process(code)
 
 
@@ -74,7 +85,7 @@ def _report_error(error: Exception) -> int:
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
         _rank_0_reported()
         return code  # A mistake in the flags, which rank 0 reports.
-    traceback.print_exception(error)
+    sys.stderr.write(redact("".join(traceback.format_exception(error))))
     return 1
 
 
@@ -97,6 +108,9 @@ def _exit_process(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if code:
+        # A transfer may hang in a driver: Python would wait for its thread.
+        limit_exit(SECOND_EXIT_SECONDS if code == INTERRUPTED_EXIT_CODE else EXIT_SECONDS, code)
     sys.exit(code)
 
 

@@ -36,6 +36,7 @@ def evaluate(
     with handle_signals(exit_with_message(STARTS_OVER)):
         from resnet_dist.data.batches.bad_samples import check_bad_fraction
         from resnet_dist.data.shards.index import check_shards, read_index
+        from resnet_dist.data.shards.labels import class_difference
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.train.evaluate import evaluate as evaluate_model
         from resnet_dist.train.evaluate import evaluation_loader
@@ -46,9 +47,10 @@ def evaluate(
     check_shards(index)
     world = World.single(gpu=use_gpu(gpu))
     trained = load_model(_model_folder(model, output), world.device)
-    if trained.classes != index.classes:
+    if difference := class_difference(index.classes, trained.classes):
         raise UserError(
-            f"{index.location} has classes {index.classes}, the model was trained on {trained.classes}"
+            f"{index.location} has other classes than the model was trained on: {difference}; index the shards with "
+            "--classes and the index of the training set"
         )
     data, bad = trained.recipe.data, list[str]()
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import typer
@@ -17,8 +17,16 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.redact import redact
 
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+class RedactingConsole(Console):
+    """A console that prints texts without the passwords and signatures of URLs in them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redact(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+out = RedactingConsole(soft_wrap=True, highlight=False, markup=False)
+err = RedactingConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]

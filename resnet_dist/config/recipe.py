@@ -24,6 +24,7 @@ from resnet_dist.config.overrides import annotation_of, read_as
 from resnet_dist.config.part import Part, explain, fields, nearest
 from resnet_dist.config.train import Optim, Schedule, Train
 from resnet_dist.errors import RecipeError
+from resnet_dist.system.redact import redact_all
 
 
 class Recipe(Part):
@@ -72,6 +73,10 @@ class Recipe(Part):
         """Return the recipe as indented JSON, with every field."""
         return self.model_dump_json(indent=2) + "\n"
 
+    def public(self) -> Recipe:
+        """Return the recipe as it may be stored and shown: its URLs without passwords and signatures."""
+        return Recipe.model_validate(redact_all(self.model_dump()))
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
         """Read a recipe from JSON. Raises RecipeError with the field, the value and what would be accepted."""
@@ -98,8 +103,11 @@ class Recipe(Part):
         return {key: _text(value) for key, value in _leaves(self.model_dump(mode="json"))}
 
     def digest(self) -> str:
-        """Return the SHA-256 of the canonical JSON, which ranks compare before they start."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Return the SHA-256 of the canonical JSON, which ranks compare before they start.
+
+        Each node may have signed the same URLs anew: signatures do not count.
+        """
+        canonical = json.dumps(self.public().model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -5,6 +5,8 @@ Everything that can be refused is refused here, as a UserError of one sentence.
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 from resnet_dist.config import Recipe, check_classes, check_world_size
@@ -12,8 +14,9 @@ from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare_splits
 from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
+from resnet_dist.data.shards.labels import class_difference
 from resnet_dist.data.storage.shard_cache import check_command
-from resnet_dist.data.storage.urls import is_local
+from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import Options, check_batch_norm, check_model
@@ -52,13 +55,14 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
 
     def absolute(location: str) -> str:
         location = location.replace("{output}", str(output))
-        return str(Path(location).expanduser().absolute()) if is_local(location) else location
+        return str(local_path(location).absolute()) if is_local(location) else location
 
     cache = recipe.data.shard_cache
     data = recipe.data.model_copy(
         update={
             "train": absolute(recipe.data.train),
             "eval": absolute(recipe.data.eval),
+            "source": recipe.data.source and os.path.expanduser(recipe.data.source),
             # Keep `~`: every node expands it to its own home folder.
             "shard_cache": cache if cache.startswith("~") else absolute(cache),
         }
@@ -97,8 +101,7 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
     """
     prepare_missing(recipe, reporter)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
-    if train_index.classes != eval_index.classes:
-        raise UserError(f"{train_index.location} and {eval_index.location} name different classes")
+    _check_classes_agree(train_index, eval_index)
     for index in (train_index, eval_index):
         check_shards(index)
         for shard in index.shards:
@@ -113,6 +116,26 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
             "does not reach optim.lr"
         )
     return (train_index, eval_index), plan.total
+
+
+def _check_classes_agree(train: Index, evaluation: Index) -> None:
+    """Raise UserError where the indexes of the two sets name different classes, with the command that mends it."""
+    difference = class_difference(train.classes, evaluation.classes)
+    if difference is None:
+        return
+    shorter, longer = sorted((train, evaluation), key=lambda index: len(index.classes))
+    changed = shlex.quote(shown(shorter.location))
+    command = f"`resnet-dist index {changed} --out {changed} --classes {shlex.quote(shown(longer.location))}`"
+    if shorter.classes == longer.classes[: len(shorter.classes)]:
+        advice = f"{command} gives both the same classes"
+    else:
+        advice = (
+            f"where equal labels mean the same class, {command} names them alike; otherwise prepare both sets from one "
+            "folder"
+        )
+    raise UserError(
+        f"{shown(train.location)} and {shown(evaluation.location)} name different classes: {difference}; {advice}"
+    )
 
 
 def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:

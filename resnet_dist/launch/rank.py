@@ -24,6 +24,7 @@ from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
 Result = TypeVar("Result")
+FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
 POLL_SECONDS = 0.2  # between two checks of the training thread, and of the stop file
 
 
@@ -42,8 +43,23 @@ def run_attempt(
     recipe, progress = attempt.recipe, Progress()
     thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
+    stopped_at: float | None = None
+
+    def has_nothing_to_save() -> bool:
+        """Report whether a stop was requested some seconds ago and no step has been taken: data may never come."""
+        nonlocal stopped_at
+        if stopped_at is None and stop_requested():
+            stopped_at = time.monotonic()
+        return (
+            stopped_at is not None
+            and not progress.has_stepped
+            and time.monotonic() - stopped_at >= FIRST_STEP_SECONDS
+        )
+
     try:
-        return _wait(thread, box, give_up, watchdog.look)
+        # With several ranks, another one may have taken the step: only the end of the grace time gives up.
+        alone = world.world_size == 1
+        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), watchdog.look)
     finally:
         watchdog.close()
 

@@ -25,6 +25,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import COMMAND_VARIABLE
 from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, git_commit
+from resnet_dist.system.redact import redact
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.store import URI_VARIABLE
 
@@ -118,7 +119,7 @@ def job_environment(submission: Submission) -> dict[str, str]:
     """Return the environment of the job: how Ray stops it, where it comes from, and the MLflow server."""
     # By default Ray sends SIGTERM and kills three seconds later: too soon for a checkpoint.
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "28"}
-    environment[COMMAND_VARIABLE] = submission.command
+    environment[COMMAND_VARIABLE] = redact(submission.command)  # Ray's dashboard shows it.
     environment[SOURCE_VARIABLE] = str(submission.source)
     with suppress(KeyError, OSError):  # A container may run under a user id without a name.
         environment[USER_VARIABLE] = getpass.getuser()

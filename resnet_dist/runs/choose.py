@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from resnet_dist.config import Recipe
 from resnet_dist.config.part import NAME, explain
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run
+from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run, stored_recipe
 
 # The fields that a resumed run may change, because no sample, gradient or curve depends on them. Every other
 # field must stay the same, including those added to the recipe later: list a field here only if nothing
@@ -67,9 +67,9 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
     if folder is None:
         if resume:
             raise UserError(f"--resume: no run named {name} in {runs}")
-        return RunFolder(runs / name, name, None, 1, recipe.model_dump(mode="json"), key=uuid.uuid4().hex)
+        return RunFolder(runs / name, name, None, 1, stored_recipe(recipe), key=uuid.uuid4().hex)
     _refuse_changes(folder, recipe)
-    return replace(folder, attempt=folder.attempt + 1, recipe=recipe.model_dump(mode="json"))
+    return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe))
 
 
 def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:
@@ -104,7 +104,8 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
             f"run {folder.name} was started by another version of resnet_dist ({explain(error, Recipe)}); "
             "give a new --name"
         ) from None
-    was, now = before.flat(), recipe.flat()
+    # Compare without passwords and signatures: run.json has none, and a URL that is signed anew is the same.
+    was, now = before.public().flat(), recipe.public().flat()
     changed = [
         f"{key} was {was.get(key)}, is {value}"
         for key, value in now.items()

@@ -38,7 +38,7 @@ class RunFolder:
     name: str
     run_id: str | None  # of MLflow, once the run exists there
     attempt: int  # 1 for the first
-    recipe: dict[str, object]
+    recipe: dict[str, object]  # without passwords and signatures, see `stored_recipe`
     key: str = ""  # a unique tag in MLflow, by which a restarted driver finds the run that it had created
     data: tuple[str, ...] = ()  # digests of the indexes that the run was started on
     launch: str = ""  # the launch of torchrun, by which a restart of the ranks finds its run
@@ -114,6 +114,11 @@ class RunFolder:
         self.stop_file.unlink(missing_ok=True)  # An earlier attempt may have been stopped by it.
         value = {key: value for key, value in asdict(self).items() if key != "path"}
         write_text_atomically(self.path / RUN_FILE, json.dumps(value, indent=1) + "\n")
+
+
+def stored_recipe(recipe: Recipe) -> dict[str, object]:
+    """Return a recipe as a run keeps it: JSON without passwords and signatures, which a resumed run is given anew."""
+    return recipe.public().model_dump(mode="json")
 
 
 def read_run(path: Path) -> RunFolder | None:

@@ -2,6 +2,8 @@
 
 command     who started this process, and the command line that resumes a run
 signals     SIGINT and SIGTERM: handle, defer, or turn into a request to stop
+threads     pools of threads that an interruption does not wait for
+redact      texts and URLs without passwords and signatures
 files       write a file atomically; compute a checksum
 cpus        the CPUs that this process may use
 memory      the memory that this process can still get

@@ -6,6 +6,7 @@ MLflow, logs and messages get the URL without it.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TypeVar
 
@@ -13,42 +14,62 @@ Value = TypeVar("Value")
 
 HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-_USER_INFO = re.compile(r"(?<=://)[^/?#@\s]*@")
+# A password may hold any character, also those that must be encoded in a URL: take all up to the last @ of the host.
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
+# A password with a slash, which ends the host of a URL; NAME:PORT/ is a host.
+_USER_INFO_WITH_SLASH = re.compile(r"(?<=://)[^/?#\s@:]+:(?!\d*(?:/|$))[^\s@]*@")
 # Parameters that select content and are no secret. The values of all others are hidden, because each cloud has its own
 # names for signatures.
 _PUBLIC_PARAMETERS = frozenset(
     {"versionid", "version", "generation", "ref", "rev", "revision", "raw", "download", "alt"}
 )
-_PARAMETER = re.compile(r"([?&])([^=&#]+)=([^&#]*)")
+_PARAMETER = re.compile(r"([?&])([^=&#\s]+)=([^&#\s'\"<>]*)")
+_BARE_TOKEN = re.compile(r"([?&])[^=&#\s'\"<>]{16,}(?=$|[&#\s'\"<>])")
 _HEADER = re.compile(
-    r"(?i)\b((?:proxy-)?authorization|x-[a-z-]*token|[a-z_-]*(?:secret|password|passwd|api[-_]?key|token))"
-    r"(\s*[:=]\s*)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
+    r"(?i)\b((?:proxy-)?authorization|(?:[a-z]+-)+(?:token|key|secret)|[a-z_-]*(?:secret|password|passwd|api[-_]?key|token)"
+    r"(?=\s?=|['\"]\s*:|:\S))(['\"]?\s*[:=]\s*['\"]?)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
 )
+_CURL_USER = re.compile(r"(?<!\S)(-u|--user|--proxy-user|-U|--password)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)")
 
 
 def redact(text: str) -> str:
     """Return `text` with user names, passwords and signed queries of every URL in it replaced by ***.
 
-    Headers and variables that name a secret (`Authorization: …`, `TOKEN=…`), as in a shard's command, are hidden too.
+    Headers, variables and options that name a secret (`Authorization: …`, `TOKEN=…`, `-u name:…`), as in a shard's
+    command, are hidden too.
     """
-    return _HEADER.sub(rf"\1\2\3{HIDDEN}", _URL.sub(lambda match: redact_url(match[0]), text))
+    if "://" in text:
+        # Hide passwords first: they may hold a quote, which ends a URL in a text.
+        text = _USER_INFO.sub(f"{HIDDEN}@", _USER_INFO_WITH_SLASH.sub(f"{HIDDEN}@", text))
+        text = _URL.sub(lambda match: redact_url(match[0]), text)
+        # The query of a URL whose path has spaces.
+        text = _PARAMETER.sub(_hide_parameter, text)
+    return _HEADER.sub(rf"\1\2\3{HIDDEN}", _CURL_USER.sub(rf"\1\2{HIDDEN}", text))
 
 
 def redact_url(url: str) -> str:
     """Return one URL without user name, password and signature; its scheme, host, path and public parameters stay."""
+    url = _USER_INFO_WITH_SLASH.sub(f"{HIDDEN}@", url, count=1)
     url = _USER_INFO.sub(f"{HIDDEN}@", url, count=1)
-    return _PARAMETER.sub(_hide_parameter, url)
+    return _BARE_TOKEN.sub(rf"\1{HIDDEN}", _PARAMETER.sub(_hide_parameter, url))
 
 
 def redact_all(value: Value) -> Value:
-    """Return a value of JSON with every text in it redacted."""
+    """Return a value of JSON with every URL in its texts redacted; other texts stay as they are."""
     if isinstance(value, str):
-        return redact(value)  # type: ignore[return-value]
+        return redact(value) if "://" in value else value  # type: ignore[return-value]
     if isinstance(value, dict):
         return {key: redact_all(item) for key, item in value.items()}  # type: ignore[return-value]
     if isinstance(value, list | tuple):
         return type(value)(redact_all(item) for item in value)  # type: ignore[return-value]
     return value
+
+
+class RedactingFormatter(logging.Formatter):
+    """Format log records, their tracebacks included, without passwords and signatures."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def _hide_parameter(match: re.Match[str]) -> str:

@@ -7,18 +7,24 @@ defers signals.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Time for the current step and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 s in all.
 GRACE_SECONDS = 20.0
 # Signals this close together count as one: a terminal signals each process, and torchrun and uv forward it.
 ONE_PRESS_SECONDS = 1.0
+# Time for a command that is interrupted to end by itself; a thread or a driver that hangs may prevent it.
+EXIT_SECONDS, SECOND_EXIT_SECONDS = 4.0, 0.5
 
 
 @contextmanager
@@ -47,6 +53,45 @@ def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
 def raise_interrupt(count: int) -> None:
     """Raise KeyboardInterrupt for every signal. A handler for `handle_signals`."""
     raise KeyboardInterrupt
+
+
+class ExitTimer:
+    """Ends a command that is interrupted and does not end by itself: a thread or a driver may hang."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def interrupt(self, count: int) -> None:
+        """Raise KeyboardInterrupt, and exit soon if that does not end the command. A handler for `handle_signals`."""
+        seconds = EXIT_SECONDS if count == 1 else SECOND_EXIT_SECONDS
+
+        def leave() -> None:
+            if not self._cancelled.wait(seconds):
+                _exit_now(INTERRUPTED_EXIT_CODE)
+
+        threading.Thread(target=leave, name="exit", daemon=True).start()
+        raise KeyboardInterrupt
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+
+def limit_exit(seconds: float, code: int) -> None:
+    """Exit with `code` where Python has not ended `seconds` after its main thread: it waits for threads that hang."""
+
+    def leave() -> None:
+        threading.main_thread().join()
+        time.sleep(seconds)
+        _exit_now(code)
+
+    threading.Thread(target=leave, name="exit", daemon=True).start()
+
+
+def _exit_now(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # closed already
+            stream.flush()
+    os._exit(code)
 
 
 def raise_on_second(count: int) -> None:

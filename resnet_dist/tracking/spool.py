@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from resnet_dist.system.redact import redact
+
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +58,7 @@ class Spool:
         self._append({"step": step, "layers": {name: values}})
 
     def note(self, text: str) -> None:
-        self._append({"note": text})
+        self._append({"note": redact(text)})
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # `_append` has already warned.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def write_tar(path: Path, numbers: Sequence[int]) -> None:
             writer.write(
                 {"__key__": f"sample{number:06d}", "png": encoded(picture(number)), "cls": number % CLASSES}
             )
+
+
+def write_members(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write a tar with these names and contents, in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
 def write_shards(folder: Path, counts: Sequence[int], suffix: str = ".tar") -> list[str]:

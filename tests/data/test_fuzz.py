@@ -20,9 +20,12 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import IndexMismatch, read_index
+from resnet_dist.data.shards.labels import parse_label
+from resnet_dist.data.shards.members import KEY_AND_EXTENSION, WEBDATASET
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.shards.reader import BadSample, ShardReader, parse_label
-from resnet_dist.data.shards.tar import TarError, find_image, find_label, group_samples, read_idx
+from resnet_dist.data.shards.offsets import read_idx
+from resnet_dist.data.shards.reader import BadSample, ShardReader
+from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import decode_image, encoded, picture, write_shards, write_tar
@@ -130,7 +133,7 @@ def samples_in(path: Path) -> dict[str, tuple[bytes | None, bytes | None]]:
         return {
             members[0].key: tuple(  # type: ignore[misc]
                 content[m.offset : m.offset + m.size] if m else None
-                for m in (find_image(members), find_label(members))
+                for m in (WEBDATASET.image(members), WEBDATASET.label(members))
             )
             for members in group_samples(file, path.name)
         }
@@ -239,9 +242,7 @@ NAMES = st.text(st.sampled_from("ab./_ -\\é\n"), min_size=1, max_size=24)
 
 @given(NAMES)
 def test_keys_and_extensions_are_those_of_webdataset(name: str) -> None:
-    from resnet_dist.data.shards.tar import _KEY_AND_EXTENSION
-
-    match = _KEY_AND_EXTENSION.match(name)
+    match = KEY_AND_EXTENSION.match(name)
     assert (match.groups() if match else (None, None)) == base_plus_ext(name)
 
 
@@ -288,10 +289,11 @@ def test_names_that_climb_out_of_the_folder_write_nothing(tmp_path: Path) -> Non
             tar.addfile(info, io.BytesIO(content))
     before = set(tmp_path.rglob("*"))
     limits = CacheLimits(tmp_path / "cache", 1, 1.0)
-    index, problems = build_index(expand([str(path)]), path.parent, limits, classes=["a"])
-    assert index.num_samples == 2  # links are skipped
-    assert len(problems) == 1  # the absolute name has no label
-    assert {p.name for p in set(tmp_path.rglob("*")) - before} <= {"index.json", "evil.idx", "cache"}
+    index, findings = build_index(expand([str(path)]), path.parent, limits, classes=["a"])
+    assert index.num_samples == 2
+    assert {finding.name for finding in findings.left_out} == {"evil.tar//tmp/absolute", "evil.tar/link.png"}
+    new = {p.name for p in set(tmp_path.rglob("*")) - before}
+    assert new <= {"index.json", "evil.idx", "left-out.txt", "cache"}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +317,7 @@ def test_labels(text: bytes, is_json: bool, label: int | None) -> None:
     if label is not None:
         assert parse_label(text, is_json=is_json) == label
         return
-    with pytest.raises(ValueError, match="label|number|read"):
+    with pytest.raises(ValueError, match="label|number|read|object"):
         parse_label(text, is_json=is_json)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from resnet_dist.data.findings import Findings
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, IndexMismatch, check_shards, read_index
 from resnet_dist.data.shards.names import class_names, expand, expand_braces
@@ -44,8 +45,8 @@ def test_shards_of_webdatasets_shard_writer_with_json_labels(tmp_path: Path, lim
                     "depth.npy": bytes(100_000 if number == 5 else 10),
                 }
             )
-    index, problems = build_index(expand([str(tmp_path / "train-{000000..000003}.tar")]), tmp_path, limits)
-    assert (index.counts, problems) == ((7, 7, 7, 4), [])
+    index, findings = build_index(expand([str(tmp_path / "train-{000000..000003}.tar")]), tmp_path, limits)
+    assert (index.counts, findings) == ((7, 7, 7, 4), Findings(used=25))
     expected = [(encoded(picture(n), "jpeg" if n % 3 else "png"), n % CLASSES) for n in range(25)]
     assert samples(index, limits) == expected
     assert index.classes == tuple(str(label) for label in range(CLASSES))
@@ -205,13 +206,18 @@ def test_samples_without_image_or_label_are_named_and_counted(tmp_path: Path, li
         writer.write({"__key__": "no-label", "png": encoded(picture(2))})
         writer.write({"__key__": "no-image", "cls": b"0"})
         writer.write({"__key__": "word", "png": encoded(picture(3)), "cls": b"cat"})
-    index, problems = build_index(expand([str(tmp_path)]), tmp_path, limits)
-    assert index.counts == (4,)
-    assert [problem.partition(": ")[0] for problem in problems] == [
-        "a.tar/no-label",
-        "a.tar/no-image",
-        "a.tar/word",
+    index, findings = build_index(expand([str(tmp_path)]), tmp_path, limits)
+    assert (index.counts, findings.used) == ((4,), 1)
+    assert [(finding.name, finding.kind, finding.detail) for finding in findings.left_out] == [
+        (
+            "a.tar/word",
+            ".cls label is a word, not a number; --classes FILE names the classes",
+            'it is "cat"',
+        ),
+        ("a.tar/no-label", "has no label (.cls or .json; --label-ext reads others)", ".png"),
+        ("a.tar/no-image", "has no image", ".cls"),
     ]
+    assert (tmp_path / "left-out.txt").read_text().count("\n") == 3
     reader = ShardReader(index, limits)
     assert reader.read(0).label == 1
     for sample_id, message in ((1, "no label"), (2, "no image"), (3, "not a number")):
@@ -249,8 +255,8 @@ def test_dotted_labels(tmp_path: Path, limits: CacheLimits) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "a", "v1.png": encoded(picture(0)), "v1.cls": b"3"})
         writer.write({"__key__": "b", "v1.png": encoded(picture(1)), "v1.json": b'{"label": 4}'})
-    index, problems = build_index(expand([str(tmp_path)]), tmp_path, limits)
-    assert problems == []
+    index, findings = build_index(expand([str(tmp_path)]), tmp_path, limits)
+    assert findings == Findings(used=2)
     assert samples(index, limits) == [(encoded(picture(0)), 3), (encoded(picture(1)), 4)]
 
 
@@ -258,8 +264,8 @@ def test_a_set_without_a_usable_label_gets_no_index(tmp_path: Path, limits: Cach
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
         writer.write({"__key__": "a", "png": encoded(picture(0)), "cls": b"cat"})
         writer.write({"__key__": "b", "png": encoded(picture(1))})
-    for classes in (None, ["cat"]):
-        with pytest.raises(UserError, match=r"no sample .* usable label; the first: a.tar/a: .cls is not a"):
+    for classes in (None, ["dog"]):
+        with pytest.raises(UserError, match=r"no sample .* usable label; the first: a.tar/a: .cls label is "):
             build_index(expand([str(tmp_path)]), tmp_path, limits, classes=classes)
     assert not (tmp_path / "index.json").exists()
 
@@ -271,13 +277,17 @@ def test_names_that_are_not_utf8_and_a_stale_idx(tmp_path: Path, limits: CacheLi
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    path.with_suffix(".idx").write_text("v1.2 1\npng 512 10 old.png cls 1536 1 old.cls\n")
-    index, problems = build_index(expand([str(path)]), tmp_path, limits)
-    assert problems == ["a.tar/b: has no image"]
-    assert not list(tmp_path.glob("*.idx")) + list(tmp_path.glob(".*partial"))
+    stale = "v1.2 1\npng 512 10 old.png cls 1536 1 old.cls\n"
+    path.with_suffix(".idx").write_text(stale)
+    index, findings = build_index(expand([str(path)]), tmp_path, limits)
+    assert [finding.line() for finding in findings.left_out] == ["a.tar/b: has no image (.cls)"]
+    assert [finding.name for finding in findings.passed_over] == ["a.idx"]
+    assert [file.name for file in tmp_path.glob("*.idx")] == ["a.idx"]
+    assert path.with_suffix(".idx").read_text() == stale
+    assert not list(tmp_path.glob(".*partial"))
     reader = ShardReader(index, limits)
     assert reader.read(0) == (encoded(picture(1)), 1)
-    assert reader.key(0) == "a.tar/caf\\udce9"
+    assert reader.key(0) == "a.tar/caf\\xe9"
 
 
 def test_many_threads_ask_for_names_at_once(tmp_path: Path, limits: CacheLimits) -> None:
@@ -315,6 +325,6 @@ def test_ray_data_reads_ours_and_we_read_what_it_writes(
     assert sorted((row["png"], int(row["cls"])) for row in rows) == sorted(ours)
     dataset.write_webdataset(str(tmp_path / "theirs"), encoder=None)
     written = [str(path) for path in sorted((tmp_path / "theirs").glob("*.tar"))]
-    again, problems = build_index(expand(written), tmp_path / "own", limits)
-    assert problems == []
+    again, findings = build_index(expand(written), tmp_path / "own", limits)
+    assert findings == Findings(used=360)
     assert sorted(samples(again, limits)) == sorted(ours)

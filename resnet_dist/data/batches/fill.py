@@ -17,7 +17,8 @@ from resnet_dist.data.images.augment import augment_
 from resnet_dist.data.images.crop import to_sizes
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.draws import Draws, Randomness
-from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
+from resnet_dist.data.shards.labels import check_label
+from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING
 

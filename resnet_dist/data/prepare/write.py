@@ -20,8 +20,9 @@ from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.images.formats import describe, format_of
 from resnet_dist.data.prepare.items import Item
-from resnet_dist.data.shards.index import Shard, idx_path
-from resnet_dist.data.shards.tar import TarError, group_samples, read_idx, write_idx
+from resnet_dist.data.shards.index import Shard
+from resnet_dist.data.shards.offsets import idx_path, read_idx, write_idx
+from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import checksum
 

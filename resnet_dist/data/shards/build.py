@@ -4,47 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resnet_dist.data.shards.index import (
-    PREPARED_KEY,
-    Index,
-    IndexMismatch,
-    Shard,
-    idx_path,
-    index_location,
-    read_index,
-    write_index,
-)
-from resnet_dist.data.shards.reader import parse_label
-from resnet_dist.data.shards.tar import Member, TarError, find_image, find_label, group_samples, write_idx
-from resnet_dist.data.storage.shard_cache import (
-    CacheLimits,
-    ShardCache,
-    check_command,
-    difference,
-    is_plain_local,
-)
-from resnet_dist.data.storage.urls import compression_of, is_local, local_path
+from resnet_dist.data.findings import Findings
+from resnet_dist.data.shards.index import PREPARED_KEY, Index, IndexMismatch, Shard, read_index, write_index
+from resnet_dist.data.shards.labels import class_ids
+from resnet_dist.data.shards.members import WEBDATASET, MemberRules
+from resnet_dist.data.shards.offsets import beside_index
+from resnet_dist.data.shards.output import place_of_index, report_path
+from resnet_dist.data.shards.scan import ScannedShard, Scanner
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, check_command
+from resnet_dist.data.storage.unpack import compression_of_file
+from resnet_dist.data.storage.urls import compression_of, is_local, local_path, shown
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.system.files import checksum
+from resnet_dist.system.threads import thread_pool
 
 MAX_CLASSES = 1_000_000  # without class names; a larger label is an identifier, a time stamp, or damage
+MAX_NAMES = 5  # classes that a message names
 
 Progress = Callable[[int, int], None]  # (shards done, shards in all)
 
 
 @dataclass(frozen=True)
-class ScannedShard:
-    """The result of reading one shard."""
+class IndexOptions:
+    """The options of an index, beside its class names."""
 
-    shard: Shard  # with its number of samples, bytes and checksum
-    largest_label: int  # -1: no usable label
-    problems: list[str] = field(default_factory=list)  # one line per sample without a usable image or label
+    # None: those of an index that is already there, else webdataset's.
+    rules: MemberRules | None = None
+    strict: bool = False  # fail where anything would be left out
+    allow_empty: bool = True  # keep classes without samples, where no one named the classes
 
 
 def build_index(
@@ -53,48 +43,69 @@ def build_index(
     limits: CacheLimits,
     *,
     classes: Sequence[str] | None = None,
+    options: IndexOptions = IndexOptions(),
     workers: int = 4,
     progress: Progress = lambda done, total: None,
-) -> tuple[Index, list[str]]:
-    """Read every shard once and write an index to `out`, and an `.idx` beside each tar on this machine.
+    findings: Findings | None = None,
+) -> tuple[Index, Findings]:
+    """Read every shard once and write an index to `out`, and an `.idx` beside each plain tar on this machine.
 
     classes: names, in the order of their labels; None: those of an index that is already at `out`, if they suffice,
-    else "0" to the largest label found. workers: threads.
-    Returns the index and a line for each sample without a usable image or label: such samples are counted, and
-    training warns of each. Raises UserError where a shard cannot be read, or where no sample can be used; then no
-    index is written.
+    else "0" to the largest label found. workers: threads. findings: what was found before, in a folder of shards.
+    Returns the index and an account of all samples and members. Samples without a usable image or label are left out
+    of `used`; they stay in the index, and training warns of each. The account is written beside the index too.
+    Raises UserError where a shard cannot be read, where no sample can be used, or, with `strict`, where anything would
+    be left out; then no file stays that was not there before.
     """
     for shard in shards:
         check_command(shard.url, allowed=limits.allow_commands)
-    scanned = _scan_all(shards, limits, workers, progress)
-    if not any(result.shard.num_samples for result in scanned):
-        raise UserError(f"{shards[0].url}: no samples; members must be named KEY.EXTENSION")
-    problems = [problem for result in scanned for problem in result.problems]
-    highest = max(scanned, key=lambda result: result.largest_label)
-    if highest.largest_label < 0:
-        raise UserError(f"no sample has an image and a usable label; the first: {problems[0]}")
-    if classes is None:
-        classes = _known_classes(out, highest.largest_label) or _numbered_classes(highest)
-    if highest.largest_label >= len(classes):
-        raise UserError(f"--classes: {len(classes)} names, but a label is {highest.largest_label}")
-    indexed = [result.shard for result in scanned]
-    index = write_index(out, indexed, classes, prepared=_known_preparation(out, indexed))
-    return index, problems
+    location = place_of_index(out)
+    findings = Findings() if findings is None else findings
+    new_files: list[Path] = []
+    try:
+        before = _index_before(out)
+        rules = options.rules or (before.rules if before else WEBDATASET)
+        known = classes if classes is not None or before is None else before.classes
+        scanned = _scan_all(shards, location, limits, rules, known, new_files, workers, progress)
+        findings.add(result.findings for result in scanned)
+        _check_usable(scanned, findings)
+        if options.strict and findings.left_out:
+            raise UserError(findings.refusal())
+        named = _named_classes(scanned, classes, known)
+        if named is None:
+            named = _numbered_classes(scanned, allow_empty=options.allow_empty)
+        indexed = [result.shard for result in scanned]
+        prepared = _known_preparation(before, indexed)
+        index = write_index(location, indexed, named, prepared=prepared, rules=rules)
+    except BaseException:
+        for path in new_files:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside_index(location, 0).parent.rmdir()
+        raise
+    findings.write(report_path(location))
+    return index, findings
 
 
 def _scan_all(
-    shards: Sequence[Shard], limits: CacheLimits, workers: int, progress: Progress
+    shards: Sequence[Shard],
+    location: Path,
+    limits: CacheLimits,
+    rules: MemberRules,
+    known: Sequence[str] | None,
+    new_files: list[Path],
+    workers: int,
+    progress: Progress,
 ) -> list[ScannedShard]:
     cache = ShardCache(limits, fresh=True)
+    scanner = Scanner(cache, rules, class_ids(known or ()), new_files.append)
+    besides = [beside_index(location, number) for number in range(len(shards))]
     scanned: list[ScannedShard] = []
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for result in pool.map(lambda shard: _scan_shard(shard, cache), shards):
-                    scanned.append(result)
-                    progress(len(scanned), len(shards))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with thread_pool(workers, cache.close) as pool:
+            for result in pool.map(scanner.scan, shards, besides):
+                scanned.append(result)
+                progress(len(scanned), len(shards))
     except StorageError as error:
         raise UserError(str(error)) from None
     finally:
@@ -102,86 +113,78 @@ def _scan_all(
     return scanned
 
 
-def _scan_shard(shard: Shard, cache: ShardCache) -> ScannedShard:
-    """Count and checksum a shard, and write its `.idx` if it is a local tar. Raises TarError or StorageError."""
-    fd, path = cache.open(shard)
-    with os.fdopen(fd, "rb") as file:
-        samples = list(group_samples(file, shard.url))
-        if shard.num_samples and shard.num_samples != len(samples):
-            raise TarError(
-                f"{shard.url}: has {len(samples)} samples, but the index that named it records {shard.num_samples}"
-            )
-        largest_label, problems = -1, []
-        for members in samples:
-            try:
-                largest_label = max(largest_label, _label_of(members, file.fileno()))
-            except ValueError as error:
-                problems.append(f"{shard.name}/{members[0].key}: {error}")
-    if is_plain_local(shard):
-        # Ignore a read-only folder: without an `.idx`, readers find the offsets when they open the tar.
-        with contextlib.suppress(OSError):
-            write_idx(idx_path(path), samples)
-    measured = _measured(shard, path, cache)
-    cache.forget(shard)
-    return ScannedShard(replace(measured, num_samples=len(samples)), largest_label, problems)
-
-
-def _label_of(members: Sequence[Member], fd: int) -> int:
-    """Return the label of a sample. Raises ValueError where image or label is missing or the label is unusable."""
-    image, label = find_image(members), find_label(members)
-    if image is None or label is None:
-        raise ValueError(f"has no {'label (.cls or .json)' if image else 'image'}")
-    number = parse_label(os.pread(fd, label.size, label.offset), is_json=label.is_json)
-    if number < 0:
-        raise ValueError(f"label {number} is negative")
-    return number
-
-
-def _measured(shard: Shard, path: Path, cache: ShardCache) -> Shard:
-    """Return the shard with bytes and checksum of the file as it is stored, compressed or not. Raises TarError."""
-    if is_local(shard.url):
-        path = local_path(shard.url)
-    elif fetched := cache.fetched_checksum(shard):  # the cache keeps no compressed bytes to measure
-        return Shard(shard.url, *fetched, shard.num_samples)
-    elif compression_of(shard.url):
-        return shard
-    problem = difference(path, shard)
-    if problem:
-        raise TarError(f"{shard.url}: {problem}")
-    return Shard(shard.url, path.stat().st_size, checksum(path), shard.num_samples)
-
-
-def _known_classes(out: Path, largest_label: int) -> list[str] | None:
-    """Return the class names of the index that will be replaced, if they suffice."""
-    try:
-        names = list(read_index(out).classes)
-    except IndexMismatch:
-        return None
-    return names if len(names) > largest_label else None
-
-
-def _numbered_classes(highest: ScannedShard) -> list[str]:
-    """Return "0" to the largest label. Raises UserError where that would be too many classes."""
-    if highest.largest_label >= MAX_CLASSES:
+def _check_usable(scanned: Sequence[ScannedShard], findings: Findings) -> None:
+    """Raise UserError where there are no samples, or none that can be used."""
+    if not any(result.shard.num_samples for result in scanned):
+        found = (*findings.left_out, *findings.passed_over)
+        hint = f"; the first of {len(found):,} other members is {found[0].line()}" if found else ""
         raise UserError(
-            f"{highest.shard.url}: a label is {highest.largest_label}, which would make as many classes; labels count "
+            f"{shown(scanned[0].shard.url)}: no samples; members must be named KEY.EXTENSION{hint}"
+        )
+    if not findings.used:
+        first = (*findings.left_out, *findings.passed_over)[0]
+        raise UserError(f"no sample has an image and a usable label; the first: {first.line()}")
+
+
+def _named_classes(
+    scanned: Sequence[ScannedShard], classes: Sequence[str] | None, known: Sequence[str] | None
+) -> Sequence[str] | None:
+    """Return the class names that a person gave, or those of the index before; None where there are none.
+
+    Raises UserError where a label has no name. The names of the index before are then dropped, unless labels are
+    words, which they alone explain.
+    """
+    largest = max(max(result.labels, default=-1) for result in scanned)
+    if known is None or largest < len(known):
+        return known
+    if classes is None and not class_ids(known):
+        return None
+    raise UserError(f"--classes: {len(known)} names, but a label is {largest}")
+
+
+def _numbered_classes(scanned: Sequence[ScannedShard], *, allow_empty: bool) -> list[str]:
+    """Return "0" to the largest label. Raises UserError where there would be too many classes, or empty ones."""
+    highest = max(scanned, key=lambda result: max(result.labels, default=-1))
+    largest = max(highest.labels)
+    if largest >= MAX_CLASSES:
+        raise UserError(
+            f"{shown(highest.shard.url)}: a label is {largest}, which would make as many classes; labels count "
             "from 0, or name the classes with --classes"
         )
-    return [str(label) for label in range(highest.largest_label + 1)]
+    found = frozenset().union(*(result.labels for result in scanned))
+    empty = [str(label) for label in range(largest) if label not in found]
+    if empty and not allow_empty:
+        more = ", …" if len(empty) > MAX_NAMES else ""
+        raise UserError(
+            f"no sample has the label {', '.join(empty[:MAX_NAMES])}{more}, but one has {largest}; labels count from 0. "
+            "--classes says which classes there are, --allow-empty keeps classes without samples"
+        )
+    return [str(label) for label in range(largest + 1)]
 
 
-def _known_preparation(out: Path, shards: Sequence[Shard]) -> dict[str, object] | None:
-    """Return the options of `prepare` in the index that will be replaced, if `shards` are those that it wrote."""
+def _index_before(out: Path) -> Index | None:
+    """Return the index that will be replaced."""
     try:
-        prepared = json.loads(Path(index_location(out)).read_text()).get(PREPARED_KEY)
-        before = read_index(out).shards
-    except (OSError, ValueError, AttributeError):  # no index, or one of another layout
+        return read_index(out)
+    except IndexMismatch:
         return None
-    same = [replace(shard, url=shard.name) for shard in before] == [
+
+
+def _known_preparation(before: Index | None, shards: Sequence[Shard]) -> dict[str, object] | None:
+    """Return the options of `prepare` in the index that will be replaced, if `shards` are those that it wrote."""
+    if before is None:
+        return None
+    prepared = json.loads(Path(before.location).read_text()).get(PREPARED_KEY)
+    same = [replace(shard, url=shard.name) for shard in before.shards] == [
         replace(shard, url=shard.name) for shard in shards
     ]
     return prepared if same and isinstance(prepared, dict) else None
 
 
 def num_compressed(shards: Sequence[Shard]) -> int:
-    return sum(compression_of(shard.url) is not None for shard in shards)
+    """Return the number of compressed shards: local ones by their bytes, others by their names."""
+    return sum(
+        (compression_of_file(local_path(shard.url)) if is_local(shard.url) else compression_of(shard.url))
+        is not None
+        for shard in shards
+    )

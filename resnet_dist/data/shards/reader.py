@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, idx_path
-from resnet_dist.data.shards.tar import Member, TarError, group_samples, places_of, read_idx, write_idx
+from resnet_dist.data.shards.index import Index, IndexMismatch
+from resnet_dist.data.shards.labels import class_ids, parse_label
+from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, Member
+from resnet_dist.data.shards.offsets import idx_path, load_members, write_idx
+from resnet_dist.data.shards.tar import TarError, places_of
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
+from resnet_dist.data.storage.urls import shown
 
-# The header of a damaged tar may state any size.
-MAX_IMAGE_BYTES = 256 * 2**20
-MAX_LABEL_BYTES = 16 * 2**20
 # Image and label are read together up to this size; to split a larger read would copy the image once more.
 MAX_JOINT_READ_BYTES = 16 * 2**10
 MAX_OPEN_FILES = 256  # shards; descriptors are scarce
 MAX_TABLES = 8192  # shards; to build a table again costs milliseconds
 # Shards whose samples' keys are kept. Bad samples are often in the same shard, and its keys cost as much as a table.
 MAX_KEY_LISTS = 8
-LABEL_FIELDS = ("label", "cls", "class_id")  # of a .json label, the first that exists
 
 
 class RawSample(NamedTuple):
@@ -46,6 +45,7 @@ class ShardReader:
 
     def __init__(self, index: Index, limits: CacheLimits) -> None:
         self._index = index
+        self._class_ids = class_ids(index.classes)
         self._ends = np.cumsum(index.counts)
         self._starts = self._ends - np.array(index.counts)
         self._cache = ShardCache(limits)
@@ -53,7 +53,7 @@ class ShardReader:
         self._keys_lock = threading.Lock()
         # The next four are keyed by the number of a shard in the index.
         self._opening: dict[int, threading.Lock] = {}
-        self._tables: dict[int, _Table] = {}
+        self._tables: dict[int, NDArray[np.int64]] = {}  # places_N5 of `places_of`
         self._files: dict[int, _File] = {}
         self._keys: dict[int, list[str]] = {}
 
@@ -72,10 +72,10 @@ class ShardReader:
 
     def read_at(self, number: int, position: int) -> RawSample:
         """Read the sample at `position` of shard `number`. Raises the errors of `read`."""
-        table, file = self._tables.get(number), self._files.get(number)
-        if table is None or file is None:
-            table, file = self._open(number)
-        return _read(file.fd, *table.places_N5[position].tolist())
+        places_N5, file = self._tables.get(number), self._files.get(number)
+        if places_N5 is None or file is None:
+            places_N5, file = self._open(number)
+        return _read(self._class_ids, file.fd, *places_N5[position].tolist())
 
     def key(self, sample_id: int) -> str:
         """Return SHARD/KEY of a sample, for messages; its position where the shard cannot be read."""
@@ -90,15 +90,43 @@ class ShardReader:
         keys = self._keys.get(number)
         if keys is not None:
             return keys
-        table, file = self._open(number)
+        _, file = self._open(number)
         # One thread at a time: headers are read sequentially, and all threads share the position of the open file.
         with self._keys_lock:
             keys = self._keys.get(number)
             if keys is None:
-                keys = [members[0].key for members in load_members(table.path, file.fd)]
+                keys = [members[0].key for members in self._members_of(number, file)]
                 self._keys[number] = keys
                 _drop_oldest(self._keys, MAX_KEY_LISTS)
         return keys
+
+    def _read_places(self, number: int, file: _File) -> NDArray[np.int64]:
+        """Return the places of a shard's samples. Raises IndexMismatch where they are not those of the index."""
+        shard = self._index.shards[number]
+        try:
+            places_N5 = places_of(self._members_of(number, file), self._index.rules)
+        except TarError as error:
+            raise IndexMismatch(f"{shown(shard.url)}: {error}") from None
+        if len(places_N5) != shard.num_samples:
+            raise IndexMismatch(
+                f"{shown(shard.url)}: has {len(places_N5)} samples, but the index records {shard.num_samples}; index it "
+                "again"
+            )
+        return places_N5
+
+    def _members_of(self, number: int, file: _File) -> list[list[Member]]:
+        """Return the members of each sample of a shard. Raises TarError."""
+        shard, rules = self._index.shards[number], self._index.rules
+        if is_plain_local(shard):
+            files = self._index.offset_files(number)
+        else:  # in the cache, which sets with other rules share
+            files = [] if rules.full_keys else [idx_path(file.path)]
+        samples, found = load_members(files, file.fd, str(file.path), shard.num_samples, rules)
+        # Keep them in the cache only, for the other ranks of the node: reading must not change a person's folder.
+        if found is None and files and not is_plain_local(shard):
+            with contextlib.suppress(OSError):
+                write_idx(files[0], samples)
+        return samples
 
     def want(self, numbers: Iterable[int]) -> None:
         """Begin to fetch these shards, in this order."""
@@ -110,25 +138,24 @@ class ShardReader:
     def _place_of(self, sample_id: int) -> tuple[int, int]:
         return self.locate(np.array([sample_id]))[0]
 
-    def _open(self, number: int) -> tuple[_Table, _File]:
+    def _open(self, number: int) -> tuple[NDArray[np.int64], _File]:
         # One lock per shard: two threads must not open the same shard twice, and a thread that waits for a transfer
         # must not block those that read other shards.
         with self._lock:
             opening = self._opening.setdefault(number, threading.Lock())
         with opening:
-            table, file = self._tables.get(number), self._files.get(number)
-            if table is None or file is None:
-                shard = self._index.shards[number]
-                file = _File(*self._cache.open(shard))
-                table = table or _Table(shard, file)
+            places_N5, file = self._tables.get(number), self._files.get(number)
+            if places_N5 is None or file is None:
+                file = _File(*self._cache.open(self._index.shards[number]))
+                places_N5 = self._read_places(number, file) if places_N5 is None else places_N5
         with self._lock:
-            self._tables[number], self._files[number] = table, file
+            self._tables[number], self._files[number] = places_N5, file
             # Close files that were evicted from the cache: an open file keeps its space on the disk.
             for evicted in [n for n, f in self._files.items() if os.fstat(f.fd).st_nlink == 0]:
                 del self._files[evicted]
             _drop_oldest(self._tables, MAX_TABLES)
             _drop_oldest(self._files, _max_open_files())
-        return table, file
+        return places_N5, file
 
 
 def _max_open_files() -> int:
@@ -152,26 +179,18 @@ class _File:
         os.close(self.fd)
 
 
-class _Table:
-    """The places of a shard's samples. Raises IndexMismatch where they are not those of the index."""
-
-    def __init__(self, shard: Shard, file: _File) -> None:
-        self.path = file.path
-        try:
-            self.places_N5 = places_of(load_members(file.path, file.fd, keep_idx=not is_plain_local(shard)))
-        except TarError as error:
-            raise IndexMismatch(f"{shard.url}: {error}") from None
-        if len(self.places_N5) != shard.num_samples:
-            raise IndexMismatch(
-                f"{shard.url}: has {len(self.places_N5)} samples, but the index records {shard.num_samples}; index it "
-                "again"
-            )
-
-
-def _read(fd: int, image_at: int, image_size: int, label_at: int, label_size: int, is_json: int) -> RawSample:
-    """Read a sample at its row of `places_of`. Raises BadSample."""
+def _read(
+    ids: Mapping[str, int],
+    fd: int,
+    image_at: int,
+    image_size: int,
+    label_at: int,
+    label_size: int,
+    is_json: int,
+) -> RawSample:
+    """Read a sample at its row of `places_of`. ids: class ids by name. Raises BadSample."""
     if image_size < 0 or label_size < 0:
-        raise BadSample(f"has no {'image' if image_size < 0 else 'label (.cls or .json)'}")
+        raise BadSample(f"has no {'image' if image_size < 0 else 'label'}")
     if image_size > MAX_IMAGE_BYTES or label_size > MAX_LABEL_BYTES:
         raise BadSample(f"an image of {image_size:,} bytes with a label of {label_size:,} is not read")
     start = min(image_at, label_at)
@@ -185,49 +204,6 @@ def _read(fd: int, image_at: int, image_size: int, label_at: int, label_size: in
     if len(image) != image_size or len(label) != label_size:
         raise BadSample("the shard ends before it")
     try:
-        return RawSample(image, parse_label(label, is_json=bool(is_json)))
+        return RawSample(image, parse_label(label, is_json=bool(is_json), ids=ids))
     except ValueError as error:
         raise BadSample(str(error)) from None
-
-
-def load_members(path: Path, fd: int, *, keep_idx: bool = False) -> list[list[Member]]:
-    """Return the members of each sample, from the `.idx` beside the tar, else from the tar's headers.
-
-    keep_idx: write a missing `.idx`. Raises TarError.
-    """
-    try:
-        return read_idx(idx_path(path))
-    except FileNotFoundError:
-        pass
-    with os.fdopen(os.dup(fd), "rb") as file:
-        samples = list(group_samples(file, str(path)))
-    # Write it in the cache only, for the other ranks of the node: reading must not change a person's folder.
-    if keep_idx:
-        with contextlib.suppress(OSError):
-            write_idx(idx_path(path), samples)
-    return samples
-
-
-def parse_label(label: bytes, *, is_json: bool) -> int:
-    """Return the class id in the content of a `.cls` or `.json` member. Raises ValueError."""
-    if not is_json:
-        try:
-            return int(label)
-        except ValueError:
-            raise ValueError(f".cls is not a number: {label[:20]!r}") from None
-    try:
-        value = json.loads(label)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f".json cannot be read: {error}") from None
-    fields = value if isinstance(value, dict) else {}
-    found = next((fields[name] for name in LABEL_FIELDS if name in fields), None)
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise ValueError(f".json has no whole number as {', '.join(LABEL_FIELDS[:-1])} or {LABEL_FIELDS[-1]}")
-    return found
-
-
-def check_label(label: int, num_classes: int) -> int:
-    """Return the label. Raises ValueError where the index has no class for it."""
-    if not 0 <= label < num_classes:
-        raise ValueError(f"label {label} is not one of the {num_classes} classes of the index")
-    return label

@@ -1,61 +1,31 @@
-"""The members of a tar, grouped into samples by webdataset's rules, with their offsets.
+"""The members of a tar, read from its headers and grouped into samples, with their offsets.
 
-They are read once from the tar's headers, or from the DALI `.idx` file beside it. Nothing is ever extracted: a
-member's name is a key, never a path.
+Nothing is ever extracted: a member's name is a key, never a path.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.data.findings import Findings
+from resnet_dist.data.images.formats import HEAD_BYTES, describe, format_of
+from resnet_dist.data.shards.members import METADATA, WEBDATASET, Member, MemberRules, tool_file
 from resnet_dist.errors import UserError
-from resnet_dist.system.files import write_text_atomically
 
-IDX_VERSION = "v1.2"  # of DALI's format
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")
-LABEL_EXTENSIONS = ("cls", "json")
-
-# These follow webdataset's base_plus_ext and skip_meta: the extension begins at the first dot of the last part.
-_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_META = re.compile(r"__[^/]*__($|/)")
+BEGINNING = "the beginning"  # in messages, where no member has been read yet
 
 
 class TarError(UserError):
     """A tar, or its `.idx`, that is damaged or not one."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A file inside a tar: its content starts at byte `offset` and has `size` bytes."""
-
-    extension: str
-    offset: int
-    size: int
-    name: str
-
-    @property
-    def key(self) -> str:
-        match = _KEY_AND_EXTENSION.match(self.name)
-        key = match[1] if match else self.name
-        # A name in a tar may be any bytes; a key must be printable.
-        return key.encode(errors="backslashreplace").decode()
-
-    @property
-    def is_json(self) -> bool:
-        """Report whether the extension is `json` or ends in `.json`, such as `meta.json`."""
-        return self.extension.rpartition(".")[2] == "json"
-
-
-def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
+def places_of(samples: Sequence[Sequence[Member]], rules: MemberRules = WEBDATASET) -> NDArray[np.int64]:
     """Return the places of image and label of N samples, (N, 5) int64.
 
     The columns are image offset, image size, label offset, label size, and 1 for a label in JSON. A size of -1
@@ -63,7 +33,7 @@ def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
     """
     places_N5 = np.full((len(samples), 5), (0, -1, 0, -1, 0), np.int64)
     for row, members in enumerate(samples):
-        image, label = find_image(members), find_label(members)
+        image, label = rules.image(members), rules.label(members)
         if image is not None:
             places_N5[row, :2] = image.offset, image.size
         if label is not None:
@@ -71,38 +41,23 @@ def places_of(samples: Sequence[Sequence[Member]]) -> NDArray[np.int64]:
     return places_N5
 
 
-def find_image(members: Iterable[Member]) -> Member | None:
-    """Return the image: the first member with an image's extension, else the first dotted one such as `left.jpg`."""
-    return _find(members, IMAGE_EXTENSIONS)
+def group_samples(
+    file: IO[bytes], name: str, rules: MemberRules = WEBDATASET, findings: Findings | None = None
+) -> Iterator[list[Member]]:
+    """Yield the members of each sample of an uncompressed tar, by webdataset's rules or those of `rules`.
 
-
-def find_label(members: Iterable[Member]) -> Member | None:
-    """Return the label: the `.cls` member, else the `.json` member, plain before dotted."""
-    return _find(members, LABEL_EXTENSIONS[:1]) or _find(members, LABEL_EXTENSIONS[1:])
-
-
-def _find(members: Iterable[Member], extensions: Sequence[str]) -> Member | None:
-    dotted = None
-    for member in members:
-        if member.extension in extensions:
-            return member
-        if dotted is None and member.extension.rpartition(".")[2] in extensions:
-            dotted = member
-    return dotted
-
-
-def group_samples(file: IO[bytes], name: str) -> Iterator[list[Member]]:
-    """Yield the members of each sample of an uncompressed tar, by webdataset's rules.
-
-    Raises TarError where the tar is damaged, cut off, or names a member of a sample twice.
+    findings: gets the members that are in no sample. Raises TarError where the tar is damaged, cut off, or names a
+    member of a sample twice.
     """
+    findings = Findings() if findings is None else findings
     current: str | None = None
     members: list[Member] = []
     for info in _members(file, name):
-        match = _KEY_AND_EXTENSION.match(info.name)
-        if not info.isreg() or match is None or _META.match(info.name):
+        parts = rules.split(info.name)
+        if _is_no_member(info, parts, rules, findings):
             continue
-        key, extension = match[1], match[2].lower()
+        assert parts is not None
+        key, extension = parts
         if key != current and members:
             yield members
             members = []
@@ -114,11 +69,35 @@ def group_samples(file: IO[bytes], name: str) -> Iterator[list[Member]]:
         yield members
 
 
+def _is_no_member(
+    info: tarfile.TarInfo, parts: tuple[str, str] | None, rules: MemberRules, findings: Findings
+) -> bool:
+    """Return whether an entry of a tar is in no sample, and record why. Folders are not recorded."""
+    kind = tool_file(info.name)
+    if kind is None and info.isreg() and parts is not None and not METADATA.match(info.name):
+        return False
+    if info.isdir():
+        return True
+    is_meant = parts is not None and (rules.is_image(parts[1]) or rules.is_label(parts[1]))
+    if kind is not None:
+        findings.pass_over(info.name, kind)
+    elif info.issym() or info.islnk():
+        record = findings.leave_out if is_meant else findings.pass_over
+        record(info.name, "a link in a tar, which holds no bytes", f"to {info.linkname}")
+    elif not info.isreg():
+        findings.pass_over(info.name, "neither a file nor a link")
+    elif METADATA.match(info.name):
+        findings.pass_over(info.name, "metadata of webdataset")
+    else:
+        findings.pass_over(info.name, "a name without key or extension")
+    return True
+
+
 def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
     """Yield every member. Raises TarError where tarfile alone would stop silently: at a damaged or cut-off header."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    last = "the beginning"
+    last = BEGINNING
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
@@ -136,7 +115,7 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
             raise
         if size == 0:
             raise TarError(f"{name}: empty") from None
-        raise TarError(f"{name}: not a tar, or damaged after {last}: {error}") from None
+        raise TarError(f"{name}: {_damage(file, last)}: {error}") from None
     # Require the end marker: without it, a cut between two members would lose the rest silently.
     if size < end + tarfile.BLOCKSIZE:
         raise TarError(f"{name}: cut off after {last}: it has no end marker")
@@ -149,70 +128,14 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
             )
 
 
-def write_idx(path: Path, samples: Sequence[Sequence[Member]]) -> bool:
-    """Write a DALI index and return True.
-
-    Return False where a name has white space, at which DALI splits, or is not UTF-8. An older file at `path` is then
-    removed, because it describes another tar.
-    """
-    lines = [f"{IDX_VERSION} {len(samples)}"]
-    for members in samples:
-        fields = [field for m in members for field in (m.extension, str(m.offset), str(m.size), m.name)]
-        if any(len(field.split()) != 1 or not _is_utf8(field) for field in fields):
-            path.unlink(missing_ok=True)
-            return False
-        lines.append(" ".join(fields))
-    write_text_atomically(path, "\n".join(lines) + "\n")
-    return True
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def read_idx(path: Path) -> list[list[Member]]:
-    """Return the members of every sample. Raises FileNotFoundError, or TarError where the file is damaged."""
-    try:
-        header, *lines = path.read_text("utf-8").splitlines()
-        samples = [_parse_idx_line(line) for line in lines]
-        if header.split() != [IDX_VERSION, str(len(samples))]:
-            raise ValueError(f"begins with {header[:40]!r} and has {len(samples)} samples")
-    except (ValueError, IndexError) as error:
-        raise TarError(f"{path}: not a DALI index ({error})") from None
-    return samples
-
-
-def _parse_idx_line(line: str) -> list[Member]:
-    fields = line.split(" ")
-    if len(fields) % 4:
-        raise ValueError(f"line {line[:60]!r} is not groups of extension, offset, size, name")
-    members = [
-        Member(fields[i], int(fields[i + 1]), int(fields[i + 2]), fields[i + 3])
-        for i in range(0, len(fields), 4)
-    ]
-    if any(m.offset < tarfile.BLOCKSIZE or m.size < 0 or m.offset + m.size >= 2**63 for m in members):
-        raise ValueError(f"line {line[:60]!r} has an offset or size that no tar can have")
-    return members
-
-
-def check_header(fd: int, name: str, member: Member) -> None:
-    """Raise TarError unless the tar has the header of `member` where its `.idx` puts it."""
-    header = os.pread(fd, tarfile.BLOCKSIZE, member.offset - tarfile.BLOCKSIZE)
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        found = info.size, info.name.rpartition("/")[2]
-    except (tarfile.TarError, ValueError):
-        found = None
-    expected = member.name.rpartition("/")[2]
-    # This header may not have the whole name: it holds at most 100 bytes, and what a writer makes of a name that is
-    # not ASCII differs (tarfile: a "?" per character). Such a name is in the header before, which is not read here.
-    is_elsewhere = len(expected) > 90 or not expected.isascii()
-    if found is None or found[0] != member.size or not (expected == found[1] or is_elsewhere):
-        raise TarError(
-            f"{name}: no member {member.name} of {member.size} bytes at offset {member.offset}, where its .idx "
-            "puts it; index the shards again, or bring back the shard it was made from"
-        )
+def _damage(file: IO[bytes], last: str) -> str:
+    """Return what is wrong with a tar that cannot be read on behind member `last`."""
+    if last != BEGINNING:
+        return f"damaged after {last}"
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    form = format_of(head)
+    found = f"{form.name} image" if form else describe(head)
+    return "not a tar, or damaged at its beginning" + (
+        "" if "not an image" in found else f"; it looks like {found}"
+    )

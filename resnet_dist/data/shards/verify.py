@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.build import Progress
-from resnet_dist.data.shards.index import IndexMismatch, Shard, read_index
-from resnet_dist.data.shards.reader import BadSample, ShardReader, check_label
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, difference
-from resnet_dist.data.storage.urls import compression_of, is_local, local_path
+from resnet_dist.data.shards.index import Index, Shard, read_index
+from resnet_dist.data.shards.labels import check_label
+from resnet_dist.data.shards.offsets import load_members
+from resnet_dist.data.shards.reader import BadSample, ShardReader
+from resnet_dist.data.shards.tar import group_samples
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, difference, is_plain_local
+from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.errors import UserError
+from resnet_dist.system.threads import thread_pool
 
 
 def verify_index(
@@ -23,7 +26,9 @@ def verify_index(
     progress: Progress = lambda done, total: None,
     max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
-    """Recompute every checksum and decode every image. Returns a line for each problem, with shard and key.
+    """Recompute every checksum, decode every image and compare the offsets beside every local tar with the tar.
+
+    Returns a line for each problem, with shard and key.
 
     Remote shards are fetched and compressed ones unpacked again, because a copy in the cache may be older than the
     shard. A copy that differs from the index is a problem too. Raises IndexMismatch where there is no index.
@@ -48,13 +53,15 @@ def verify_index(
                 found.append(f"{shard.url}: the copy in {limits.folder} {problem}; it was fetched anew")
             cache.forget(shard)
             cache.path(shard)  # fetches the shard, and verifies it before it is in the cache
+            if problem := _wrong_offsets(number, index):
+                return [*found, problem]
             ids = range(first_ids[number], first_ids[number + 1])
             return found + [text for text in (problem_of(i) for i in ids) if text]
-        except (OSError, IndexMismatch) as error:
+        except (OSError, UserError) as error:  # IndexMismatch and TarError are UserErrors
             return [*found, str(error) if shard.url in str(error) else f"{shard.url}: {error}"]
 
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with thread_pool(workers, reader.close, cache.close) as pool:
             for done, found in enumerate(pool.map(check, range(len(index.shards))), start=1):
                 problems += found
                 progress(done, len(index.shards))
@@ -69,10 +76,25 @@ def _damage_of_copy(shard: Shard, cache: ShardCache) -> str | None:
 
     An unpacked copy cannot be compared: the index records the checksum of the compressed bytes.
     """
-    is_unpacked = compression_of(shard.url) or cache.fetched_checksum(shard)
-    if is_unpacked or not cache.is_at_hand(shard):
+    if cache.fetched_checksum(shard) or not cache.is_at_hand(shard):
         return None
     return difference(cache.path(shard), shard)
+
+
+def _wrong_offsets(number: int, index: Index) -> str | None:
+    """Return the first sample whose offsets beside a plain local tar are not those in the tar; None without one."""
+    shard = index.shards[number]
+    if not is_plain_local(shard):
+        return None
+    with local_path(shard.url).open("rb") as file:
+        in_tar = list(group_samples(file, shard.url, index.rules))
+        in_file, source = load_members(
+            index.offset_files(number), file.fileno(), shard.url, shard.num_samples, index.rules
+        )
+    wrong = next((ours for ours, theirs in zip(in_tar, in_file, strict=False) if ours != theirs), None)
+    if wrong is None or source is None:
+        return None
+    return f"{source}: does not have the offsets of {shard.name}/{wrong[0].key}; index the shards again"
 
 
 def _problem(reader: ShardReader, sample_id: int, num_classes: int, max_pixels: int) -> str | None:

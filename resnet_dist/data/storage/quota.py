@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from resnet_dist.data.storage.cache_files import COMING, LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
+from resnet_dist.data.storage.retry import Patience
 from resnet_dist.data.storage.transfer import POLL_SECONDS, size_of
-from resnet_dist.data.storage.urls import IDX_SUFFIX
+from resnet_dist.data.storage.urls import IDX_SUFFIX, shown
 from resnet_dist.errors import StorageError
 
 
@@ -39,18 +39,18 @@ class Quota:
         """
         if num_bytes > self.max_bytes:
             raise StorageError(
-                f"{url}: its {num_bytes:,} bytes are larger than data.shard_cache_bytes={self.max_bytes:,}"
+                f"{shown(url)}: its {num_bytes:,} bytes are larger than data.shard_cache_bytes={self.max_bytes:,}"
             )
-        seen, since = -1, time.monotonic()
+        seen, patience = -1, Patience(url, timeout_seconds, closed)
         while not self._reserve(path, num_bytes):
             arrived = sum(size for _, size, _ in self._files())
             if arrived != seen:
-                seen, since = arrived, time.monotonic()
-            if closed.wait(POLL_SECONDS):
-                raise StorageError(f"{url}: given up, the loader was closed")
-            if time.monotonic() - since > timeout_seconds:
+                seen = arrived
+                patience.progressed()
+            patience.pause(POLL_SECONDS, f"room in {self.folder}")
+            if patience.is_over():
                 raise StorageError(
-                    f"{url}: data.shard_cache_bytes={self.max_bytes:,} are taken by other shards on their way, of which "
+                    f"{shown(url)}: data.shard_cache_bytes={self.max_bytes:,} are taken by other shards on their way, of which "
                     f"nothing came for {timeout_seconds:.0f} s"
                 )
         try:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import posixpath
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +20,26 @@ from filelock import FileLock, Timeout
 
 from resnet_dist.config import Data
 from resnet_dist.data.storage.cache_files import LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
+from resnet_dist.data.storage.command import run_command
 from resnet_dist.data.storage.quota import Quota
-from resnet_dist.data.storage.transfer import fetch_file, run_command, size_of
-from resnet_dist.data.storage.unpack import compression_of_fetched, unpack
-from resnet_dist.data.storage.urls import COMMAND, IDX_SUFFIX, compression_of, is_local, local_path
+from resnet_dist.data.storage.retry import POLL_SECONDS, Patience
+from resnet_dist.data.storage.transfer import fetch_file, size_of
+from resnet_dist.data.storage.unpack import compression_of_file, unpack
+from resnet_dist.data.storage.urls import (
+    COMMAND,
+    IDX_SUFFIX,
+    file_name,
+    is_local,
+    local_path,
+    shown,
+    unsigned,
+)
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
 
 NUM_FETCH_THREADS = 4  # per rank: enough to hide latency, few enough to keep memory small
 MAX_OPEN_TRIES = 10
+CLOSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class StoredFile:
 
     @property
     def name(self) -> str:
-        return posixpath.basename(self.url.rstrip("/"))
+        return file_name(self.url)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class ShardCache:
         if is_plain_local(shard):
             return local_path(shard.url)
         path = self._cached_path(shard)
-        return path if _mark_used(path) else self._begin(shard).result()
+        return path if _mark_used(path) else self._wait_for(shard)
 
     def open(self, shard: StoredFile) -> tuple[int, Path]:
         """Return a file descriptor for reading, which the caller closes, and the path it was opened at.
@@ -110,7 +119,7 @@ class ShardCache:
             except OSError as error:
                 raise StorageError(f"{path}: {error.strerror}") from None
         raise StorageError(
-            f"{shard.url}: evicted {MAX_OPEN_TRIES} times before it could be read; raise data.shard_cache_bytes="
+            f"{shown(shard.url)}: evicted {MAX_OPEN_TRIES} times before it could be read; raise data.shard_cache_bytes="
             f"{self._limits.max_bytes:,}"
         )
 
@@ -131,18 +140,23 @@ class ShardCache:
         return int(size), found
 
     def close(self) -> None:
+        """End the transfers. A thread that hashes or unpacks a large file is left to itself after CLOSE_SECONDS."""
         self._closed.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if not wait(list(self._under_way.values()), CLOSE_SECONDS).not_done:
+            self._pool.shutdown(wait=True)
 
     def _cached_path(self, shard: StoredFile) -> Path:
         # Name the file after the whole URL, because two sets may both have a 000000.tar, and after what is known of
-        # its content, so that a changed shard gets a new file.
+        # its content, so that a changed shard gets a new file. A URL that is signed anew names the same file.
         known = f"{shard.checksum} {shard.num_bytes} {self._token}"
         if is_local(shard.url):
             with contextlib.suppress(OSError):
                 status = local_path(shard.url).stat()
                 known += f" {status.st_size} {status.st_mtime_ns}"
-        identity = hashlib.sha256(f"{shard.url} {known}".encode(errors="backslashreplace")).hexdigest()[:24]
+        identity = hashlib.sha256(
+            f"{unsigned(shard.url)} {known}".encode(errors="backslashreplace")
+        ).hexdigest()[:24]
         return self._limits.folder / identity[:2] / f"{identity}{TAR}"
 
     def _begin(self, shard: StoredFile) -> Future[Path]:
@@ -154,6 +168,15 @@ class ShardCache:
                 future.add_done_callback(lambda _: self._under_way.pop(shard.url, None))
             return future
 
+    def _wait_for(self, shard: StoredFile) -> Path:
+        future = self._begin(shard)
+        while not wait([future], POLL_SECONDS).done:
+            if self._closed.is_set() and wait([future], CLOSE_SECONDS).not_done:
+                raise StorageError(f"{shown(shard.url)}: given up, the loader was closed")
+        if future.cancelled():
+            raise StorageError(f"{shown(shard.url)}: given up, the loader was closed")
+        return future.result()
+
     def _fetch(self, shard: StoredFile) -> Path:
         path = self._cached_path(shard)
         check_command(shard.url, allowed=self._limits.allow_commands)
@@ -164,7 +187,9 @@ class ShardCache:
             if is_local(shard.url):
                 problem = difference(local_path(shard.url), shard)
                 if problem:
-                    raise StorageError(f"{shard.url}: {problem}; index the shards again if they were changed")
+                    raise StorageError(
+                        f"{shown(shard.url)}: {problem}; index the shards again if they were changed"
+                    )
                 self._decompress(shard, local_path(shard.url), path)
                 return path
             with self._quota.reserved(
@@ -180,7 +205,7 @@ class ShardCache:
     def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
         raw = path.with_suffix(RAW)
         self._download(shard, raw)
-        if compression_of_fetched(raw, shard.url):
+        if compression_of_file(raw):
             path.with_suffix(SUM).write_text(f"{raw.stat().st_size} {checksum(raw)}")
             self._decompress(shard, raw, path)
             return
@@ -193,21 +218,21 @@ class ShardCache:
     def _locked(self, path: Path, shard: StoredFile) -> Iterator[None]:
         """Hold the shard's lock. Waits for another process that holds it, as long as that process's file grows."""
         lock = FileLock(path.with_suffix(LOCK))  # the kernel releases it when its holder dies
-        seen, since = -1, time.monotonic()
+        seen, patience = -1, Patience(shard.url, self._limits.timeout_seconds, self._closed)
         while True:
             try:
-                with lock.acquire(timeout=1):
+                with lock.acquire(timeout=POLL_SECONDS, poll_interval=POLL_SECONDS / 2):
                     yield
                 return
             except Timeout:
                 size = sum(size_of(file) for file in path.parent.glob(f"{path.stem}.*partial"))
                 if size != seen:
-                    seen, since = size, time.monotonic()
-                if self._closed.is_set():
-                    raise StorageError(f"{shard.url}: given up, the loader was closed") from None
-                if time.monotonic() - since > self._limits.timeout_seconds:
+                    seen = size
+                    patience.progressed()
+                patience.check("another process, which fetches it")
+                if patience.is_over():
                     raise StorageError(
-                        f"{shard.url}: another process holds {lock.lock_file} and has made no progress for "
+                        f"{shown(shard.url)}: another process holds {lock.lock_file} and has made no progress for "
                         f"{self._limits.timeout_seconds:.0f} s"
                     ) from None
 
@@ -234,12 +259,14 @@ class ShardCache:
             # Fetch once more from the start: the file was damaged on the way, or begun before the remote one changed.
             partial.unlink()
             if last:
-                raise StorageError(f"{shard.url}: {problem}; index the shards again if they were changed")
+                raise StorageError(
+                    f"{shown(shard.url)}: {problem}; index the shards again if they were changed"
+                )
 
     def _decompress(self, shard: StoredFile, raw: Path, path: Path) -> None:
         partial = path.with_suffix(TAR_PARTIAL)
         try:
-            unpack(raw, partial, shard.url, self._limits.max_bytes)
+            unpack(raw, partial, shown(shard.url), self._limits.max_bytes)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -260,14 +287,14 @@ def _mark_used(path: Path) -> bool:
 
 def is_plain_local(shard: StoredFile) -> bool:
     """Report whether the shard is an uncompressed file on this machine, which is read where it lies."""
-    return is_local(shard.url) and compression_of(shard.url) is None
+    return is_local(shard.url) and compression_of_file(local_path(shard.url)) is None
 
 
 def check_command(url: str, *, allowed: bool) -> None:
     """Raise UserError for a URL that would run a command in a shell, unless commands are allowed."""
     if url.startswith(COMMAND) and not allowed:
         raise UserError(
-            f"{url!r} would run a command in a shell; pass --allow-commands (or set data.allow_commands=true) if "
+            f"{shown(url)!r} would run a command in a shell; pass --allow-commands (or set data.allow_commands=true) if "
             "you trust where it comes from"
         )
 

@@ -1,39 +1,27 @@
 """Transfer of remote files: in chunks, each retried until it arrives or `timeout_seconds` pass without progress.
 
-fsspec knows the schemes (https, s3, gs, hf …) and finds credentials where each of them usually keeps them.
+fsspec knows the schemes (s3, gs, hf …) and finds credentials where each of them usually keeps them; files on web
+servers are read by `http`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
-import signal
-import subprocess
-import tempfile
+import io
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
-from resnet_dist.data.storage.urls import COMMAND, is_local, local_path
+from resnet_dist.data.storage.http import STALL_SECONDS, HttpFile
+from resnet_dist.data.storage.retry import Patience
+from resnet_dist.data.storage.urls import COMMAND, is_http, is_local, local_path, shown
 from resnet_dist.errors import StorageError, UserError
+from resnet_dist.system.redact import HIDDEN
 
 CHUNK_BYTES = 4 * 2**20  # one request; a broken transfer loses at most this
-STALL_SECONDS = 30.0  # without a byte, then the chunk is requested again
-FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 20.0
 POLL_SECONDS = 0.2  # between two looks at a running command, or at a full cache
-
-# Errors that no retry can cure.
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError)
-# Names of errors of botocore and Google's drivers: by name, because these drivers may not be installed.
-NO_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "DefaultCredentialsError",
-}
+INDEX_SECONDS = 60.0  # without progress: the patience with small files, such as indexes
+MAGIC = "*["
 
 
 def fetch_file(
@@ -47,176 +35,152 @@ def fetch_file(
     """Append what is missing to `partial`, chunk by chunk, until it has `num_bytes` (0: unknown, ask the server).
 
     Every failure is retried after a pause that doubles, with a random part, so that many ranks do not retry at the
-    same time. Raises StorageError after `timeout_seconds` without a byte of progress, or at once where a retry
-    cannot help.
+    same time; a server may ask for a longer one. Raises StorageError after `timeout_seconds` without a byte of
+    progress, or at once where a retry cannot help.
     """
-    remote = _Remote(url)
-    closed = closed or threading.Event()
-    total = num_bytes or retry(remote.size, url, timeout_seconds, closed)
+    patience = Patience(url, timeout_seconds, closed)
+    remote = _open(url, patience)
+    total = num_bytes or patience.retry(remote.size)
     have = partial.stat().st_size if partial.exists() else 0
-    if have > total:
+    if total is not None and have > total:
         partial.unlink()
         have = 0
     with partial.open("ab") as file:
-        while have < total:
-            end = min(have + CHUNK_BYTES, total)
-            block = retry(lambda: remote.read(have, end, total), url, timeout_seconds, closed)  # noqa: B023
-            file.write(block)
-            have += len(block)
+
+        def append() -> bool:
+            start = file.tell()
+            end = None if total is None else min(start + CHUNK_BYTES, total)
+            return remote.append(file, start, end, total)
+
+        is_complete = have == total
+        while not is_complete:
+            is_complete = patience.retry(append)
 
 
-def read_bytes(url: str, timeout_seconds: float = 60.0) -> bytes:
+def read_bytes(url: str, timeout_seconds: float = INDEX_SECONDS) -> bytes:
     """Return the content of a small file, such as an index. Raises FileNotFoundError, or StorageError."""
     if is_local(url):
         return local_path(url).read_bytes()
-    remote = _Remote(url)
+    patience = Patience(url, timeout_seconds)
+    remote = _open(url, patience)
+    content = io.BytesIO()
     try:
-        content: bytes = retry(lambda: remote.read(0, None, None), url, timeout_seconds)
-        return content
+        patience.retry(lambda: remote.append(content, content.tell(), None, None))
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise FileNotFoundError(url) from None
+            raise FileNotFoundError(shown(url)) from None
         raise
+    return content.getvalue()
 
 
 def exists(url: str) -> bool:
-    """Report whether the file exists and can be reached."""
+    """Report whether the file exists. Raises StorageError where that cannot be found out."""
+    if url.startswith(COMMAND):
+        return False
     if is_local(url):
         return local_path(url).is_file()
+    patience = Patience(url, INDEX_SECONDS)
+    remote = _open(url, patience)
     try:
-        return bool(_Remote(url).size())
-    except OSError:
-        return False
+        patience.retry(remote.size)
+    except StorageError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError)):
+            return False
+        raise
+    return True
 
 
-def retry(
-    read: Callable[[], Any], url: str, timeout_seconds: float, closed: threading.Event | None = None
-) -> Any:
-    """Call `read` until it succeeds and return its result.
+def list_files(url: str) -> list[str] | None:
+    """Return the files that a remote pattern (`…/train-*.tar`) or folder names, sorted.
 
-    Raises StorageError for a permanent error, after `timeout_seconds`, and when `closed` is set, which ends a pause.
+    None where `url` names one file, or its store cannot list. Raises StorageError, or UserError.
     """
-    closed = closed or threading.Event()
-    deadline, pause = time.monotonic() + timeout_seconds, FIRST_PAUSE_SECONDS
-    while not closed.is_set():
-        try:
-            return read()
-        except StorageError:
-            raise
-        except Exception as error:  # every scheme, and every driver below it, has its own classes
-            if _is_permanent(error):
-                raise StorageError(f"{url}: {_describe(error)}") from error
-            if time.monotonic() + pause > deadline:
-                raise StorageError(
-                    f"{url}: nothing could be read for {timeout_seconds:.0f} s; the last error was {_describe(error)}"
-                ) from error
-        closed.wait(pause * random.uniform(0.5, 1))
-        pause = min(2 * pause, MAX_PAUSE_SECONDS)
-    raise StorageError(f"{url}: given up, the loader was closed")
+    patience = Patience(url, INDEX_SECONDS)
+    store = _open(url, patience)
+    return None if isinstance(store, HttpFile) else patience.retry(store.list_files)
 
 
-class _Remote:
-    """A remote file, read in parts."""
+class _Remote(Protocol):
+    """A remote file, which is read in parts. See HttpFile."""
 
-    def __init__(self, url: str) -> None:
+    def size(self) -> int | None: ...
+
+    def append(self, file: IO[bytes], start: int, end: int | None, total: int | None) -> bool: ...
+
+
+def _open(url: str, patience: Patience) -> HttpFile | _StoredObject:
+    if f"{HIDDEN}@" in url or f"={HIDDEN}" in url:
+        raise UserError(
+            f"{shown(url)}: the password or signature was left out where this URL was stored or shown; give the whole URL"
+        )
+    return HttpFile(url, patience) if is_http(url) else _StoredObject(url, patience)
+
+
+class _StoredObject:
+    """An object in a store that fsspec reads."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
         import fsspec
 
-        self._url = url
-        options: dict[str, Any] = {}
-        if url.startswith(("http://", "https://")):
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-            options["client_kwargs"] = {"timeout": timeout}
+        self._patience = patience
         try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **options)
+            self._fs, self._path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise UserError(f"{url}: {error}") from None
+            raise UserError(f"{patience.url}: {error}") from None
 
-    def size(self) -> int:
-        size = self._fs.info(self._path).get("size")
+    def size(self) -> int | None:
+        size = self._call("info", self._path).get("size")
         if size is None:
-            raise StorageError(f"{self._url}: the server does not report its size")
+            raise StorageError(f"{self._patience.url}: the server does not report its size")
         return int(size)
 
-    def read(self, start: int, end: int | None, total: int | None) -> bytes:
-        """Return the bytes from `start` to `end` (None: to the last one), at least one byte."""
+    def append(self, file: IO[bytes], start: int, end: int | None, total: int | None) -> bool:
         # Request a whole file without a range: the server may not support ranges.
         whole = start == 0 and end == total
-        block: bytes = self._cat(None if whole else start, None if whole else end)
+        limits = {} if whole else {"start": start, "end": end}
+        block: bytes = self._call("cat_file", self._path, **limits)
+        if total is not None and len(block) > total:
+            raise StorageError(
+                f"{self._patience.url}: has {len(block):,} bytes, but the index records {total:,}; index the shards "
+                "again if they were changed"
+            )
         if end is not None and len(block) > end - start:
-            if total is not None and len(block) > total:
-                raise StorageError(
-                    f"{self._url}: has {len(block):,} bytes, but the index records {total:,}; index the shards again if "
-                    "they were changed"
-                )
             # A server without ranges sends the whole file; if some of it is missing, request it again.
             if len(block) != total:
                 raise OSError(f"asked for bytes {start} to {end}, got {len(block)} bytes")
             block = block[start:]
-        if not block:
+        if not block and total != 0:
             raise OSError(f"no bytes from {start} on")
-        return block
+        file.write(block)
+        return total is None or start + len(block) >= total
 
-    def _cat(self, start: int | None, end: int | None) -> bytes:
+    def list_files(self) -> list[str] | None:
+        path = self._path
+        if not any(character in path for character in MAGIC):
+            if self._call("isfile", path) or not self._call("isdir", path):
+                return None
+            pattern = f"{path.rstrip('/')}/*"
+        elif self._call("exists", path):  # the name of one object
+            return None
+        else:
+            pattern = path
+        return sorted(self._fs.unstrip_protocol(found) for found in self._call("glob", pattern))
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the file system so that it can be cancelled, or else abandoned."""
         if not getattr(self._fs, "async_impl", False):
-            return self._fs.cat_file(self._path, start=start, end=end)  # type: ignore[no-any-return]
-        from fsspec.asyn import sync
+            function: Callable[..., Any] = getattr(self._fs, method)
+            return self._patience.call(lambda: function(*arguments, **options))
 
-        # Limit every request here: not every scheme has a timeout of its own for a server that stops sending.
-        timeout = None if end is None else 4 * STALL_SECONDS
-        return sync(self._fs.loop, self._fs._cat_file, self._path, start=start, end=end, timeout=timeout)  # type: ignore[no-any-return]
+        async def run() -> Any:
+            import asyncio
 
+            # Limit every request here: not every scheme has a timeout of its own for a server that stops sending.
+            limited = method == "cat_file" and options
+            async with asyncio.timeout(4 * STALL_SECONDS if limited else None):
+                return await getattr(self._fs, f"_{method}")(*arguments, **options)
 
-def _is_permanent(error: BaseException) -> bool:
-    status = _status(error)
-    if status is not None and 400 <= status < 500:
-        return status not in (408, 425, 429)
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, (*PERMANENT, UserError)) or not kinds.isdisjoint(NO_CREDENTIALS)
-
-
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status: aiohttp's `status`, gcsfs' `code`, or `response.status_code` of requests and httpx."""
-    owners = (error, "status"), (error, "code"), (getattr(error, "response", None), "status_code")
-    found = next((getattr(owner, name) for owner, name in owners if hasattr(owner, name)), None)
-    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()) else None
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def run_command(url: str, partial: Path, timeout_seconds: float, closed: threading.Event) -> None:
-    """Run `pipe:COMMAND` in a shell and write its output to `partial`.
-
-    Raises StorageError where the command fails, or writes nothing for `timeout_seconds`, or when `closed` is set.
-    """
-    with partial.open("wb") as target, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            url.removeprefix(COMMAND), shell=True, stdout=target, stderr=errors, start_new_session=True
-        )
-        size, since, problem = -1, time.monotonic(), None
-        while problem is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-                break
-            if size_of(partial) != size:
-                size, since = size_of(partial), time.monotonic()
-            if time.monotonic() - since > timeout_seconds:
-                problem = f"wrote nothing for {timeout_seconds:.0f} s"
-            elif closed.is_set():
-                problem = "given up, the loader was closed"
-        if problem is not None:
-            os.killpg(process.pid, signal.SIGKILL)  # the shell and its children
-            process.wait()
-        elif process.returncode:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
-            problem = f"ended with {process.returncode}: {lines[-1] if lines else 'no message'}"
-    if problem is not None:
-        partial.unlink()
-        raise StorageError(f"{url}: {problem}")
+        return self._patience.run(self._fs.loop, run())
 
 
 def size_of(path: Path) -> int:

@@ -26,6 +26,7 @@ from resnet_dist.system.provenance import (
     git_commit,
     user_name,
 )
+from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
 from resnet_dist.tracking.store import tracking_uri
 
@@ -61,7 +62,13 @@ class MlflowRun:
             opened = cls._begin(record.output, experiment, run.name, run.run_id, run.key)
             with opened._closed_where_it_fails():
                 opened._describe(record.recipe, record.source)
-                opened.set_tags({FOLDER_TAG: str(run.path), ATTEMPT_TAG: str(run.attempt), **record.tags})
+                opened.set_tags(
+                    {
+                        FOLDER_TAG: str(run.path),
+                        ATTEMPT_TAG: str(run.attempt),
+                        **redact_all(dict(record.tags)),
+                    }
+                )
             return opened
 
     @classmethod
@@ -136,6 +143,7 @@ class MlflowRun:
     def _describe(self, recipe: Recipe, source: str) -> None:
         # MLflow refuses a changed parameter: those of the first attempt stay.
         known = self.client.get_run(self.run_id).data.params
+        recipe = recipe.public()
         flat = {key: value for key, value in recipe.flat().items() if key != "description"}
         params = [Param(key, value) for key, value in flat.items() if key not in known]
         for low in range(0, len(params), MAX_PARAMS_PER_REQUEST):
@@ -193,7 +201,7 @@ def origin_tags(source: str, description: str) -> dict[str, str]:
         "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
         "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
         "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": description.strip(),
+        "mlflow.note.content": redact(description.strip()),
         **_git_tags(Path(source).parent),
     }
 

@@ -185,7 +185,7 @@ class Checkpointer:
             refuse_not_finite(snapshot)
             manifest = {
                 "scalars": snapshot.scalars,
-                "recipe": self._recipe.model_dump(mode="json"),
+                "recipe": self._recipe.public().model_dump(mode="json"),
                 "classes": list(self._classes),
             }
             contiguous = {

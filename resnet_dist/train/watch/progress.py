@@ -19,13 +19,21 @@ class Progress:
         self.step = 0
         self.phase = "starting"
         self._seen: set[str] = set()
+        self._first_step: int | None = None
 
     def at(self, phase: str, step: int | None = None) -> None:
         """Enter a phase. The call is cheap enough for several in every step."""
         self._seen.add(self.phase)
+        if self._first_step is None:
+            self._first_step = step
         self.phase = phase
         self.step = self.step if step is None else step
         self.moves += 1  # Increase it last, so that a reader of the new number reads its phase too.
+
+    @property
+    def has_stepped(self) -> bool:
+        """Report whether this attempt has taken a step, so that it has something to save."""
+        return self._first_step is not None and self.step > self._first_step
 
     @property
     def patience(self) -> int:

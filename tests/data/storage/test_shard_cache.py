@@ -29,7 +29,7 @@ from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, read_inde
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage import transfer
+from resnet_dist.data.storage import http, retry, transfer
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, StoredFile
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.errors import StorageError, UserError
@@ -53,8 +53,9 @@ def served(tmp_path: Path, limits: CacheLimits) -> Path:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
     monkeypatch.setattr(transfer, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(transfer, "MAX_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(http, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "MAX_PAUSE_SECONDS", 0.1)
 
 
 def remote_data(url: str, limits: CacheLimits, **changes: object) -> Data:
@@ -137,7 +138,7 @@ def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: Cache
 def test_a_missing_file_fails_at_once(served: Path, limits: CacheLimits) -> None:
     next(served.glob("*3.tar")).unlink()
     with file_server(served) as server:
-        with pytest.raises(StorageError, match=r"part-00003.tar: FileNotFoundError"):
+        with pytest.raises(StorageError, match=r"part-00003.tar: 404 Not Found"):
             epoch_bytes(remote_data(server.url, limits))
         with pytest.raises(IndexMismatch, match="no such index"):
             read_index(f"{server.url}/elsewhere")
@@ -256,8 +257,8 @@ def compress(path: Path, suffix: str) -> Path:
 def test_compressed_shards_here_and_remote(served: Path, limits: CacheLimits, suffix: str) -> None:
     expected = epoch_bytes(remote_data(str(served), limits))
     names = [str(compress(path, suffix)) for path in sorted(served.glob("*.tar"))]
-    index, problems = build_index(expand(names), served, limits)
-    assert (index.counts, problems) == (COUNTS, [])
+    index, findings = build_index(expand(names), served, limits)
+    assert (index.counts, findings.left_out) == (COUNTS, [])
     assert epoch_bytes(remote_data(str(served), limits)) == expected
     with file_server(served) as server:
         other = replace(limits, folder=limits.folder / "other")
@@ -463,12 +464,12 @@ def test_an_error_that_a_retry_cannot_cure_is_not_retried(error: Exception, perm
         raise error
 
     with pytest.raises(StorageError):
-        transfer.retry(read, "x://y", timeout_seconds=0.03)
+        retry.Patience("x://y", 0.03).retry(read)
     assert (len(tries) == 1) == permanent
 
 
 def test_closing_ends_a_pause(served: Path, limits: CacheLimits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 200.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 200.0)
     with file_server(served) as server, faulty_proxy(server.port, lambda number: "500") as proxy:
         cache = ShardCache(replace(limits, timeout_seconds=10_000))
         fetched = cache._begin(Shard(f"{proxy.url}/part-00000.tar", 1, "", 1))
@@ -550,6 +551,7 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOCALHOST}:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()  # another test had another port
         bucket = s3fs.S3FileSystem(skip_instance_cache=True)
         bucket.mkdir("shards")
         bucket.put(str(served), "shards/set", recursive=True)
@@ -567,6 +569,27 @@ def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: CacheLimits, s3
     missing = Shard("s3://shards/set/gone.tar", 100, "", 1)
     with pytest.raises(StorageError, match=r"gone.tar: FileNotFoundError"):
         ShardCache(limits).path(missing)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_keys_and_patterns_of_s3(served: Path, limits: CacheLimits, s3: str, tmp_path: Path) -> None:
+    import s3fs
+
+    bucket, content = s3fs.S3FileSystem(skip_instance_cache=True), (served / "part-00000.tar").read_bytes()
+    odd = [f"{s3}/odd/{name}.tar" for name in ("a#b", "a+b c", "what?", "st*r", "100%41")]
+    for url in odd:
+        bucket.pipe_file(url, content)
+    bucket.pipe_file(f"{s3}/odd/notes.txt", b"x")
+    for url in odd:
+        index, _ = build_index(expand([url]), tmp_path / "own", limits)
+        assert [(shard.url, shard.num_samples) for shard in index.shards] == [(url, COUNTS[0])]
+        assert index.shards[0].name == url.rpartition("/")[2]
+    bucket.invalidate_cache()
+    for pattern in (f"{s3}/odd/*.tar", f"{s3}/odd/", f"{s3}/odd"):
+        assert [shard.url for shard in expand([pattern])] == sorted(odd)
+    assert read_index(f"{s3}/").digest() == read_index(served).digest()
+    with pytest.raises(UserError, match="matches no file"):
+        expand([f"{s3}/none*.tar"])
 
 
 def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: CacheLimits) -> None:

@@ -1,0 +1,120 @@
+"""A password and a signature in a URL are needed in memory alone: no file and no line of output ever holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.config import Recipe
+from resnet_dist.runs.choose import choose_run
+from resnet_dist.runs.folder import RUN_FILE
+from tests.data.odd_server import OddServer, odd_server
+from tests.paths import ROOT
+
+PASSWORD, SIGNATURE, NEXT_SIGNATURE = "p%40ss%2Fword", "hunter%2F22", "hunter%2F33"
+SECRETS = (PASSWORD, "p@ss/word", "ss%2Fword", "hunter")
+
+
+def train(
+    folder: Path, server: OddServer, signature: str, *arguments: str, path: str = "basic"
+) -> tuple[int, str]:
+    """Run `train --local` on the served digits; return exit code and output."""
+    url = f"http://user:{PASSWORD}@127.0.0.1:{server.port}/{path}"
+    changes = {
+        "data.train": f"{url}/train?Signature={signature}",
+        "data.eval": f"{url}/eval?Signature={signature}",
+        "data.source": "none",
+        "data.shard_cache": "{output}/cache",
+        "model.name": "resnet8",
+        "train.checkpoint_every": "2 steps",
+        "description": f"from {url}/train?Signature={signature}",
+    }
+    sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    command = ["train", str(ROOT / "jobs/digits.py"), "--local", "--cpu", "--name", "x", *sets, *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_dist", *command],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def assert_no_secret(folder: Path, output: str) -> None:
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {"mlflow.db", "run.json", "checkpoint.json", "recipe.json"} <= {path.name for path in files}
+    for secret in SECRETS:
+        assert secret not in output
+        assert [path for path, content in files.items() if secret.encode() in content] == []
+        assert [path for path in files if secret in path.name] == []
+
+
+def test_no_password_or_signature_is_stored_or_shown(tmp_path: Path, digits_data: Path) -> None:
+    with odd_server(digits_data) as server:
+        # A run that is interrupted by a lack of steps, then resumed with URLs that are signed anew.
+        code, output = train(
+            tmp_path, server, SIGNATURE, "--set", "train.length=4 steps", "--set", "schedule.decay=constant"
+        )
+        assert code == 0, output
+        assert any(f"?Signature={SIGNATURE}" in line for line in server.log)
+        assert_no_secret(tmp_path / "output", output)
+        code, more = train(
+            tmp_path,
+            server,
+            NEXT_SIGNATURE,
+            "--set",
+            "train.length=6 steps",
+            "--set",
+            "schedule.decay=constant",
+            "--resume",
+        )
+        assert code == 0, more
+        assert "resumed at step 4" in more
+        assert_no_secret(tmp_path / "output", output + more)
+        constant = ("--set", "train.length=6 steps", "--set", "schedule.decay=constant")
+        code, failed = train(tmp_path, server, SIGNATURE, *constant, path="status-403")
+        assert code == 2
+        assert "403 Forbidden" in failed
+        assert_no_secret(tmp_path / "output", failed)
+    recipe = json.loads((tmp_path / "output/runs/x" / RUN_FILE).read_text())["recipe"]
+    assert recipe["data"]["train"] == f"http://***@127.0.0.1:{server.port}/basic/train?Signature=***"
+
+
+def test_a_run_whose_file_still_has_a_password_is_resumed(tmp_path: Path, digits_recipe: Recipe) -> None:
+    """An earlier version stored it; the recipe that is passed anew is compared without it, and replaces it."""
+    old = digits_recipe.with_overrides(["data.train=http://user:hush@host/set?Signature=hush1"])
+    run = choose_run(tmp_path, old, "x", resume=False)
+    run.write()
+    file = run.path / RUN_FILE
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps(value | {"recipe": old.model_dump(mode="json")}))
+    new = digits_recipe.with_overrides(["data.train=http://user:hush@host/set?Signature=hush2"])
+    again = choose_run(tmp_path, new, "x", resume=True)
+    again.write()
+    assert again.attempt == 2
+    assert "hush" not in file.read_text()
+    assert new.digest() == old.digest()
+
+
+@pytest.mark.parametrize(
+    "program", ["raise OSError({!r})", "import logging; logging.warning({!r}); raise SystemExit(1)"]
+)
+def test_tracebacks_and_logs_are_redacted(program: str) -> None:
+    text = "cannot read http://user:hush@host/a.tar?sig=hush now"
+    app = f"import resnet_dist.cli as cli\ndef app(**options):\n  {program.format(text)}\n"
+    start = f"{app}cli.app = app\nfrom resnet_dist.cli.main import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", start], capture_output=True, text=True, timeout=100, cwd=ROOT, check=False
+    )
+    assert done.returncode == 1
+    assert "hush" not in done.stderr
+    assert "http://***@host/a.tar?sig=*** now" in done.stderr
