@@ -27,6 +27,7 @@ from resnet_dist.system.signals import (
     EXIT_SECONDS,
     SECOND_EXIT_SECONDS,
     ExitTimer,
+    exit_at_next_signal,
     handle_signals,
     limit_exit,
 )
@@ -50,7 +51,10 @@ def main() -> None:
         except KeyboardInterrupt:  # The user interrupted while an error was being reported.
             code = INTERRUPTED_EXIT_CODE
         timer.cancel()
-        _exit_process(code)
+    # Outside the block, which restores the handlers from before.
+    if code == INTERRUPTED_EXIT_CODE:
+        exit_at_next_signal()
+    _exit_process(code)
 
 
 def _run() -> int:

@@ -87,6 +87,13 @@ def limit_exit(seconds: float, code: int) -> None:
     threading.Thread(target=leave, name="exit", daemon=True).start()
 
 
+def exit_at_next_signal() -> None:
+    """Exit with 130 at once for a signal from here on: the process is ending after another one."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: _exit_now(INTERRUPTED_EXIT_CODE))
+
+
 def _exit_now(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # closed already

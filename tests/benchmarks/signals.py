@@ -180,6 +180,8 @@ def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> 
                 print(process.communicate()[0], file=sys.stderr)
                 return None
             time.sleep(SETTLE_SECONDS)
+            if process.poll() is not None:
+                return None  # an error ended it, such as torchvision's, which does not retry
             process.send_signal(number)
             if twice:
                 time.sleep(1.1)
