@@ -46,6 +46,7 @@ INNER_LAYERS = {
 # The rooms that training needs; they run where Ray and MLflow are not installed.
 CORE = {"errors", "config", "order", "world", "model", "data", "train"}
 MAX_MODULES_PER_FOLDER = 12
+MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
     "ray": ("launch/ray_train.py", "launch/ray_jobs.py"),
@@ -161,3 +162,12 @@ def test_the_core_trains_without_ray_and_mlflow(digits_recipe, tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "360.0"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_fit_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{node.name}: {lines} lines"

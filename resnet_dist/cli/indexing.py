@@ -36,57 +36,64 @@ from resnet_dist.terminal import bars
 if TYPE_CHECKING:
     from resnet_dist.data.shards.build import IndexOptions
     from resnet_dist.data.shards.index import Index
+    from resnet_dist.data.shards.members import MemberRules
     from resnet_dist.data.storage.shard_cache import CacheLimits
 
 MAX_LINES_SHOWN = 50  # lines of a report of problems
 
 
+Shards = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SHARDS...", help="Tars, a{0..9}.tar, lists with ::, folders, other indexes; URLs."
+    ),
+]
+Out = Annotated[str | None, typer.Option("--out", help="Index to write; default: beside the shards.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Number of classes, a file with one name per line, or another index; default: as many as the labels need."
+    ),
+]
+Key = Annotated[
+    Literal["first-dot", "full"] | None,
+    typer.Option(
+        help="Where a sample's key ends: at the first dot of a name, as in webdataset (default), or the last."
+    ),
+]
+ImageExt = Annotated[
+    str | None,
+    typer.Option(metavar="EXT[;EXT]", help="Images to read, best first; default: jpg;jpeg;…;png;…"),
+]
+LabelExt = Annotated[
+    str | None, typer.Option(metavar="EXT[;EXT]", help="Labels to read, best first; default: cls;json")
+]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Keep numbers of classes that no label has.")]
+TimmSplit = Annotated[str | None, typer.Option(help="Split of timm's _info.json to index.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Recompute checksums, compare offsets and decode every image.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")]
+AllowCommands = Annotated[bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")]
+CacheFolder = Annotated[Path, typer.Option(help="Where remote shards are kept.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Images with more are a problem to --verify.")]
+
+
 @on_interrupt(STARTS_OVER)
 def index(
-    shards: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SHARDS...", help="Tars, a{0..9}.tar, lists with ::, folders, other indexes; URLs."
-        ),
-    ],
-    to: Annotated[
-        str | None, typer.Option("--out", help="Index to write; default: beside the shards.")
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of classes, a file with one name per line, or another index; default: as many as the labels "
-            "need."
-        ),
-    ] = None,
-    key: Annotated[
-        Literal["first-dot", "full"] | None,
-        typer.Option(
-            help="Where a sample's key ends: at the first dot of a name, as in webdataset (default), or the last."
-        ),
-    ] = None,
-    image_ext: Annotated[
-        str | None,
-        typer.Option(metavar="EXT[;EXT]", help="Images to read, best first; default: jpg;jpeg;…;png;…"),
-    ] = None,
-    label_ext: Annotated[
-        str | None, typer.Option(metavar="EXT[;EXT]", help="Labels to read, best first; default: cls;json")
-    ] = None,
-    allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="Keep numbers of classes that no label has.")
-    ] = False,
-    split: Annotated[str | None, typer.Option(help="Split of timm's _info.json to index.")] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Recompute checksums, compare offsets and decode every image.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")] = None,
-    allow_commands: Annotated[
-        bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")
-    ] = False,
-    shard_cache: Annotated[Path, typer.Option(help="Where remote shards are kept.")] = DEFAULT_SHARD_CACHE,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Images with more are a problem to --verify.")
-    ] = MAX_PIXELS,
+    shards: Shards,
+    to: Out = None,
+    classes: Classes = None,
+    key: Key = None,
+    image_ext: ImageExt = None,
+    label_ext: LabelExt = None,
+    allow_empty: AllowEmpty = False,
+    split: TimmSplit = None,
+    verify: Verify = False,
+    workers: Threads = None,
+    allow_commands: AllowCommands = False,
+    shard_cache: CacheFolder = DEFAULT_SHARD_CACHE,
+    max_pixels: MaxPixels = MAX_PIXELS,
     allow_left_out: AllowLeftOut = False,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -95,27 +102,20 @@ def index(
 
     What is left out or passed over is counted, and listed in left-out.txt. Exit code 3: something was left out.
     """
-    from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
     from resnet_dist.data.shards.build import IndexOptions
-    from resnet_dist.data.shards.members import LABEL_EXTENSIONS, MemberRules, extensions_of
     from resnet_dist.data.storage.shard_cache import CacheLimits
 
     limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()
+    rules = _rules(key, image_ext, label_ext)
     # Options that shape an index ask for a new one, even where there is one to verify.
-    has_rules = bool(key or image_ext or label_ext)
-    asks_for_index = bool(to or classes or split or has_rules)
+    asks_for_index = bool(to or classes or split or rules)
     if verify and len(shards) == 1 and not asks_for_index and _has_index(shards[0]):
         result = _verify(shards[0], limits, workers, max_pixels, as_json=as_json)
         if as_json:
             print_json(result)
         raise typer.Exit(1 if result["problems"] else 0)
-    rules = MemberRules(
-        key == "full",
-        extensions_of(image_ext, "--image-ext") if image_ext else IMAGE_EXTENSIONS,
-        extensions_of(label_ext, "--label-ext") if label_ext else LABEL_EXTENSIONS,
-    )
-    options = IndexOptions(rules if has_rules else None, strict, allow_empty)
+    options = IndexOptions(rules, strict, allow_empty)
     built, findings, report = _write_index(
         shards, split, to, classes, options, limits, workers, as_json=as_json
     )
@@ -125,6 +125,20 @@ def index(
     if result.get("problems"):
         raise typer.Exit(1)
     exit_where_left_out(findings, allow_left_out=allow_left_out)
+
+
+def _rules(key: str | None, image_ext: str | None, label_ext: str | None) -> MemberRules | None:
+    """Return the rules that the options ask for; None where none was typed: those of an index there already hold."""
+    from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
+    from resnet_dist.data.shards.members import LABEL_EXTENSIONS, MemberRules, extensions_of
+
+    if not (key or image_ext or label_ext):
+        return None
+    return MemberRules(
+        key == "full",
+        extensions_of(image_ext, "--image-ext") if image_ext else IMAGE_EXTENSIONS,
+        extensions_of(label_ext, "--label-ext") if label_ext else LABEL_EXTENSIONS,
+    )
 
 
 def _has_index(shards: str) -> bool:
