@@ -17,6 +17,7 @@ from resnet_dist.data.prepare.image_folder import FolderOptions, open_image_fold
 from resnet_dist.data.prepare.split import prepare_splits
 from resnet_dist.data.prepare.write import PrepareOptions
 from tests.data.prepare.trees import image, write, write_classes
+from tests.paths import FUZZ_FACTOR
 
 CONTENTS = {
     "0.png": image(0),
@@ -102,7 +103,7 @@ def check_agrees(source: Path, used: list[str], findings: Findings) -> None:
     assert len(used) + findings.num_left_out + findings.num_passed_over == len(expected)
 
 
-@settings(max_examples=80)
+@settings(max_examples=80 * FUZZ_FACTOR)
 @given(tree=trees)
 def test_every_file_is_accounted_for_once(tree: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory() as place:

@@ -21,6 +21,7 @@ from resnet_dist.data.shards.verify import verify_index
 from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_members
+from tests.paths import FUZZ_FACTOR
 
 FULL = MemberRules(full_keys=True)
 PHOTO, MASK = encoded(picture(1), "jpeg"), encoded(picture(2), "png")
@@ -306,7 +307,7 @@ def test_every_member_is_in_a_sample_or_in_the_account(
 ) -> None:
     """Compare the account of random tars with a walk of our own through their entries."""
     path, outcomes = tmp_path / "0.tar", set()
-    for number in range(80):
+    for number in range(80 * FUZZ_FACTOR):
         members = random_members(random.Random(number))
         with tarfile.open(path, "w") as tar:
             for name, kind, content in members:
