@@ -325,7 +325,7 @@ def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempP
             "train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short, cwd=folder
         )
     assert code == 1
-    assert "digits-train-000005.tar: FileNotFoundError" in err
+    assert "digits-train-000005.tar: 404 Not Found" in err
     assert err.count("\n") == 1
 
 
