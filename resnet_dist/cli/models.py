@@ -20,7 +20,6 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.tracking.open import has_mlflow
 from resnet_dist.tracking.store import tracking_uri
 
 
@@ -77,6 +76,8 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Serve the local MLflow store and print the address of the experiment page."""
+    from resnet_dist.tracking.open import has_mlflow
+
     if not has_mlflow():
         raise UserError("MLflow, whose page this command serves, is not installed")
     from resnet_dist.tracking.mlflow.ui import serve_store
@@ -87,6 +88,8 @@ def ui(
 def _model_folder(model: str, output: Path) -> Path:
     if Path(model).exists():
         return Path(model)
+    from resnet_dist.tracking.open import has_mlflow
+
     if not has_mlflow():
         raise UserError(
             f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"

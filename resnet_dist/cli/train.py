@@ -28,7 +28,6 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
-from resnet_dist.tracking.open import has_mlflow, open_publisher, open_study
 from resnet_dist.tracking.store import URI_VARIABLE
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ def train(
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
+        from resnet_dist.tracking.open import open_publisher
 
         ranks = _torchrun_ranks()
     if ranks is not None and ranks.rank > 0:
@@ -112,6 +112,7 @@ def study(
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
+        from resnet_dist.tracking.open import open_publisher, open_study
 
     request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
@@ -188,6 +189,8 @@ def _torchrun_ranks() -> TorchrunRanks | None:
 
 def _browse_line(output: Path) -> str:
     """Return one more line to print, with the place to browse the runs; empty without MLflow."""
+    from resnet_dist.tracking.open import has_mlflow
+
     if not has_mlflow():
         return ""
     if server := os.environ.get(URI_VARIABLE):
