@@ -25,11 +25,25 @@ _PUBLIC_PARAMETERS = frozenset(
 )
 _PARAMETER = re.compile(r"([?&])([^=&#\s]+)=([^&#\s'\"<>]*)")
 _BARE_TOKEN = re.compile(r"([?&])[^=&#\s'\"<>]{16,}(?=$|[&#\s'\"<>])")
+_SECRET_HEADER = r"(?:(?:proxy-)?authorization|(?:set-)?cookie|(?:[a-z]+-)*(?:api-?key|auth|password|secret)|(?:[a-z]+-)+(?:key|token))"
+# A header in quotes, as for curl -H: its value may have spaces, and ends with the quotes.
+_QUOTED_HEADER = re.compile(
+    rf"(?i)(['\"])({_SECRET_HEADER}\s*:\s*)((?:bearer|basic|token)\s+)?(?:(?!\1)[^\n])+"
+)
 _HEADER = re.compile(
-    r"(?i)\b((?:proxy-)?authorization|(?:[a-z]+-)+(?:token|key|secret)|[a-z_-]*(?:secret|password|passwd|api[-_]?key|token)"
+    r"(?i)\b((?:proxy-)?authorization|(?:[a-z]+-)+(?:token|key|secret)|"
+    r"[a-z_-]*(?:secret|password|passwd|(?:api|access|account|storage)[-_]?key|token)(?:[-_][a-z0-9_-]*)?"
     r"(?=\s?=|['\"]\s*:|:\S))(['\"]?\s*[:=]\s*['\"]?)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
 )
-_CURL_USER = re.compile(r"(?<!\S)(-u|--user|--proxy-user|-U|--password)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)")
+_CURL_USER = re.compile(
+    r"(?<!\S)(-u|--user|--proxy-user|-U|--password|--oauth2-bearer|--cookie)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)"
+)
+
+
+# Options of curl alone: -uNAME:PASSWORD, -sSu NAME:PASSWORD, -b COOKIES.
+_CURL_SHORT = re.compile(
+    r"(?<!\S)(-[a-zA-Z#]*?[uU](?=[^\s:]+:\S)|-[a-zA-Z#]*[uUb]\s+)(?:'[^']*'|\"[^\"]*\"|\S+)"
+)
 
 
 def redact(text: str) -> str:
@@ -44,7 +58,11 @@ def redact(text: str) -> str:
         text = _URL.sub(lambda match: redact_url(match[0]), text)
         # The query of a URL whose path has spaces.
         text = _PARAMETER.sub(_hide_parameter, text)
-    return _HEADER.sub(rf"\1\2\3{HIDDEN}", _CURL_USER.sub(rf"\1\2{HIDDEN}", text))
+    text = _QUOTED_HEADER.sub(rf"\1\2\3{HIDDEN}", text)
+    text = _CURL_USER.sub(rf"\1\2{HIDDEN}", text)
+    if "curl" in text:
+        text = _CURL_SHORT.sub(rf"\1{HIDDEN}", text)
+    return _HEADER.sub(rf"\1\2\3{HIDDEN}", text)
 
 
 def redact_url(url: str) -> str:

@@ -77,10 +77,13 @@ class ExitTimer:
 
 
 def limit_exit(seconds: float, code: int) -> None:
-    """Exit with `code` where Python has not ended `seconds` after its main thread: it waits for threads that hang."""
+    """Exit with `code` where Python has not ended in `seconds`: at its end it waits for threads that may hang.
+
+    Call it last in the main thread. Python waits for the threads of pools before it marks that thread as ended, so
+    its end cannot be what starts the time.
+    """
 
     def leave() -> None:
-        threading.main_thread().join()
         time.sleep(seconds)
         _exit_now(code)
 

@@ -155,14 +155,19 @@ def _complete(job: _SplitJob, plan: dict[str, object]) -> Prepared:
             f"{job.folder}: holds shards that were prepared with {len(index.classes)} classes, but {job.source.name} has "
             f"{len(job.source.classes)}; give another folder, or delete this one"
         )
-    findings = Findings.read(job.folder / REPORT_NAME)
+    report = job.folder / REPORT_NAME
+    findings = Findings.read(report)
     lost = len(job.items) - index.num_samples
     if lost and not findings.left_out:
         findings.leave_out(f"{job.folder}/", "images that an earlier call could not read", "", lost)
+    if not report.exists():  # Nothing was left out then, or an earlier version did not count it.
+        findings.add([job.findings])
+        with contextlib.suppress(OSError):  # A complete set may be in a folder that can only be read.
+            findings.write(report)
     findings.used = index.num_samples
     if job.options.strict and findings.left_out:
         raise UserError(f"{job.folder}: was prepared without --strict; {findings.refusal()}")
-    return Prepared(index, findings, job.folder / REPORT_NAME)
+    return Prepared(index, findings, report)
 
 
 def _plan(name: str, items: Sequence[Item], options: PrepareOptions) -> dict[str, object]:

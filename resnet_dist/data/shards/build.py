@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,28 @@ class IndexOptions:
     allow_empty: bool = True  # keep classes without samples, where no one named the classes
 
 
+class _NewFiles:
+    """The files that a scan has added, to be removed where no index is written."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._paths: list[Path] = []
+        self._is_removed = False
+
+    def add(self, path: Path) -> None:
+        """Record a new file. It is removed at once where `remove` was called: an error leaves other threads at work."""
+        with self._lock:
+            self._paths.append(path)
+            if self._is_removed:
+                path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        with self._lock:
+            self._is_removed = True
+            for path in self._paths:
+                path.unlink(missing_ok=True)
+
+
 def build_index(
     shards: Sequence[Shard],
     out: Path,
@@ -61,7 +84,7 @@ def build_index(
         check_command(shard.url, allowed=limits.allow_commands)
     location = place_of_index(out)
     findings = Findings() if findings is None else findings
-    new_files: list[Path] = []
+    new_files = _NewFiles()
     try:
         before = _index_before(out)
         rules = options.rules or (before.rules if before else WEBDATASET)
@@ -78,8 +101,7 @@ def build_index(
         prepared = _known_preparation(before, indexed)
         index = write_index(location, indexed, named, prepared=prepared, rules=rules)
     except BaseException:
-        for path in new_files:
-            path.unlink(missing_ok=True)
+        new_files.remove()
         with contextlib.suppress(OSError):
             beside_index(location, 0).parent.rmdir()
         raise
@@ -93,12 +115,12 @@ def _scan_all(
     limits: CacheLimits,
     rules: MemberRules,
     known: Sequence[str] | None,
-    new_files: list[Path],
+    new_files: _NewFiles,
     workers: int,
     progress: Progress,
 ) -> list[ScannedShard]:
     cache = ShardCache(limits, fresh=True)
-    scanner = Scanner(cache, rules, class_ids(known or ()), new_files.append)
+    scanner = Scanner(cache, rules, class_ids(known or ()), new_files.add)
     besides = [beside_index(location, number) for number in range(len(shards))]
     scanned: list[ScannedShard] = []
     try:

@@ -24,6 +24,7 @@ from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.data.storage.urls import (
     COMMAND,
     folder_of,
+    is_http,
     is_local,
     join,
     local_path,
@@ -34,6 +35,7 @@ from resnet_dist.data.storage.urls import (
 )
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import write_text_atomically
+from resnet_dist.system.redact import redact
 
 INDEX_NAME = "index.json"
 # Our index in a folder where another program's file has INDEX_NAME.
@@ -138,9 +140,14 @@ def write_index(
         value[PREPARED_KEY] = dict(prepared)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, json.dumps(value, indent=1) + "\n")
-    if any(unsigned(shard.url) != without_user(shard.url) for shard in shards):
-        path.chmod(0o600)  # The signatures are needed here, to fetch the shards, but by nobody else.
+    if any(_has_secret(without_user(shard.url)) for shard in shards):
+        path.chmod(0o600)  # The secrets are needed here, to fetch the shards, but by nobody else.
     return Index(str(path), tuple(shards), tuple(classes), rules)
+
+
+def _has_secret(url: str) -> bool:
+    """Report whether a URL or command has a password or signature. Not every parameter of a web address is one."""
+    return not is_local(url) and (unsigned(url) != url if is_http(url) else redact(url) != url)
 
 
 def relative_name(url: str, folder: Path) -> str:

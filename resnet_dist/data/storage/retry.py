@@ -139,6 +139,8 @@ class Patience:
     def _result(self, future: Future[Value]) -> Value:
         while not wait([future], POLL_SECONDS).done:
             self.check()
+            if self.is_over():  # Not every driver has a time-out of its own.
+                raise StorageError(f"{self.url}: nothing could be read for {self.timeout_seconds:.0f} s")
         return future.result()
 
     def _pause_after(self, error: Exception) -> None:

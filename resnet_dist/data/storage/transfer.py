@@ -21,6 +21,7 @@ from resnet_dist.system.redact import HIDDEN
 CHUNK_BYTES = 4 * 2**20  # one request; a broken transfer loses at most this
 POLL_SECONDS = 0.2  # between two looks at a running command, or at a full cache
 INDEX_SECONDS = 60.0  # without progress: the patience with small files, such as indexes
+LIST_SECONDS = 600.0  # for all pages of the list of a large bucket
 MAGIC = "*["
 
 
@@ -95,7 +96,7 @@ def list_files(url: str) -> list[str] | None:
 
     None where `url` names one file, or its store cannot list. Raises StorageError, or UserError.
     """
-    patience = Patience(url, INDEX_SECONDS)
+    patience = Patience(url, LIST_SECONDS)
     store = _open(url, patience)
     return None if isinstance(store, HttpFile) else patience.retry(store.list_files)
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import mlflow
 
 from resnet_dist.errors import UserError
+from resnet_dist.system.signals import EXIT_SECONDS
 from resnet_dist.tracking.mlflow.run import page_of
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
 
-STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
+# Between SIGTERM and SIGKILL; less than the time that an interrupted command has.
+STOP_SECONDS = EXIT_SECONDS - 1.0
 
 
 def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
@@ -62,9 +64,12 @@ def _check_port(port: int) -> None:
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
-    """Send SIGTERM to the server and the processes that it started, and SIGKILL to those that remain."""
+    """Send SIGTERM to the server and the processes that it started, and SIGKILL to those that remain.
+
+    Another Ctrl-C ends the wait between the two.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(server.pid, number)
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             server.wait(STOP_SECONDS)

@@ -13,7 +13,9 @@ from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
 from resnet_dist.data.prepare import scan as scan_module
 from resnet_dist.data.prepare.items import Item, Source
 from resnet_dist.data.prepare.sources import open_source
+from resnet_dist.data.prepare.split import prepare_splits
 from resnet_dist.errors import UserError
+from tests.data.conftest import encoded, picture
 from tests.data.prepare.trees import image, write, write_classes
 
 
@@ -274,3 +276,21 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "caf\\xe9").mkdir()
     with pytest.raises(UserError, match="two folders of classes have the name 'caf.*xe9'"):
         open_source(str(tmp_path))
+
+
+def test_a_complete_split_still_counts_what_its_source_has_lost_since(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / f"in/{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(8, 8), "png"))
+
+    def prepared() -> Findings:
+        return prepare_splits(open_source(str(tmp_path / "in"), whole_split="train"), tmp_path / "out")[
+            "train"
+        ].findings
+
+    assert prepared().left_out == []
+    (tmp_path / "in/a/lost.png").symlink_to(tmp_path / "nowhere.png")
+    for _ in range(2):
+        assert [finding.kind for finding in prepared().left_out] == ["a broken link"]
+    assert "a broken link" in (tmp_path / "out/train/left-out.txt").read_text()

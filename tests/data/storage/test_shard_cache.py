@@ -604,3 +604,12 @@ def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: CacheLi
         assert read_bytes(f"{server.url}/train/part-00000.tar")
         cache.close()
     assert np.all([path.exists() for path in paths])
+
+
+def test_a_driver_that_blocks_forever_is_given_up_after_the_timeout() -> None:
+    patience, released = retry.Patience("sftp://h/a.tar", 0.3), threading.Event()
+    try:
+        with pytest.raises(StorageError, match=r"sftp://h/a\.tar: nothing could be read"):
+            patience.retry(lambda: patience.call(lambda: released.wait(30)))
+    finally:
+        released.set()
