@@ -228,19 +228,26 @@ def test_the_output_folder_is_no_class(tmp_path: Path) -> None:
 
 
 def test_folders_deeper_than_python_recurses(tmp_path: Path) -> None:
-    folder = write_classes(tmp_path, a=1) / "a"
-    here = os.getcwd()
+    folder, depth = write_classes(tmp_path, a=1) / "a", 1100
+    here = os.open(".", os.O_RDONLY)
     try:
         os.chdir(folder)
-        for _ in range(1100):
+        for _ in range(depth):
             os.mkdir("d")
             os.chdir("d")
-        with open("x.png", "wb") as file:
-            file.write(image())
+        Path("x.png").write_bytes(image())
+        deepest = os.open(".", os.O_RDONLY)
+        os.fchdir(here)
+        items, _ = scanned(tmp_path)
+        assert len(items) == 2
     finally:
-        os.chdir(here)
-    items, _ = scanned(tmp_path)
-    assert len(items) == 2
+        # Remove the folders here: shutil recurses, and would fail when pytest clears its folders some runs later.
+        os.fchdir(deepest)
+        Path("x.png").unlink()
+        for _ in range(depth):
+            os.chdir("..")
+            os.rmdir("d")
+        os.fchdir(here)
 
 
 def test_names_that_differ_in_case_alone_are_two_images(tmp_path: Path) -> None:
