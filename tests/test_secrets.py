@@ -13,7 +13,6 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUN_FILE
-from tests.cli.conftest import process_that_stays  # noqa: F401  # its tests run main() in this process
 from tests.data.odd_server import OddServer, odd_server
 from tests.paths import ROOT
 

@@ -36,8 +36,19 @@ from resnet_dist.system.signals import (
 RANK_0_SECONDS = 30.0
 
 
-def main() -> None:
-    """Run the command line: a user's mistake is printed as one sentence, our own defects as a traceback."""
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    code = run_command()
+    if code == INTERRUPTED_EXIT_CODE:
+        exit_at_next_signal()
+    _exit_process(code)
+
+
+def run_command() -> int:
+    """Run the command line of `sys.argv` and return its exit code.
+
+    A user's mistake is printed as one sentence, our own defects as a traceback.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -51,10 +62,7 @@ def main() -> None:
         except KeyboardInterrupt:  # The user interrupted while an error was being reported.
             code = INTERRUPTED_EXIT_CODE
         timer.cancel()
-    # Outside the block, which restores the handlers from before.
-    if code == INTERRUPTED_EXIT_CODE:
-        exit_at_next_signal()
-    _exit_process(code)
+    return code
 
 
 def _run() -> int:

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 from resnet_dist.bench import loader as bench
-from resnet_dist.cli import main
+from resnet_dist.cli.main import run_command
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.names import expand
@@ -41,11 +41,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
+        code = run_command()
         out, err = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, out, err
+        return code, out, err
 
     return run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.cli import main
+from resnet_dist.cli.main import run_command
 from resnet_dist.data.prepare import output as output_module
 from tests.data.prepare.trees import image, write, write_classes
 
@@ -23,11 +23,10 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def command(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["resnet-dist", "prepare", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
+        code = run_command()
         out, err = capsys.readouterr()
         assert "Traceback" not in err
-        return int(end.value.code or 0), out, err
+        return code, out, err
 
     return command
 

@@ -194,10 +194,11 @@ def test_ctrl_c_while_processes_start_is_left_to_the_parent(tmp_path: Path) -> N
         text=True,
         start_new_session=True,
     )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 100
-    while not (tmp_path / "out/train/.plan.json").exists() and time.monotonic() < deadline:
+    # Its two processes are started after the plan is written, and import torch first.
+    while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)  # The processes are started after the plan is written, and import for longer than this.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=100)
     assert (process.returncode, "Traceback" in errors) == (130, False), errors
