@@ -16,10 +16,10 @@ import typer
 from resnet_dist.cli.options import err
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
 from resnet_dist.system.command import (
+    DEFAULT_WORKERS,
     TRAINING_THREAD,
     is_main_process,
     started_by_torchrun,
-    stray_variables,
     task_launcher,
 )
 from resnet_dist.system.redact import RedactingFormatter, redact
@@ -71,6 +71,9 @@ def _run() -> int:
 
     is_main = is_main_process()
     try:
+        if "--help" not in sys.argv:
+            _prepare()
+            is_main = is_main_process()  # The variables of a torchrun that has ended are gone.
         if is_main:
             app()  # Typer prints usage errors and raises SystemExit.
         return int(app(standalone_mode=False) or 0)
@@ -88,17 +91,41 @@ def _run() -> int:
         return _report_error(error)
 
 
+def _prepare() -> None:
+    """Prepare the environment of this process, and report what a person should know of it."""
+    from resnet_dist.system.environment.prepare import (
+        prepare_command,
+    )  # Here, because --help needs none of it.
+
+    _print_once(prepare_command())
+
+
+def _print_once(lines: list[str]) -> None:
+    if is_main_process():
+        for line in lines:
+            err.print(line)
+
+
 def _report_error(error: Exception) -> int:
     """Print the error that ended a command and return the exit code."""
     if isinstance(error, ExplainedError):
         if not isinstance(error, AlreadyReported):
             err.print(f"error: {error}")
         return error.exit_code
+    if (sentence := _limit_behind(error)) is not None:
+        err.print(f"error: {sentence}")
+        return 1
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
         _rank_0_reported()
         return code  # A mistake in the flags, which rank 0 reports.
     sys.stderr.write(redact("".join(traceback.format_exception(error))))
     return 1
+
+
+def _limit_behind(error: Exception) -> str | None:
+    from resnet_dist.system.environment.explain import limit_behind  # Here, because no other case needs it.
+
+    return limit_behind(error)
 
 
 def _rank_0_reported() -> bool:
@@ -127,15 +154,8 @@ def _exit_process(code: int) -> NoReturn:
 
 
 def check_launcher(context: typer.Context) -> None:
-    """Raise UserError under torchrun for a command other than `train`: torchrun starts it once per rank.
-
-    Variables of torchrun that something else has left in the environment are reported and ignored.
-    """
+    """Raise UserError under torchrun for a command other than `train`: torchrun starts it once per rank."""
     command = context.invoked_subcommand
-    if stray := stray_variables():
-        err.print(
-            f"ignored: {', '.join(stray)} in the environment, since torchrun did not start this process"
-        )
     if not started_by_torchrun() or command in (None, "train"):
         return
     raise UserError(f"torchrun would {command} once per rank; only train supports it: leave torchrun out")
@@ -153,6 +173,22 @@ def check_single_start(address: str | None) -> None:
             f"{name} has started this command {count} times, which would train {count} separate runs; start one task, "
             "or torchrun with its ranks: torchrun --nproc-per-node N -m resnet_dist train …"
         )
+
+
+def check_machine(*, local: bool, address: str | None, workers: int | None, gpu: bool | None) -> None:
+    """Raise UserError where this machine, or its shell, does not allow the ranks that a command is about to start.
+
+    What it mends itself is reported.
+    """
+    from resnet_dist.system.environment.prepare import Ranks, prepare_training
+
+    if started_by_torchrun():
+        ranks = Ranks.TORCHRUN
+    elif local:
+        ranks = Ranks.HERE
+    else:
+        ranks = Ranks.CLUSTER if address or os.environ.get("RAY_ADDRESS") else Ranks.RAY_HERE
+    _print_once(prepare_training(ranks, num_workers=workers or DEFAULT_WORKERS, gpu=gpu))
 
 
 def exit_with_message(message: str) -> Callable[[int], NoReturn]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnet_dist.cli.main import check_single_start, exit_with_message
+from resnet_dist.cli.main import check_machine, check_single_start, exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
@@ -50,6 +50,7 @@ def train(
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
+    check_machine(local=local, address=address, workers=workers, gpu=gpu)
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
@@ -108,6 +109,7 @@ def study(
 ) -> None:
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
     check_single_start(address)
+    check_machine(local=workers is None, address=address, workers=workers, gpu=gpu)
     value = load_study(job, arguments or (), overrides or ())
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest

@@ -25,7 +25,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from resnet_dist.config import Recipe
@@ -35,6 +34,9 @@ from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_att
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.environment.explain import limit_behind
+from resnet_dist.system.environment.limits import shared_memory
+from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
@@ -82,7 +84,7 @@ def ray_launcher(
     if address is None:
         report("starting Ray on this machine")
         count = workers_here(workers, gpu=gpu)
-    with connected(address, workers=count):
+    with connected(address, workers=count, report=report):
         alive = nodes()
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
         placement = Placement(count, cpus_per_rank(alive, count, gpu=use_gpu), use_gpu)
@@ -107,17 +109,23 @@ def workers_here(workers: int | None, *, gpu: bool | None) -> int:
 
 
 @contextmanager
-def connected(address: str | None, *, workers: int) -> Iterator[None]:
+def connected(
+    address: str | None, *, workers: int, report: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
+
+    report: receives what a person should know about a local one.
 
     Raises UserError where Ray cannot connect or start.
     """
     try:
         try:
-            _connect(address, workers)
-        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+            _connect(address, workers, report)
+        # Ray raises bare Exceptions and OSErrors too; none of them is a defect of ours.
+        except Exception as error:
             where = f"at {address}" if address else "here"
-            raise UserError(f"no Ray cluster {where}: {str(error).splitlines()[0]}") from None
+            cause = limit_behind(error) or str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(f"no Ray cluster {where}: {cause}") from None
         yield
     finally:
         # A second signal ends the wait for Ray, but must not replace the outcome of the run.
@@ -125,17 +133,23 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _connect(address: str | None, workers: int) -> None:
+def _connect(address: str | None, workers: int, report: Callable[[str], None]) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address=address, **quiet)
         return
+    plasma, lines = shared_memory()
+    for line in lines:
+        report(line)
     ray.init(
         "local",  # Without this, Ray joins any cluster that it finds on this machine.
         # Offer as many CPUs as ranks: a trial of eight ranks on two cores is slow, but allowed.
         num_cpus=max(cpu_count(), workers),
+        # Ray counts the entries of CUDA_VISIBLE_DEVICES, also those that torch cannot use.
+        num_gpus=torch.cuda.device_count(),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
+        _plasma_directory=str(plasma) if plasma else None,
         **quiet,
     )
 
@@ -293,6 +307,8 @@ def _explain(error: BaseException) -> Exception:
             return TrainingError(str(cause))
         return RankFailed(f"rank {rank} failed: {failure}")  # It is a defect: include the rank's traceback.
     if isinstance(error, ControllerError):
+        if (sentence := interface_problem(str(error.controller_failure))) is not None:
+            return TrainingError(sentence)
         return RankFailed(f"Ray Train could not run the ranks: {error.controller_failure}")
     return error if isinstance(error, Exception) else RankFailed(repr(error))
 

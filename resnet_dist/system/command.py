@@ -16,14 +16,28 @@ TRAINING_THREAD = "train"
 # they mean nothing; the last one is torchrun's own.
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"
-# Launchers that start a command once per task, which would make as many runs: the number of tasks, and what shows that
-# the launcher started this very process.
-TASK_LAUNCHERS = (
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"),
-    ("srun", "SLURM_NTASKS", "SLURM_STEP_ID"),
-    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+# Libraries read these, too, when torchrun has not set them.
+OTHER_VARIABLES = (
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "NODE_RANK",
 )
+# Launchers that start a command once per task, which would make as many runs: the variables with the number of tasks,
+# of which the first that is set counts, and one that shows that the launcher started this very process.
+TASK_LAUNCHERS = (
+    ("srun", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_STEP_ID"),
+    ("mpirun", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_RANK"),
+    ("mpirun", ("PMI_SIZE",), "PMI_RANK"),
+    ("jsrun", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_RANK"),
+    ("flux run", ("FLUX_JOB_SIZE",), "FLUX_TASK_RANK"),
+    ("horovodrun", ("HOROVOD_SIZE",), "HOROVOD_RANK"),
+)
+# Slurm's steps from this number on are a shell of salloc or a script of sbatch, which start once.
+FIRST_SPECIAL_STEP = 0xFFFFFFF0
 # torchrun's options that a rank can read: option, variable, and the value that needs no option.
 TORCHRUN_OPTIONS = (
     ("--nnodes", "GROUP_WORLD_SIZE", "1"),
@@ -39,18 +53,30 @@ def started_by_torchrun() -> bool:
     return all(name in os.environ for name in (*VARIABLES, TORCHRUN_VARIABLE))
 
 
-def stray_variables() -> list[str]:
-    """Return torchrun's variables that are set although torchrun did not start this process."""
-    return [] if started_by_torchrun() else [name for name in VARIABLES if name in os.environ]
+def drop_stray_variables() -> list[str]:
+    """Remove torchrun's variables from the environment unless torchrun started this process; return those to report.
+
+    Libraries would read them, here and in the ranks.
+    """
+    if started_by_torchrun():
+        return []
+    stray = [name for name in VARIABLES if name in os.environ]
+    for name in (*stray, *OTHER_VARIABLES):
+        os.environ.pop(name, None)
+    return stray
 
 
 def task_launcher() -> tuple[str, int] | None:
-    """Return the launcher that started this command several times without torchrun, and how often; None without one."""
-    if started_by_torchrun():
+    """Return the launcher that started this command several times without torchrun, and how often; None without one.
+
+    A command that a person typed runs once: launchers connect no terminal to the tasks that they start.
+    """
+    if started_by_torchrun() or os.isatty(0):
         return None
-    for launcher, count, rank in TASK_LAUNCHERS:
-        number = os.environ.get(count, "")
-        if rank in os.environ and number.isdecimal() and int(number) > 1:
+    for launcher, counts, mark in TASK_LAUNCHERS:
+        mine, number = os.environ.get(mark, ""), next(filter(None, map(os.environ.get, counts)), "")
+        special = launcher == "srun" and mine.isdecimal() and int(mine) >= FIRST_SPECIAL_STEP
+        if mine and not special and number.isdecimal() and int(number) > 1:
             return launcher, int(number)
     return None
 

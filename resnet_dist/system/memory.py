@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/")  # parent of proc and sys
+from resnet_dist.system.cgroups import ROOT, control_groups
 
 # For each version of cgroups: the files of limit and usage, and the reclaimable fields of memory.stat.
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
@@ -39,7 +39,7 @@ def _available_on_machine(root: Path) -> int:
 def _available_in_control_groups(root: Path) -> Iterator[int]:
     """Yield the bytes that each control group of this process leaves it; skip groups without a limit."""
     yield 2**63  # the value of a process without any limit
-    for folder in _control_groups(root):
+    for folder in control_groups("memory", root):
         for limit_name, usage_name, reclaimable in (V1, V2):
             try:
                 limit = int((folder / limit_name).read_text())
@@ -48,19 +48,3 @@ def _available_in_control_groups(root: Path) -> Iterator[int]:
             except (OSError, ValueError):  # no such file, or the limit is "max"
                 continue
             yield max(0, limit - usage + sum(int(stat.get(name, 0)) for name in reclaimable))
-
-
-def _control_groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's control groups, innermost first: the limit of every one applies."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        # Inside a container this may be the host's name, missing here; the mount is the container's own group.
-        names = Path(group.lstrip("/")).parts
-        yield from (mount.joinpath(*names[:count]) for count in range(len(names), -1, -1))
