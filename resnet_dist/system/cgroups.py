@@ -22,8 +22,8 @@ def control_groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
         _, controllers, group = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        # Version 2 has no controllers in this line, and beside version 1 a folder of its own.
-        roots = (mounts / controller,) if controllers else (mounts, mounts / "unified")
+        # Version 1 mounts controllers together or alone; version 2 names none here, and has its own folder beside it.
+        roots = {mounts / controller, mounts / controllers} if controllers else {mounts, mounts / "unified"}
         # Inside a container this may be the host's name, missing here; the mount is the container's own group.
         names = [name for name in Path(group.lstrip("/")).parts if name != ".."]
         for mount in roots:

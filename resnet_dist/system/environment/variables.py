@@ -46,7 +46,8 @@ def remove_wrong_values() -> list[str]:
     for name, value in [item for item in os.environ.items() if _RAY_NUMBER.fullmatch(item[0])]:
         if not _is_number(value):
             del os.environ[name]
-            notes.append(f"ignored: {name}={value}, which is no number")
+            if value:
+                notes.append(f"ignored: {name}={value}, which is no number")
     return notes
 
 
