@@ -35,8 +35,9 @@ _HEADER = re.compile(
     r"[a-z_-]*(?:secret|password|passwd|(?:api|access|account|storage)[-_]?key|token)(?:[-_][a-z0-9_-]*)?"
     r"(?=\s?=|['\"]\s*:|:\S))(['\"]?\s*[:=]\s*['\"]?)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
 )
+# The option -u of `ulimit` is a number of processes.
 _CURL_USER = re.compile(
-    r"(?<!\S)(-u|--user|--proxy-user|-U|--password|--oauth2-bearer|--cookie)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)"
+    r"(?<!\S)(?<!ulimit )(-u|--user|--proxy-user|-U|--password|--oauth2-bearer|--cookie)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)"
 )
 
 

@@ -22,6 +22,7 @@ from resnet_dist.system.redact import redact, redact_all
         ("http://h/my set/a.tar?sig=hush: 404", "http://h/my set/a.tar?sig=*** 404"),
         ("http://h/a?hushhushhushhush", "http://h/a?***"),
         ("pipe:curl -u me:hush https://h/a", "pipe:curl -u *** https://h/a"),
+        ("type `ulimit -u 4096`, which", "type `ulimit -u 4096`, which"),
         ("pipe:curl -H 'Authorization: Bearer hush' x", "pipe:curl -H 'Authorization: Bearer ***' x"),
         ("AWS_SECRET=hush aws s3 cp x -", "AWS_SECRET=*** aws s3 cp x -"),
         ("pipe:curl -H 'Authorization: ApiKey hush' x", "pipe:curl -H 'Authorization: ***' x"),

@@ -9,7 +9,6 @@ import time
 
 from resnet_dist.errors import UserError
 from resnet_dist.system.command import TORCHRUN_VARIABLE, drop_stray_variables, started_by_torchrun
-from resnet_dist.system.environment.network import LOOPBACK
 
 CONNECT_SECONDS = 5.0
 # Ranks on several hosts try this long: a network may be late.
@@ -30,7 +29,7 @@ def check_torchrun() -> list[str]:
     elif os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         raise UserError(
             f"the ranks meet at {_where()} (torchrun's MASTER_ADDR and MASTER_PORT), which {socket.gethostname()} cannot "
-            f"reach ({problem}): pass torchrun an address of its first node that every node can reach"
+            f"reach ({problem}): start torchrun on every node with --local-addr and an address of that node that the others can reach"
         )
     else:
         del os.environ[TORCHRUN_VARIABLE]
@@ -40,17 +39,10 @@ def check_torchrun() -> list[str]:
 
 
 def _problem() -> OSError | None:
-    """Return the reason why torchrun's store does not answer; None where it does.
-
-    On one host it answers on the loopback interface too, whatever the host's name resolves to: use that where the name
-    leads nowhere.
-    """
+    """Return the reason why torchrun's store does not answer; None where it does."""
     several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
     deadline = time.monotonic() + (TOTAL_SECONDS if several else 0)
     while (error := _error_of_connection(os.environ["MASTER_ADDR"])) is not None:
-        if not several and _error_of_connection(LOOPBACK) is None:
-            os.environ["MASTER_ADDR"] = LOOPBACK
-            return None
         if time.monotonic() >= deadline:
             return error
         threading.Event().wait(PAUSE_SECONDS)
