@@ -48,13 +48,13 @@ def read_gcs(target: str, headers: Mapping[str, str]) -> Gcs | NoGcs:
 
     # Ray's GCS client does not use a proxy either.
     options = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
+    metadata = tuple((name.lower(), value) for name, value in headers.items())
     with grpc.insecure_channel(target, options=options) as channel:
         try:
-            return _read(channel, tuple((name.lower(), value) for name, value in headers.items()))
+            return _read(channel, metadata)
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return NoGcs.LOCKED
-            return NoGcs.CLIENT_SERVER if _is_client_server(channel) else NoGcs.OTHER
+            locked = error.code() == grpc.StatusCode.UNAUTHENTICATED
+            return NoGcs.LOCKED if locked else _read_client_server(channel, metadata)
 
 
 def _read(channel: Any, metadata: Sequence[tuple[str, str]]) -> Gcs:
@@ -88,20 +88,23 @@ def _read(channel: Any, metadata: Sequence[tuple[str, str]]) -> Gcs:
     )
 
 
-def _is_client_server(channel: Any) -> bool:
-    """Report whether the methods of Ray Client are known there."""
+def _read_client_server(channel: Any, metadata: Sequence[tuple[str, str]]) -> NoGcs:
+    """Return what answers to a method of Ray Client."""
     import grpc
     from ray.core.generated import ray_client_pb2 as messages
 
     request = messages.ClusterInfoRequest(type=messages.ClusterInfoType.PING)
+    method = _method(channel, "RayletDriver/ClusterInfo", messages.ClusterInfoResponse)
     try:
-        _method(channel, "RayletDriver/ClusterInfo", messages.ClusterInfoResponse)(
-            request, timeout=CALL_SECONDS
-        )
+        method(request, timeout=CALL_SECONDS, metadata=metadata)
     except grpc.RpcError as error:
-        # It knows the method, but no client of this name.
-        return bool(error.code() == grpc.StatusCode.NOT_FOUND)
-    return True
+        # NOT_FOUND: it knows the method, but no client of this name.
+        codes = {
+            grpc.StatusCode.NOT_FOUND: NoGcs.CLIENT_SERVER,
+            grpc.StatusCode.UNAUTHENTICATED: NoGcs.LOCKED,
+        }
+        return codes.get(error.code(), NoGcs.OTHER)
+    return NoGcs.CLIENT_SERVER
 
 
 def _method(channel: Any, name: str, reply: Any) -> Callable[..., Any]:

@@ -184,11 +184,11 @@ def gcs(
     return grpc_server(methods, token)
 
 
-def client_server() -> Any:
+def client_server(token: str = "") -> Any:
     """Return a context with the client server of a cluster, which knows no client."""
 
     def unknown(data: bytes) -> bytes:
         ray_client_pb2.ClusterInfoRequest.FromString(data)
         raise KeyError
 
-    return grpc_server({"/ray.rpc.RayletDriver/ClusterInfo": unknown})
+    return grpc_server({"/ray.rpc.RayletDriver/ClusterInfo": unknown}, token)

@@ -339,6 +339,13 @@ def test_a_token_that_is_missing_wrong_or_right(
     assert find() == found
 
 
+def test_a_client_server_with_a_token(token_shell: Callable[[str], None]) -> None:
+    with servers.client_server(SECRET) as (port, _):
+        assert "requires a token" in refusal(lambda: find_cluster(f"ray://127.0.0.1:{port}"))
+        token_shell(SECRET)
+        assert find_cluster(f"ray://127.0.0.1:{port}") == f"ray://127.0.0.1:{port}"
+
+
 def test_a_token_is_sent_only_to_what_asks_for_one(token_shell: Callable[[str], None]) -> None:
     token_shell(SECRET)
     with servers.gcs(SAME) as (port, tokens):
