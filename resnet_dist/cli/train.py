@@ -54,9 +54,8 @@ def train(
     check_single_start(address)
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
     if not local and not started_by_torchrun():
-        find_cluster(
-            address
-        )  # Before the large imports and before data is prepared: a wrong address is found in seconds.
+        # Before the large imports, and before data is prepared: a wrong address is found in seconds.
+        find_cluster(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
     with handle_signals(exit_with_message(NOTHING_SAVED)):

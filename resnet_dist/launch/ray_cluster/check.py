@@ -88,6 +88,7 @@ def _check_cluster(address: Address, source: str, headers: Mapping[str, str]) ->
         return f"ray://{address.target}"
     if not isinstance(gcs, Gcs):
         raise UserError(advice.refuse_for_training(address, source, answer))
+    gcs = _without_dead_dashboard(address, gcs)
     if problem := advice.other_versions(address, gcs):
         raise UserError(problem)
     _check_has_node(address, gcs, headers)
@@ -103,6 +104,15 @@ def _ask(address: Address, headers: Mapping[str, str]) -> Gcs | NoGcs:
     if found is NoGcs.LOCKED:
         raise UserError(advice.token_needed(address, sent=bool(headers)))
     return found
+
+
+def _without_dead_dashboard(address: Address, gcs: Gcs) -> Gcs:
+    """Remove a dashboard on this machine that does not run: the GCS names one after --include-dashboard false too."""
+    host, _, port = gcs.dashboard.rpartition(":")
+    if address.host not in advice.LOOPBACK or host not in advice.LOOPBACK:
+        return gcs  # Elsewhere a firewall may be in between: this shows nothing.
+    answer = probe(replace(address, scheme="http", host=host, port=int(port), path=""))
+    return replace(gcs, dashboard="") if answer.kind is Kind.NOT_LISTENING else gcs
 
 
 def _check_has_node(address: Address, gcs: Gcs, headers: Mapping[str, str]) -> None:

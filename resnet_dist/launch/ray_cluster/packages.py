@@ -68,8 +68,8 @@ def packages_here() -> dict[str, str]:
         import resnet_dist
 
         found["resnet_dist"] = resnet_dist.__version__
-    except ImportError as error:
-        found["reason"] = str(error)
+    except Exception as error:  # Mostly ImportError: it, or a library that it imports, is missing or broken.
+        found["reason"] = " ".join(str(error).split()) or type(error).__name__
     try:
         found["torch"] = version("torch").partition("+")[0]  # without the build for a kind of GPU
     except PackageNotFoundError:

@@ -10,12 +10,12 @@ while [ "${process:-0}" -gt 1 ] && [ -r "/proc/$process/cmdline" ]; do
     process=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$process/status")
 done
 [ -n "$python" ] || python=$(command -v python3 || command -v python) || {
-    echo "error: the node $(hostname) has no python on its PATH, so it cannot have resnet_dist; start Ray from the environment that has it"
+    echo "error: the node $(uname -n) has no python on its PATH, so it cannot have resnet_dist; start Ray from the environment that has it"
     exit 2
 }
 found=$("$python" -c 'import resnet_dist; print(resnet_dist.__version__)' 2>&1) || {
     reason=$(printf '%s\n' "$found" | tail -n 1)
-    echo "error: the nodes of this cluster do not have resnet_dist ($reason, with $python on $(hostname)); install version $wanted there, for every node, or start Ray from an environment or image that has it"
+    echo "error: the nodes of this cluster do not have resnet_dist ($reason, with $python on $(uname -n)); install version $wanted there, for every node, or start Ray from an environment or image that has it"
     exit 2
 }
 found=$(printf '%s\n' "$found" | tail -n 1)

@@ -246,6 +246,19 @@ def test_other_versions_name_both_sides(versions: tuple[str, str], advice: str) 
     assert "resnet-dist submit … --address http://10.0.0.1:8265" in sentence
 
 
+def test_a_dashboard_that_does_not_run_is_not_advised() -> None:
+    with servers.gcs(("2.9.0", SAME[1]), dashboard=f"127.0.0.1:{servers.free_port()}") as (port, _):
+        sentence = refusal(lambda: find_cluster(f"127.0.0.1:{port}"))
+    assert "--include-dashboard true" in sentence
+    with (
+        servers.dashboard() as server,
+        servers.gcs(("2.9.0", SAME[1]), dashboard=f"127.0.0.1:{server.port}") as (port, _),
+    ):
+        assert f"--address http://127.0.0.1:{server.port}" in refusal(
+            lambda: find_cluster(f"127.0.0.1:{port}")
+        )
+
+
 def test_other_patch_versions_of_python_where_ray_accepts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     other = f"{SAME[1].rpartition('.')[0]}.99"
     with servers.gcs((SAME[0], other)) as (port, _):

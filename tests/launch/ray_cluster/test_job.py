@@ -28,7 +28,7 @@ def run_job(
     add_start_file(folder)
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
-    for name in ("sh", "sed", "tr", "tail", "hostname"):
+    for name in ("sh", "sed", "tr", "tail", "uname"):
         if not (tools / name).exists():
             (tools / name).symlink_to(
                 f"/usr/bin/{name}" if Path(f"/usr/bin/{name}").exists() else f"/bin/{name}"
