@@ -49,7 +49,7 @@ MAX_MODULES_PER_FOLDER = 12
 MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
-    "ray": ("launch/ray_train.py", "launch/ray_jobs.py"),
+    "ray": ("launch/ray_train.py", "launch/ray_jobs.py", "launch/ray_cluster/"),
     "mlflow": ("tracking/mlflow/",),
     "matplotlib": ("study/figure.py",),
 }

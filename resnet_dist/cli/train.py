@@ -25,6 +25,8 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import load_recipe, load_study
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
+from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
+from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
@@ -52,6 +54,9 @@ def train(
     check_single_start(address)
     check_machine(local=local, address=address, workers=workers, gpu=gpu)
     value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
+    if not local and not started_by_torchrun():
+        # Before the large imports, and before data is prepared: a wrong address is found in seconds.
+        find_cluster(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
     with handle_signals(exit_with_message(NOTHING_SAVED)):
@@ -111,6 +116,8 @@ def study(
     check_single_start(address)
     check_machine(local=workers is None, address=address, workers=workers, gpu=gpu)
     value = load_study(job, arguments or (), overrides or ())
+    if address is not None or workers is not None:
+        find_cluster(address)
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
@@ -142,10 +149,15 @@ def study(
 @on_interrupt(NOT_SUBMITTED)
 def submit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
-    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
     overrides: Overrides = None,
     workers: Workers = None,
     gpu: Gpu = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster's dashboard, such as http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
+        ),
+    ] = None,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     output: Annotated[
@@ -155,15 +167,18 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     value = load_recipe(recipe, overrides or ())
+    dashboard = find_dashboard(address, err.print)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
-        from resnet_dist.driver.preflight import check_recipe
+        from resnet_dist.driver.preflight import absolute_paths, check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 
     check_recipe(value, workers or DEFAULT_WORKERS)
+    if note := credentials_left_out():
+        err.print(note)
     submission = Submission(
-        value,
+        absolute_paths(value),
         recipe,
-        address,
+        dashboard,
         workers or DEFAULT_WORKERS,
         gpu,
         name,

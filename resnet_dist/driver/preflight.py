@@ -74,6 +74,27 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
     return recipe.model_copy(update={"data": data, "model": model})
 
 
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """Make relative paths absolute, because a submitted job runs in another folder.
+
+    `{output}` and `~` stay: the cluster fills them in.
+    """
+
+    def absolute(location: str | None) -> str | None:
+        if location is None or location.startswith(("{output}", "~")) or not is_local(location):
+            return location
+        return str(local_path(location).absolute())
+
+    data, source, weights = recipe.data, recipe.data.source, recipe.model.init_from
+    changes = {name: absolute(getattr(data, name)) for name in ("train", "eval", "shard_cache")}
+    # A source is a folder only where there is one: most are names of data sets.
+    changes["source"] = absolute(source) if source is not None and Path(source).is_dir() else source
+    if weights is not None and not weights.startswith(TORCHVISION):
+        weights = absolute(weights)
+    model = recipe.model.model_copy(update={"init_from": weights})
+    return recipe.model_copy(update={"data": data.model_copy(update=changes), "model": model})
+
+
 def check_recipe(recipe: Recipe, world_size: int) -> None:
     """Check, as far as possible without the data, that `recipe` runs on `world_size` ranks.
 

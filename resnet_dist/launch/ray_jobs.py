@@ -15,6 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_dist.launch.ray_cluster.address import DASHBOARD_VARIABLE
+from resnet_dist.launch.ray_cluster.check import job_headers
+from resnet_dist.launch.ray_cluster.job import add_start_file, start_command, tracking_uri
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
 
 set_defaults()
@@ -42,7 +45,7 @@ class Submission:
 
     recipe: Recipe
     source: Path  # the recipe file
-    address: str
+    address: str  # as find_dashboard() returns it
     workers: int
     gpu: bool | None
     name: str | None
@@ -92,6 +95,7 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
     with tempfile.TemporaryDirectory() as folder:
         # The recipe travels as a value: the cluster needs the package, not the person's files.
         (Path(folder) / RECIPE_FILE).write_text(submission.recipe.to_json())
+        add_start_file(Path(folder))
         try:
             client.submit_job(
                 entrypoint=shlex.join(entrypoint(submission)),
@@ -106,13 +110,13 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
 
 def entrypoint(submission: Submission) -> list[str]:
     """Return the command that the cluster runs: `train`, with the flags of `submit`."""
-    command = ["resnet-dist", "train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
+    command = ["train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
     command += ["--output", str(submission.output)]
     if submission.gpu is not None:
         command.append("--gpu" if submission.gpu else "--cpu")
     if submission.name:
         command += ["--name", submission.name]
-    return [*command, "--resume"] if submission.resume else command
+    return start_command([*command, "--resume"] if submission.resume else command)
 
 
 def job_environment(submission: Submission) -> dict[str, str]:
@@ -126,19 +130,20 @@ def job_environment(submission: Submission) -> dict[str, str]:
     commit = git_commit(submission.source.parent)
     if commit:
         environment[GIT_COMMIT_VARIABLE] = commit
-    if os.environ.get(URI_VARIABLE):
-        environment[URI_VARIABLE] = os.environ[URI_VARIABLE]
+    if uri := tracking_uri():
+        environment[URI_VARIABLE] = uri
     return environment
 
 
 def _connect(address: str) -> JobSubmissionClient:
     # Ray prefers these variables, where they are set, to the address that the person typed.
-    for variable in (ADDRESS_VARIABLE, "RAY_API_SERVER_ADDRESS"):
+    for variable in (ADDRESS_VARIABLE, DASHBOARD_VARIABLE):
         os.environ.pop(variable, None)
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(address, headers=job_headers())
     except Exception as error:  # Ray raises RuntimeError, ConnectionError or an error of requests.
-        raise UserError(f"--address {address}: no Ray cluster answers there ({_first_line(error)})") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -13,9 +13,25 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+# The only values with which this package runs.
+REQUIRED = {"RAY_TRAIN_V2_ENABLED": "1"}
+_ignored: list[str] = []
 
 
 def set_defaults() -> None:
-    """Set the variables that the user has not set. Call it before Ray is imported."""
+    """Set the variables that the user has not set, and those that must have our value.
+
+    Call it before Ray is imported.
+    """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for name, value in REQUIRED.items():
+        typed = os.environ.get(name, value)
+        if typed.lower() not in (value, "true"):
+            _ignored.append(f"{name}={typed}")
+        os.environ[name] = value
+
+
+def ignored_variables() -> tuple[str, ...]:
+    """Return the variables of the user, with their values, that set_defaults() has overruled."""
+    return tuple(_ignored)

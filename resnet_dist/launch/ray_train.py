@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
+from resnet_dist.launch.ray_settings import ignored_variables, set_defaults
 
 set_defaults()
 
@@ -31,6 +30,8 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import RankFailed, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_attempt
+from resnet_dist.launch.ray_cluster.check import find_cluster
+from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.cpus import cpu_count
@@ -78,13 +79,17 @@ def ray_launcher(
     workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there
     are any. Raises UserError where there is no cluster, or where it is too small.
     """
-    # An empty variable counts as none.
-    address = address or os.environ.get(ADDRESS_VARIABLE) or None
+    # Again, because preparing the data may have taken long: Ray would wait for a cluster that has gone by now.
+    address = find_cluster(address)
+    for variable in ignored_variables():
+        report(f"ignored: {variable}: training needs version 2 of Ray Train")
     count = workers or DEFAULT_WORKERS
     if address is None:
         report("starting Ray on this machine")
         count = workers_here(workers, gpu=gpu)
     with connected(address, workers=count, report=report):
+        if address is not None:
+            check_packages(report)
         alive = nodes()
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
         placement = Placement(count, cpus_per_rank(alive, count, gpu=use_gpu), use_gpu)
@@ -124,7 +129,7 @@ def connected(
         # Ray raises bare Exceptions and OSErrors too; none of them is a defect of ours.
         except Exception as error:
             where = f"at {address}" if address else "here"
-            cause = limit_behind(error) or str(error).partition("\n")[0] or type(error).__name__
+            cause = limit_behind(error) or " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"no Ray cluster {where}: {cause}") from None
         yield
     finally:

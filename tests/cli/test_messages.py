@@ -39,7 +39,10 @@ RANK_0_OF_2 = STRAY | {"TORCHELASTIC_RUN_ID": "none"}
         (["prepare", "digits", "out"], "data.prepare.split.prepare_splits"),
         (["index", "a.tar", "--out", "index.json"], "data.shards.names.expand"),
         (["study", str(STUDY)], "study.run.check_trials"),
-        (["submit", str(STUDY.with_name("digits.py")), "--address", "x"], "launch.ray_jobs._connect"),
+        (
+            ["submit", str(STUDY.with_name("digits.py")), "--address", "x"],
+            "launch.ray_cluster.check.typed_address",
+        ),
         (["evaluate", "model", "shards"], "data.shards.index.read_index"),
         (["bench", "loader", "shards"], "bench.loader.bench_loader"),
     ],

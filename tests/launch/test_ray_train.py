@@ -216,4 +216,6 @@ def test_submit_to_a_real_head(tmp_path: Path, head: tuple[str, dict[str, str]])
     process = start(command, tmp_path, {**environment, "RAY_AUTH_MODE": "disabled"})
     out, err = process.communicate(timeout=200)
     assert process.returncode == 2
-    assert err.startswith(f"error: --address {address}: no Ray cluster answers there")
+    assert err.startswith(
+        f"error: --address {address}: that cluster requires a token; set RAY_AUTH_MODE=token"
+    )
