@@ -120,7 +120,7 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
     if changed:
         raise UserError(
             f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
-            "give a new --name, or the same recipe"
+            f"give a new --name, or the same recipe: {folder.path / RUN_FILE} in place of the recipe file"
         )
 
 
