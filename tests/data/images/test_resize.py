@@ -46,7 +46,8 @@ def test_a_crop_is_resized_as_pillow_does(mode: str) -> None:
             chosen = random_box(HEIGHT, WIDTH, SIZE, draws)
             box = (chosen.left, chosen.top, chosen.left + chosen.width, chosen.top + chosen.height)
         expected = np.asarray(image.crop(box).resize((SIZE, SIZE), resample))
-        assert np.abs(found.astype(int) - expected).max() <= 2  # Rows and columns are rounded one after the other.
+        # Rows and columns are rounded one after the other.
+        assert np.abs(found.astype(int) - expected).max() <= 2
 
 
 def test_a_random_interpolation_is_drawn_for_each_copy_of_each_sample() -> None:
