@@ -1,4 +1,4 @@
-"""Write docs/recipes.md from the classes in resnet_dist/config/ and the docstrings of the jobs.
+"""Write docs/recipes.md from the classes in resnet_dist/config/, the jobs, and docs/recipe_sources.toml.
 
     uv run python docs/generate_recipes.py
 
@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from resnet_dist.config import Data, Length, Model, Optim, Recipe, Result, Schedule, Study, Train, Trial
 from resnet_dist.config.part import Part, fields
+from resnet_dist.config.recipe import load_recipe
 from resnet_dist.runs.choose import MAY_CHANGE
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/recipes.md"
 EXAMPLE = ROOT / "jobs/digits.py"
+SOURCES = ROOT / "docs/recipe_sources.toml"
 
 TYPE_NAMES = {bool: "`True` or `False`", int: "integer", float: "number", str: "text"}
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -97,7 +100,9 @@ that it would have drawn without the interruption, so it may change only fields 
 depends; a change of any other field is refused, with its old and its new value:
 
 {may_change}
-- `train.length` where `schedule.decay` is `"constant"`: every other decay depends on it.
+- `train.length` where `schedule.decay` is `"constant"`: every other decay depends on it. Lengths in percent of it that a
+  curve depends on would move, which is refused. `schedule.warmup`, `schedule.milestones`, `train.ema_every` and
+  `data.train_sizes` may be written in another unit, if they are the same steps.
 
 `data.train` and `data.eval` may name another place, not other samples: digests of the indexes are compared. A new
 `train.best_metric` starts a new search for the best checkpoint. The number of ranks is no field of the recipe and may
@@ -126,6 +131,17 @@ The files in [jobs/](../jobs), each with the command and what was measured in it
 the source, unless the docstring names a measurement.
 """
 
+COMPARED = """\
+## Jobs beside their sources
+
+Each job was compared with the files that its source is trained by. The column *here* is read from the job. Rows with
+**differs** are those that the job's docstring states under "Differs"; all others are the same in effect.
+
+Two things differ in every job with large images, by less than a pixel or by rounding: a crop of at least twice the
+wanted size is decoded at 1/2, 1/4 or 1/8 of the scale and moved onto the grid of that scale, and evaluation cuts the
+middle out of the image before it is resized instead of after.
+"""
+
 
 def page() -> str:
     """Return the text of docs/recipes.md."""
@@ -137,8 +153,9 @@ def page() -> str:
             STUDIES,
             *(section(record) for record in (Study, Trial, Result)),
             JOBS,
-            "\n".join(jobs()),
-            "",
+            "\n".join([*jobs(), ""]),
+            COMPARED,
+            *comparisons(),
         ]
     )
 
@@ -255,6 +272,22 @@ def jobs() -> Iterator[str]:
         yield row(
             f"[{path.name}](../jobs/{path.name})", title, heading(text, "Source"), heading(text, "Expected")
         )
+
+
+def comparisons() -> Iterator[str]:
+    """Yield the table of each job of SOURCES: its values and those of its source, with the file that has them."""
+    sources = tomllib.loads(SOURCES.read_text())
+    for name, rows in sources["jobs"].items():
+        values = load_recipe(ROOT / f"jobs/{name}.py").flat()
+        lines = [f"### {name}", "", "| | here | there | file | |", "|---|---|---|---|---|"]
+        for item in rows:
+            label, url = sources["files"][item["file"]]
+            what, here = item.get("topic"), item.get("here")
+            if what is None:
+                what, here = f"`{item['field']}`", f"`{values[item['field']]}`"
+            mark = "**differs**" if item.get("differs") else ""
+            lines.append(row(what, here, item["there"], f"[{label}]({url})", mark))
+        yield "\n".join([*lines, ""])
 
 
 def heading(docstring: str, name: str) -> str:

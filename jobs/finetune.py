@@ -5,6 +5,8 @@ Command   resnet-dist train jobs/finetune.py --set data.source=FOLDER
           resnet-dist train jobs/finetune.py --set data.source=FOLDER --set model.init_from=output/runs/NAME --set model.name=…
 Expected  depends on the images; each epoch's accuracy is in MLflow
 Measured  not yet: the machines of these measurements cannot reach the server that has the weights
+Differs   batch 64, ten epochs, label smoothing and a warm-up (there: batch 256, 20,000 steps, neither), and one rate and
+          one decay (there: the best of a grid for each data set)
 
 FOLDER holds a folder for each class, and train/ beside val/ or test/ above them if you have a split of your own; otherwise
 a fifth is held out. When the run starts, it reports which weights fit and which layers start from random values.

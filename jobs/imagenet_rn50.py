@@ -4,6 +4,8 @@ Source    torchvision's reference training, IMAGENET1K_V1; learning rate by Goya
 Command   resnet-dist train jobs/imagenet_rn50.py --workers 8
 Expected  76.13 % top-1 on the 50,000 validation images
 Measured  not yet: it takes a GPU node for a day
+Differs   bf16 (there: fp32); 143 images of an epoch, other ones in each, are left out (there: they are a smaller batch)
+          shards as below have images whose short side is 400 pixels at most (there: the images as they are)
 
 Shards first: `resnet-dist prepare IMAGENET output/data/imagenet --resize-short 400`, where IMAGENET holds train/ and
 val/; or existing shards, by URL: `--set data.train=s3://bucket/train.json --set data.eval=…`.

@@ -5,6 +5,13 @@ Source    torchvision's new training recipe, IMAGENET1K_V2
 Command   resnet-dist train jobs/imagenet_rn50_v2.py --workers 8
 Expected  80.86 % top-1 at 224 of 232 pixels
 Measured  not yet: it takes a GPU node for about a week
+Differs   an epoch has every image four times (there: four times a random quarter of the images, in a quarter of the steps)
+          the rate changes with every step (there: once an epoch)
+          the average of the weights begins with the first step (there: it follows the weights until the warm-up ends), and
+          moves every 32 steps of the run (there: of each epoch)
+          a rectangle to erase that does not fit is cut off (there: drawn again up to ten times), and the edges of CutMix's
+          box are rounded (there: truncated)
+          bf16 (there: fp32)
 
 Data as for imagenet_rn50.py.
 """
@@ -34,9 +41,13 @@ def recipe() -> Recipe:
             micro_batch_size=128,
             lanes=64,
             repeats=REPEATS,
+            spread_repeats=True,
             crop="random-resized-crop",
             flip=True,
             policy="trivial-augment",
+            policy_translation="pixels",
+            policy_backend="pillow",
+            policy_interpolation="bilinear",
             erase=0.1,
             mixup=0.2,
             cutmix=1.0,
@@ -47,6 +58,7 @@ def recipe() -> Recipe:
             momentum=0.9,
             nesterov=False,
             weight_decay=2e-5,
+            decay_biases=True,
         ),
         schedule=Schedule(decay="cosine", warmup=f"{5 / REPEATS} epochs", warmup_start=0.01),
         train=Train(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import ast
 import io
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_dist.config import Recipe, load_recipe
+from resnet_dist.config import Data, Model, Optim, Recipe, Schedule, Train, load_recipe
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.driver.preflight import check_recipe
+from resnet_dist.order.sizes import Sizes
+from resnet_dist.runs.choose import MAY_CHANGE
 from resnet_dist.train import loop
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 from tests import paths
 
 JOBS = sorted(paths.JOBS.glob("*.py"))
+SOURCES = tomllib.loads((paths.ROOT / "docs/recipe_sources.toml").read_text())
 CLASSES = 10
 
 
@@ -44,9 +48,50 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_job_names_its_source_and_expected_result(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert text is not None
-    for heading in ("Source ", "Command ", "Expected ", "Measured "):
+    for heading in ("Source ", "Command ", "Expected ", "Measured ", "Differs "):
         assert f"\n{heading}" in text, heading
     assert f"resnet-dist train jobs/{path.name}" in text
+
+
+@pytest.mark.parametrize("name", SOURCES["jobs"])
+def test_each_field_of_a_job_stands_beside_its_source(name: str) -> None:
+    """The table has every field that the job sets and that its curve depends on, and a file for each row."""
+    recipe = load_recipe(paths.JOBS / f"{name}.py")
+    plain = recipe.model_copy(
+        update={
+            "data": Data(train="", eval="", image_size=1, global_batch_size=8),
+            "model": Model(),
+            "optim": Optim(),
+            "schedule": Schedule(),
+            "train": Train(length="1 steps"),
+        }
+    ).flat()
+    rows = SOURCES["jobs"][name]
+    listed = [row["field"] for row in rows if "field" in row]
+    assert len(set(listed)) == len(listed)
+    differing = {key for key, value in recipe.flat().items() if value != plain[key]}
+    assert differing - MAY_CHANGE - {"data.lanes"} <= set(listed)
+    assert set(listed) <= recipe.flat().keys()
+    assert {row["file"] for row in rows} <= SOURCES["files"].keys()
+    assert all(("topic" in row) == ("here" in row) == ("field" not in row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "large_from"), [(16, 12), (24, 19), (32, 25), (40, 32), (56, 45), (88, 71)]
+)
+def test_the_fast_recipe_grows_its_images_at_the_epochs_of_its_source(
+    epochs: int, large_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source interpolates at the start of each epoch, and rounds to the nearest multiple of 32, halves to even."""
+    monkeypatch.setenv("EPOCHS", str(epochs))
+    ramps = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+    theirs = [int(np.round(np.interp(epoch, ramps[epochs], (160, 192)) / 32)) * 32 for epoch in range(epochs)]
+    assert theirs == [160] * large_from + [192] * (epochs - large_from)
+    recipe = load_recipe(paths.JOBS / "imagenet_rn50_fast.py")
+    steps_per_epoch = 312
+    sizes = Sizes.of(recipe.data, lambda length: int(float(length.split()[0]) * steps_per_epoch))
+    assert [sizes.at(epoch * steps_per_epoch) for epoch in range(epochs)] == theirs
+    assert [sizes.at((epoch + 1) * steps_per_epoch - 1) for epoch in range(epochs)] == theirs
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -70,7 +115,7 @@ def test_a_job_trains(path: Path, shards: Path, tmp_path: Path) -> None:
 def small(recipe: Recipe) -> list[str]:
     """Return the overrides that make a job small enough for a test."""
     data = recipe.data
-    lanes = 2 if data.repeats == 1 else 1
+    lanes = 2 if data.repeats == 1 else data.repeats if data.spread_repeats else 1
     overrides = [
         "data.source=none",
         "data.channels=3",

@@ -17,8 +17,22 @@ MAX_PIXELS = 80_000_000
 PixelSize = Annotated[int, Field(ge=1)]
 
 # Fields that only some choices read. A value that nothing reads is a mistake, not a preference.
-_CROPS_THAT_READ = {"pad": ("pad-crop",)}
-_POLICIES_THAT_READ = {"policy_ops": ("rand-augment",), "policy_magnitude": ("rand-augment",)}
+_CROPS_THAT_READ = {"pad": ("pad-crop",), "resize": ("random-resized-crop",)}
+_RAND, _TRIVIAL = ("rand-augment",), ("trivial-augment",)
+_POLICIES_THAT_READ = {
+    "policy_ops": _RAND,
+    "policy_magnitude": _RAND,
+    "policy_space": _RAND,
+    "policy_probability": _RAND,
+    "policy_noise": _RAND,
+    "policy_translation": _TRIVIAL,
+    "policy_backend": _RAND + _TRIVIAL,
+}
+_BACKENDS_THAT_READ = {
+    "policy_space": ("pillow",),
+    "policy_interpolation": ("pillow",),
+    "policy_fill": ("pillow",),
+}
 
 
 class Data(Part):
@@ -69,14 +83,21 @@ class Data(Part):
     """Repeated augmentation (arXiv 1901.09335): copies of each sample in its global batch, each augmented in
     its own way. An epoch is all samples times `repeats`: torchvision's 600 epochs with `--ra-reps 4`, whose
     epochs draw as many images as the set has, are `train.length="150 epochs"` with `repeats=4`. All copies
-    are on one rank and in one micro-batch, which decodes the image once; torchvision's are on different
-    ranks. It must divide `global_batch_size / lanes`."""
+    are on one rank and in one micro-batch, unless `spread_repeats` is set. It must divide
+    `global_batch_size / lanes`."""
+    spread_repeats: bool = False
+    """Put the copies of a sample into different micro-batches, as torchvision puts them on different ranks: batch
+    norm then sees `micro_batch_size` different images. `repeats` must divide the number of micro-batches. A rank
+    with fewer micro-batches than copies decodes images that other ranks decode too."""
 
     crop: Crop = "none"
     """none: the middle of the image, as in evaluation. pad-crop: the middle, shifted by up to `pad` pixels
     over black. random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
     pad: int = Field(default=4, ge=0)
     """Largest shift of pad-crop, in pixels."""
+    resize: Literal["bilinear", "bicubic", "random"] = "bilinear"
+    """Interpolation of random-resized-crop, always antialiased. random: bilinear or bicubic for each image, as
+    in timm."""
     flip: Literal[False, True, "alternate"] = False
     """True: mirror a random half of the images. alternate: mirror each image every second time that it is
     drawn, the first time at random (arXiv 2404.00498)."""
@@ -86,7 +107,26 @@ class Data(Part):
     policy_ops: int = Field(default=2, ge=1, le=8)
     """Operations that RandAugment applies to each image."""
     policy_magnitude: int = Field(default=9, ge=0, le=30)
-    """Strength of RandAugment's operations, on its scale of 0 to 30."""
+    """Strength of RandAugment's operations, on its scale of 0 to 30. timm's scale goes to 10: its 6 is 18."""
+    policy_space: Literal["torchvision", "timm"] = "torchvision"
+    """RandAugment's operations and their largest strengths. torchvision: 14, of which one is the identity.
+    timm: the 15 of its "increasing" set, with invert and solarize-add."""
+    policy_probability: float = Field(default=1.0, gt=0, le=1)
+    """Probability with which RandAugment applies each chosen operation; 0.5 in timm."""
+    policy_noise: float = Field(default=0.0, ge=0, le=30)
+    """Standard deviation of the strength of each operation of RandAugment around `policy_magnitude`, on the
+    same scale: timm's `mstd0.5` is 1.5."""
+    policy_translation: Literal["share", "pixels"] = "share"
+    """TrivialAugment's largest translation. share: 32/224 of the image. pixels: 32 pixels at any image size, as
+    in torchvision."""
+    policy_backend: Literal["tensor", "pillow"] = "tensor"
+    """Library of the policy's operations. pillow: Pillow, as torchvision's and timm's training used. tensor:
+    torchvision's operations on tensors, whose results differ by rounding."""
+    policy_interpolation: Literal["nearest", "bilinear", "random"] = "nearest"
+    """Interpolation where the policy shears, moves or rotates; all but nearest need pillow. random: bilinear or
+    bicubic for each operation, as in timm."""
+    policy_fill: Literal["black", "mean"] = "black"
+    """Color of what the policy moves into view. mean: the color `mean`, which needs pillow."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Range x of random changes: brightness, contrast and saturation are scaled by factors in 1 - x .. 1 + x."""
     erase: float = Field(default=0.0, ge=0, le=1)
@@ -97,6 +137,9 @@ class Data(Part):
     """alpha of CutMix (arXiv 1905.04899), 0 for none."""
     eval_crop: float = Field(default=1.0, gt=0, le=1)
     """Share of an image's short side that evaluation sees: 0.875 is 224 of 256 pixels."""
+    eval_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation, always antialiased, where the middle of an image is resized: in evaluation, and in
+    training without random-resized-crop."""
     eval_flip: bool = False
     """Evaluate the mean of the logits of an image and its mirror image, which takes two forward passes."""
 
@@ -160,6 +203,7 @@ class Data(Part):
             )
         refuse_unread(self, "crop", _CROPS_THAT_READ)
         refuse_unread(self, "policy", _POLICIES_THAT_READ)
+        refuse_unread(self, "policy_backend", _BACKENDS_THAT_READ)
         refuse_without(self, "train_sizes", ("train_size_curve",))
         if self.cache != "none" and self.crop == "random-resized-crop":
             raise ValueError(
@@ -207,11 +251,30 @@ class Data(Part):
                 f"{self.global_batch_size} takes from each of lanes={self.lanes}; use one of {divisors(per_lane)}, "
                 "or fewer lanes"
             )
-        if self.repeats > 1 and (self.mixup or self.cutmix) and per_lane == self.repeats:
+        if self.spread_repeats:
+            self._check_spread_repeats()
+        elif self.repeats > 1 and (self.mixup or self.cutmix) and per_lane == self.repeats:
             raise ValueError(
                 f"repeats={self.repeats} with mixup={self.mixup} and cutmix={self.cutmix} would mix an image with "
                 f"itself, as global_batch_size={self.global_batch_size} takes one from each of lanes={self.lanes}; "
                 "use fewer lanes"
+            )
+
+    def _check_spread_repeats(self) -> None:
+        if self.repeats == 1:
+            raise ValueError("spread_repeats=True is not read with repeats=1; leave it out")
+        if self.micro_batches is None or self.micro_batches % self.repeats:
+            counts = [count for count in divisors(self.lanes) if count % self.repeats == 0]
+            fitting = [self.global_batch_size // count for count in reversed(counts)]
+            raise ValueError(
+                f"spread_repeats=True puts the repeats={self.repeats} copies of a sample into different micro-batches of "
+                f"a step, but micro_batch_size={self.micro_batch_size} cuts it into "
+                f"{self.micro_batches or 'as many as there are ranks'}; use "
+                + (
+                    f"micro_batch_size from {fitting}"
+                    if fitting
+                    else f"lanes that repeats={self.repeats} divides"
+                )
             )
 
 

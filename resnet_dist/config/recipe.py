@@ -114,13 +114,14 @@ class Recipe(Part):
 def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     """Read `recipe()` from a Python file, or a recipe from JSON, and apply `KEY=VALUE` overrides.
 
+    The JSON is a recipe, as it is sent to a cluster, or a run.json, which holds the recipe of its run.
+
     Raises RecipeError where the file is missing, raises, or returns something else than a Recipe.
     """
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe file; a recipe is a .py file that defines recipe()")
-    # A recipe that was sent to a cluster is a JSON file.
-    value = Recipe.from_json(path.read_bytes()) if path.suffix == ".json" else _run_recipe(path)
+    value = _read_json(path) if path.suffix == ".json" else _run_recipe(path)
     return value.with_overrides(overrides)
 
 
@@ -132,6 +133,16 @@ def _set_field(tree: dict[str, Any], key: str, text: str) -> None:
     for parent in parents:
         tree = tree[parent]
     tree[leaf] = read_as(annotation_of(Recipe, key), key, text)
+
+
+def _read_json(path: Path) -> Recipe:
+    text = path.read_bytes()
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return Recipe.from_json(text)  # It raises an error that explains what is wrong.
+    of_run = tree.get("recipe") if isinstance(tree, dict) else None
+    return Recipe.from_json(text if of_run is None else json.dumps(of_run))
 
 
 def _run_recipe(path: Path) -> Recipe:

@@ -57,6 +57,12 @@ class Optim(Part):
     """Decay of convolution and linear weights; also of norms and biases with `decay_norms`."""
     decay_norms: bool = False
     """Decay the scales of norms, and all biases, too, as He et al. 2015 and torchvision's V1 recipe do."""
+    decay_biases: bool = False
+    """Decay the biases of linear layers and convolutions, but not those of norms, as torchvision's V2 recipe
+    does."""
+    decay_shortcut_norms: bool = False
+    """Decay the scales and biases of the norms on shortcuts, but not those of other norms: FFCV's script leaves
+    out norms by their names, which those on shortcuts do not have."""
     bias_lr_scale: float = Field(default=1.0, gt=0)
     """Learning rate of biases, relative to that of weights: 64 in CIFAR speed recipes. It holds for biases of
     norms, not for those of convolutions. Where biases decay, their decay is divided by it."""
@@ -66,6 +72,11 @@ class Optim(Part):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         refuse_unread(self, "optimizer", _OPTIMIZERS_THAT_READ)
+        for name in ("decay_biases", "decay_shortcut_norms"):
+            if getattr(self, name) and self.decay_norms:
+                raise ValueError(
+                    f"{name}=True with decay_norms=True, which includes it; leave one of them out"
+                )
         momentum = self.momentum if self.sgd_momentum is None else min(self.momentum, self.sgd_momentum)
         if self.nesterov and momentum == 0 and self.optimizer in _OPTIMIZERS_THAT_READ["nesterov"]:
             name = "momentum" if self.momentum == 0 else "sgd_momentum"

@@ -20,7 +20,8 @@ from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import Options, check_batch_norm, check_model
-from resnet_dist.train.plan import Plan, order_of
+from resnet_dist.runs.folder import RunFolder, read_run
+from resnet_dist.train.plan import Plan, moved_lengths, order_of
 from resnet_dist.train.start.init_from import TORCHVISION
 from resnet_dist.train.start.initial import check_init_from
 
@@ -137,6 +138,24 @@ def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tup
             "does not reach optim.lr"
         )
     return (train_index, eval_index), plan.total
+
+
+def check_continued(run: RunFolder, recipe: Recipe, train_index: Index) -> None:
+    """Raise UserError where a run that exists would do at other steps what it began to do at some.
+
+    Lengths in percent of train.length move with it.
+    """
+    started = read_run(run.path)
+    if started is None:
+        return
+    before, order = Recipe.model_validate(started.recipe), order_of(recipe, train_index)
+    moved = moved_lengths(Plan.of(before, order), Plan.of(recipe, order))
+    if moved:
+        raise UserError(
+            f"run {run.name} would not continue what it began: train.length was {before.train.length}, is "
+            f"{recipe.train.length}, which moves {' and '.join(moved)}; give those lengths in steps, as they were, "
+            "or give a new --name"
+        )
 
 
 def _check_classes_agree(train: Index, evaluation: Index) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from resnet_dist.driver.preflight import check_data, check_request, resolve_paths
+from resnet_dist.driver.preflight import check_continued, check_data, check_request, resolve_paths
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.errors import UserError
 from resnet_dist.launch.attempt import RankLauncher
@@ -58,6 +58,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
         run = stack.enter_context(locked(request, run))
         run = run.with_data([index.digest() for index in indexes])
+        check_continued(run, request.recipe, indexes[0])
         launch = stack.enter_context(_launcher(request, reporter))
         ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
     if ended.outcome is None or ended.status == "KILLED":

@@ -2,5 +2,6 @@
 
 philox    random numbers from (seed, epoch, purpose, id) instead of from a state
 samples   the sample ids of every step, for each lane
+shares    the lanes and rows of a rank in every step
 sizes     the image size of every step
 """

@@ -125,6 +125,12 @@ class Order:
         first = step_in_epoch * self.distinct_per_lane
         return np.concatenate([np.tile(self._lane_ids(epoch, lane, first), self.repeats) for lane in lanes])
 
+    def distinct_ids_at(self, step: int, lanes: Sequence[int]) -> Ids:
+        """Return the sample ids that `lanes` contribute to a step, each once, lane by lane, (len(lanes) * D,)."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        first = step_in_epoch * self.distinct_per_lane
+        return np.concatenate([self._lane_ids(epoch, lane, first) for lane in lanes])
+
     def rows_of_samples(self, num_lanes: int) -> Ids:
         """Return the rows of each sample's copies in `ids_at` of `num_lanes` lanes, (num_lanes * D, R)."""
         rows = np.arange(num_lanes * self.per_lane)

@@ -40,6 +40,9 @@ class Sizes:
                 )
         return cls(points, data.train_size_multiple if data.train_size_curve == "linear" else None)
 
+    def __str__(self) -> str:
+        return " and ".join(f"{size} pixels at step {step}" for step, size in self.points)
+
     @property
     def largest(self) -> int:
         return max(size for _, size in self.points)

@@ -46,13 +46,19 @@ MAY_CHANGE = frozenset(
     }
 )
 
+# Lengths of what a curve depends on. They may be written in another unit: once the data is known, they are compared
+# in steps (train.plan.moved_lengths).
+COMPARED_IN_STEPS = frozenset(
+    {"schedule.warmup", "schedule.milestones", "train.ema_every", "data.train_sizes"}
+)
+
 
 def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
     """Return the run to start or resume; write nothing.
 
     A run that exists under `name` is resumed. `resume` requires that one exists: the named one, or the newest
     of this recipe. Raises UserError where there is none, or where the recipe changed a field that its curve
-    depends on.
+    depends on, but for COMPARED_IN_STEPS.
     """
     runs = output / RUNS_FOLDER
     if name is not None and not NAME.fullmatch(name):
@@ -114,7 +120,7 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
     if changed:
         raise UserError(
             f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
-            "give a new --name, or the same recipe"
+            f"give a new --name, or the same recipe: {folder.path / RUN_FILE} in place of the recipe file"
         )
 
 
@@ -122,6 +128,6 @@ def may_change(key: str, before: Recipe, after: Recipe) -> bool:
     """Report whether a resumed run may have another value of field `key`."""
     if key == "train.length":
         # The steps taken so far must be those that the new length would have taken. They are only where the
-        # learning rate does not depend on the steps that remain.
+        # learning rate does not depend on the steps that remain, and lengths in percent have not moved.
         return before.schedule.decay == after.schedule.decay == "constant"
-    return key in MAY_CHANGE
+    return key in MAY_CHANGE or key in COMPARED_IN_STEPS

@@ -55,6 +55,20 @@ class Plan:
         )
 
 
+def moved_lengths(before: Plan, after: Plan) -> list[str]:
+    """Return what a continued run would do at other steps than it began with, such as "schedule.warmup from 2 steps to 9 steps".
+
+    Only what a curve depends on counts: logs, evaluations and checkpoints may move.
+    """
+    pairs = {
+        "schedule.warmup": (f"{before.warmup} steps", f"{after.warmup} steps"),
+        "schedule.milestones": (f"steps {before.milestones}", f"steps {after.milestones}"),
+        "train.ema_every": (f"{before.ema} steps", f"{after.ema} steps"),
+        "data.train_sizes": (str(before.sizes), str(after.sizes)),
+    }
+    return [f"{name} from {was} to {now}" for name, (was, now) in pairs.items() if was != now]
+
+
 def order_of(recipe: Recipe, train_index: Index) -> Order:
     """Return the order of the training set. Raises RecipeError where it is smaller than a global batch."""
     data = recipe.data

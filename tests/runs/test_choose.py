@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.config.part import fields
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.run import locked
 from resnet_dist.errors import UserError
 from resnet_dist.runs.choose import MAY_CHANGE, choose_run
 from resnet_dist.runs.folder import RUN_FILE, RunFolder
+from tests.paths import JOBS
 
 NOW = ("a", "b")
 
@@ -143,3 +145,64 @@ def test_a_named_run_is_read_again_under_its_lock(digits_recipe: Recipe, tmp_pat
         first.with_run_id("id").write()
     with locked(request, chosen) as second:
         assert (second.attempt, second.run_id) == (2, "id")
+
+
+def test_a_length_may_be_written_in_another_unit(digits_recipe: Recipe, tmp_path: Path) -> None:
+    """The driver compares the steps, once it has the data: tests/driver/test_continued.py."""
+    for key, value in (
+        ("schedule.warmup", "10 percent"),
+        ("train.ema_every", "1 epochs"),
+        ("data.train_sizes", '[["0 steps", 8]]'),
+    ):
+        averaged = change(digits_recipe, "train.ema_decay", "0.9")
+        choose_run(tmp_path, averaged, key, resume=False).write()
+        assert choose_run(tmp_path, change(averaged, key, value), key, resume=True).attempt == 2
+
+
+RECIPES_0_3_0: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "recipes-0.3.0.json").read_text()
+)
+
+
+@pytest.mark.parametrize("job", RECIPES_0_3_0)
+def test_a_run_begun_with_0_3_0_is_continued_by_its_recipe(job: str, tmp_path: Path) -> None:
+    """Fields that are newer than the run have the values that leave its curve as it was."""
+    stored = RECIPES_0_3_0[job]
+    recipe = Recipe.model_validate(stored)
+    for key, value in recipe.flat().items():
+        part, _, name = key.rpartition(".")
+        if name not in (stored[part] if part else stored):
+            owner = getattr(recipe, part) if part else recipe
+            assert getattr(owner, name) == type(owner).model_fields[name].default, (key, value)
+    run = choose_run(tmp_path, recipe, "x", resume=False)
+    (tmp_path / "runs/x").mkdir(parents=True)
+    text = json.dumps({"name": "x", "run_id": None, "attempt": 1, "recipe": stored, "key": run.key})
+    (tmp_path / "runs/x" / RUN_FILE).write_text(text)
+    again = load_recipe(tmp_path / "runs/x" / RUN_FILE)
+    assert again == recipe
+    assert choose_run(tmp_path, again, "x", resume=True).attempt == 2
+
+
+@pytest.mark.parametrize("job", ["digits", "cifar10_resnet", "finetune", "imagenet_rn50"])
+def test_jobs_that_draw_the_curve_of_0_3_0_continue_its_runs(job: str, tmp_path: Path) -> None:
+    stored = Recipe.model_validate(RECIPES_0_3_0[job])
+    choose_run(tmp_path, stored, "x", resume=False).write()
+    assert choose_run(tmp_path, load_recipe(JOBS / f"{job}.py"), "x", resume=True).attempt == 2
+
+
+@pytest.mark.parametrize(
+    ("job", "named"),
+    [
+        ("imagenet_rn50_v2", "data.spread_repeats was false, is true"),
+        ("imagenet_rn50_a3", "data.policy_magnitude was 6, is 18"),
+        ("imagenet_rn50_fast", "optim.decay_biases was false, is true"),
+        ("cifar10_fast", "train.length was 9.9 epochs, is 476 steps"),
+    ],
+)
+def test_jobs_that_came_closer_to_their_source_name_what_changed(
+    job: str, named: str, tmp_path: Path
+) -> None:
+    stored = Recipe.model_validate(RECIPES_0_3_0[job])
+    choose_run(tmp_path, stored, "x", resume=False).write()
+    with pytest.raises(UserError, match=f"{named}.* or the same recipe: .*runs/x/run.json in place of"):
+        choose_run(tmp_path, load_recipe(JOBS / f"{job}.py"), "x", resume=True)

@@ -31,6 +31,7 @@ from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.storage.shard_cache import CacheLimits, is_plain_local
 from resnet_dist.order.samples import Order
+from resnet_dist.order.shares import Share
 from resnet_dist.order.sizes import Sizes
 from resnet_dist.world import World
 
@@ -83,8 +84,7 @@ class Loader:
         self._end = total_steps if order.training else order.steps_per_epoch
         self._reader = ShardReader(index, CacheLimits.of(data))
         self._decoder = Decoder(self._reader, len(index.classes), data)
-        self._lanes = order.lanes_of(world.rank, world.world_size)
-        self._rows_MR = order.rows_of_samples(len(self._lanes))
+        self._share = Share.of(order, data, world.rank, world.world_size)
         self._some_are_fetched = not all(is_plain_local(shard) for shard in index.shards)
         self._wanted: set[int] = set()
         # Beside the batches ahead: the one to be returned, the one in use, and one that is released a little later.
@@ -147,8 +147,7 @@ class Loader:
     @property
     def _batches_ahead(self) -> int:
         """The number of batches decoded beyond the one in use, within `prefetch_batches` and `prefetch_bytes`."""
-        images = self.order.per_lane * len(self._lanes)
-        batch_bytes = images * self._sizes.largest**2 * self.data.channels
+        batch_bytes = len(self._share.copies_B) * self._sizes.largest**2 * self.data.channels
         return max(1, min(self.data.prefetch_batches, self.data.prefetch_bytes // batch_bytes - 1))
 
     def _steps_after(self, step: int) -> int:
@@ -171,7 +170,7 @@ class Loader:
 
     def _submit(self, step: int) -> _Pending:
         """Start the work for one batch, in threads."""
-        ids = self.order.ids_at(step, self._lanes)
+        ids = self._share.ids_at(step)
         random = self._randomness(ids, step) if self.order.training else None
         size = self._sizes.at(step)
         if self._cached is not None:
@@ -181,7 +180,7 @@ class Loader:
         samples = Samples.around(self._buffers.take((len(ids), size, size, self.data.channels)))
         cropped = self.order.training and self.data.crop == "random-resized-crop"
         decoded_size = size if cropped else self._whole_size
-        tasks = self._submit_decoding(samples, ids, self._rows_MR, random, decoded_size)
+        tasks = self._submit_decoding(samples, ids, self._share.blocks, random, decoded_size)
         return _Pending(ids, tasks, lambda: samples)
 
     def _submit_selection(
@@ -196,16 +195,14 @@ class Loader:
         return _Pending(ids, [task], task.result)
 
     def _randomness(self, ids: NDArray[np.int64], step: int) -> Randomness:
-        copies = np.empty(len(ids), np.int64)
-        copies[self._rows_MR] = np.arange(self.order.repeats)
         epoch = step // self.order.steps_per_epoch
-        return randomness(ids, self.data, seed=self._seed, epoch=epoch, copies_N=copies)
+        return randomness(ids, self.data, seed=self._seed, epoch=epoch, copies_N=self._share.copies_B)
 
     def _fetch_ahead(self, step: int) -> None:
         """Request shards early: a window of samples and half a shard before the first step that reads them."""
         num_samples = self.order.window + self.order.num_samples // len(self.index.shards) // 2
         steps = min(num_samples // self.order.distinct_per_lane, self._steps_after(step))
-        wanted = self.order.shards_ahead(step, self._lanes, 1 + steps)
+        wanted = self.order.shards_ahead(step, self._share.lanes, 1 + steps)
         self._reader.want(number for number in wanted if number not in self._wanted)
         self._wanted = set(wanted)
 
@@ -213,12 +210,13 @@ class Loader:
         self,
         samples: Samples,
         ids: NDArray[np.int64],
-        rows_MR: NDArray[np.int64],
+        blocks: Sequence[NDArray[np.int64]],
         random: Randomness | None,
         size: int,
     ) -> list[Future[None]]:
         return [
             self._pool.submit(self._decoder.fill, samples, ids, part_MR, random, size)
+            for rows_MR in blocks
             for part_MR in _parts(rows_MR, size)
         ]
 
@@ -233,7 +231,7 @@ class Loader:
         for first in range(0, count, per_chunk):
             ids = np.arange(first, min(first + per_chunk, count))
             chunk = Samples.around(images[: len(ids)])
-            for task in self._submit_decoding(chunk, ids, np.arange(len(ids))[:, None], None, size):
+            for task in self._submit_decoding(chunk, ids, [np.arange(len(ids))[:, None]], None, size):
                 task.result()
             kept.put(first, chunk)
         return kept

@@ -10,6 +10,6 @@ draws.py          the random draws of every sample of a batch
 crop.py           chooses crop boxes, decodes them and resizes them: one image at a time
 augment.py        the augmentations after the crop, for a batch; `normalize` for the model's input
 pixels.py         windows, mirrors, rectangles and resizing, without any randomness
-policy.py         RandAugment, TrivialAugment and color jitter of one image
+policy/           RandAugment, TrivialAugment and color jitter of one image
 mix.py            mixup and CutMix of a micro-batch, on its device
 """

@@ -18,7 +18,7 @@ from resnet_dist.config import Data
 from resnet_dist.data.images.decode import Pixels
 from resnet_dist.data.images.draws import Randomness
 from resnet_dist.data.images.pixels import erased, flip_, resize_batch, take, windows
-from resnet_dist.data.images.policy import jitter_color, rand_augment, trivial_augment
+from resnet_dist.data.images.policy.apply import jitter_color, rand_augment, trivial_augment
 
 
 def augmented(
@@ -76,10 +76,9 @@ def recolors(data: Data) -> bool:
 def recolored(pixels_SSC: Pixels, data: Data, random: Randomness, row: int) -> Pixels:
     """Apply the policy and the color jitter to one image, by the draws of a row."""
     if data.policy == "rand-augment":
-        draws_K4 = random.policy_NK[row].reshape(-1, 4)
-        pixels_SSC = rand_augment(pixels_SSC, draws_K4, magnitude=data.policy_magnitude)
+        pixels_SSC = rand_augment(pixels_SSC, random.policy_NK[row].reshape(-1, 4), data)
     if data.policy == "trivial-augment":
-        pixels_SSC = trivial_augment(pixels_SSC, random.policy_NK[row])
+        pixels_SSC = trivial_augment(pixels_SSC, random.policy_NK[row], data)
     if data.color_jitter:
         pixels_SSC = jitter_color(pixels_SSC, random.color_N4[row], strength=data.color_jitter)
     return pixels_SSC

@@ -35,11 +35,24 @@ def to_sizes(
         else random_box(image.height, image.width, size, draws)
         for draws in crops_R
     ]
-    views = [resize(pixels, size, size) for pixels in cut(image, boxes, size)]
+    views = [
+        resize(pixels, size, size, resize_mode(data, draws))
+        for pixels, draws in zip(cut(image, boxes, size), crops_R, strict=True)
+    ]
     return [
         mirrored(torch.from_numpy(pixels[None]))[0].numpy() if mirror else pixels
         for pixels, mirror in zip(views, mirror_R, strict=True)
     ]
+
+
+def resize_mode(data: Data, draws: Draws | None) -> str:
+    """Return the interpolation of a view: of a random box, or without draws of the middle."""
+    if draws is None:
+        return data.eval_resize
+    if data.resize != "random":
+        return data.resize
+    # Take the last bit of a draw that chooses the box, on which the box hardly depends.
+    return "bicubic" if int(draws[0] * 2**32) % 2 else "bilinear"
 
 
 def cut(image: Image, boxes: Sequence[Box], size: int) -> list[Pixels]:

@@ -25,7 +25,7 @@ class Randomness:
     batch_N4: Draws  # flip, shift down, shift right, erase
     flip_N: NDArray[np.bool]  # True where the image is mirrored
     crop_NK: Draws  # four for each of CROP_TRIES: area, ratio, top, left
-    policy_NK: Draws  # four for each operation: operation, sign, level (only trivial-augment's), unused
+    policy_NK: Draws  # four for each operation: operation, sign and interpolation, level, probability
     color_N4: Draws  # brightness, contrast, saturation, order
     erase_N4: Draws  # area, ratio, top, left
 

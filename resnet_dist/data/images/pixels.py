@@ -25,15 +25,15 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def resize(pixels_HWC: Pixels, height: int, width: int) -> Pixels:
-    """Resize one image as Pillow does, antialiased bilinear: (H, W, C) → (height, width, C)."""
+def resize(pixels_HWC: Pixels, height: int, width: int, mode: str = "bilinear") -> Pixels:
+    """Resize one image as Pillow does, antialiased: (H, W, C) → (height, width, C). mode: bilinear or bicubic."""
     if min(pixels_HWC.strides) < 0:  # torch does not support negative strides.
         pixels_HWC = np.ascontiguousarray(pixels_HWC)
     if pixels_HWC.shape[:2] == (height, width):
         return pixels_HWC
     # Pass a channels-last view, without a copy: torch then resizes whole pixels, and returns the same layout.
     images_NCHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
-    out = F.interpolate(images_NCHW, (height, width), mode="bilinear", antialias=True)
+    out = F.interpolate(images_NCHW, (height, width), mode=mode, antialias=True)
     resized: Pixels = out[0].permute(1, 2, 0).numpy()
     return resized
 

@@ -53,29 +53,40 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
-    """Return up to three groups: weights; scales of norms; biases. Frozen parameters are left out.
+    """Return up to five groups: weights; scales of norms; biases; scales and biases that decay beside those that do not.
 
-    Biases of convolutions are in the group of the scales. Decay on a batch norm's scale or on a bias only shrinks the
-    output (arXiv 1706.02677, section 5.3). `lr_scale` is the ratio of a group's rate to the schedule's.
+    Biases of convolutions are in the groups of scales. Frozen parameters are left out. Decay on a batch norm's scale or
+    on a bias only shrinks the output (arXiv 1706.02677, section 5.3). `lr_scale` is the ratio of a group's rate to the
+    schedule's.
     """
     weights: list[nn.Parameter] = []
-    scales: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    for module in model.modules():
+    others: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (bias, decays): [] for decays in (False, True) for bias in (False, True)
+    }
+    for path, module in model.named_modules():
+        decays = _decays(path, module, optim)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 # Only a whitening convolution has a bias: it learns at the weights' rate, as in airbench94.
                 bias = name == "bias" and not isinstance(module, nn.Conv2d)
-                kind = biases if bias else weights if parameter.ndim > 1 else scales
-                kind.append(parameter)
-    decay = optim.weight_decay if optim.decay_norms else 0.0
-    groups = [
-        {"params": weights, "weight_decay": optim.weight_decay, "lr_scale": 1.0},
-        {"params": scales, "weight_decay": decay, "lr_scale": 1.0},
-        # A parameter shrinks by rate · decay: divide the decay, so that a higher rate does not shrink biases faster.
-        {"params": biases, "weight_decay": decay / optim.bias_lr_scale, "lr_scale": optim.bias_lr_scale},
-    ]
+                (weights if parameter.ndim > 1 else others[bias, decays]).append(parameter)
+    groups = [_group(weights, optim.weight_decay)]
+    for (bias, decays), parameters in others.items():
+        decay = optim.weight_decay if decays or optim.decay_norms else 0.0
+        groups.append(_group(parameters, decay, optim.bias_lr_scale if bias else 1.0))
     return [group for group in groups if group["params"]]
+
+
+def _decays(path: str, module: nn.Module, optim: Optim) -> bool:
+    """Report whether the recipe lets the scale and the bias of a module decay although those of other modules do not."""
+    if isinstance(module, nn.BatchNorm2d):
+        return optim.decay_shortcut_norms and "shortcut" in path.split(".")
+    return optim.decay_biases
+
+
+def _group(parameters: list[nn.Parameter], decay: float, lr_scale: float = 1.0) -> Group:
+    # A parameter shrinks by rate · decay: divide the decay, so that a higher rate does not shrink biases faster.
+    return {"params": parameters, "weight_decay": decay / lr_scale, "lr_scale": lr_scale}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

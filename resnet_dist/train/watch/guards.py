@@ -15,6 +15,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TrainingError
 from resnet_dist.order.samples import Order
+from resnet_dist.order.shares import Share
 from resnet_dist.runs.folder import RUN_FILE
 from resnet_dist.train.state.meter import NotFinite
 from resnet_dist.train.state.train_state import TrainState
@@ -108,7 +109,7 @@ class Guard:
 
     def describe(self, where: NotFinite, step: int) -> str:
         """Return the rank, the micro-batch and its samples, as text. `step` counts from one: it is completed."""
-        ids_B = self.order.ids_at(step - 1, self.order.lanes_of(where.rank, self.world_size))
+        ids_B = Share.of(self.order, self.recipe.data, where.rank, self.world_size).ids_at(step - 1)
         size = self.recipe.data.micro_batch_size or len(ids_B)
         ids = ids_B[where.micro_batch * size : (where.micro_batch + 1) * size].tolist()
         named = ", ".join(self.index.place(sample_id) for sample_id in ids[:MAX_LISTED])

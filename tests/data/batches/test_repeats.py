@@ -23,6 +23,7 @@ from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import RecipeError
 from resnet_dist.order.samples import Order
+from resnet_dist.order.shares import Share
 from tests.data.conftest import data_of, encoded, global_batches, picture, write_shards
 
 COUNTS = (61, 0, 40, 77, 30)
@@ -121,6 +122,82 @@ def test_any_number_of_ranks_and_any_restart_sees_the_same(index: Index, changes
         assert contents(global_batches(index, data, world_size, steps)) == whole
     for start in (1, STEPS - 1, STEPS + 1):
         assert contents(global_batches(index, data, 3, range(start, STEPS + 3))) == whole[start:]
+
+
+SPREAD = {"global_batch_size": 96, "lanes": 24, "repeats": 2, "micro_batch_size": 12, "spread_repeats": True}
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_spread_copies_lie_in_different_micro_batches(index: Index, repeats: int) -> None:
+    """Each of the 8 micro-batches has 12 samples, all different, which are those of `repeats` neighbours."""
+    data = data_of(index, **(SPREAD | {"repeats": repeats, "spread_repeats": repeats > 1}))
+    seen: Counter[int] = Counter()
+    steps = sum(COUNTS) * repeats // 96
+    for [batch] in global_batches(index, data, 1, range(steps)):
+        groups = batch.ids_B.reshape(8 // repeats, repeats, 12)
+        assert all(len(set(part.tolist())) == 12 for group in groups for part in group)
+        assert (groups == groups[:, :1]).all()
+        assert len(np.unique(batch.ids_B)) == 96 // repeats
+        seen.update(batch.ids_B.tolist())
+    assert set(seen.values()) == {repeats}
+    assert 0 <= sum(COUNTS) - len(seen) < 96 // repeats
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"crop": "random-resized-crop"},
+        {"cache": "ram", "erase": 0.5},
+        {"policy": "trivial-augment", "flip": "alternate"},
+        {"global_batch_size": 144, "micro_batch_size": 12, "lanes": 12, "repeats": 4, "flip": True},
+    ],
+)
+def test_spread_copies_are_the_same_for_any_number_of_ranks(index: Index, changes: dict[str, object]) -> None:
+    """Three ranks of twelve micro-batches have one group of copies each, two ranks one and a half, twelve a part."""
+    data = data_of(index, **(SPREAD | changes))
+    steps = range(sum(COUNTS) * data.repeats // data.global_batch_size + 2)
+    batches = global_batches(index, data, 1, steps)
+    whole = contents(batches)
+    for world_size in {d for d in (2, 3, 4, 8, 12) if data.micro_batches and data.micro_batches % d == 0}:
+        assert contents(global_batches(index, data, world_size, steps)) == whole
+    assert contents(global_batches(index, data, 4, range(2, steps.stop))) == whole[2:]
+    for [batch] in batches[:2]:
+        different = [
+            len({image.tobytes() for image in batch.images_BSSC.numpy()[batch.ids_B == sample_id]})
+            for sample_id in np.unique(batch.ids_B)
+        ]
+        assert np.mean(different) > data.repeats - 0.6  # Copies are equal by chance alone.
+
+
+def test_a_rank_decodes_the_spread_copies_that_it_has_at_once(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    original = ShardReader.read_at
+
+    def read_at(self: ShardReader, number: int, position: int) -> object:
+        reads.append(sum(index.counts[:number]) + position)
+        return original(self, number, position)
+
+    monkeypatch.setattr(ShardReader, "read_at", read_at)
+    data = data_of(index, **(SPREAD | {"prefetch_batches": 1}))
+    for world_size, times in ((1, 1), (4, 1), (8, 2)):
+        reads.clear()
+        parts = global_batches(index, data, world_size, range(1))[0]
+        ids = np.concatenate([part.ids_B for part in parts])
+        assert {reads.count(sample_id) for sample_id in ids.tolist()} == {times}
+
+
+def test_the_samples_of_a_rank_are_named_from_its_share(index: Index) -> None:
+    data = data_of(index, **SPREAD)
+    order = Order(index.counts, 96, 24, data.window, 5, training=True, repeats=2)
+    whole = Share.of(order, data, 0, 1)
+    for world_size in (2, 4, 8):
+        parts = [Share.of(order, data, rank, world_size) for rank in range(world_size)]
+        for step in (0, 1, 3):
+            assert np.array_equal(np.concatenate([p.ids_at(step) for p in parts]), whole.ids_at(step))
+        assert np.array_equal(np.concatenate([part.copies_B for part in parts]), whole.copies_B)
 
 
 @pytest.mark.parametrize("cache", ["ram", "device"])
@@ -255,6 +332,15 @@ def test_a_flip_is_true_false_or_alternate(digits_recipe: Recipe) -> None:
     ("overrides", "message"),
     [
         (["data.repeats=3"], "repeats=3 does not divide the 16 samples .* from each of lanes=8"),
+        (["data.spread_repeats=true"], "spread_repeats=True is not read with repeats=1"),
+        (
+            ["data.repeats=4", "data.spread_repeats=true"],
+            r"micro_batch_size=64 cuts it into 2; use micro_batch_size from \[16, 32\]",
+        ),
+        (
+            ["data.repeats=2", "data.spread_repeats=true", "data.lanes=1", "data.micro_batch_size=none"],
+            "cuts it into as many as there are ranks; use lanes that repeats=2 divides",
+        ),
         (["data.repeats=16", "data.mixup=0.2"], "repeats=16 with mixup=0.2 .* mix an image with itself"),
     ],
 )

@@ -14,7 +14,8 @@ from resnet_dist.data.images.augment import augmented, recolored
 from resnet_dist.data.images.draws import randomness
 from resnet_dist.data.images.mix import Mixed, beta, mix
 from resnet_dist.data.images.pixels import erased, flip_, pixels_at, windows
-from resnet_dist.data.images.policy import RAND_AUGMENT, TRIVIAL_AUGMENT, apply, jitter_color
+from resnet_dist.data.images.policy.apply import apply, jitter_color
+from resnet_dist.data.images.policy.spaces import RAND_AUGMENT, TRIVIAL_AUGMENT
 from resnet_dist.errors import RecipeError
 
 SIZE = 12

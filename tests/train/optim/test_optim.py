@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torchvision.ops._utils import split_normalization_params
 
 from resnet_dist.config import Optim, Recipe
 from resnet_dist.errors import UserError
@@ -72,6 +74,34 @@ def test_what_each_parameter_gets() -> None:
     assert fast["stages.0.norm.bias"] == (64.0, 0.1 / 64)
     model.conv1.weight.requires_grad_(False)
     assert rates_and_decays(model, Optim()).keys() == usual.keys() - {"conv1.weight"}
+
+
+@pytest.mark.parametrize("source", ["torchvision", "ffcv"])
+def test_the_decayed_parameters_are_those_of_the_source(source: str) -> None:
+    """torchvision's V2 recipe exempts what is in a norm, FFCV's script what has "bn" in its name."""
+    theirs = torchvision.models.resnet18(num_classes=10)
+    if source == "torchvision":
+        _, decayed = split_normalization_params(theirs)
+        optim = Optim(weight_decay=0.1, decay_biases=True)
+    else:
+        decayed = [p for name, p in theirs.named_parameters() if "bn" not in name]
+        optim = Optim(weight_decay=0.1, decay_biases=True, decay_shortcut_norms=True)
+    ours = build_model("resnet18", in_channels=3, num_classes=10)
+    found = {name for name, (_, decay) in rates_and_decays(ours, optim).items() if decay}
+    shapes = dict(ours.named_parameters())
+    assert sorted(tuple(shapes[name].shape) for name in found) == sorted(tuple(p.shape) for p in decayed)
+    assert {name for name in found if shapes[name].ndim == 1} >= {"fc.bias"}
+    assert all(decay in (0.0, 0.1) for _, decay in rates_and_decays(ours, optim).values())
+
+
+def test_fields_of_decay_leave_the_groups_of_other_recipes_alone() -> None:
+    model = build_model("resnet18", in_channels=3, num_classes=10)
+    for norms in (False, True):
+        groups = parameter_groups(model, Optim(decay_norms=norms))
+        assert [len(group["params"]) for group in groups] == [21, 20, 21]
+    for name in ("decay_biases", "decay_shortcut_norms"):
+        with pytest.raises(ValueError, match=f"{name}=True with decay_norms=True, which includes it"):
+            Optim.model_validate({name: True, "decay_norms": True})
 
 
 def test_rates_follow_the_schedule_in_their_proportions() -> None:
