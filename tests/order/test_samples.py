@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.order.samples import PADDING, Order, _delays, emissions, layout_of
+from resnet_dist.order.lanes import VERSIONS, emissions, ranges
+from resnet_dist.order.samples import PADDING, Order, layout_of
 
 
 @st.composite
