@@ -51,7 +51,7 @@ def emissions(
     # Compute the keys, counted from `low`, in fixed point with 32 bits of fraction. They are exact, so that ties are
     # broken the same way on every machine.
     delays = _delays(low, high, seed=seed, epoch=epoch, lane=lane).astype(np.uint64)
-    keys = ((starts - low).astype(np.uint64) << _FRACTION_BITS) + (ends - starts).astype(np.uint64) * delays
+    keys = ((starts - low).view(np.uint64) << _FRACTION_BITS) + (ends - starts).view(np.uint64) * delays
     chosen = slice(first - low, first - low + count)
     offset_bits = (high - low).bit_length()
     if int(ends.max() - low).bit_length() + 32 + offset_bits > 64:
@@ -66,13 +66,12 @@ def ranges(low: int, high: int, *, length: int, window: int, version: int) -> tu
 
     Both ascend with the position, and from one position to another `window` further on, they do not overlap.
     """
-    positions = np.arange(low, high)
-    starts, ends = positions, positions + window
-    if version == FIRST_VERSION:
-        return starts, ends
-    half = window // 2
-    starts = np.where(positions < window, half, starts)
-    ends = np.where(positions >= length - window, length + half, ends)
+    starts = np.arange(low, high)
+    ends = starts + window
+    if version > FIRST_VERSION:
+        half = window // 2
+        starts[: max(0, window - low)] = half
+        ends[max(0, length - window - low) :] = length + half
     return starts, ends
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from resnet_dist.config.part import fields
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.run import locked
 from resnet_dist.errors import UserError
+from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.runs.choose import MAY_CHANGE, choose_run
 from resnet_dist.runs.folder import RUN_FILE, RunFolder
 
@@ -143,3 +145,31 @@ def test_a_named_run_is_read_again_under_its_lock(digits_recipe: Recipe, tmp_pat
         first.with_run_id("id").write()
     with locked(request, chosen) as second:
         assert (second.attempt, second.run_id) == (2, "id")
+
+
+def test_a_run_keeps_the_order_that_it_began_with(
+    digits_recipe: Recipe, started: RunFolder, tmp_path: Path
+) -> None:
+    """A run of 0.3.0 recorded no version, and had the first."""
+    assert started.order == NEWEST_VERSION == 2
+    assert choose_run(tmp_path, digits_recipe, "x", resume=True).order == 2
+    file = started.path / RUN_FILE
+    record = json.loads(file.read_text())
+    assert record.pop("order") == 2
+    file.write_text(json.dumps(record))
+    for _ in range(2):
+        run = choose_run(tmp_path, digits_recipe, "x", resume=True)
+        assert run.order == 1
+        run.write()
+    assert json.loads(file.read_text())["order"] == 1
+
+
+def test_an_order_of_a_later_version_is_refused(
+    digits_recipe: Recipe, started: RunFolder, tmp_path: Path
+) -> None:
+    replace(started, order=3).write()
+    expected = (
+        r"run.json: the run has version 3 of the order of samples, this resnet_dist has 1 and 2; continue it"
+    )
+    with pytest.raises(UserError, match=expected):
+        choose_run(tmp_path, digits_recipe, "x", resume=True)
