@@ -7,17 +7,20 @@ is computed from its neighbourhood alone. Two versions differ in the ranges, in 
 2. The same, but the ranges of the first W positions begin at the lane's first key, and those of the last W end at its
    last: they draw from [h, i + W) and [i, L + h).
 
-In version 1, the first key has one position within reach, the one W / 2 later has W / 2: the first and the last batches
-of an epoch come from few neighbouring samples, and so from few classes where shards are sorted by class. In version 2,
-about W positions reach every key: the first W of them the first key, with more weight on the nearer ones. All samples
-that are in play at one time still lie within W of each other, so no shard is needed for longer, or twice.
-Distinct classes in a batch of 1,024, with 1,282 shards of one class each, 64 lanes and a window of 4,096:
+In version 1 few positions reach the first and the last keys: the first and the last batches of an epoch come from few
+neighbouring samples, and so from few classes where shards are sorted by class. In version 2, W positions reach every
+key, at the edges with more weight on the nearer ones. In both, the samples that are in play at one time lie within W
+of each other, so that no shard is needed for longer, or twice. Wrapping the keys around the lane would mix the edges as
+well, but would read the last shards of every lane at the start of the epoch and again at its end.
 
-    version   first batch   second to 11th   middle   last   mean   shards in use per lane: mean, max
-    1             91             141           358      91    339             4.7, 5.0
-    2            355             352           364     350    355             5.0, 5.1
+Distinct classes in a batch of 1,024, with 1,282 shards sorted by class, 64 lanes and a window of 4,096 (see
+tests/benchmarks/order_classes.py):
 
-A new run has the newest version, and keeps it: `order` in its run.json.
+    version   first batch   2nd to 11th   middle   last   mean   shards in use per lane: mean, most
+    1              91           141         352      95    339              4.7, 5.0
+    2             354           352         352     347    354              5.0, 5.1
+
+A new run has the newest version. A run keeps its version: `order` in run.json.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ def emissions(
     sorting that neighbourhood gives the same as sorting the whole lane.
     """
     low, high = first - window, min(length, first + count + window)
-    # Version 2: the ranges of the first W positions begin at the first key, so count from there.
+    # In version 2, the ranges of the first W positions start together: count from 0 where one of them is included, or
+    # a start could lie before `low`.
     low = 0 if low < window else low
     starts, ends = ranges(low, high, length=length, window=window, version=version)
     # Compute the keys, counted from `low`, in fixed point with 32 bits of fraction. They are exact, so that ties are
