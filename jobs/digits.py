@@ -3,7 +3,7 @@
 Source    He et al. 2015 (arXiv 1512.03385), section 4.2, at 8x8 pixels and one channel; cosine instead of steps
 Command   resnet-dist train jobs/digits.py
 Expected  98.5 to 99.8 % top-1 on the 360 held-out digits: rounding differs between CPUs and thread counts
-Measured  AMD EPYC: 98.89 % on one rank of two threads, 99.72 % on two of one; Intel Xeon: 98.89 % on both
+Measured  AMD EPYC: 98.89 % on one rank of two threads, 98.61 % on two of one
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train
