@@ -78,7 +78,8 @@ class Data(Part):
     lanes: int = Field(default=8, ge=1)
     """Contiguous parts of an epoch, each read by one rank. The number of ranks must divide it."""
     window: int = Field(default=4096, ge=1)
-    """Samples over which a lane is shuffled."""
+    """Samples over which a lane is shuffled. The first batch of a run waits for the shards that hold the first
+    `window` samples of each lane."""
     repeats: int = Field(default=1, ge=1)
     """Repeated augmentation (arXiv 1901.09335): copies of each sample in its global batch, each augmented in
     its own way. An epoch is all samples times `repeats`: torchvision's 600 epochs with `--ra-reps 4`, whose

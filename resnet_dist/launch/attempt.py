@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from resnet_dist.config import Recipe
+from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
 
@@ -21,10 +22,11 @@ class Attempt:
     recipe_json: str
     folder: str  # the run folder, absolute
     threads: int  # CPU threads per rank
+    order_version: int = NEWEST_VERSION  # of the run, see order/lanes.py
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:
-        return cls(recipe.to_json(), str(folder.path.absolute()), threads)
+        return cls(recipe.to_json(), str(folder.path.absolute()), threads, folder.order)
 
     @property
     def recipe(self) -> Recipe:

@@ -134,13 +134,16 @@ def _train_rank(
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
         folder = Path(attempt.folder)
+        version = attempt.order_version
         if not world.is_main:
-            return train(recipe, folder, world, NullTracker(), stop_requested, progress)
+            return train(recipe, folder, world, NullTracker(), stop_requested, progress, version)
         stop_file = _StopFile(folder / STOP_FILE)
         with Spool(folder / SPOOL_FILE) as tracker:
-            return train(
-                recipe, folder, world, tracker, lambda: stop_requested() or stop_file.exists(), progress
-            )
+
+            def stop() -> bool:
+                return stop_requested() or stop_file.exists()
+
+            return train(recipe, folder, world, tracker, stop, progress, version)
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None

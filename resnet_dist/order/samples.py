@@ -1,9 +1,9 @@
-"""The samples of step s: a pure function of (shard counts, seed, epoch, batch size, lanes, window, repeats).
+"""The samples of step s: a pure function of (shard counts, seed, epoch, batch size, lanes, window, repeats, version).
 
 1. Shuffle the shards by (seed, epoch), lay their samples end to end as a ring, and begin it at a random place.
 2. Cut this sequence into `lanes` equal, contiguous lanes; a step takes the same number of samples from each.
-3. Inside a lane, emit sample i in the order of the key i + U·window, with U random in [0, 1). So a lane is read
-   nearly in sequence.
+3. Inside a lane, emit the samples in the order of keys, each a random place within `window` of its sample (see
+   lanes.py). So a lane is read nearly in sequence.
 4. A rank owns neighbouring lanes, so any number of ranks that divides the lanes sees the same global batches.
 5. With repeats, a step takes fewer samples, each of them `repeats` times; all copies come from the same lane.
 
@@ -22,11 +22,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from resnet_dist.order.philox import Purpose, Words, permutation, uniform, words_of
-
-Ids = NDArray[np.int64]
+from resnet_dist.order.lanes import NEWEST_VERSION, Ids, emissions
+from resnet_dist.order.philox import Purpose, permutation, uniform, words_of
 
 PADDING = -1  # sample id of the unused places in the last step of an evaluation
 
@@ -65,6 +63,7 @@ class Order:
     training: shuffle, and drop the samples that do not fill a step, which differ from epoch to epoch. Otherwise keep
         the order of the index, and fill the last step with PADDING.
     repeats: the number of copies of each sample in its step. An epoch has every sample that many times.
+    version: of the shuffle inside a lane, see lanes.py. A run keeps the one it began with.
 
     Raises ValueError where global_batch_size is not a multiple of lanes times repeats.
     """
@@ -76,6 +75,7 @@ class Order:
     seed: int
     training: bool
     repeats: int = 1
+    version: int = NEWEST_VERSION
 
     def __post_init__(self) -> None:
         if self.global_batch_size % (self.lanes * self.repeats):
@@ -203,6 +203,7 @@ class Order:
             seed=self.seed,
             epoch=epoch,
             lane=lane,
+            version=self.version,
         )
         return self._layout(epoch).ids(lane * length + in_lane)
 
@@ -218,31 +219,3 @@ def layout_of(counts: Sequence[int], *, seed: int, epoch: int) -> Layout:
     word = words_of(np.zeros(1, np.int64), Purpose.ROTATION, seed=seed, epoch=epoch)
     rotation = int(uniform(word)[0, 0] * num_samples)
     return Layout(shards_S, starts_S, bases_S[shards_S], rotation, num_samples)
-
-
-def emissions(first: int, count: int, *, length: int, window: int, seed: int, epoch: int, lane: int) -> Ids:
-    """Return the positions in a lane of its emissions first .. first+count-1, (count,), in the order of i + U·window.
-
-    Two samples more than `window` apart never change places, so emission e has a position within `window` of e:
-    sorting that neighbourhood gives the same as sorting the whole lane.
-    """
-    low, high = max(0, first - window), min(length, first + count + window)
-    # Compute the keys i + U·window, with i counted from `low`, in fixed point with 32 bits of fraction. They are exact,
-    # so that ties are broken the same way on every machine.
-    offsets = np.arange(high - low, dtype=np.uint64)
-    delays = _delays(low, high, seed=seed, epoch=epoch, lane=lane).astype(np.uint64)
-    keys = (offsets << np.uint64(32)) + np.uint64(window) * delays
-    chosen = slice(first - low, first - low + count)
-    offset_bits = (high - low).bit_length()
-    if (high - low + window).bit_length() + 32 + offset_bits > 64:
-        return low + np.argsort(keys, kind="stable")[chosen]
-    # Append the offset to the low bits of each key and sort the keys: several times faster than argsort.
-    keys = np.sort((keys << np.uint64(offset_bits)) | offsets)[chosen]
-    return low + (keys & np.uint64((1 << offset_bits) - 1)).astype(np.int64)
-
-
-def _delays(low: int, high: int, *, seed: int, epoch: int, lane: int) -> Words:
-    """Return U of the positions low .. high-1 of a lane, in units of 2**-32. Four positions share a counter."""
-    counters = np.arange(low // 4, (high + 3) // 4)
-    words = words_of(counters, Purpose.DELAY, seed=seed, epoch=epoch, sub=lane)
-    return words.reshape(-1)[low - 4 * (low // 4) :][: high - low]

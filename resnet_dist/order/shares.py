@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_dist.config import Data
-from resnet_dist.order.samples import Ids, Order
+from resnet_dist.order.lanes import Ids
+from resnet_dist.order.samples import Order
 
 
 @dataclass(frozen=True)

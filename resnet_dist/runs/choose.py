@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from resnet_dist.config import Recipe
 from resnet_dist.config.part import NAME, explain
 from resnet_dist.errors import UserError
+from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run, stored_recipe
 
 # The fields that a resumed run may change, because no sample, gradient or curve depends on them. Every other
@@ -73,7 +74,8 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
     if folder is None:
         if resume:
             raise UserError(f"--resume: no run named {name} in {runs}")
-        return RunFolder(runs / name, name, None, 1, stored_recipe(recipe), key=uuid.uuid4().hex)
+        key = uuid.uuid4().hex
+        return RunFolder(runs / name, name, None, 1, stored_recipe(recipe), key=key, order=NEWEST_VERSION)
     _refuse_changes(folder, recipe)
     return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe))
 

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
+from resnet_dist.order.lanes import FIRST_VERSION, VERSIONS
 from resnet_dist.system.files import write_text_atomically
 
 # The status of an attempt, in MLflow's names.
@@ -42,6 +43,7 @@ class RunFolder:
     key: str = ""  # a unique tag in MLflow, by which a restarted driver finds the run that it had created
     data: tuple[str, ...] = ()  # digests of the indexes that the run was started on
     launch: str = ""  # the launch of torchrun, by which a restart of the ranks finds its run
+    order: int = FIRST_VERSION  # version of the order of samples, which a run keeps
 
     @property
     def spool(self) -> Path:
@@ -127,8 +129,14 @@ def read_run(path: Path) -> RunFolder | None:
     Raises UserError where run.json cannot be parsed.
     """
     try:
-        return RunFolder(path=path, **json.loads((path / RUN_FILE).read_bytes()))
+        run = RunFolder(path=path, **json.loads((path / RUN_FILE).read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path / RUN_FILE}: not a run ({error})") from None
+    if run.order not in VERSIONS:
+        raise UserError(
+            f"{path / RUN_FILE}: the run has version {run.order!r} of the order of samples, this resnet_dist has "
+            f"{' and '.join(map(str, VERSIONS))}; continue it with the version of resnet_dist that began it"
+        )
+    return run

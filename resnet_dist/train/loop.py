@@ -28,6 +28,7 @@ from resnet_dist.config import Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
+from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.train.checkpoint.writer import Checkpointer
@@ -78,16 +79,17 @@ def train(
     tracker: Tracker,
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
+    order_version: int = NEWEST_VERSION,
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
-    It resumes from the newest good checkpoint in `folder`. A run that stopped before or during an evaluation resumes
-    with that evaluation.
+    It resumes from the newest good checkpoint in `folder`, which must have been trained with the same `order_version`.
+    A run that stopped before or during an evaluation resumes with that evaluation.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
-    with set_up(recipe, folder, world, tracker, stop_requested, progress) as parts:
+    with set_up(recipe, folder, world, tracker, stop_requested, progress, order_version) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
         while not state.finished(plan.total):
             if not state.evaluation_pending:
@@ -135,6 +137,7 @@ def set_up(
     tracker: Tracker,
     stop_requested: Callable[[], bool],
     progress: Progress,
+    order_version: int,
 ) -> Iterator[Parts]:
     """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
 
@@ -146,7 +149,7 @@ def set_up(
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world)
     check_agreement(recipe, (train_index, eval_index), folder, world, report=tracker.note)
-    order = order_of(recipe, train_index)
+    order = order_of(recipe, train_index, order_version)
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from resnet_dist.config import Recipe, Schedule, Train, steps_of
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import RecipeError
+from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.order.samples import Order
 from resnet_dist.order.sizes import Sizes
 
@@ -69,8 +70,11 @@ def moved_lengths(before: Plan, after: Plan) -> list[str]:
     return [f"{name} from {was} to {now}" for name, (was, now) in pairs.items() if was != now]
 
 
-def order_of(recipe: Recipe, train_index: Index) -> Order:
-    """Return the order of the training set. Raises RecipeError where it is smaller than a global batch."""
+def order_of(recipe: Recipe, train_index: Index, version: int = NEWEST_VERSION) -> Order:
+    """Return the order of the training set, in the version that the run began with.
+
+    Raises RecipeError where the set is smaller than a global batch.
+    """
     data = recipe.data
     order = Order(
         train_index.counts,
@@ -80,6 +84,7 @@ def order_of(recipe: Recipe, train_index: Index) -> Order:
         recipe.seed,
         training=True,
         repeats=data.repeats,
+        version=version,
     )
     if order.steps_per_epoch == 0:
         raise RecipeError(

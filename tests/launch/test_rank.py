@@ -1,11 +1,24 @@
-"""The choice of the error to report: a rank that only lost a peer leaves the report to the one that failed."""
+"""The orders that a rank carries out, and the error to report: a rank that only lost a peer leaves it to the other."""
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import asdict
+from inspect import signature
+from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
+import torch
+
+from resnet_dist.config import Recipe
 from resnet_dist.errors import TrainingError
-from resnet_dist.launch.rank import is_echo, lost_peer
+from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
+from resnet_dist.order.lanes import VERSIONS
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.train import loop
+from resnet_dist.train.loop import Outcome
+from resnet_dist.world import World
 
 
 @pytest.mark.parametrize(
@@ -21,3 +34,22 @@ from resnet_dist.launch.rank import is_echo, lost_peer
 def test_echoes(error: Exception, may_be_echo: bool, is_plain: bool) -> None:
     assert is_echo(error) == may_be_echo
     assert lost_peer(error) == is_plain
+
+
+@pytest.mark.parametrize("order", VERSIONS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_trains_with_the_order_of_the_run(
+    order: int, rank: int, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+
+    def train(*arguments: object) -> Outcome:
+        received.append(signature(loop.train).bind(*arguments).arguments["order_version"])
+        return Outcome(1, 1, {}, finished=True)
+
+    monkeypatch.setattr("resnet_dist.launch.rank.train", train)
+    monkeypatch.setattr("resnet_dist.launch.rank.Watchdog", Mock())  # It needs a process group.
+    folder = RunFolder(tmp_path, "x", None, 1, {}, order=order)
+    sent = asdict(Attempt.of(digits_recipe, folder, threads=1))  # as Ray and torchrun send it
+    assert run_attempt(Attempt(**sent), World(rank, 0, 2, torch.device("cpu"))) is not None
+    assert received == [order]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from resnet_dist.config.part import fields
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.run import locked
 from resnet_dist.errors import UserError
+from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.runs.choose import MAY_CHANGE, choose_run
 from resnet_dist.runs.folder import RUN_FILE, RunFolder
 from tests.paths import JOBS
@@ -206,3 +208,31 @@ def test_jobs_that_came_closer_to_their_source_name_what_changed(
     choose_run(tmp_path, stored, "x", resume=False).write()
     with pytest.raises(UserError, match=f"{named}.* or the same recipe: .*runs/x/run.json in place of"):
         choose_run(tmp_path, load_recipe(JOBS / f"{job}.py"), "x", resume=True)
+
+
+def test_a_run_keeps_the_order_that_it_began_with(
+    digits_recipe: Recipe, started: RunFolder, tmp_path: Path
+) -> None:
+    """A run of 0.3.0 recorded no version, and had the first."""
+    assert started.order == NEWEST_VERSION == 2
+    assert choose_run(tmp_path, digits_recipe, "x", resume=True).order == 2
+    file = started.path / RUN_FILE
+    record = json.loads(file.read_text())
+    assert record.pop("order") == 2
+    file.write_text(json.dumps(record))
+    for _ in range(2):
+        run = choose_run(tmp_path, digits_recipe, "x", resume=True)
+        assert run.order == 1
+        run.write()
+    assert json.loads(file.read_text())["order"] == 1
+
+
+def test_an_order_of_a_later_version_is_refused(
+    digits_recipe: Recipe, started: RunFolder, tmp_path: Path
+) -> None:
+    replace(started, order=3).write()
+    expected = (
+        r"run.json: the run has version 3 of the order of samples, this resnet_dist has 1 and 2; continue it"
+    )
+    with pytest.raises(UserError, match=expected):
+        choose_run(tmp_path, digits_recipe, "x", resume=True)

@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.batches.loader import Batch
 from resnet_dist.data.images.decode import Image, open_image
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
@@ -206,3 +208,29 @@ def test_one_field_changes_the_curve(
     loss = recorder.metrics["train/loss", 5]
     assert math.isfinite(loss)
     assert loss != uninterrupted[1].metrics["train/loss", 5]
+
+
+def test_a_run_trains_on_the_order_of_its_version(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = digits_recipe.with_overrides(["train.length=2 steps"])
+    index, batch_at, seen = loop.read_index(recipe.data.train), loop.Loader.batch_at, list[np.ndarray]()
+
+    def spy(self: loop.Loader, step: int) -> Batch:
+        batch = batch_at(self, step)
+        if self.order.training:
+            seen.append(batch.ids_B)
+        return batch
+
+    monkeypatch.setattr(loop.Loader, "batch_at", spy)
+    for version in (1, 2):
+        seen.clear()
+        loop.train(recipe, tmp_path / str(version), WORLD, Recorder(), order_version=version)
+        order = loop.order_of(recipe, index, version)
+        assert order.version == version
+        expected = [order.ids_at(step, range(order.lanes)) for step in range(2)]
+        np.testing.assert_array_equal(seen, expected)
+    default = tmp_path / "default"
+    loop.train(recipe, default, WORLD, Recorder())
+    assert_same(default, tmp_path / "2")
+    np.testing.assert_array_equal(seen[2:], seen[:2])
