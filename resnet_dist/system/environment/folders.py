@@ -142,7 +142,8 @@ def use_temporary() -> list[str]:
         found = tempfile.gettempdir()
     except FileNotFoundError:
         found = None
-    if found is not None and found != os.getcwd():
+    chosen = [os.path.abspath(os.environ[name]) for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+    if found is not None and (found != os.getcwd() or found in chosen):
         return []
     own, value = own_folder(), os.environ.get("TMPDIR", "")
     if own is None:

@@ -244,6 +244,9 @@ def test_temporary_files(short: Path, own: Path, monkeypatch: pytest.MonkeyPatch
     try:
         os.environ["TMPDIR"] = str(short / "gone")
         assert folders.use_temporary() == []  # Python uses /tmp.
+        os.environ["TMPDIR"] = os.getcwd()
+        assert folders.use_temporary() == []  # the choice of the person
+        os.environ["TMPDIR"] = str(short / "gone")
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/1", os.getcwd()])
         assert folders.use_temporary() == [f"/tmp cannot be written to: temporary files go to {own}"]
         assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(own)
