@@ -23,10 +23,11 @@ from resnet_dist.cli.options import (
     on_interrupt,
     out,
 )
-from resnet_dist.config import load_recipe, load_study
+from resnet_dist.config import Recipe, load_recipe, load_study
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
-from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
+from resnet_dist.system.command import DEFAULT_WORKERS, command_line, quoted, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
+from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.store import URI_VARIABLE
 
@@ -50,7 +51,7 @@ def train(
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
-    value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
+    value = None if started_by_torchrun() else _load(recipe, overrides)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
     with handle_signals(exit_with_message(NOTHING_SAVED)):
@@ -64,7 +65,7 @@ def train(
     try:
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
-            value = value or load_recipe(recipe, overrides or ())
+            value = value or _load(recipe, overrides)
             folder = output.absolute()
             request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
             summary = run_training(request, reporter, open_publisher)
@@ -108,7 +109,8 @@ def study(
 ) -> None:
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
     check_single_start(address)
-    value = load_study(job, arguments or (), overrides or ())
+    with shown():
+        value = load_study(job, arguments or (), overrides or ())
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
@@ -152,7 +154,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
-    value = load_recipe(recipe, overrides or ())
+    value = _load(recipe, overrides)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
@@ -178,6 +180,12 @@ def submit(
     raise typer.Exit(code)
 
 
+def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
+    """Read a recipe file, and show what it prints: it is the person's own code."""
+    with shown():
+        return load_recipe(recipe, overrides or ())
+
+
 def _torchrun_ranks() -> TorchrunRanks | None:
     """Return the ranks that torchrun has started; None without torchrun."""
     if not started_by_torchrun():
@@ -195,7 +203,7 @@ def _browse_line(output: Path) -> str:
         return ""
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
-    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {quoted(str(output))}'}"
 
 
 def _short(path: Path | None) -> Path | None:

@@ -21,6 +21,7 @@ from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
+from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
 from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
 from resnet_dist.train.loop import Outcome
@@ -87,6 +88,7 @@ def _train_published(
             publisher = _open(request, run, reporter, open_publisher)
         run = run.with_run_id(publisher.run_id)
         run.write()
+        log_to(run.log)
         publisher.start()
         reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
         reporter.begin(total_steps)
