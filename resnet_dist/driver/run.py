@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import check_data, check_request, resolve_paths
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.errors import UserError
@@ -52,6 +53,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     start = time.monotonic()
     request = replace(request, recipe=resolve_paths(request.recipe, request.output))
     check_request(request)
+    check_output(request.output)
     with handle_signals(raise_interrupt), ExitStack() as stack:
         run = _choose_run(request)
         is_new = not list_checkpoints(run.checkpoints)
