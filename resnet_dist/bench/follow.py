@@ -35,7 +35,7 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
     os.environ.pop(URI_VARIABLE, None)  # A bench must not write to the user's server.
     # Hide the log lines about each table of the new store.
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
-    with make_reporter(Console(file=io.StringIO(), force_terminal=True)) as reporter:
+    with make_reporter(Console(file=io.StringIO(), force_terminal=True), bar=True) as reporter:
         order = order_of(recipe, read_index(recipe.data.train))
         reporter.begin(Plan.of(recipe, order).total)
         run = RunFolder(spool.parent, "bench", None, 1, {}, key="bench")

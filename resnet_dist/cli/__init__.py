@@ -23,6 +23,7 @@ from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
+from resnet_dist.cli.options import diverted
 from resnet_dist.cli.train import study, submit, train
 
 __all__ = ["app", "main"]
@@ -31,10 +32,9 @@ app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.callback()(check_launcher)
-for command in (prepare, index, train, study, submit, evaluate):
-    app.command()(command)
+for command in (prepare, index, train, study, submit, evaluate, ui):
+    app.command()(diverted(command))
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
 for name, bench_command in (("loader", bench_loader), ("step", bench_step), ("launch", bench_launch)):
-    bench.command(name)(bench_command)
+    bench.command(name)(diverted(bench_command))
 app.add_typer(bench, name="bench")
-app.command()(ui)

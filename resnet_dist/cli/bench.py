@@ -25,6 +25,7 @@ from resnet_dist.config import Cache, Crop, Data
 from resnet_dist.config.part import explain
 from resnet_dist.errors import UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
+from resnet_dist.system.streams import need_stdout
 
 
 @on_interrupt(STARTS_OVER)
@@ -45,6 +46,7 @@ def bench_loader(
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Measure images per second of the loader alone: random crops and flips, uint8 batches."""
+    need_stdout()
     from resnet_dist.bench.loader import bench_loader as measure
 
     try:
@@ -92,6 +94,7 @@ def bench_step(
     overrides: Overrides = None,
 ) -> None:
     """Measure images per second of the training loop, against a bare PyTorch loop in the same run."""
+    need_stdout()
     from resnet_dist.bench.machine import describe_machine
     from resnet_dist.bench.step import bench_step as measure
 
@@ -131,6 +134,7 @@ def bench_launch(
     rounds: Annotated[int, typer.Option(min=1, help="Starts of each program.")] = 5,
 ) -> None:
     """Measure seconds from the command to the first step of `train`, against a minimal Ray Train program."""
+    need_stdout()
     from resnet_dist.bench.machine import describe_machine
     from resnet_dist.bench.startup import bench_launch as measure
 

@@ -22,15 +22,17 @@ from resnet_dist.system.command import (
     started_by_torchrun,
     task_launcher,
 )
-from resnet_dist.system.redact import RedactingFormatter, redact
+from resnet_dist.system.redact import RedactingFormatter
 from resnet_dist.system.signals import (
     EXIT_SECONDS,
     SECOND_EXIT_SECONDS,
     ExitTimer,
     exit_at_next_signal,
+    exit_now,
     handle_signals,
     limit_exit,
 )
+from resnet_dist.system.streams import lost_result, set_end, take_streams
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
 RANK_0_SECONDS = 30.0
@@ -38,9 +40,16 @@ RANK_0_SECONDS = 30.0
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    take_streams()
     code = run_command()
     if code == INTERRUPTED_EXIT_CODE:
         exit_at_next_signal()
+    if code == 0 and (failure := lost_result()) is not None:
+        err.print(f"error: the result could not be written to stdout ({failure.strerror})")
+        code = 1
+    # One sentence names a mistake, and an interruption ends with the line that resumes: no log is named beside them.
+    is_plain = code in (2, INTERRUPTED_EXIT_CODE) or not is_main_process()
+    set_end("silent" if is_plain else "named")
     _exit_process(code)
 
 
@@ -49,7 +58,7 @@ def run_command() -> int:
 
     A user's mistake is printed as one sentence, our own defects as a traceback.
     """
-    handler = logging.StreamHandler()
+    handler = LogHandler()
     handler.setFormatter(RedactingFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # At INFO, MLflow logs every table of a new store.
@@ -63,6 +72,17 @@ def run_command() -> int:
             code = INTERRUPTED_EXIT_CODE
         timer.cancel()
     return code
+
+
+class LogHandler(logging.Handler):
+    """Shows records of this package to the person, and writes those of libraries to the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.name.partition(".")[0] == "resnet_dist":
+            err.print(text)
+        else:
+            print(f"{record.name}: {text}", file=sys.stderr)
 
 
 def _run() -> int:
@@ -118,7 +138,8 @@ def _report_error(error: Exception) -> int:
     if not is_main_process() and isinstance(code := getattr(error, "exit_code", None), int):
         _rank_0_reported()
         return code  # A mistake in the flags, which rank 0 reports.
-    sys.stderr.write(redact("".join(traceback.format_exception(error))))
+    err.print("".join(traceback.format_exception(error)), end="")
+    set_end("tail")
     return 1
 
 
@@ -144,9 +165,7 @@ def _rank_0_reported() -> bool:
 def _exit_process(code: int) -> NoReturn:
     """Exit with `code`, and at once where a training thread is alive, which may hang in a collective forever."""
     if any(thread.name == TRAINING_THREAD for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        exit_now(code)
     if code:
         # A transfer may hang in a driver: Python would wait for its thread.
         limit_exit(SECOND_EXIT_SECONDS if code == INTERRUPTED_EXIT_CODE else EXIT_SECONDS, code)
@@ -197,10 +216,9 @@ def exit_with_message(message: str) -> Callable[[int], NoReturn]:
     An exception during the import of torch would leave it half imported.
     """
 
-    def exit_now(count: int) -> NoReturn:
+    def leave(count: int) -> NoReturn:
         if is_main_process():
             err.print(message)
-        sys.stdout.flush()
-        os._exit(INTERRUPTED_EXIT_CODE)
+        exit_now(INTERRUPTED_EXIT_CODE)
 
-    return exit_now
+    return leave

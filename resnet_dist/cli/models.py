@@ -20,6 +20,7 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
+from resnet_dist.system.streams import need_stdout
 from resnet_dist.tracking.store import tracking_uri
 
 
@@ -31,6 +32,7 @@ def evaluate(
     output: Output = DEFAULT_OUTPUT,
 ) -> None:
     """Measure top-1, top-5 and loss of a trained model, with every sample counted once."""
+    need_stdout()
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
         from resnet_dist.data.batches.bad_samples import check_bad_fraction

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import typer
-from rich.console import Console
 
 from resnet_dist.config import Data
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.redact import redact
+from resnet_dist.system.streams import divert
+from resnet_dist.terminal import PersonConsole
 
-
-class RedactingConsole(Console):
-    """A console that prints texts without the passwords and signatures of URLs in them."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(redact(item) if isinstance(item, str) else item for item in objects), **options)
-
-
-out = RedactingConsole(soft_wrap=True, highlight=False, markup=False)
-err = RedactingConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = PersonConsole()
+err = PersonConsole(stderr=True, above=out)
 
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
@@ -62,6 +56,17 @@ def local_folder(text: str, name: str) -> Path:
             "what it holds afterwards"
         )
     return Path(text).expanduser()
+
+
+def diverted(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command as one whose libraries write to a log, not to the person. It begins after `--help`."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        divert()
+        command(*arguments, **options)
+
+    return run
 
 
 @contextmanager

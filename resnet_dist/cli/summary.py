@@ -12,6 +12,7 @@ import typer
 from resnet_dist.cli.options import err, out
 from resnet_dist.data.findings import LEFT_OUT, Findings, one_line
 from resnet_dist.system.redact import redact
+from resnet_dist.system.streams import need_stdout
 
 if TYPE_CHECKING:
     from resnet_dist.data.shards.index import Index
@@ -53,7 +54,8 @@ def json_of(findings: Findings, report: Path, index: Index) -> dict[str, object]
 
 def print_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on one line of stdout."""
-    typer.echo(json.dumps(value))
+    need_stdout()
+    typer.echo(json.dumps(value), file=out.file)
 
 
 def exit_where_left_out(findings: Findings, *, allow_left_out: bool) -> None:

@@ -23,12 +23,19 @@ from resnet_dist.cli.options import (
     on_interrupt,
     out,
 )
-from resnet_dist.config import load_recipe, load_study
+from resnet_dist.config import Recipe, load_recipe, load_study
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
-from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
+from resnet_dist.system.command import (
+    DEFAULT_WORKERS,
+    command_line,
+    quoted,
+    resume_advice,
+    started_by_torchrun,
+)
 from resnet_dist.system.signals import handle_signals
+from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.store import URI_VARIABLE
 
@@ -53,7 +60,7 @@ def train(
     """Train a recipe, or continue its run."""
     check_single_start(address)
     check_machine(local=local, address=address, workers=workers, gpu=gpu)
-    value = None if started_by_torchrun() else load_recipe(recipe, overrides or ())
+    value = None if started_by_torchrun() else _load(recipe, overrides)
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
         find_cluster(address)
@@ -70,7 +77,7 @@ def train(
     try:
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
-            value = value or load_recipe(recipe, overrides or ())
+            value = value or _load(recipe, overrides)
             folder = output.absolute()
             request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
             summary = run_training(request, reporter, open_publisher)
@@ -115,7 +122,8 @@ def study(
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
     check_single_start(address)
     check_machine(local=workers is None, address=address, workers=workers, gpu=gpu)
-    value = load_study(job, arguments or (), overrides or ())
+    with shown():
+        value = load_study(job, arguments or (), overrides or ())
     if address is not None or workers is not None:
         find_cluster(address)
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
@@ -166,7 +174,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
-    value = load_recipe(recipe, overrides or ())
+    value = _load(recipe, overrides)
     dashboard = find_dashboard(address, err.print)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import absolute_paths, check_recipe
@@ -195,6 +203,12 @@ def submit(
     raise typer.Exit(code)
 
 
+def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
+    """Read a recipe file, and show what it prints: it is the person's own code."""
+    with shown():
+        return load_recipe(recipe, overrides or ())
+
+
 def _torchrun_ranks() -> TorchrunRanks | None:
     """Return the ranks that torchrun has started; None without torchrun."""
     if not started_by_torchrun():
@@ -212,7 +226,9 @@ def _browse_line(output: Path) -> str:
         return ""
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
-    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+    return (
+        f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {quoted(str(output))}'}"
+    )
 
 
 def _short(path: Path | None) -> Path | None:

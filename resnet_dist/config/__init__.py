@@ -5,8 +5,9 @@ lengths  lengths such as "10 epochs" or "5 percent", and their conversion to ste
 data     Data: the shards, the order of samples, the augmentations
 model    Model: the network, its variants, its initial weights
 train    Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
-recipe   Recipe: all parts together; loading a recipe file, and overrides from the command line
+recipe   Recipe: all parts together; loading a recipe, and overrides from the command line
 study    Study: several recipes that answer one question
+recipe_file  run a Python file that defines one of both
 """
 
 from resnet_dist.config.data import Cache, Crop, Data, check_world_size

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from resnet_dist.config.data import Data
 from resnet_dist.config.model import Model
 from resnet_dist.config.overrides import annotation_of, read_as
 from resnet_dist.config.part import Part, explain, fields, nearest
+from resnet_dist.config.recipe_file import call_function, read_source
 from resnet_dist.config.train import Optim, Schedule, Train
 from resnet_dist.errors import RecipeError
 from resnet_dist.system.redact import redact_all
@@ -49,6 +47,12 @@ class Recipe(Part):
     """The learning rate at each step, relative to `optim.lr`."""
     train: Train
     """The length of the run, the loss, the precision, and the intervals of logs and checkpoints."""
+
+    @field_validator("description", mode="before")
+    @classmethod
+    def _no_docstring_is_no_text(cls, value: object) -> object:
+        # `python -OO` drops docstrings, and a recipe may have none: `__doc__` is None then.
+        return "" if value is None else value
 
     @model_validator(mode="after")
     def _sizes_suit_compile(self) -> Self:
@@ -119,9 +123,9 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError where the file is missing, raises, or returns something else than a Recipe.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such recipe file; a recipe is a .py file that defines recipe()")
-    value = _read_json(path) if path.suffix == ".json" else _run_recipe(path)
+    source = read_source(path, "recipe", "recipe")
+    # A recipe that was sent to a cluster is a JSON file, and so is the record of a run.
+    value = _read_json(source) if path.suffix == ".json" else _run_recipe(path, source)
     return value.with_overrides(overrides)
 
 
@@ -135,50 +139,30 @@ def _set_field(tree: dict[str, Any], key: str, text: str) -> None:
     tree[leaf] = read_as(annotation_of(Recipe, key), key, text)
 
 
-def _read_json(path: Path) -> Recipe:
-    text = path.read_bytes()
+def _read_json(source: bytes) -> Recipe:
     try:
-        tree = json.loads(text)
+        tree = json.loads(source)
     except ValueError:
-        return Recipe.from_json(text)  # It raises an error that explains what is wrong.
+        return Recipe.from_json(source)  # It raises an error that explains what is wrong.
     of_run = tree.get("recipe") if isinstance(tree, dict) else None
-    return Recipe.from_json(text if of_run is None else json.dumps(of_run))
+    return Recipe.from_json(source if of_run is None else json.dumps(of_run))
 
 
-def _run_recipe(path: Path) -> Recipe:
-    value = call_in_file(path, "recipe", "Recipe")
+def _run_recipe(path: Path, source: bytes) -> Recipe:
+    value = call_in_file(path, source, "recipe", "Recipe")
     if not isinstance(value, Recipe):
         raise RecipeError(f"{path}: recipe() returned {type(value).__name__}, must return a Recipe")
     return value
 
 
 def call_in_file(
-    path: Path, name: str, returns: str, arguments: Mapping[str, Any] = MappingProxyType({})
+    path: Path, source: bytes, name: str, returns: str, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> Any:
-    """Call function `name` of a Python file and return its value, which should be of class `returns`.
-
-    Raises RecipeError where the function is missing, does not take the arguments, or raises: with the line.
-    """
+    """Call a function of a Python file as `call_function` does, and explain wrong fields too. Raises RecipeError."""
     try:
-        make = runpy.run_path(str(path), run_name="recipe").get(name)
-        if not callable(make):
-            raise RecipeError(f"{path}: defines no function {name}() -> {returns}")
-        accepted = list(signature(make).parameters)
-        for argument in arguments:
-            if argument not in accepted:
-                takes = f"takes {', '.join(accepted)}" if accepted else "takes no arguments"
-                raise RecipeError(f"{argument} is no argument of {name}() in {path}, which {takes}")
-        return make(**arguments)
-    except RecipeError:
-        raise
+        return call_function(path, source, name, returns, arguments)
     except ValidationError as error:
         raise RecipeError(f"{path}: {explain(error, _part_named(error.title))}") from None
-    except BaseException as error:  # The file is the user's code, so SystemExit is a mistake in it too.
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
-        raise RecipeError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
 
 
 def _part_named(title: str) -> type[Part]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from resnet_dist.config.overrides import parse_value
 from resnet_dist.config.part import NAME
 from resnet_dist.config.recipe import Recipe, call_in_file
+from resnet_dist.config.recipe_file import as_script, read_source
 from resnet_dist.errors import RecipeError
 
 
@@ -65,6 +66,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Raise RecipeError where a name, a tag or `last_steps` cannot be used."""
+        # `python -OO` drops docstrings, and a job may have none: `__doc__` is None then.
+        object.__setattr__(self, "description", self.description or "")
         names = [trial.name for trial in self.trials]
         for name in [self.name, *names]:
             if not NAME.fullmatch(name):
@@ -97,12 +100,17 @@ def load_study(path: Path | str, arguments: Iterable[str] = (), overrides: Seque
     Raises RecipeError where the file is missing, raises, or returns something else than a Study.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such job file; a study is a .py file that defines study()")
-    study = call_in_file(path, "study", "Study", dict(_argument(text) for text in arguments))
+    source = read_source(path, "job", "study")
+    study = call_in_file(path, source, "study", "Study", dict(_argument(text) for text in arguments))
     if not isinstance(study, Study):
         raise RecipeError(f"{path}: study() returned {type(study).__name__}, must return a Study")
-    return study.with_overrides(overrides)
+    conclude = study.conclude
+
+    def conclude_beside_the_file(results: Sequence[Result]) -> str:
+        with as_script(path):  # It may import its neighbours when it is called.
+            return conclude(results)
+
+    return replace(study.with_overrides(overrides), conclude=conclude_beside_the_file)
 
 
 def _argument(text: str) -> tuple[str, object]:

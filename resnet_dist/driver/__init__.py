@@ -2,5 +2,6 @@
 
 request    the request of a person, its summary, and the interruption that may end it
 preflight  check everything that can be refused before a rank starts; prepare missing shards
+output     check that a run can write its files
 run        choose the run, start the ranks, publish the run to MLflow, close it on every way out
 """

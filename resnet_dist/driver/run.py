@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import check_continued, check_data, check_request, resolve_paths
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.errors import UserError
@@ -21,6 +22,7 @@ from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
+from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
 from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
 from resnet_dist.train.loop import Outcome
@@ -51,6 +53,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     start = time.monotonic()
     request = replace(request, recipe=resolve_paths(request.recipe, request.output))
     check_request(request)
+    check_output(request.output)
     with handle_signals(raise_interrupt), ExitStack() as stack:
         run = _choose_run(request)
         is_new = not list_checkpoints(run.checkpoints)
@@ -88,6 +91,7 @@ def _train_published(
             publisher = _open(request, run, reporter, open_publisher)
         run = run.with_run_id(publisher.run_id)
         run.write()
+        log_to(run.log)
         publisher.start()
         reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
         reporter.begin(total_steps)

@@ -164,8 +164,16 @@ class _StopFile:
         self._checked_at = -POLL_SECONDS
 
     def exists(self) -> bool:
+        """Report whether the file exists. Raises TrainingError where the run folder does not."""
         now = time.monotonic()
         if now - self._checked_at < POLL_SECONDS:
             return False
         self._checked_at = now
-        return self._path.exists()
+        if self._path.exists():
+            return True
+        if not self._path.parent.exists():
+            raise TrainingError(
+                f"the run folder {self._path.parent} has been removed or renamed while the run was trained, and nothing "
+                "more can be saved; move it back and repeat the command to resume"
+            )
+        return False

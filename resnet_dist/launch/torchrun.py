@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_pe
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals
+from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
@@ -87,7 +89,9 @@ class TorchrunRanks:
         self._store.add(RECEIVED_KEY, 1)
         if orders["attempt"] is None:
             return int(orders["exit_code"])
-        outcome = self.run(Attempt(**orders["attempt"]), gpu=orders["gpu"])
+        attempt = Attempt(**orders["attempt"])
+        log_to(Path(attempt.folder) / f"log-rank-{self.rank}.txt")
+        outcome = self.run(attempt, gpu=orders["gpu"])
         return 0 if outcome is not None and outcome.finished else INTERRUPTED_EXIT_CODE
 
     def run(self, attempt: Attempt, *, gpu: bool) -> Outcome | None:

@@ -1,6 +1,6 @@
 """The run folder: the name of a run, its recipe, its files, and the lock that allows one attempt at a time.
 
-output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
+output/runs/NAME/   run.json  spool.jsonl  log.txt  checkpoints/step-00000120/…
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.order.lanes import FIRST_VERSION, VERSIONS
 from resnet_dist.system.files import write_text_atomically
+from resnet_dist.system.streams import LOG_FILE
 
 # The status of an attempt, in MLflow's names.
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -48,6 +49,11 @@ class RunFolder:
     @property
     def spool(self) -> Path:
         return self.path / SPOOL_FILE
+
+    @property
+    def log(self) -> Path:
+        """The lines of libraries while this run was trained; it exists where there were any."""
+        return self.path / LOG_FILE
 
     @property
     def stop_file(self) -> Path:

@@ -9,6 +9,7 @@ output/studies/NAME/   study.json  figure.png  runs.csv        output/runs/NAME-
 from __future__ import annotations
 
 from resnet_dist.config import Recipe, Trial
+from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import check_recipe
 from resnet_dist.driver.request import Interrupted, Reporter
 from resnet_dist.driver.run import run_training
@@ -40,6 +41,7 @@ def run_study(
     `run_training` raises where a run fails. The runs finished by then are drawn on every way out.
     """
     check_trials(request)
+    check_output(request.output)
     finished: list[RunFolder] = []
     publisher: StudyPublisher | None = None
     status: Status = "FAILED"

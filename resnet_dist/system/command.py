@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 
 DEFAULT_WORKERS = 2  # ranks under Ray
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
@@ -89,12 +90,13 @@ def is_main_process() -> bool:
 def resume_advice(name: str) -> str:
     """Return the line that names the command which resumes run `name`: as it was typed, with that name."""
     arguments, skip = [], False
-    for argument in shlex.split(os.environ.get(COMMAND_VARIABLE) or command_line()):
+    submitted = os.environ.get(COMMAND_VARIABLE)
+    for argument in shlex.split(submitted) if submitted else _typed():
         if skip or argument in ("--name", "--resume") or argument.startswith("--name="):
             skip = argument == "--name"  # The value of --name is an argument of its own: skip it too.
             continue
         arguments.append(argument)
-    line = shlex.join([*arguments, "--name", name])
+    line = joined([*arguments, "--name", name])
     if started_by_torchrun() and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return (
             "this continues it on every node, with torchrun's options for the rendezvous (--rdzv-… or --node-rank "
@@ -103,12 +105,32 @@ def resume_advice(name: str) -> str:
     return f"this continues it:\n  {line}"
 
 
+def quoted(text: str) -> str:
+    """Return one argument as a shell reads it. Line breaks, and bytes that are not UTF-8, get their escapes."""
+    if text.isprintable():
+        return shlex.quote(text)
+    signs = (sign if sign.isprintable() else _escaped(sign) for sign in text)
+    return "$'" + "".join("\\" + sign if sign in "\\'" else sign for sign in signs) + "'"
+
+
+def _escaped(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(sign))
+
+
+def joined(arguments: Iterable[str]) -> str:
+    return " ".join(map(quoted, arguments))
+
+
 def command_line() -> str:
     """Return the command as it was typed, with those of torchrun's own options that a rank can read."""
+    return joined(_typed())
+
+
+def _typed() -> list[str]:
     if not started_by_torchrun():
-        return shlex.join(["resnet-dist", *sys.argv[1:]])
+        return ["resnet-dist", *sys.argv[1:]]
     options = []
     for option, variable, default in TORCHRUN_OPTIONS:
         if (value := os.environ.get(variable, default)) != default:
             options += [option, value]
-    return shlex.join(["torchrun", *options, "-m", "resnet_dist", *sys.argv[1:]])
+    return ["torchrun", *options, "-m", "resnet_dist", *sys.argv[1:]]

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: what they do depends on the work under way, and none of them leaves a run half-closed.
+"""Interruptions: what they do depends on the work under way, and none of them leaves a run half-closed.
+
+SIGINT and SIGTERM interrupt, and so do the signals that would otherwise end the process on the spot, without a
+checkpoint: SIGHUP of a terminal or connection that goes away, and those that batch systems send before they kill.
+SIGQUIT keeps its meaning: it ends a process that answers to nothing else.
 
 Outside training, a signal raises KeyboardInterrupt. While ranks train, the first signal requests a
 checkpoint; a second one, or the end of the grace time, gives the ranks up. Work that must not be interrupted
@@ -15,10 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
+from resnet_dist.system.streams import end_log, set_end
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A process may have been started to ignore these, as nohup does with SIGHUP: then it does.
+IGNORABLE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # Time for the current step and its checkpoint; Ray Jobs, Kubernetes and torchrun allow 30 s in all.
 GRACE_SECONDS = 20.0
 # Signals this close together count as one: a terminal signals each process, and torchrun and uv forward it.
@@ -29,7 +37,7 @@ EXIT_SECONDS, SECOND_EXIT_SECONDS = 4.0, 0.5
 
 @contextmanager
 def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call `handler(count)` for SIGINT and SIGTERM inside the block; count is 1 for the first signal."""
+    """Call `handler(count)` for every interruption inside the block; count is 1 for the first signal."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread alone, so there is nothing to handle here.
         return
@@ -42,12 +50,33 @@ def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
             count, last = count + 1, now
             handler(count)
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in interruptions()}
     try:
         yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def interruptions() -> list[signal.Signals]:
+    """Return the signals that interrupt this process: without those that it was started to ignore."""
+    # None: a handler of C, such as one of faulthandler.
+    heeded = (n for n in IGNORABLE_SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None))
+    return [*SIGNALS, *heeded]
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Block signals that reach a whole group of processes inside the block, also in the processes started in it.
+
+    Those keep it so: this process handles the signal and ends them. It gets its own when the block is left.
+    """
+    blocked = [signal.SIGINT, *IGNORABLE_SIGNALS]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def raise_interrupt(count: int) -> None:
@@ -67,7 +96,7 @@ class ExitTimer:
 
         def leave() -> None:
             if not self._cancelled.wait(seconds):
-                _exit_now(INTERRUPTED_EXIT_CODE)
+                exit_now(INTERRUPTED_EXIT_CODE)
 
         threading.Thread(target=leave, name="exit", daemon=True).start()
         raise KeyboardInterrupt
@@ -85,7 +114,7 @@ def limit_exit(seconds: float, code: int) -> None:
 
     def leave() -> None:
         time.sleep(seconds)
-        _exit_now(code)
+        exit_now(code)
 
     threading.Thread(target=leave, name="exit", daemon=True).start()
 
@@ -93,14 +122,17 @@ def limit_exit(seconds: float, code: int) -> None:
 def exit_at_next_signal() -> None:
     """Exit with 130 at once for a signal from here on: the process is ending after another one."""
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: _exit_now(INTERRUPTED_EXIT_CODE))
+        for number in interruptions():
+            signal.signal(number, lambda *_: exit_now(INTERRUPTED_EXIT_CODE))
 
 
-def _exit_now(code: int) -> None:
+def exit_now(code: int) -> NoReturn:
+    """Exit without waiting for threads, which may hang."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # closed already
             stream.flush()
+    set_end("silent" if code == INTERRUPTED_EXIT_CODE else "named")
+    end_log()
     os._exit(code)
 
 

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from resnet_dist.data.shards.offsets import idx_path, read_idx, write_idx
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import checksum
+from resnet_dist.system.signals import IGNORABLE_SIGNALS, kept_from_children
 
 SHARD_BYTES = 256 * 2**20  # default size of a shard: 100 to 500 MB suit object stores and local disks
 # Extensions that webdataset's decoders do not know, and the usual one of the same format.
@@ -78,7 +78,8 @@ def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[Sha
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(tasks)), spawn, initializer=_start_worker) as pool:
         try:
-            with _interruptions_blocked():
+            # They ignore it only once they have imported this module.
+            with kept_from_children():
                 futures = {pool.submit(_write_shard, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -220,22 +221,10 @@ def _index_tar(path: Path) -> Shard:
     return Shard(str(path), path.stat().st_size, checksum(path), len(samples))
 
 
-@contextmanager
-def _interruptions_blocked() -> Iterator[None]:
-    """Hold Ctrl-C back, here and in the processes that are started: they ignore it only once they have imported this.
-
-    The signal reaches this process when the block is left.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker() -> None:
-    """Prepare a worker process: it ignores Ctrl-C, which the parent handles, and ends when the parent has died."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a worker process: it ignores interruptions, which the parent handles, and ends when that has died."""
+    for number in (signal.SIGINT, *IGNORABLE_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
     _import_webdataset_without_torch()
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -58,7 +58,9 @@ def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -
     """
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.mkdir(parents=True)
+        # Not the run folder: it was removed where it is missing, and a new one would hold nothing else of the run.
+        partial.parent.mkdir(exist_ok=True)
+        partial.mkdir()
         checksums = {}
         for name, group in tensors.items():
             path = partial / f"{name}.safetensors"

@@ -84,6 +84,8 @@ class Checkpointer:
         """
         found = None
         if self._world.is_main:
+            # Once, at the start: a run folder that is missing later was removed, and no checkpoint creates it anew.
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self._folder)
             found = newest_good(self._folder, self._report)
             self._damaged = [c for c in list_checkpoints(self._folder) if not found or c > found.folder]

@@ -1,0 +1,109 @@
+"""The commit of a run: found where there is one, and never an error or a wait."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.system import provenance
+from resnet_dist.system.provenance import git_commit
+from tests.paths import ROOT
+
+LIMIT_SECONDS = 5.0  # An upper limit for a busy machine; a git that hangs would take ten minutes.
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.email=a@b.c", "-c", "user.name=a", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a repository with one commit of one file."""
+    monkeypatch.setattr(provenance, "GIT_SECONDS", LIMIT_SECONDS)
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "recipe.py").write_text("1")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    return folder
+
+
+def fake_git(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    folder.mkdir()
+    (folder / "git").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_commit_and_whether_files_differ(repository: Path) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    assert git_commit(repository) == commit
+    (repository / "recipe.py").write_text("2")
+    assert git_commit(repository) == f"{commit}-dirty"
+
+
+def test_a_variable_of_another_repository_counts_for_nothing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = git_commit(repository)
+    monkeypatch.setenv("GIT_DIR", str(ROOT / "nowhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
+    assert git_commit(repository) == commit is not None
+
+
+def test_a_lock_of_another_git_holds_nothing_up(repository: Path) -> None:
+    commit = git_commit(repository)
+    (repository / ".git/index.lock").touch()
+    (repository / ".git/HEAD.lock").touch()
+    assert git_commit(repository) == commit is not None
+
+
+def test_places_without_a_commit(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    git(empty, "init", "-q")
+    assert git_commit(empty) is None
+    git(tmp_path, "init", "-q", "--bare", "bare")
+    assert git_commit(tmp_path / "bare") is None
+    assert git_commit(tmp_path / "gone") is None
+    monkeypatch.setenv("PATH", str(empty))
+    assert git_commit(repository) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_a_repository_of_somebody_else(repository: Path) -> None:
+    for path in [repository, *repository.rglob("*")]:
+        os.chown(path, 12345, 12345)
+    assert git_commit(repository) is None
+
+
+@pytest.mark.parametrize(
+    "script", ["exec sleep 600", "sleep 600 & wait", "trap '' TERM INT; sleep 600; sleep 600"]
+)
+def test_a_git_that_hangs_is_ended_with_all_that_it_started(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_git(tmp_path / "bin", monkeypatch, f"echo $$ > {tmp_path}/pid\n{script}")
+    start = time.monotonic()
+    assert git_commit(tmp_path) is None
+    assert time.monotonic() - start < LIMIT_SECONDS
+    group = int((tmp_path / "pid").read_text())
+    alive = subprocess.run(
+        ["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True, check=False
+    )
+    assert [state for state in alive.stdout.split() if not state.startswith("Z")] == []
+
+
+def test_a_repository_too_large_to_compare_gives_its_commit(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.8)
+    fake_git(tmp_path / "bin", monkeypatch, f'case "$*" in *describe*) sleep 600;; *) echo {commit};; esac')
+    assert git_commit(repository) == f"{commit}-unchecked"
