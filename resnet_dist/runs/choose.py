@@ -69,7 +69,7 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
             raise UserError(f"--resume: no run named {name} in {runs}")
         return RunFolder(runs / name, name, None, 1, stored_recipe(recipe), key=uuid.uuid4().hex)
     _refuse_changes(folder, recipe)
-    return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe))
+    return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe), status=None, unsent=())
 
 
 def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:

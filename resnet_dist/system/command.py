@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 
+DEFAULT_OUTPUT = Path("output")
 DEFAULT_WORKERS = 2  # ranks under Ray
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
@@ -75,6 +77,12 @@ def resume_advice(name: str) -> str:
             f"and --master-…) as they were:\n  {line}"
         )
     return f"this continues it:\n  {line}"
+
+
+def sync_advice(name: str, output: Path) -> str:
+    """Return the words that name the command which sends what MLflow did not get of run `name`."""
+    there = "" if output == DEFAULT_OUTPUT.absolute() else f" --output {shlex.quote(str(output))}"
+    return f"this sends it: resnet-dist sync {name}{there}"
 
 
 def command_line() -> str:
