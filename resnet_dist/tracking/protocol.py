@@ -53,7 +53,7 @@ class Publisher(Protocol):
 
     @property
     def unsent(self) -> tuple[str, ...]:
-        """What MLflow did not get, in words such as "12 metrics" and "the model"; complete after `close`."""
+        """The things that MLflow did not get, in words such as "12 metrics" and "the model"; complete after `close`."""
 
     def start(self) -> None:
         """Begin to follow the run's spool."""

@@ -3,11 +3,11 @@
 database   the SQLite file or database that holds runs: checked, created, kept with its folder
 run        the MLflow run: created, resumed, described and closed
 values     values and names as MLflow takes them
-failure    what went wrong with a tracker, in one sentence, and who must act
+failure    explain the failure of a tracker; tell a mistake from an outage
 upload     the thread that opens the run and sends it the metrics of a spool
 model      log a trained model with the run; download it
 serve      the code that MLflow runs to serve that model
-results    what is published of a run that has ended: model, gradient norms
+results    publish the recipe, and the results of a run that has ended
 publisher  the publisher of a run, made of the modules above
 study      the publisher of a study: the parent of its runs
 sync       send what a tracker did not get; close what a dead driver left open

@@ -1,4 +1,4 @@
-"""What went wrong with a tracker, in one sentence, and whether a person must act or time may mend it."""
+"""Explain the failure of a tracker in one sentence; tell a person's mistake from an outage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published of a run besides its metrics: its recipe, and what it leaves when it has ended."""
+"""Publish the rest of a run beside its metrics: its recipe, and its results when it has ended."""
 
 from __future__ import annotations
 
