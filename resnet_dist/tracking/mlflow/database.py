@@ -36,6 +36,8 @@ DRIVERS = {
     "mssql": ("pyodbc", "pyodbc"),
 }
 MLFLOW_TABLES = {"experiments", "runs"}
+# The SQLite files that this process has opened, by URI, see `identity`.
+_opened: dict[str, tuple[int, int] | None] = {}
 # The columns that hold the place of artifacts as an absolute URI.
 LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -74,7 +76,9 @@ def connect(uri: str) -> mlflow.MlflowClient:
     with hold_lock(file.with_name(f".{file.name}.lock"), CREATE_SECONDS):
         if not file.exists() or not file.stat().st_size:
             _create(file)
+        if _opened.setdefault(uri, identity(uri)) != identity(uri):
             _forget_stores()
+            _opened[uri] = identity(uri)
         return mlflow.MlflowClient(uri, uri)
 
 

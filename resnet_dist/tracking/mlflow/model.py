@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -69,11 +70,15 @@ def download_model(run_id: str, uri: str) -> Path:
 
     Raises LookupError where the store has no such run or the run has no model.
     """
+    client = mlflow.MlflowClient(uri, uri)
     try:
-        try:
-            folder = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{NAME}", tracking_uri=uri)
-        except MlflowException:  # A server that knows no models apart from runs
-            folder = mlflow.MlflowClient(uri, uri).download_artifacts(run_id, NAME)
+        outputs = client.get_run(run_id).outputs
+        if outputs is not None and outputs.model_outputs:
+            newest = max(outputs.model_outputs, key=lambda output: output.step)
+            location = client.get_logged_model(newest.model_id).artifact_location
+            folder = mlflow.artifacts.download_artifacts(location, tracking_uri=uri)
+        else:  # logged to a server that knows no models apart from runs
+            folder = client.download_artifacts(run_id, NAME)
     except Exception as error:  # The client of an artifact store may raise any type.
         raise LookupError(explain(error, uri).reason) from None
     return Path(folder) / "artifacts" / "checkpoint"
@@ -101,7 +106,8 @@ def _save(folder: Path, checkpoint: Path, recipe: Recipe, described: Model) -> N
         Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, channels))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),
     )
-    with tempfile.TemporaryDirectory() as parts:
+    with tempfile.TemporaryDirectory() as parts, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's advice on type hints, for agents
         weights, code = Path(parts) / "checkpoint", Path(parts) / "resnet_dist_model"
         weights.mkdir()
         for name in (MODEL_FILE, MANIFEST):
