@@ -94,9 +94,8 @@ def _model_folder(model: str, output: Path) -> Path:
         raise UserError(
             f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"
         )
-    from resnet_dist.tracking.mlflow.model import download_model
-
     from resnet_dist.tracking.mlflow.database import relocate
+    from resnet_dist.tracking.mlflow.model import download_model
 
     uri = tracking_uri(output)
     relocate(uri, output)
