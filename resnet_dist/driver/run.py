@@ -31,6 +31,9 @@ from resnet_dist.train.loop import Outcome
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
 # The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
 # sends them.
+LAST_UPLOAD_FAILED_SECONDS = (
+    5.0  # Something may be about to start the ranks again, and must not wait for a tracker.
+)
 LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
 
 
@@ -169,7 +172,7 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> Status:
         if status == "KILLED":
             publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
         else:
-            publisher.finish(LAST_UPLOAD_SECONDS)
+            publisher.finish(LAST_UPLOAD_SECONDS if status == "FINISHED" else LAST_UPLOAD_FAILED_SECONDS)
             # The best model is the one to load; there is one only where train.best_metric names a metric.
             model = best_checkpoint(run.checkpoints) or _newest(run)
             publisher.log_results(model if status == "FINISHED" else None)

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from resnet_dist.config import Recipe
+from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.tracking.mlflow.database import connect
+from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
+from resnet_dist.train.loop import train
+from resnet_dist.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +36,17 @@ def output(tmp_path: Path, empty_store: Path) -> Path:
     folder.mkdir()
     shutil.copy(empty_store, folder / STORE_FILE)
     return folder
+
+
+@pytest.fixture
+def trained(output: Path, digits_recipe: Recipe) -> RunFolder:
+    """Return a finished run that was trained without MLflow."""
+    recipe = digits_recipe.with_overrides(["train.length=2 steps", "train.log_every=1 steps"])
+    folder = output / "runs/x"
+    made = RunFolder(folder, "x", None, 1, stored_recipe(recipe), key="x", tags={"by": "me"}, tracker="")
+    made.write()
+    with Spool(made.spool) as spool:
+        train(recipe, folder, World.single(), spool)
+    made = made.ended("FINISHED", ["everything"])
+    made.write()
+    return made

@@ -18,34 +18,15 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from resnet_dist.cli.main import run_command
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import RunFolder, read_run, stored_recipe
+from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.tracking.mlflow import model
 from resnet_dist.tracking.mlflow.model import download_model
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
-from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
 from resnet_dist.tracking.sync import sync_runs
 from resnet_dist.train.checkpoint.folder import list_checkpoints
-from resnet_dist.train.loop import train
-from resnet_dist.world import World
 from tests.tracking.mlflow.servers import unused_address
-
-STEPS = 2
-
-
-@pytest.fixture
-def trained(output: Path, digits_recipe: Recipe) -> RunFolder:
-    """Return a finished run that was trained without MLflow."""
-    recipe = digits_recipe.with_overrides([f"train.length={STEPS} steps", "train.log_every=1 steps"])
-    folder = output / "runs/x"
-    made = RunFolder(folder, "x", None, 1, stored_recipe(recipe), key="x", tags={"by": "me"}, tracker="")
-    made.write()
-    with Spool(made.spool) as spool:
-        train(recipe, folder, World.single(), spool)
-    made = made.ended("FINISHED", ["everything"])
-    made.write()
-    return made
 
 
 def synced(output: Path, name: str | None = "x") -> tuple[bool, list[str]]:
