@@ -9,6 +9,7 @@ launch.ray_jobs.JobLeft. They are no ExplainedErrors: the command that catches t
 
 from __future__ import annotations
 
+UNSENT_EXIT_CODE = 4  # The training is finished, but MLflow did not get everything.
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it; used for SIGTERM too
 
 

@@ -33,7 +33,7 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "tracking": [{"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool", "store"}],
+    "tracking": [{"sync"}, {"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool", "store", "origin"}],
     "train": [
         {"loop"},
         {"start"},

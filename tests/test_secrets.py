@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import resnet_dist.cli as cli
 from resnet_dist.config import Recipe
+from resnet_dist.driver import run
+from resnet_dist.errors import UNSENT_EXIT_CODE
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUN_FILE
 from tests.data.odd_server import OddServer, odd_server
 from tests.paths import ROOT
+from tests.tracking.mlflow.servers import unused_address
 
 PASSWORD, SIGNATURE, NEXT_SIGNATURE = "p%40ss%2Fword", "hunter%2F22", "hunter%2F33"
 SECRETS = (PASSWORD, "p@ss/word", "ss%2Fword", "hunter")
@@ -87,6 +92,45 @@ def test_no_password_or_signature_is_stored_or_shown(tmp_path: Path, digits_data
         assert_no_secret(tmp_path / "output", failed)
     recipe = json.loads((tmp_path / "output/runs/x" / RUN_FILE).read_text())["recipe"]
     assert recipe["data"]["train"] == f"http://***@127.0.0.1:{server.port}/basic/train?Signature=***"
+
+
+def test_a_tracker_that_is_away_costs_the_exit_code_and_no_password_is_shown(
+    tmp_path: Path,
+    digits_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """MLflow's client and urllib3 would print the address, with the password in it."""
+    address = unused_address().replace("http://", "http://anna:hush@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(run, "LAST_UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(run, "CLOSE_SECONDS", 0.5)
+    changes = {
+        "data.train": f"{digits_data}/train",
+        "data.eval": f"{digits_data}/eval",
+        "model.name": "resnet8",
+        "train.length": "2 steps",
+    }
+    sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    command = ["train", str(ROOT / "jobs/digits.py"), "--local", "--cpu", "--name", "x", *sets]
+    output = tmp_path / "output"
+    assert cli.app([*command, "--output", str(output)], standalone_mode=False) == UNSENT_EXIT_CODE
+    out, err = capfd.readouterr()
+    shown = address.replace("anna:hush", "***")
+    assert f"\nMLflow at {shown}: connection refused; training does not wait for it" in f"\n{out}"
+    assert re.fullmatch(
+        r"exit code 4: run x is trained, but not sent to MLflow: \d+ metrics, the parameters, the model, the status; "
+        rf"this sends it: resnet-dist sync x --output {output}\n",
+        err,
+    )
+    assert caplog.text == ""
+    assert "hush" not in out + err
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert RUN_FILE in [path.name for path in files]
+    assert [path for path in files if b"hush" in path.read_bytes()] == []
+    stored = json.loads((output / "runs/x" / RUN_FILE).read_text())
+    assert (stored["status"], stored["tracker"]) == ("FINISHED", shown)
 
 
 def test_a_run_whose_file_still_has_a_password_is_resumed(tmp_path: Path, digits_recipe: Recipe) -> None:

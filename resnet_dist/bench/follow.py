@@ -39,7 +39,7 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
         order = order_of(recipe, read_index(recipe.data.train))
         reporter.begin(Plan.of(recipe, order).total)
         run = RunFolder(spool.parent, "bench", None, 1, {}, key="bench")
-        publisher = MlflowPublisher(RunRecord(run, recipe, "bench step", folder), reporter.entry)
+        publisher = MlflowPublisher(RunRecord(run, recipe, folder), reporter.entry)
         publisher.start()
         yield
         publisher.finish(timeout_seconds=30.0)

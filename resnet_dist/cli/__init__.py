@@ -7,10 +7,11 @@ data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
 models    evaluate, ui
+runs      sync
 bench     bench loader, bench step, bench launch
 
-Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 130
-interrupted, 1 any other error.
+Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
+trained, but MLflow did not get everything, 130 interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
 """
 
@@ -24,6 +25,7 @@ from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
 from resnet_dist.cli.options import diverted
+from resnet_dist.cli.runs import sync
 from resnet_dist.cli.train import study, submit, train
 
 __all__ = ["app", "main"]
@@ -32,7 +34,7 @@ app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.callback()(check_launcher)
-for command in (prepare, index, train, study, submit, evaluate, ui):
+for command in (prepare, index, train, study, submit, sync, evaluate, ui):
     app.command()(diverted(command))
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
 for name, bench_command in (("loader", bench_loader), ("step", bench_step), ("launch", bench_launch)):

@@ -96,9 +96,12 @@ def _model_folder(model: str, output: Path) -> Path:
         raise UserError(
             f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"
         )
+    from resnet_dist.tracking.mlflow.database import relocate
     from resnet_dist.tracking.mlflow.model import download_model
 
+    uri = tracking_uri(output)
+    relocate(uri, output)
     try:
-        return download_model(model, tracking_uri(output))
+        return download_model(model, uri)
     except LookupError as error:
         raise UserError(f"{model!r} is neither a folder nor an MLflow run with a model ({error})") from None

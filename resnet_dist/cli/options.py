@@ -14,6 +14,7 @@ import typer
 
 from resnet_dist.config import Data
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
+from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
@@ -29,7 +30,6 @@ Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs if 
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
 
-DEFAULT_OUTPUT = Path("output")
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
 SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default
 FETCH_TIMEOUT_SECONDS: float = Data.model_fields["fetch_timeout_seconds"].default

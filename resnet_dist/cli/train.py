@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,9 +25,10 @@ from resnet_dist.cli.options import (
     out,
 )
 from resnet_dist.config import Recipe, load_recipe, load_study
-from resnet_dist.errors import INTERRUPTED_EXIT_CODE
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE, UserError
 from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
+from resnet_dist.runs.folder import RunFolder, unsent_summary
 from resnet_dist.system.command import (
     DEFAULT_WORKERS,
     command_line,
@@ -37,7 +39,14 @@ from resnet_dist.system.command import (
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
-from resnet_dist.tracking.store import URI_VARIABLE
+from resnet_dist.tracking.store import (
+    URI_VARIABLE,
+    check_tracking_uri,
+    has_password,
+    is_database,
+    shown_tracker,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from resnet_dist.launch.torchrun import TorchrunRanks
@@ -69,7 +78,7 @@ def train(
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
-        from resnet_dist.tracking.open import open_publisher
+        from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
     if ranks is not None and ranks.rank > 0:
@@ -79,6 +88,7 @@ def train(
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
             value = value or _load(recipe, overrides)
             folder = output.absolute()
+            check_tracker(folder, value.experiment or value.name)
             request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
@@ -94,10 +104,7 @@ def train(
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
         f"checkpoint {_short(summary.checkpoint)}{_browse_line(output)}"
     )
-    if summary.unsent_metrics:
-        err.print(
-            f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}"
-        )
+    exit_where_unsent([summary.run])
 
 
 @on_interrupt(RESUMES)
@@ -129,8 +136,9 @@ def study(
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
-        from resnet_dist.tracking.open import open_publisher, open_study
+        from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
+    check_tracker(output.absolute(), value.experiment)
     request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
@@ -152,6 +160,7 @@ def study(
         f"figure     {_short(summary.figure)}\n"
         f"table      {_short(summary.table)}{_browse_line(output)}"
     )
+    exit_where_unsent(summary.runs)
 
 
 @on_interrupt(NOT_SUBMITTED)
@@ -183,6 +192,7 @@ def submit(
     check_recipe(value, workers or DEFAULT_WORKERS)
     if note := credentials_left_out():
         err.print(note)
+    check_submitted_tracker()
     submission = Submission(
         absolute_paths(value),
         recipe,
@@ -218,17 +228,39 @@ def _torchrun_ranks() -> TorchrunRanks | None:
     return TorchrunRanks()
 
 
+def exit_where_unsent(runs: Sequence[RunFolder]) -> None:
+    """End the command, whose runs are finished, with UNSENT_EXIT_CODE where MLflow did not get everything."""
+    unsent = [run for run in runs if run.unsent]
+    for run in unsent:
+        err.print(f"exit code {UNSENT_EXIT_CODE}: run {run.name} is trained, but {unsent_summary(run)}")
+    if unsent:
+        raise typer.Exit(UNSENT_EXIT_CODE)
+
+
+def check_submitted_tracker() -> None:
+    """Raise UserError where MLFLOW_TRACKING_URI is wrong, or has a password: everybody can read the variables of a job."""
+    check_tracking_uri()
+    if has_password(os.environ.get(URI_VARIABLE, "")):
+        raise UserError(
+            f"{URI_VARIABLE}={shown_tracker()}: everybody who sees the cluster's jobs would see the password; leave it out "
+            "of the address, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole variable, on the "
+            "cluster's machines"
+        )
+
+
 def _browse_line(output: Path) -> str:
     """Return one more line to print, with the place to browse the runs; empty without MLflow."""
     from resnet_dist.tracking.open import has_mlflow
 
     if not has_mlflow():
         return ""
-    if server := os.environ.get(URI_VARIABLE):
-        return f"\nbrowse     {server}"
-    return (
-        f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {quoted(str(output))}'}"
-    )
+    uri = os.environ.get(URI_VARIABLE, "")
+    if uri and not is_database(uri):
+        return f"\nbrowse     {without_password(uri)}"
+    # The command reads the variable too; it is repeated for another shell, where it holds no password.
+    variable = f"{URI_VARIABLE}={quoted(uri)} " if uri and not has_password(uri) else ""
+    there = "" if output == DEFAULT_OUTPUT or uri else f" --output {quoted(str(output))}"
+    return f"\nbrowse     {variable}resnet-dist ui{there}"
 
 
 def _short(path: Path | None) -> Path | None:

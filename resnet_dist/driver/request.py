@@ -47,7 +47,6 @@ class Summary:
     outcome: Outcome
     checkpoint: Path | None  # the newest one
     seconds: float  # from the request to the end
-    unsent_metrics: int  # metrics that MLflow did not receive
 
 
 class Interrupted(Exception):

@@ -20,16 +20,22 @@ from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
-from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.runs.folder import RunFolder, Status, unsent_summary
+from resnet_dist.system.redact import redact_all
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
 from resnet_dist.system.streams import log_to
+from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
+from resnet_dist.tracking.store import shown_tracker
 from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
 from resnet_dist.train.loop import Outcome
 
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
 # The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
 # sends them.
+LAST_UPLOAD_FAILED_SECONDS = (
+    5.0  # Something may be about to start the ranks again, and must not wait for a tracker.
+)
 LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
 
 
@@ -40,7 +46,6 @@ class _Ended:
     run: RunFolder
     status: Status
     outcome: Outcome | None  # None where the ranks were interrupted before they could save
-    unsent_metrics: int
 
 
 def run_training(request: Request, reporter: Reporter, open_publisher: OpenPublisher) -> Summary:
@@ -67,7 +72,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     checkpoint = _newest(ended.run)
-    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, ended.unsent_metrics)
+    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start)
 
 
 def _train_published(
@@ -85,12 +90,10 @@ def _train_published(
     """
     publisher: Publisher | None = None
     status: Status = "FAILED"
-    outcome, unsent_metrics = None, 0
+    outcome = None
     try:
         with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
-            publisher = _open(request, run, reporter, open_publisher)
-        run = run.with_run_id(publisher.run_id)
-        run.write()
+            run, publisher = _open(request, run, reporter, open_publisher)
         log_to(run.log)
         publisher.start()
         reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
@@ -101,8 +104,9 @@ def _train_published(
         status = "KILLED"
     finally:
         if publisher is not None:
-            status, unsent_metrics = _close(publisher, run, status)
-    return _Ended(run, status, outcome, unsent_metrics)
+            status = _close(publisher, run, status)
+            run = _record_end(run.with_run_id(publisher.run_id).ended(status, publisher.unsent), reporter)
+    return _Ended(run, status, outcome)
 
 
 def _choose_run(request: Request) -> RunFolder:
@@ -139,32 +143,41 @@ def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
         run = _choose_run(request)
 
 
-def _open(request: Request, run: RunFolder, reporter: Reporter, open_publisher: OpenPublisher) -> Publisher:
+def _open(
+    request: Request, run: RunFolder, reporter: Reporter, open_publisher: OpenPublisher
+) -> tuple[RunFolder, Publisher]:
     """Write the run folder, then open the publisher: no MLflow run is left unknown where the driver dies.
 
     Raises UserError where the publisher cannot be used; a new run is then removed.
     """
+    if run.tracker not in (None, shown_tracker()):
+        reporter.note(
+            f"run {run.name} goes to {shown_tracker() or 'the store in the output folder'} from here on"
+        )
+    tags = {**origin_tags(request.source, request.recipe.description), **request.tags}
+    run = replace(run, tags=redact_all(tags), tracker=shown_tracker())
     run.write()
-    record = RunRecord(run, request.recipe, request.source, request.output, request.tags)
     try:
-        return open_publisher(record, reporter.entry)
+        publisher = open_publisher(RunRecord(run, request.recipe, request.output), reporter.entry)
     except UserError:
         if run.attempt == 1:
             run.remove()
         raise
+    run = run.with_run_id(publisher.run_id)
+    run.write()
+    return run, publisher
 
 
-def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status, int]:
+def _close(publisher: Publisher, run: RunFolder, status: Status) -> Status:
     """Send the last metrics, log the model of a finished run, and close the MLflow run.
 
-    Return the status that it was closed with, and the number of metrics that were not sent.
+    Return the status that it was closed with.
     """
-    unsent = 0
     try:
         if status == "KILLED":
-            unsent = publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
+            publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
         else:
-            unsent = publisher.finish(LAST_UPLOAD_SECONDS)
+            publisher.finish(LAST_UPLOAD_SECONDS if status == "FINISHED" else LAST_UPLOAD_FAILED_SECONDS)
             # The best model is the one to load; there is one only where train.best_metric names a metric.
             model = best_checkpoint(run.checkpoints) or _newest(run)
             publisher.log_results(model if status == "FINISHED" else None)
@@ -177,7 +190,18 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status
                 publisher.close(status, CLOSE_INTERRUPTED_SECONDS if status == "KILLED" else CLOSE_SECONDS)
         except KeyboardInterrupt:
             status = "KILLED"
-    return status, unsent
+    return status
+
+
+def _record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
+    """Write the end of an attempt to the run folder, where the next command looks for it."""
+    try:
+        run.write()
+    except OSError as error:  # A full disk must not hide what ended the training.
+        reporter.note(f"{run.path}: the end of the run was not recorded ({error})")
+    if run.unsent and run.status != "FINISHED":  # A finished run is summed up by the command.
+        reporter.note(unsent_summary(run))
+    return run
 
 
 def _newest(run: RunFolder) -> Path | None:

@@ -77,7 +77,7 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
         key = uuid.uuid4().hex
         return RunFolder(runs / name, name, None, 1, stored_recipe(recipe), key=key, order=NEWEST_VERSION)
     _refuse_changes(folder, recipe)
-    return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe))
+    return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe), status=None, unsent=())
 
 
 def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:

@@ -9,16 +9,16 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-
-from filelock import FileLock, Timeout
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.order.lanes import FIRST_VERSION, VERSIONS
+from resnet_dist.system.command import sync_advice
 from resnet_dist.system.files import write_text_atomically
+from resnet_dist.system.locks import LockHeld, hold_lock
 from resnet_dist.system.streams import LOG_FILE
 
 # The status of an attempt, in MLflow's names.
@@ -30,6 +30,10 @@ SPOOL_FILE = "spool.jsonl"
 STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
 LOCK_FILE = "lock"
 CHECKPOINTS_FOLDER = "checkpoints"
+
+
+class RunHeld(UserError):
+    """A run that another process trains."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class RunFolder:
     data: tuple[str, ...] = ()  # digests of the indexes that the run was started on
     launch: str = ""  # the launch of torchrun, by which a restart of the ranks finds its run
     order: int = FIRST_VERSION  # version of the order of samples, which a run keeps
+    # Of the run in MLflow, for one that is created there later.
+    tags: dict[str, str] = field(default_factory=dict)
+    # MLFLOW_TRACKING_URI without a password; empty: the store in the output folder; None: an earlier version's run
+    tracker: str | None = None
+    status: Status | None = None  # of the newest attempt; None while it runs, and where its driver died
+    unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
 
     @property
     def spool(self) -> Path:
@@ -70,6 +80,10 @@ class RunFolder:
     def with_run_id(self, run_id: str | None) -> RunFolder:
         return replace(self, run_id=run_id or self.run_id)
 
+    def ended(self, status: Status, unsent: Sequence[str]) -> RunFolder:
+        """Return the run as it is after an attempt; unsent: what MLflow did not get."""
+        return replace(self, status=status, unsent=tuple(unsent))
+
     def with_data(self, digests: Sequence[str]) -> RunFolder:
         """Return the run with the digests of its data.
 
@@ -90,25 +104,22 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the lock of the run, so that one attempt at a time trains it.
 
-        Raises UserError where another process holds it. The kernel releases the lock of a driver that dies. A
+        Raises RunHeld where another process holds it. The kernel releases the lock of a driver that dies. A
         run that was never written is removed at the end.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK_FILE)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"run {self.name} is being trained by another process; wait for its end, or give another --name"
+            with hold_lock(self.path / LOCK_FILE, 0):
+                try:
+                    yield
+                finally:
+                    if not (self.path / RUN_FILE).exists():  # The attempt ended before the run was written.
+                        self.remove()
+        except LockHeld as held:
+            advice = f"; if that process is gone, remove {held.marker}" if held.marker else ""
+            raise RunHeld(
+                f"run {self.name} is being trained by another process; wait for its end, or give another --name{advice}"
             ) from None
-        except NotImplementedError:
-            pass  # The file system has no locks: train without one.
-        try:
-            yield
-        finally:
-            if not (self.path / RUN_FILE).exists():  # The attempt ended before the run was written.
-                self.remove()
-            lock.release()
 
     def remove(self) -> None:
         """Remove the folder of a run that did not begin, and the folder of all runs if it is empty then."""
@@ -124,6 +135,11 @@ class RunFolder:
         write_text_atomically(self.path / RUN_FILE, json.dumps(value, indent=1) + "\n")
 
 
+def unsent_summary(run: RunFolder) -> str:
+    """Return the line about what MLflow did not get of a run, with the command that sends it."""
+    return f"not sent to MLflow: {', '.join(run.unsent)}; {sync_advice(run.name, run.path.parent.parent)}"
+
+
 def stored_recipe(recipe: Recipe) -> dict[str, object]:
     """Return a recipe as a run keeps it: JSON without passwords and signatures, which a resumed run is given anew."""
     return recipe.public().model_dump(mode="json")
@@ -135,7 +151,8 @@ def read_run(path: Path) -> RunFolder | None:
     Raises UserError where run.json cannot be parsed.
     """
     try:
-        run = RunFolder(path=path, **json.loads((path / RUN_FILE).read_bytes()))
+        value = json.loads((path / RUN_FILE).read_bytes())
+        run = RunFolder(path=path, **{**value, "unsent": tuple(value.get("unsent", ()))})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

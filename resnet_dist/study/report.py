@@ -28,6 +28,7 @@ class StudySummary:
     conclusion: str
     figure: Path
     table: Path
+    runs: tuple[RunFolder, ...] = ()
 
 
 def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
@@ -55,7 +56,7 @@ def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
     figure, table = request.folder / FIGURE_FILE, request.folder / TABLE_FILE
     draw_study(curves, title=conclusion).savefig(figure)
     write_table(table, runs, results)
-    return StudySummary(results, conclusion, figure, table)
+    return StudySummary(results, conclusion, figure, table, tuple(runs))
 
 
 def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:

@@ -120,4 +120,7 @@ def _train(
 def _is_finished(run: RunFolder, recipe: Recipe, publisher: StudyPublisher) -> bool:
     """Report whether the run is finished and `recipe`, which `choose_run` has accepted, has its length."""
     same_length = Recipe.model_validate(run.recipe).train.length == recipe.train.length
-    return same_length and run.run_id is not None and publisher.is_finished(run.run_id)
+    if run.status is not None or not same_length:
+        return same_length and run.status == "FINISHED"
+    # An earlier version did not record the status in the run folder.
+    return run.run_id is not None and publisher.is_finished(run.run_id)

@@ -9,7 +9,9 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
+DEFAULT_OUTPUT = Path("output")
 DEFAULT_WORKERS = 2  # ranks under Ray
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
@@ -119,6 +121,12 @@ def _escaped(sign: str) -> str:
 
 def joined(arguments: Iterable[str]) -> str:
     return " ".join(map(quoted, arguments))
+
+
+def sync_advice(name: str, output: Path) -> str:
+    """Return the words that name the command which sends what MLflow did not get of run `name`."""
+    there = "" if output == DEFAULT_OUTPUT.absolute() else f" --output {quoted(str(output))}"
+    return f"this sends it: resnet-dist sync {name}{there}"
 
 
 def command_line() -> str:

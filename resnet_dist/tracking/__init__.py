@@ -3,7 +3,9 @@
 protocol  the publishers of a run and of a study, as the driver sees them
 spool     the file that rank 0 appends its metrics to, and that the driver follows
 store     where MLflow keeps the runs of an output folder
+origin    tags that say where a run comes from
 console   the thread that shows a spool to a person; the publisher of a run without MLflow
 mlflow/   the publishers of MLflow, and everything else that knows its API
-open      choose and open a publisher
+open      refuse what cannot be used; choose and open a publisher
+sync      send what a tracker did not get of the runs of an output folder
 """

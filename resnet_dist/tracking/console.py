@@ -15,58 +15,37 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 
 
-def _nothing() -> None:
-    pass
-
-
 class SpoolThread:
-    """A thread that shows each new entry of a spool.
+    """A thread that shows each new entry of a spool."""
 
-    More work for the same thread: `after_read` is called after each read of the spool, `at_end` once at the
-    end.
-    """
-
-    def __init__(
-        self,
-        spool: Path,
-        on_entry: Callable[[Entry], None],
-        *,
-        after_read: Callable[[], None] = _nothing,
-        at_end: Callable[[], None] = _nothing,
-    ) -> None:
-        self._on_entry, self._after_read, self._at_end = on_entry, after_read, at_end
+    def __init__(self, spool: Path, on_entry: Callable[[Entry], None]) -> None:
+        self._on_entry = on_entry
         self._follower = Follower(spool)
         self._follower.skip()  # The entries of earlier attempts were shown when these ran.
         self._failed = False
         self._stop = threading.Event()
-        # A daemon thread: a server that never answers must not keep the process alive.
+        # A daemon thread: a terminal that takes nothing must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def finish(self, timeout_seconds: float) -> None:
-        """Show the remaining entries and call `at_end`; wait for both no longer than the timeout."""
+        """Show the remaining entries; wait no longer than the timeout."""
         self._stop.set()
-        if self.has_started:
+        if self._thread.ident is not None:  # It has started.
             self._thread.join(timeout_seconds)
-
-    @property
-    def has_started(self) -> bool:
-        return self._thread.ident is not None
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             self._show()
-            self._after_read()
         self._show()
-        self._at_end()
 
     def _show(self) -> None:
         try:
             for entry in self._follower.read():
                 self._on_entry(entry)
-        except Exception as error:  # A closed terminal must not end the upload.
+        except Exception as error:  # A closed terminal must not end the thread.
             if not self._failed:
                 log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
             self._failed = True
@@ -76,6 +55,7 @@ class ConsolePublisher:
     """The publisher of a run without MLflow: the spool holds all metrics."""
 
     run_id = None
+    unsent = ()  # The spool is all that there is.
 
     def __init__(self, spool: Path, on_entry: Callable[[Entry], None]) -> None:
         self._thread = SpoolThread(spool, on_entry)
@@ -83,9 +63,8 @@ class ConsolePublisher:
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self, timeout_seconds: float) -> int:
+    def finish(self, timeout_seconds: float) -> None:
         self._thread.finish(timeout_seconds)
-        return 0
 
     def log_results(self, checkpoint: Path | None) -> None:
         pass  # The checkpoint stays in the run folder.

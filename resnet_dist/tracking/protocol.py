@@ -6,7 +6,7 @@ The loop has an interface of its own, train.tracker.Tracker: ranks report to it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,9 +21,12 @@ class RunRecord:
 
     run: RunFolder
     recipe: Recipe
-    source: str  # the recipe file, as it was typed
     output: Path
-    tags: Mapping[str, str] = field(default_factory=dict)  # beside those of every run
+    start_ms: int | None = None  # the time when the run began; None: now
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self.run.tags
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,23 @@ class StudyRecord:
 class Publisher(Protocol):
     """Publishes one attempt of a run: to MLflow, or to the terminal alone where MLflow is not installed.
 
-    Only opening a publisher may raise. Later failures are logged as warnings and never stop the training.
+    Only opening a publisher may raise, for a person's mistake. Every other failure is reported and never stops the
+    training: `unsent` counts what it has left.
     """
 
     @property
     def run_id(self) -> str | None:
-        """The run's id in MLflow; None without MLflow."""
+        """The run's id in MLflow; None without MLflow, and before its server has answered."""
+
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        """The things that MLflow did not get, in words such as "12 metrics" and "the model"; complete after `close`."""
 
     def start(self) -> None:
         """Begin to follow the run's spool."""
 
-    def finish(self, timeout_seconds: float) -> int:
-        """Send the rest of the spool; return the number of metrics that were not sent in that time."""
+    def finish(self, timeout_seconds: float) -> None:
+        """Send the rest of the spool, for no longer than the timeout."""
 
     def log_results(self, checkpoint: Path | None) -> None:
         """Publish the gradient norms, and the model of `checkpoint` unless it is None."""
@@ -67,7 +75,7 @@ class StudyPublisher(Protocol):
         """Return the tags that make a run one of the study."""
 
     def is_finished(self, run_id: str) -> bool:
-        """Report whether the run was closed as FINISHED; false for an unknown run."""
+        """Report whether the run was closed as FINISHED; false for an unknown run, and where MLflow does not answer."""
 
     def log_files(self, *files: Path) -> None: ...
 

@@ -1,14 +1,102 @@
-"""The MLflow store of an output folder: the server that a variable names, or a file. Knows no MLflow."""
+"""The MLflow store of an output folder: the server or database that a variable names, or a file. Knows no MLflow."""
 
 from __future__ import annotations
 
 import os
+import re
+from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from resnet_dist.errors import UserError
+from resnet_dist.system.redact import HIDDEN, redact
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 STORE_FILE = "mlflow.db"  # the embedded store, in the output folder
+ARTIFACTS_FOLDER = "artifacts"  # of the embedded store, beside it
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # and with a driver, as postgresql+psycopg2
+SCHEMES = ("http", "https", *DATABASES, "databricks", "databricks-uc", "uc")
+_HOST_AND_PORT = re.compile(r"([^/@\s]*@)?[A-Za-z0-9._-]+:\d+(/.*)?")
 
 
 def tracking_uri(output: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the URI of the store embedded in the output folder."""
     return os.environ.get(URI_VARIABLE) or f"sqlite:///{output.absolute() / STORE_FILE}"
+
+
+def shown_tracker() -> str:
+    """Return MLFLOW_TRACKING_URI without a password, as run.json keeps it; empty for the embedded store."""
+    return _shown(os.environ.get(URI_VARIABLE, ""))
+
+
+def check_tracking_uri() -> None:
+    """Raise UserError where MLFLOW_TRACKING_URI is no address of a server or database: a person's mistake."""
+    uri = os.environ.get(URI_VARIABLE, "")
+    advice = _mistake_in(uri) if uri else None
+    if advice:
+        raise UserError(f"{URI_VARIABLE}={_shown(uri)}: {advice}")
+
+
+def is_database(uri: str) -> bool:
+    """Report whether MLflow opens the store `uri` itself, without a server."""
+    return urlsplit(uri).scheme.partition("+")[0] in DATABASES
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store; None for every other store."""
+    scheme, _, rest = uri.partition("://")
+    return Path(rest.removeprefix("/").partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
+
+
+def has_password(uri: str) -> bool:
+    """Report whether the URI holds a user name or password."""
+    return _shown(uri) != uri
+
+
+def without_password(uri: str) -> str:
+    """Return the address of a server without user name and password, as a browser takes it."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", uri)
+
+
+def _shown(uri: str) -> str:
+    """Return the URI without a password, also where it has no scheme."""
+    return redact(uri) if "://" in uri else re.sub(r".*@", f"{HIDDEN}@", uri)
+
+
+def _mistake_in(uri: str) -> str | None:
+    """Return what is wrong with a tracking URI and what to write, or None."""
+    if uri != uri.strip(" \t\n'\""):
+        return "leave out the quotes and spaces around the address"
+    if uri == "databricks":
+        return None
+    if _HOST_AND_PORT.fullmatch(uri):
+        return f"the address of a server begins with http:// or https://; write http://{_shown(uri)}"
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme in ("file", ".") or "/" in scheme:
+        folder = Path(urlsplit(uri).path if scheme == "file" else uri).expanduser().absolute()
+        return (
+            "MLflow keeps no runs in folders; write the address of a server, a file such as "
+            f"sqlite:///{folder / STORE_FILE}, or leave the variable out for {STORE_FILE} in the output folder"
+        )
+    family = scheme.lower().partition("+")[0]
+    if scheme in ("http", "https"):
+        host = rest.removeprefix("//").rpartition("@")[2] if rest.startswith("//") else ""
+        return None if host.strip("/") else f"no host is named; write {scheme}://HOST:PORT"
+    if scheme == "postgres":
+        return "write postgresql+psycopg2:// instead of postgres://"
+    if family == "sqlite":
+        path = rest.removeprefix("///")
+        if not rest.startswith("///") or path in ("", ":memory:"):
+            return "a file has three slashes before its path, four where the path is absolute: sqlite:////path/to/mlflow.db"
+        return None
+    if scheme.lower() in SCHEMES or family in DATABASES or _has_plugin(scheme):
+        return None
+    return (
+        f"{scheme}: is no kind of address that MLflow knows; write http://HOST:PORT, https://…, sqlite:////path/to/"
+        "mlflow.db or postgresql+psycopg2://…"
+    )
+
+
+def _has_plugin(scheme: str) -> bool:
+    """Report whether an installed package adds this scheme to MLflow, as azureml-mlflow does."""
+    return any(entry.name == scheme for entry in entry_points(group="mlflow.tracking_store"))

@@ -144,10 +144,54 @@ def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert _browse_line(Path("output")) == "\nbrowse     resnet-dist ui"
     assert _browse_line(Path("o")) == "\nbrowse     resnet-dist ui --output o"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")  # `ui` serves only a local store.
-    assert _browse_line(Path("output")) == "\nbrowse     http://mlflow:5000"
+    for uri, line in {
+        "http://mlflow:5000": "http://mlflow:5000",  # A server has its own page.
+        "http://anna:hush@mlflow:5000": "http://mlflow:5000",
+        "sqlite:////srv/my runs.db": "MLFLOW_TRACKING_URI='sqlite:////srv/my runs.db' resnet-dist ui",
+        "postgresql+psycopg2://anna:hush@host/db": "resnet-dist ui",
+    }.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert _browse_line(Path("output")) == f"\nbrowse     {line}"
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert _browse_line(Path("output")) == ""
+
+
+@pytest.mark.parametrize("uri", ["localhost:5000", "./mlruns", "ftp://host"])
+def test_a_wrong_tracker_is_refused_before_anything_is_made(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    output = tmp_path / "output"
+    for name in ("train", "submit"):
+        arguments = [
+            name,
+            str(JOBS / "digits.py"),
+            "--address",
+            "http://127.0.0.1:1",
+            "--output",
+            str(output),
+        ]
+        with pytest.raises(UserError, match=f"MLFLOW_TRACKING_URI={uri}: "):
+            cli.app(arguments, standalone_mode=False)
+    assert not output.exists()
+
+
+def test_a_name_that_no_store_takes_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    arguments = ["train", str(JOBS / "digits.py"), "--local", "--output", str(tmp_path / "output")]
+    with pytest.raises(UserError, match=r"experiment='e{40}…' has 501 characters; MLflow takes 500"):
+        cli.app([*arguments, "--set", f"experiment={'e' * 501}"], standalone_mode=False)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_password_does_not_go_into_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:hush@mlflow:5000")
+    arguments = ["submit", str(JOBS / "digits.py"), "--address", "http://127.0.0.1:1"]
+    with pytest.raises(UserError, match="would see the password; leave it out of the address") as refused:
+        cli.app(arguments, standalone_mode=False)
+    assert "hush" not in str(refused.value)
 
 
 def test_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +213,7 @@ def test_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record_of(request: Request, run: RunFolder) -> RunRecord:
-    return RunRecord(run, request.recipe, request.source, request.output)
+    return RunRecord(run, request.recipe, request.output)
 
 
 @pytest.fixture

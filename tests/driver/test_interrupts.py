@@ -92,6 +92,7 @@ class SignallingPublisher:
     """A publisher that receives a signal in one of its calls."""
 
     run_id = "id"
+    unsent = ("the model",)
 
     def __init__(self, signal_in: str) -> None:
         self.signal_in = signal_in
@@ -106,9 +107,8 @@ class SignallingPublisher:
     def start(self) -> None:
         self._call("start")
 
-    def finish(self, timeout_seconds: float) -> int:
+    def finish(self, timeout_seconds: float) -> None:
         self._call("finish")
-        return 0
 
     def log_results(self, checkpoint: Path | None) -> None:
         self._call(f"log_results {checkpoint and checkpoint.name}")
@@ -157,6 +157,7 @@ def test_a_signal_to_the_driver_closes_the_run(
     run = read_run(tmp_path / "runs/x")
     assert run is not None
     assert (run.attempt, run.run_id) == (2, "id")
+    assert (run.status, run.unsent) == ("FINISHED", ("the model",))
 
 
 def test_the_model_that_is_logged_is_the_best(

@@ -1,19 +1,36 @@
 """MLflow: the run, its metrics and its model. Only the driver and the commands use it, never a rank.
 
+database   the SQLite file or database that holds runs: checked, created, kept with its folder
 run        the MLflow run: created, resumed, described and closed
-upload     the thread that sends the metrics of a spool to it
+values     values and names as MLflow takes them
+failure    explain the failure of a tracker; tell a mistake from an outage
+upload     the thread that opens the run and sends it the metrics of a spool
 model      log a trained model with the run; download it
 serve      the code that MLflow runs to serve that model
+results    publish the recipe, and the results of a run that has ended
 publisher  the publisher of a run, made of the modules above
 study      the publisher of a study: the parent of its runs
-ui         serve the embedded store to a browser
+sync       send what a tracker did not get; close what a dead driver left open
+ui         serve a store to a browser
 """
 
+import logging
 import os
+import warnings
 
-# MLflow reads the first one when it is imported, and no module of this folder runs before this one.
+# MLflow reads the first ones when it is imported, and no module of this folder runs before this one.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# With MLflow's defaults, requests to a server that is down fail only after minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# With MLflow's defaults, requests to a server that is down fail only after minutes. The uploader retries by itself.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# MLflow's own lines would stand between ours, with passwords in them: what matters is in the errors that it raises.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy|urllib3|requests|pydantic)\b")
+# A model holds what it needs, and nothing of the folder that a command was typed in.
+os.environ["MLFLOW_UV_AUTO_DETECT"] = os.environ["MLFLOW_LOG_UV_FILES"] = "false"
+# Variables of another job in a shell: they would move the run, split it, or link its metrics to another model.
+for _name in ("RUN_ID", "RUN_NAME", "EXPERIMENT_ID", "EXPERIMENT_NAME", "ACTIVE_MODEL_ID", "REGISTRY_URI"):
+    os.environ.pop(f"MLFLOW_{_name}", None)

@@ -1,52 +1,142 @@
-"""The publisher of a run in MLflow: the run itself, and the thread that feeds it from the spool."""
+"""The publisher of a run in MLflow: the run itself, and the threads that show its spool and send it."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from resnet_dist.data.shards.index import read_index
+from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
-from resnet_dist.tracking.mlflow.model import log_model
-from resnet_dist.tracking.mlflow.run import MlflowRun, warn_on_error
+from resnet_dist.tracking.console import SpoolThread
+from resnet_dist.tracking.mlflow.failure import Failure, explain
+from resnet_dist.tracking.mlflow.results import log_recipe, publish_results
+from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.protocol import RunRecord
-from resnet_dist.tracking.spool import Entry, read_layers
-from resnet_dist.train.checkpoint.folder import step_of
-from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.store import sqlite_file, tracking_uri
+
+# A server that has not answered by then gets its run later. A file is waited for longer: it is created, or locked by
+# other runs that begin.
+START_SECONDS, START_SECONDS_OF_FILE = 10.0, 60.0
+RECIPE_SECONDS = 3.0  # for the upload of the recipe, which began with the run
 
 
 class MlflowPublisher:
-    """The MLflow run of a record, opened before the ranks start.
+    """The MLflow run of a record: opened before the ranks start, or by the uploader when the store answers.
 
-    Later failures are warnings, never raised.
+    Raises UserError for a person's mistake, such as a wrong password, where the run is new. A run that goes on is not
+    stopped by it: a token that expires in the night must not cost the night.
     """
 
     def __init__(self, record: RunRecord, on_entry: Callable[[Entry], None]) -> None:
-        self._recipe, self._spool = record.recipe, record.run.spool
-        self._run = MlflowRun.open(record)
-        self._uploader = Uploader(self._spool, self._run, on_entry)
+        self._record = replace(record, start_ms=_now_ms())
+        self._uri = tracking_uri(record.output)
+        self._report: Callable[[str], None] = lambda text: on_entry(Entry(_now_ms(), note=text))
+        self._failure = Failure("", is_mistake=False)
+        self._unsent: list[str] = []
+        self._recipe_thread: threading.Thread | None = None
+        self._recipe_error: Exception | None = None
+        self._show = SpoolThread(record.run.spool, on_entry)
+        self._uploader = Uploader(record.run.spool, self._open, self._explain, self._report)
+        self._uploader.start()
+        self._wait_for_run()
 
     @property
-    def run_id(self) -> str:
-        return self._run.run_id
+    def run_id(self) -> str | None:
+        run = self._uploader.store
+        return run.run_id if run is not None else None
+
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        return tuple(self._unsent)
 
     def start(self) -> None:
-        self._uploader.start()
+        self._show.start()
 
-    def finish(self, timeout_seconds: float) -> int:
-        return self._uploader.finish(timeout_seconds)
+    def finish(self, timeout_seconds: float) -> None:
+        self._show.finish(timeout_seconds)
+        num_unsent = self._uploader.finish(timeout_seconds)
+        if num_unsent:
+            self._unsent.append(f"{num_unsent:,} metrics")
+        if self._uploader.store is None:
+            self._unsent.append("the parameters")
 
     def log_results(self, checkpoint: Path | None) -> None:
-        if self._recipe.train.log_gradient_norms:
-            with warn_on_error(f"the gradient norms were not logged to MLflow; they are in {self._spool}"):
-                norms = read_layers(self._spool, GRADIENT_NORMS)
-                self._run.client.log_dict(self._run.run_id, norms, f"{GRADIENT_NORMS}.json")
-        if checkpoint is not None:
-            with warn_on_error(f"the model was not logged to MLflow; it is in {checkpoint}"):
-                classes = read_index(self._recipe.data.train).classes
-                log_model(self._run, checkpoint, self._recipe, classes, step_of(checkpoint))
+        run = self._uploader.store
+        if run is None or self._unsent:  # A store that takes no metrics would only be waited for.
+            self._unsent += ["the model"] if checkpoint is not None else []
+            return
+        recipe_logged = self._has_logged_recipe()
+        self._unsent += publish_results(
+            run, self._record, checkpoint, self._report, recipe_logged=recipe_logged
+        )
 
     def close(self, status: Status, timeout_seconds: float) -> None:
-        with warn_on_error(f"the MLflow run could not be closed as {status}"):
-            self._run.close(status, timeout_seconds)
+        run = self._uploader.store
+        if run is None:
+            self._unsent.append("the status")
+            return
+        if run.refused:
+            self._unsent.append(f"{len(run.refused)} values that it does not take")
+            self._report(
+                f"{run.place} does not take {', '.join(run.refused[:5])}; {self._record.run.path} has all"
+            )
+        try:
+            run.close(status, timeout_seconds)
+        except Exception as error:  # Training is over; `sync` closes the run.
+            self._unsent.append("the status")
+            self._report(
+                f"{run.place}: the run could not be closed as {status} ({explain(error, self._uri).reason})"
+            )
+
+    def _wait_for_run(self) -> None:
+        """Wait a while for the run in MLflow. Raises UserError where a new run cannot have one, and a person must act."""
+        seconds = START_SECONDS if sqlite_file(self._uri) is None else START_SECONDS_OF_FILE
+        if not self._uploader.has_tried.wait(seconds):
+            self._uploader.report_down(f"{place_of(self._uri)} has not answered within {seconds:g} s")
+        elif self._uploader.first_error is not None:
+            reason = f"{place_of(self._uri)}: {self._failure.reason}"
+            if self._failure.is_mistake and self._record.run.attempt == 1:
+                self._uploader.stop()
+                raise UserError(reason)
+            self._uploader.report_down(reason)
+
+    def _open(self) -> MlflowRun:
+        run = MlflowRun.open(self._record)
+        if run.was_deleted:
+            self._report(
+                f"run {self._record.run.name} is no more at {run.place}: a new one gets all its metrics there"
+            )
+        # The record finds this run from here on, also when a connection is lost and opened again.
+        self._record = replace(self._record, run=self._record.run.with_run_id(run.run_id))
+        # In a thread of its own: an artifact store that does not answer must not hold up the metrics.
+        self._recipe_error = None
+        self._recipe_thread = threading.Thread(
+            target=self._log_recipe, args=(run,), name="recipe", daemon=True
+        )
+        self._recipe_thread.start()
+        return run
+
+    def _log_recipe(self, run: MlflowRun) -> None:
+        try:
+            log_recipe(run, self._record.recipe)
+        except Exception as error:  # It is tried again with the results, and counted there.
+            self._recipe_error = error
+
+    def _has_logged_recipe(self) -> bool:
+        if self._recipe_thread is None:
+            return False
+        self._recipe_thread.join(RECIPE_SECONDS)
+        return not self._recipe_thread.is_alive() and self._recipe_error is None
+
+    def _explain(self, error: BaseException) -> str:
+        self._failure = explain(error, self._uri)
+        return f"{place_of(self._uri)}: {self._failure.reason}"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
-from resnet_dist.system.provenance import (
-    GIT_COMMIT_VARIABLE,
-    SOURCE_VARIABLE,
-    USER_VARIABLE,
-    git_commit,
-    user_name,
-)
+from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
+from resnet_dist.tracking.mlflow import values
+from resnet_dist.tracking.mlflow.database import connect, identity, relocate
+from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
-from resnet_dist.tracking.store import tracking_uri
+from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri
 
 log = logging.getLogger(__name__)
 
-MAX_PARAMS_PER_REQUEST = 100  # MLflow's limit
-KEY_TAG, FOLDER_TAG, ATTEMPT_TAG = (f"resnet_dist.{name}" for name in ("key", "folder", "attempt"))
+MAX_METRICS_PER_REQUEST = 1000  # MLflow's limit
+KEY_TAG, FOLDER_TAG, ATTEMPT_TAG, MODEL_TAG = (
+    f"resnet_dist.{name}" for name in ("key", "folder", "attempt", "model_step")
+)
 CLOSE_SECONDS = 30.0
+ABANDON_SECONDS = 5.0  # for closing a run that could not be described
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page lists a run under the run with this id.
+
+
+# The errors of a store that has the run no more, among other reasons for them.
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+
+
+class RunGone(Exception):
+    """The run, or the store that held it, was deleted or replaced: open it again, and send everything."""
 
 
 @dataclass
@@ -47,168 +53,216 @@ class MlflowRun:
 
     client: mlflow.MlflowClient
     uri: str
+    output: Path
     experiment_id: str
     run_id: str
+    was_deleted: bool = False  # The run that run.json names is gone; this one replaces it.
+    file: tuple[int, int] | None = None  # of a SQLite store, see database.identity
+    refused: list[str] = field(
+        default_factory=list
+    )  # parameters, tags and metrics that the store does not take
 
     @classmethod
     def open(cls, record: RunRecord) -> Self:
         """Create the run of `record`, or resume it, and set its parameters and tags.
 
-        The key of the record finds the run of a driver that died before it could write the id down.
-        Raises UserError where the store cannot be used.
+        The key of the record finds the run of a driver that died before it could write the id down. Raises whatever
+        the store's client raises, and UserError where the experiment is deleted.
         """
+        opened = cls.find(record)
+        opened.client.update_run(opened.run_id, status="RUNNING")
+        with opened._closed_where_it_fails():
+            opened.describe(record)
+        return opened
+
+    @classmethod
+    def find(cls, record: RunRecord) -> Self:
+        """Return the run of `record` as it is, or create it."""
         run, experiment = record.run, record.recipe.experiment or record.recipe.name
-        with _explained(tracking_uri(record.output)):
-            opened = cls._begin(record.output, experiment, run.name, run.run_id, run.key)
-            with opened._closed_where_it_fails():
-                opened._describe(record.recipe, record.source)
-                opened.set_tags(
-                    {
-                        FOLDER_TAG: str(run.path),
-                        ATTEMPT_TAG: str(run.attempt),
-                        **redact_all(dict(record.tags)),
-                    }
-                )
-            return opened
+        return cls._find(record.output, experiment, run.name, run.run_id, run.key, record.start_ms)
 
     @classmethod
     def open_parent(cls, record: StudyRecord, run_id: str | None, key: str) -> Self:
         """Create or resume the run of a study, which has no metrics of its own.
 
-        Other runs become its children by PARENT_TAG. Raises UserError where the store cannot be used.
+        Other runs become its children by PARENT_TAG. Raises as `open` does.
         """
-        with _explained(tracking_uri(record.output)):
-            run = cls._begin(record.output, record.study.experiment, record.name, run_id, key)
-            with run._closed_where_it_fails():
-                run.set_tags(origin_tags(record.source, record.study.description))
-            return run
+        run = cls._find(record.output, record.study.experiment, record.name, run_id, key, None)
+        run.client.update_run(run.run_id, status="RUNNING")
+        with run._closed_where_it_fails():
+            run.set_tags(origin_tags(record.source, record.study.description))
+        return run
 
     @classmethod
-    def _begin(cls, output: Path, experiment: str, name: str, run_id: str | None, key: str) -> Self:
+    def _find(
+        cls, output: Path, experiment: str, name: str, run_id: str | None, key: str, start_ms: int | None
+    ) -> Self:
         uri = tracking_uri(output)
-        client = mlflow.MlflowClient(uri)
-        experiment_id = _experiment(client, experiment, output, uri)
-        run_id = run_id or _run_with_key(client, experiment_id, key)
-        if run_id is None:
-            run_id = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key}).info.run_id
-        else:
-            client.update_run(run_id, status="RUNNING")
-        return cls(client, uri, experiment_id, run_id)
+        client = connect(uri)
+        relocate(uri, output)
+        found = _active(client, run_id) if run_id else None
+        if found is None:
+            experiment_id = _experiment(client, experiment, output, uri)
+            found = _run_with_key(client, experiment_id, key)
+        was_deleted = run_id is not None and (found is None or found.info.run_id != run_id)
+        if found is None:
+            found = client.create_run(experiment_id, start_time=start_ms, run_name=name, tags={KEY_TAG: key})
+        info = found.info
+        return cls(client, uri, output, info.experiment_id, info.run_id, was_deleted, identity(uri))
+
+    @property
+    def place(self) -> str:
+        """The store, without a password, as messages name it."""
+        return place_of(self.uri)
+
+    def describe(self, record: RunRecord) -> None:
+        """Set the parameters and tags; those that the store does not take go to `refused`."""
+        run = record.run
+        # MLflow refuses a changed parameter: those of the first attempt stay.
+        known = self.client.get_run(self.run_id).data.params
+        fields = record.recipe.public().flat()
+        params = {key: value for key, value in fields.items() if key != "description" and key not in known}
+        self.refused += _log_or_shorten(
+            values.params_of(params),
+            lambda batch: self.client.log_batch(self.run_id, params=batch, synchronous=True),
+        )
+        tags = {FOLDER_TAG: str(run.path), ATTEMPT_TAG: str(run.attempt), **redact_all(dict(record.tags))}
+        self.set_tags(tags)
 
     def newest_steps(self) -> dict[str, int]:
         """Return the newest step of every metric in the store."""
-        names = self.client.get_run(self.run_id).data.metrics
-        return {
-            name: max(metric.step for metric in self.client.get_metric_history(self.run_id, name))
-            for name in names
-        }
+        with self._noticing_deletion():
+            names = self.client.get_run(self.run_id).data.metrics
+            return {
+                name: max(metric.step for metric in self.client.get_metric_history(self.run_id, name))
+                for name in names
+            }
 
     def log_metrics(self, metrics: list[Metric]) -> None:
-        self.client.log_batch(self.run_id, metrics=metrics)
+        """Log at most MAX_METRICS_PER_REQUEST metrics; those that the store does not take go to `refused`.
+
+        Raises RunGone where the run was deleted or its store replaced.
+        """
+
+        def log_batch(batch: list[Metric]) -> None:
+            with self._noticing_deletion():
+                self.client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+        refused = values.log_each(metrics, MAX_METRICS_PER_REQUEST, log_batch)
+        self.refused += [f"{metric.key} of step {metric.step}" for metric in refused]
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.refused += _log_or_shorten(
+            values.tags_of(tags),
+            lambda batch: self.client.log_batch(self.run_id, tags=batch, synchronous=True),
+        )
 
-    def close(self, status: Status, timeout_seconds: float) -> None:
+    def log_text(self, text: str, name: str) -> None:
+        """Log a text as an artifact."""
+        relocate(self.uri, self.output)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            self.client.log_artifact(self.run_id, str(path))
+
+    def is_gone(self) -> bool:
+        """Report whether the run was deleted or its store replaced; false where the store does not answer."""
+        if identity(self.uri) != self.file:
+            return True
+        try:
+            return _active(self.client, self.run_id) is None
+        except Exception:  # An outage: the caller retries.
+            return False
+
+    def status(self) -> str:
+        return str(self.client.get_run(self.run_id).info.status)
+
+    def close(self, status: Status, timeout_seconds: float, end_ms: int | None = None) -> None:
         """Set the final status.
 
         Raises TimeoutError where the server has not answered by then; it may still close the run.
         """
-        box: list[BaseException] = []
+        within(timeout_seconds, lambda: self.client.set_terminated(self.run_id, status, end_ms))
 
-        def call() -> None:
-            try:
-                self.client.set_terminated(self.run_id, status)
-            except BaseException as error:  # The caller's thread raises it again below.
-                box.append(error)
-
-        # Call from another thread: a server that never answers must not hold this one beyond its grace time.
-        thread = threading.Thread(target=call, name="close", daemon=True)
-        thread.start()
-        thread.join(timeout_seconds)
-        if box:
-            raise box[0]
-        if thread.is_alive():
-            raise TimeoutError(f"no answer within {timeout_seconds:g} s")
+    @contextmanager
+    def _noticing_deletion(self) -> Iterator[None]:
+        if (
+            identity(self.uri) != self.file
+        ):  # A connection to a removed file would take everything in silence.
+            raise RunGone(f"{self.place} was removed or replaced")
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code not in GONE or not self.is_gone():
+                raise
+            raise RunGone(f"the run was deleted at {self.place}") from error
 
     @contextmanager
     def _closed_where_it_fails(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            with warn_on_error("the MLflow run could not be closed as FAILED"):
-                self.close("FAILED", CLOSE_SECONDS)
+            with warn_on_error("the MLflow run could not be closed as FAILED", self.uri):
+                self.close("FAILED", ABANDON_SECONDS)
             raise
 
-    def _describe(self, recipe: Recipe, source: str) -> None:
-        # MLflow refuses a changed parameter: those of the first attempt stay.
-        known = self.client.get_run(self.run_id).data.params
-        recipe = recipe.public()
-        flat = {key: value for key, value in recipe.flat().items() if key != "description"}
-        params = [Param(key, value) for key, value in flat.items() if key not in known]
-        for low in range(0, len(params), MAX_PARAMS_PER_REQUEST):
-            self.client.log_batch(self.run_id, params=params[low : low + MAX_PARAMS_PER_REQUEST])
-        self.set_tags(origin_tags(source, recipe.description))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "recipe.json"
-            path.write_text(recipe.to_json())
-            self.client.log_artifact(self.run_id, str(path))
+
+def place_of(uri: str) -> str:
+    """Return a store as messages name it."""
+    file = sqlite_file(uri)
+    return f"MLflow in {file}" if file is not None else f"MLflow at {redact(uri)}"
 
 
-def _run_with_key(client: mlflow.MlflowClient, experiment_id: str, key: str) -> str | None:
-    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-    return str(found[0].info.run_id) if found else None
+def _active(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+    """Return the run; None where the store does not have it, or has it as deleted."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _run_with_key(client: mlflow.MlflowClient, experiment_id: str, key: str) -> Run | None:
+    query = f"tags.`{KEY_TAG}` = '{key}'"
+    found = client.search_runs([experiment_id], query, max_results=1, order_by=["start_time DESC"])
+    return found[0] if found else None
 
 
 def _experiment(client: mlflow.MlflowClient, name: str, output: Path, uri: str) -> str:
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"the MLflow experiment {name!r} is deleted; restore it, or set another `experiment`"
-            )
-        return str(found.experiment_id)
-    # A server has its own place for artifacts; the embedded store would put them into the working folder.
-    local = (output.absolute() / "artifacts" / name).as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=local))
+    if found is None:
+        # A server has its own place for artifacts; a database would put them into the working folder.
+        local = output.absolute() / ARTIFACTS_FOLDER / values.folder_of(name)
+        location = local.as_uri() if sqlite_file(uri) is not None else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)  # Another run has created it at the same moment.
+    if found is None or found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the MLflow experiment {values.cut(name, 100)!r} is deleted; restore it, or set another `experiment`"
+        )
+    return str(found.experiment_id)
+
+
+def _log_or_shorten(items: Sequence[Any], log_batch: Callable[[list[Any]], None]) -> list[str]:
+    """Log parameters or tags, shorter ones where the store refuses them; return the keys that it refuses still."""
+    refused = values.log_each(items, values.MAX_PER_REQUEST, log_batch)
+    again = values.log_each([values.shorter(item) for item in refused], 1, log_batch)
+    return [item.key for item in again]
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turn any error into a UserError that names the store: its client or database may raise any type."""
-    try:
-        yield
-    except UserError:
-        raise
-    except MlflowException as error:
-        raise UserError(f"MLflow at {uri} cannot be used: {error}") from None
-    except Exception as error:
-        raise UserError(f"MLflow at {uri} cannot be used: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def warn_on_error(consequence: str) -> Iterator[None]:
+def warn_on_error(consequence: str, uri: str) -> Iterator[None]:
     """Log an error as a warning that begins with `consequence`: a finished training must not fail by it."""
     try:
         yield
     except Exception as error:
-        log.warning("%s (%s: %s)", consequence, type(error).__name__, error)
-
-
-def origin_tags(source: str, description: str) -> dict[str, str]:
-    """Return the tags of user, source and commit, as MLflow's fluent functions set them for its page."""
-    return {
-        "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
-        "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
-        "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": redact(description.strip()),
-        **_git_tags(Path(source).parent),
-    }
-
-
-def _git_tags(folder: Path) -> dict[str, str]:
-    commit = os.environ.get(GIT_COMMIT_VARIABLE) or git_commit(folder)
-    return {"mlflow.source.git.commit": commit} if commit else {}
+        log.warning("%s (%s)", consequence, explain(error, uri).reason)
 
 
 def page_of(address: str, experiment_id: str) -> str:

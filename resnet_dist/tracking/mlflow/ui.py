@@ -1,4 +1,4 @@
-"""Serve the embedded MLflow store to a browser."""
+"""Serve an MLflow store that needs a server, the embedded one or a database, to a browser."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ import mlflow
 
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import EXIT_SECONDS
+from resnet_dist.tracking.mlflow.database import check_database, relocate
 from resnet_dist.tracking.mlflow.run import page_of
-from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
+from resnet_dist.tracking.store import URI_VARIABLE, is_database, sqlite_file, tracking_uri, without_password
 
 # Between SIGTERM and SIGKILL; less than the time that an interrupted command has.
 STOP_SECONDS = EXIT_SECONDS - 1.0
 
 
 def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
-    """Run `mlflow server` on the store of `output` until it is interrupted; return its exit code.
+    """Run `mlflow server` on the store of `output`, or the database that the environment names, until it is interrupted; return its exit code.
 
     report: called once, with the address to open. Raises UserError where there is nothing to serve or the
     port is in use.
     """
-    if os.environ.get(URI_VARIABLE):
-        raise UserError(
-            f"{URI_VARIABLE}={os.environ[URI_VARIABLE]}: the runs are there; open it in a browser"
-        )
-    if not (output / STORE_FILE).exists():
-        raise UserError(f"{output / STORE_FILE}: no runs yet; `resnet-dist train` makes it")
-    _check_port(port)
     uri = tracking_uri(output)
+    if not is_database(uri):
+        raise UserError(
+            f"the runs are at {without_password(uri)}, as {URI_VARIABLE} says; open that in a browser"
+        )
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise UserError(f"{file}: no runs yet; `resnet-dist train` makes it")
+    check_database(uri)
+    _check_port(port)
+    relocate(uri, output)
     # Open the experiment of the newest run: somebody who has just trained wants to see that one.
     experiments = mlflow.MlflowClient(uri).search_experiments(order_by=["last_update_time DESC"])
     named = [experiment for experiment in experiments if experiment.name != "Default"]
     address = f"http://127.0.0.1:{port}"
     report(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port)]
+    # In a variable: everybody on this machine can read a command, which would show the password of a database.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     # Job execution would start eight more processes, which a page of metrics does not need.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     # In a group of its own the server gets no signal from the terminal: we end it and its workers ourselves.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:

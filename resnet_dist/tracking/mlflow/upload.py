@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from mlflow.entities import Metric
 
-from resnet_dist.tracking.console import SpoolThread
+from resnet_dist.tracking.mlflow.run import MAX_METRICS_PER_REQUEST, RunGone
 from resnet_dist.tracking.spool import Entry, Follower
 
-log = logging.getLogger(__name__)
-
+POLL_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 30.0
-MAX_METRICS_PER_REQUEST = 1000  # MLflow's limit
+LONG_SECONDS = 5.0  # A longer wait is reported.
+# A request that fails once is no outage; it is reported when it fails again.
+FAILURES_TO_REPORT = 2
 
 
 class MetricStore(Protocol):
@@ -29,29 +29,96 @@ class MetricStore(Protocol):
     def log_metrics(self, metrics: list[Metric]) -> None: ...
 
 
-class Uploader:
-    """A thread that uploads the metrics of a spool that the store lacks, from the beginning of the run.
+Store = TypeVar("Store", bound=MetricStore)
 
-    A metric is sent when its step is greater than the newest step of that name in the store. So neither
-    reading a spool again nor the steps that a restart repeats add duplicates. A request that fails is
-    retried.
+
+class Backlog:
+    """The metrics of a spool that a store lacks, from the beginning of the run.
+
+    A metric is sent when its step is greater than the newest step of that name in the store. So neither reading a spool
+    again nor the steps that a restart repeats add duplicates.
     """
 
-    def __init__(self, spool: Path, store: MetricStore, on_entry: Callable[[Entry], None]) -> None:
-        self._spool, self._store = spool, store
-        self._uploads = Follower(spool)
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Send everything from here on: the store is another one."""
+        self._follower = Follower(self._spool)
         self._newest: dict[str, int] | None = None
         self._unsent: list[Metric] = []
+
+    def send(self, store: MetricStore) -> int:
+        """Send all that is new; return the number of metrics sent. Raises what the store raises."""
+        if self._newest is None:
+            self._newest = store.newest_steps()
+        self._unsent += _metrics_after(self._newest, self._follower.read())
+        num_sent = 0
+        while self._unsent:
+            batch = self._unsent[:MAX_METRICS_PER_REQUEST]
+            store.log_metrics(batch)
+            del self._unsent[: len(batch)]
+            num_sent += len(batch)
+        return num_sent
+
+    def count(self) -> int:
+        """Return the number of metrics that were not sent: all of them where the store has not answered yet."""
+        if self._newest is None:
+            return len(_metrics_after({}, Follower(self._spool).read()))
+        self._unsent += _metrics_after(self._newest, self._follower.read())
+        return len(self._unsent)
+
+
+def _metrics_after(newest: dict[str, int], entries: list[Entry]) -> list[Metric]:
+    """Return the metrics of entries beyond the newest step of each name, which is moved on."""
+    fresh = []
+    for entry in entries:
+        for name, value in entry.metrics.items():
+            step = entry.step or 0
+            # MLflow stores infinity as 1.8e308, which flattens every chart that contains it.
+            if step > newest.get(name, -1) and math.isfinite(value):
+                newest[name] = step
+                fresh.append(Metric(name, value, entry.time_ms, step))
+    return fresh
+
+
+class Uploader(Generic[Store]):
+    """A thread that opens a store and sends it the metrics of a spool; whatever fails is retried.
+
+    open_store: may raise and may never return. explain: the reason of an error, for a person. report: one line when the
+    store does not answer, and one when it is back.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        open_store: Callable[[], Store],
+        explain: Callable[[BaseException], str],
+        report: Callable[[str], None],
+    ) -> None:
+        self._backlog = Backlog(spool)
+        self._open_store, self._explain, self._report = open_store, explain, report
+        self.store: Store | None = None
+        self.first_error: BaseException | None = None  # of opening the store for the first time
+        self.has_tried = threading.Event()  # The store was opened, or that has failed once.
         self._failures = 0
         self._retry_at = 0.0
-        self._last_error = ""
+        self._last_reason = ""
+        self._is_down = False
+        self._all_sent = False
         self._deadline = math.inf
-        self._thread = SpoolThread(
-            spool, on_entry, after_read=self._upload_when_due, at_end=self._upload_the_rest
-        )
+        self._stop = threading.Event()
+        # A daemon thread: a server that never answers must not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def stop(self) -> None:
+        """Give up: send nothing from here on."""
+        self._deadline = -math.inf
+        self._stop.set()
 
     def finish(self, timeout_seconds: float) -> int:
         """Send the rest; return the number of metrics that were not sent in that time (the spool keeps them).
@@ -59,53 +126,60 @@ class Uploader:
         Returns in time even where the server accepts a request and never answers.
         """
         self._deadline = time.monotonic() + timeout_seconds
-        self._thread.finish(timeout_seconds)
-        if not self._thread.has_started:
+        self._stop.set()
+        if self._thread.ident is None:  # never started
             return 0
-        unsent = self._count_unsent()
-        if unsent:
-            reason = self._last_error or f"no answer within {timeout_seconds:g} s"
-            log.warning("%d metrics could not be sent: %s", unsent, reason)
-        return unsent
+        if self._is_down and timeout_seconds >= LONG_SECONDS:
+            self._report(f"waiting for the tracker, at most {timeout_seconds:g} s")
+        self._thread.join(timeout_seconds)
+        return 0 if self._all_sent and not self._thread.is_alive() else self._backlog.count()
 
-    def _upload_when_due(self) -> None:
-        if time.monotonic() >= self._retry_at:
-            self._upload()
+    def report_down(self, reason: str) -> None:
+        """Report once that the store does not answer."""
+        if not self._is_down:
+            self._is_down = True
+            self._report(f"{reason}; training does not wait for it, and the metrics are kept and sent later")
 
-    def _upload_the_rest(self) -> None:
-        while not self._upload() and time.monotonic() < self._deadline:
+    @property
+    def last_reason(self) -> str:
+        """The reason of the newest failure; empty where none was found before the time was up."""
+        return self._last_reason
+
+    def _run(self) -> None:
+        while not self._stop.wait(POLL_SECONDS if self.has_tried.is_set() else 0):
+            if time.monotonic() >= self._retry_at:
+                self._upload()
+        while time.monotonic() < self._deadline and not self._upload():
             threading.Event().wait(max(0.0, min(self._retry_at, self._deadline) - time.monotonic()))
 
     def _upload(self) -> bool:
-        """Send all that is new; report whether nothing is left to send."""
+        """Open the store unless it is open, and send all that is new; report whether nothing is left to send."""
+        self._all_sent = False
         try:
-            if self._newest is None:
-                self._newest = self._store.newest_steps()
-            self._unsent += self._new_metrics(self._newest)
-            while self._unsent:
-                self._store.log_metrics(self._unsent[:MAX_METRICS_PER_REQUEST])
-                del self._unsent[:MAX_METRICS_PER_REQUEST]
-            self._failures, self._last_error = 0, ""
-            return True
-        except Exception as error:  # A server may fail in any way; training continues.
-            self._failures += 1
-            self._last_error = f"{type(error).__name__}: {error}"
-            self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
+            if self.store is None:
+                self.store = self._open_store()
+                self.has_tried.set()
+            num_sent = self._backlog.send(self.store)
+        except RunGone:
+            self.store = None
+            self._backlog.start_over()
+            self._retry_at = time.monotonic() + POLL_SECONDS
             return False
+        except Exception as error:  # A server may fail in any way; training continues.
+            self._failed(error)
+            return False
+        if self._is_down:
+            self._is_down = False
+            self._report(f"the tracker answers again: {num_sent:,} metrics sent")
+        self._failures, self._last_reason, self._all_sent = 0, "", True
+        return True
 
-    def _count_unsent(self) -> int:
-        if self._newest is not None:
-            return len(self._unsent)
-        entries = Follower(self._spool).read()  # The store never answered, so count every metric as unsent.
-        return sum(len(entry.metrics) for entry in entries)
-
-    def _new_metrics(self, newest: dict[str, int]) -> list[Metric]:
-        fresh = []
-        for entry in self._uploads.read():
-            for name, value in entry.metrics.items():
-                step = entry.step or 0
-                # MLflow stores infinity as 1.8e308, which flattens every chart that contains it.
-                if step > newest.get(name, -1) and math.isfinite(value):
-                    newest[name] = step
-                    fresh.append(Metric(name, value, entry.time_ms, step))
-        return fresh
+    def _failed(self, error: BaseException) -> None:
+        self._last_reason = self._explain(error)
+        if not self.has_tried.is_set():
+            self.first_error = error
+            self.has_tried.set()
+        self._failures += 1
+        self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
+        if self._failures >= FAILURES_TO_REPORT:
+            self.report_down(self._last_reason)

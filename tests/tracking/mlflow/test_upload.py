@@ -11,8 +11,10 @@ import pytest
 from mlflow.entities import Metric
 
 from resnet_dist.tracking import console
+from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow import upload
-from resnet_dist.tracking.mlflow.upload import MAX_METRICS_PER_REQUEST, Uploader
+from resnet_dist.tracking.mlflow.run import MAX_METRICS_PER_REQUEST, RunGone
+from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.spool import Entry, Spool
 
 SOON = 60.0  # seconds; a timeout that is never reached
@@ -39,11 +41,14 @@ class Store:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(upload, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.001)
 
 
-def ignore(entry: Entry) -> None:
-    pass
+def upload_to(
+    store: Store, spool: Path, report: Callable[[str], None] = lambda text: None
+) -> Uploader[Store]:
+    return Uploader(spool, lambda: store, lambda error: f"{type(error).__name__}: {error}", report)
 
 
 def write(path: Path, steps: range) -> list[tuple[str, int, float]]:
@@ -57,7 +62,7 @@ def write(path: Path, steps: range) -> list[tuple[str, int, float]]:
 
 def test_all_arrive_in_requests_that_mlflow_takes(tmp_path: Path) -> None:
     rows, store = write(tmp_path / "spool", range(700)), Store()
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    uploader = upload_to(store, tmp_path / "spool")
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
@@ -74,7 +79,7 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
 
     store = Store(fail)
     rows = write(tmp_path / "spool", range(1200))
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    uploader = upload_to(store, tmp_path / "spool")
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
@@ -85,7 +90,7 @@ def test_what_the_store_has_is_not_sent_again(tmp_path: Path) -> None:
     store = Store()
     store.rows = write(tmp_path / "spool", range(10))[:11]  # The loss of step 5 arrived, its top-1 did not.
     write(tmp_path / "spool", range(7, 12))
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    uploader = upload_to(store, tmp_path / "spool")
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert sorted(store.rows) == sorted(write(tmp_path / "other", range(12)))
@@ -98,7 +103,7 @@ def test_a_torn_line_and_what_is_not_finite_are_left_out(tmp_path: Path) -> None
     with Spool(tmp_path / "spool") as spool:
         spool.log({"train/loss": math.inf, "train/top1": 0.25}, 3)
     store = Store()
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    uploader = upload_to(store, tmp_path / "spool")
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows[4:] == [("train/top1", 3, 0.25)]
@@ -114,45 +119,124 @@ def stuck() -> Iterator[Callable[[], None]]:
 
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, stuck: Callable[[], None]) -> None:
     rows = write(tmp_path / "spool", range(3))
-    uploader = Uploader(tmp_path / "spool", Store(stuck), ignore)
+    uploader = upload_to(Store(stuck), tmp_path / "spool")
     uploader.start()
     assert uploader.finish(0.01) == len(rows)
 
 
-def test_a_server_that_is_away_leaves_the_number_of_metrics(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_is_away_leaves_the_number_of_metrics(tmp_path: Path) -> None:
     def fail() -> None:
         raise ConnectionError("no route")
 
+    lines: list[str] = []
     rows = write(tmp_path / "spool", range(3))
-    uploader = Uploader(tmp_path / "spool", Store(fail), ignore)
+    uploader = upload_to(Store(fail), tmp_path / "spool", lines.append)
     uploader.start()
-    assert uploader.finish(0.05) == len(rows)
-    assert "6 metrics could not be sent: ConnectionError: no route" in caplog.text
+    assert uploader.finish(0.2) == len(rows)
+    assert lines == [
+        "ConnectionError: no route; training does not wait for it, and the metrics are kept and sent later"
+    ]
+
+
+def test_an_outage_is_one_line_and_its_end_another(tmp_path: Path) -> None:
+    failures = iter(range(1000))
+    lines: list[str] = []
+    back = threading.Event()
+
+    def fail() -> None:
+        if next(failures) < 5:
+            raise ConnectionError("no route")
+
+    def report(text: str) -> None:
+        lines.append(text)
+        if "again" in text:
+            back.set()
+
+    write(tmp_path / "spool", range(3))
+    uploader = upload_to(Store(fail), tmp_path / "spool", report)
+    uploader.start()
+    assert back.wait(SOON)
+    assert uploader.finish(SOON) == 0
+    assert [line.partition(";")[0] for line in lines] == [
+        "ConnectionError: no route",
+        "the tracker answers again: 6 metrics sent",
+    ]
+
+
+def test_one_failure_is_no_outage(tmp_path: Path) -> None:
+    failures = iter((True, False, False, False))
+
+    def fail() -> None:
+        if next(failures, False):
+            raise ConnectionError("no route")
+
+    lines: list[str] = []
+    rows, store = write(tmp_path / "spool", range(3)), Store(fail)
+    uploader = upload_to(store, tmp_path / "spool", lines.append)
+    uploader.start()
+    assert uploader.finish(SOON) == 0
+    assert (store.rows, lines) == (rows, [])
+
+
+def test_a_store_that_opens_late_gets_all_with_the_first_times(tmp_path: Path) -> None:
+    rows, store = write(tmp_path / "spool", range(3)), Store()
+    tries = iter(range(1000))
+
+    def open_store() -> Store:
+        if next(tries) < 4:
+            raise ConnectionError("not yet")
+        return store
+
+    uploader = Uploader(tmp_path / "spool", open_store, str, lambda text: None)
+    uploader.start()
+    assert uploader.has_tried.wait(SOON)
+    assert isinstance(uploader.first_error, ConnectionError)
+    assert uploader.finish(SOON) == 0
+    assert store.rows == rows
+
+
+def test_a_run_that_was_deleted_is_opened_again_and_gets_everything(tmp_path: Path) -> None:
+    """A person deletes the run in the page while it trains; the new one begins at the first step."""
+    deleted = Store()
+    arrived = threading.Event()
+    alive = [True]
+
+    def fail() -> None:
+        if deleted.rows:
+            arrived.set()
+        if not alive[0]:
+            raise RunGone("deleted")
+
+    deleted._fail = fail
+    stores = [deleted, Store()]
+    uploader = Uploader(tmp_path / "spool", iter(stores).__next__, str, lambda text: None)
+    rows = write(tmp_path / "spool", range(3))
+    uploader.start()
+    while not arrived.wait(0.01):
+        write(tmp_path / "spool", range(3, 4))  # The second request shows that the first has arrived.
+    alive[0] = False
+    rows += write(tmp_path / "spool", range(3, 6))
+    assert uploader.finish(SOON) == 0
+    assert sorted(stores[1].rows) == sorted(rows)
+    assert uploader.store is stores[1]
 
 
 def test_one_that_was_never_started_can_be_finished(tmp_path: Path) -> None:
-    assert Uploader(tmp_path / "spool", Store(), ignore).finish(SOON) == 0
+    assert upload_to(Store(), tmp_path / "spool").finish(SOON) == 0
 
 
-def test_a_display_that_fails_does_not_end_the_upload(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shown = threading.Event()
+def test_a_display_that_fails_does_not_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shown: list[Entry] = []
 
     def show(entry: Entry) -> None:
-        shown.set()
+        shown.append(entry)
         raise BrokenPipeError("the terminal has gone")
 
-    store = Store()
-    uploader = Uploader(tmp_path / "spool", store, show)
-    uploader.start()
-    rows = write(tmp_path / "spool", range(2))
-    assert shown.wait(SOON)
-    rows += write(tmp_path / "spool", range(2, 4))
-    assert uploader.finish(SOON) == 0
-    assert store.rows == rows
+    display = SpoolThread(tmp_path / "spool", show)
+    display.start()
+    write(tmp_path / "spool", range(2))
+    display.finish(SOON)
+    assert len(shown) == 1
     assert caplog.text.count("not shown from here on") == 1
 
 

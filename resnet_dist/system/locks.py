@@ -1,0 +1,63 @@
+"""Lock a file between processes, on file systems without flock too."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+from filelock import FileLock, SoftFileLock
+
+try:
+    import fcntl
+except ImportError:  # Windows, where filelock has a lock of its own
+    fcntl = None  # type: ignore[assignment]
+
+# The answers of a file system that has no locks: some NFS, FUSE and cluster file systems.
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
+# The lock on such a file system: a file that exists while the lock is held. It names the host and process that hold it.
+MARKER_SUFFIX = ".held"
+
+
+class LockHeld(Exception):
+    """Another process holds the lock. `marker` is its file on a file system without locks, else None."""
+
+    def __init__(self, marker: Path | None) -> None:
+        super().__init__(f"another process holds the lock {marker or ''}".rstrip())
+        self.marker = marker
+
+
+@contextmanager
+def hold_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
+    """Hold the lock of the file `path`, which is created. Raises LockHeld where another process keeps it that long.
+
+    The kernel releases the lock of a process that dies. On a file system without flock, a marker file is the lock; one
+    that a dead process of this host has left behind is taken over.
+    """
+    if has_flock(path):
+        lock, marker = FileLock(path), None
+    else:
+        marker = path.with_name(path.name + MARKER_SUFFIX)
+        lock = SoftFileLock(marker)
+    try:
+        lock.acquire(timeout=timeout_seconds)
+    except filelock.Timeout:
+        raise LockHeld(marker) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_flock(path: Path) -> bool:
+    """Report whether the file system of the file `path`, which is created, has the locks of flock."""
+    if fcntl is None:
+        return True
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in NO_LOCKS
+    return True

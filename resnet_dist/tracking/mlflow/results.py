@@ -1,0 +1,119 @@
+"""Publish the rest of a run beside its metrics: its recipe, and its results when it has ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request_safe
+
+from resnet_dist.config import Recipe
+from resnet_dist.system.redact import redact
+from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.mlflow.model import log_model
+from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
+from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.spool import Follower, read_layers
+from resnet_dist.train.checkpoint.folder import step_of
+from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+
+RECIPE_FILE = "recipe.json"
+
+
+class OutOfReach(Exception):
+    """The artifacts lie on the server's machine, in a folder that this machine does not share."""
+
+
+def log_recipe(run: MlflowRun, recipe: Recipe) -> None:
+    """Log the recipe as a file. Raises OutOfReach where the server does not see it, and what the store raises."""
+    run.log_text(recipe.public().to_json(), RECIPE_FILE)
+    _check_server_sees(run, RECIPE_FILE)
+
+
+def publish_results(
+    run: MlflowRun,
+    record: RunRecord,
+    checkpoint: Path | None,
+    report: Callable[[str], None],
+    *,
+    recipe_logged: bool,
+) -> list[str]:
+    """Publish the gradient norms, and the model of `checkpoint` unless it is None or there already.
+
+    Return what could not be published, in words; the reason is reported. recipe_logged: false tries that again first.
+    """
+    tasks: list[tuple[str, Callable[[], object]]] = []
+    if not recipe_logged:
+        tasks.append(("the recipe file", lambda: log_recipe(run, record.recipe)))
+    if record.recipe.train.log_gradient_norms:
+        norms = read_layers(record.run.spool, GRADIENT_NORMS)
+        tasks.append(
+            ("the gradient norms", lambda: run.log_text(json.dumps(norms), f"{GRADIENT_NORMS}.json"))
+        )
+    if checkpoint is not None:
+        tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
+    for number, (_, task) in enumerate(tasks):
+        try:
+            task()
+        except Exception as error:  # Training is over, and must not fail by it.
+            # One reason for all: the next ones would wait for the same artifact store.
+            unsent = [name for name, _ in tasks[number:]]
+            report(f"{run.place} did not get {' and '.join(unsent)}: {_reason(run, error)}")
+            return unsent
+    return []
+
+
+def _log_model(run: MlflowRun, record: RunRecord, checkpoint: Path) -> None:
+    step = step_of(checkpoint)
+    if run.client.get_run(run.run_id).data.tags.get(MODEL_TAG) == str(step):
+        return
+    entries = Follower(record.run.spool).read()
+    metrics = {
+        name: (value, entry.time_ms)
+        for entry in entries
+        if entry.step == step
+        for name, value in entry.metrics.items()
+    }
+    log_model(run, checkpoint, record.recipe, step, metrics)
+    run.set_tags({MODEL_TAG: str(step)})
+
+
+def _reason(run: MlflowRun, error: Exception) -> str:
+    """Return why something was not put in the artifact store of the run, which is named."""
+    if isinstance(error, OutOfReach):
+        return str(error)
+    reason, place = explain(error, run.uri).reason, ""
+    with suppress(Exception):
+        place = f" (its artifact store is {redact(run.client.get_run(run.run_id).info.artifact_uri)})"
+    return reason + place
+
+
+def _check_server_sees(run: MlflowRun, name: str) -> None:
+    """Raise OutOfReach where the artifact went to a folder of this machine that the server does not see.
+
+    A server may name a path of its own machine as the place of artifacts; a client then writes to that path here.
+    """
+    uri = run.client.get_run(run.run_id).info.artifact_uri
+    parts = urlsplit(uri)
+    if not run.uri.startswith(("http://", "https://")) or parts.scheme not in ("", "file"):
+        return
+    listed = http_request_safe(
+        get_default_host_creds(run.uri),
+        "/api/2.0/mlflow/artifacts/list",
+        "GET",
+        params={"run_id": run.run_id},
+    ).json()
+    if name in [file.get("path") for file in listed.get("files", [])]:
+        return
+    here = Path(unquote(parts.path)) / name
+    with suppress(OSError):  # Leave nothing where nobody looks for it.
+        here.unlink()
+        for folder in here.parents:
+            folder.rmdir()
+    raise OutOfReach(
+        f"its artifacts lie in {unquote(parts.path)} on the server's machine, which this one does not share"
+    )

@@ -1,0 +1,91 @@
+"""Send what a tracker did not get of a run, and close what a dead driver left open. Repeating it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from resnet_dist.config import Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.system.limit import within
+from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.mlflow.results import publish_results
+from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, MlflowRun, RunGone, place_of
+from resnet_dist.tracking.mlflow.upload import Backlog
+from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.spool import Entry, Follower
+from resnet_dist.tracking.store import tracking_uri
+from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
+
+OPEN_SECONDS = 60.0
+
+
+def sync_run(run: RunFolder, output: Path, report: Callable[[str], None]) -> RunFolder:
+    """Send what MLflow lacks of `run`, whose lock is held, and close it there; return the run as it is then.
+
+    What could not be sent is in its `unsent`, and reported. Raises UserError where a person must act.
+    """
+    entries = Follower(run.spool).read()
+    record = RunRecord(
+        run, Recipe.model_validate(run.recipe), output, entries[0].time_ms if entries else None
+    )
+    # A run without a status had a driver that died: it can be continued, so it is not FAILED.
+    status: Status = run.status or "KILLED"
+    try:
+        mlflow_run, num_sent = _send(record, report)
+    except UserError:
+        raise
+    except Exception as error:  # A server may fail in any way.
+        uri = tracking_uri(output)
+        failure = explain(error, uri)
+        if failure.is_mistake:
+            raise UserError(f"{place_of(uri)}: {failure.reason}") from None
+        report(f"run {run.name}: not sent; {place_of(uri)}: {failure.reason}")
+        return run.ended(status, run.unsent or ("the metrics",))
+    done = [f"{num_sent:,} metrics sent"] if num_sent else []
+    unsent = _publish(mlflow_run, record, status, report, done)
+    was = mlflow_run.status()
+    if was != status:
+        mlflow_run.close(status, CLOSE_SECONDS, _last_ms(entries))
+        done.append(f"closed as {status}, was {was}")
+    if mlflow_run.refused:
+        unsent.append(f"{len(mlflow_run.refused)} values that it does not take")
+    report(f"run {run.name}: {', '.join(done) or 'nothing to send'}")
+    return run.with_run_id(mlflow_run.run_id).ended(status, unsent)
+
+
+def _send(record: RunRecord, report: Callable[[str], None]) -> tuple[MlflowRun, int]:
+    """Find or create the run in MLflow, describe it and send its metrics; return it with the number of these."""
+    found = within(OPEN_SECONDS, lambda: MlflowRun.find(record))
+    if found.was_deleted:
+        report(f"run {record.run.name} is no more at {found.place}: a new one gets all its metrics there")
+    backlog = Backlog(record.run.spool)
+    try:
+        found.describe(record)
+        return found, backlog.send(found)
+    except RunGone:  # deleted between the two requests
+        again = MlflowRun.find(replace(record, run=record.run.with_run_id(found.run_id)))
+        again.describe(record)
+        backlog.start_over()
+        return again, backlog.send(again)
+
+
+def _publish(
+    run: MlflowRun, record: RunRecord, status: Status, report: Callable[[str], None], done: list[str]
+) -> list[str]:
+    """Publish what the run has left besides metrics, unless it is there already; return what could not be."""
+    checkpoint = None
+    if status == "FINISHED":
+        folder = record.run.checkpoints
+        checkpoint = best_checkpoint(folder) or next(reversed(list_checkpoints(folder)), None)
+    # Files that were logged before are written again with the same content.
+    unsent = publish_results(run, record, checkpoint, report, recipe_logged=not record.run.unsent)
+    if "the model" in record.run.unsent and not unsent and checkpoint is not None:
+        done.append("the model sent")
+    return unsent
+
+
+def _last_ms(entries: list[Entry]) -> int | None:
+    return entries[-1].time_ms if entries else None

@@ -1,0 +1,74 @@
+"""A lock is held by one process, on file systems without flock too, and is free again when its process dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.system.locks import LockHeld, has_flock, hold_lock
+from tests.paths import ROOT
+
+NO_FLOCK = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
+
+
+def without_flock(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(code, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_second_holder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with hold_lock(path, 0), pytest.raises(LockHeld) as held, hold_lock(path, 0):
+        pass
+    assert held.value.marker is None
+    with hold_lock(path, 0):
+        pass
+
+
+@pytest.mark.parametrize("code", NO_FLOCK, ids=errno.errorcode.get)
+def test_a_second_holder_is_refused_without_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    without_flock(monkeypatch, code)
+    path = tmp_path / "lock"
+    assert not has_flock(path)
+    with hold_lock(path, 0), pytest.raises(LockHeld) as held, hold_lock(path, 0):
+        pass
+    assert held.value.marker == tmp_path / "lock.held"
+    assert not held.value.marker.exists()  # It was released.
+    with hold_lock(path, 0):
+        pass
+
+
+DIES = """
+import errno, fcntl, os, sys
+from pathlib import Path
+from resnet_dist.system.locks import hold_lock
+
+def flock(*arguments):
+    raise OSError(errno.ENOLCK, "no locks here")
+
+fcntl.flock = flock
+lock = hold_lock(Path(sys.argv[1]), 0)
+lock.__enter__()
+os._exit(9)
+"""
+
+
+def test_the_lock_of_a_dead_process_is_taken_over_without_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    done = subprocess.run([sys.executable, "-c", DIES, str(path)], cwd=ROOT, timeout=100, check=False)
+    assert done.returncode == 9
+    assert path.with_name("lock.held").exists()
+    without_flock(monkeypatch, errno.ENOLCK)
+    with hold_lock(path, 0):
+        pass
