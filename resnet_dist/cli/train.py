@@ -15,17 +15,19 @@ from resnet_dist.cli.options import (
     RESUMES,
     Address,
     Gpu,
+    MaxRestarts,
     Name,
     Output,
     Overrides,
+    Wait,
     Workers,
     err,
     on_interrupt,
     out,
 )
-from resnet_dist.config import load_recipe, load_study
+from resnet_dist.config import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange, load_recipe, load_study
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
-from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
+from resnet_dist.system.command import command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
 from resnet_dist.tracking.store import URI_VARIABLE
@@ -47,6 +49,8 @@ def train(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
     output: Output = DEFAULT_OUTPUT,
+    max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
+    wait: Wait = None,
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
@@ -66,7 +70,20 @@ def train(
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
             value = value or load_recipe(recipe, overrides or ())
             folder = output.absolute()
-            request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
+            request = Request(
+                value,
+                str(recipe),
+                folder,
+                workers,
+                gpu,
+                local,
+                address,
+                name,
+                resume,
+                ranks,
+                max_restarts=max_restarts,
+                wait_seconds=wait,
+            )
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -150,6 +167,8 @@ def submit(
         Path, typer.Option(help="On the cluster: a folder that all nodes share.")
     ] = DEFAULT_OUTPUT,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
+    max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
+    wait: Wait = None,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     value = load_recipe(recipe, overrides or ())
@@ -157,18 +176,21 @@ def submit(
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 
-    check_recipe(value, workers or DEFAULT_WORKERS)
+    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
+    check_recipe(value, ranks)
     submission = Submission(
         value,
         recipe,
         address,
-        workers or DEFAULT_WORKERS,
+        ranks,
         gpu,
         name,
         resume,
         output.absolute(),
         detach,
         command_line(),
+        max_restarts,
+        wait,
     )
     try:
         code = submit_job(submission, lambda text: out.print(text, end=""))

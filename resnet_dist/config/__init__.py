@@ -7,6 +7,7 @@ model    Model: the network, its variants, its initial weights
 train    Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
 recipe   Recipe: all parts together; loading a recipe file, and overrides from the command line
 study    Study: several recipes that answer one question
+workers  WorkerRange: the numbers of ranks that a run may use
 """
 
 from resnet_dist.config.data import Cache, Crop, Data, check_world_size
@@ -15,9 +16,12 @@ from resnet_dist.config.model import Model
 from resnet_dist.config.recipe import Recipe, load_recipe
 from resnet_dist.config.study import Result, Study, Trial, load_study
 from resnet_dist.config.train import Optim, Schedule, Train, check_classes, scaled_lr
+from resnet_dist.config.workers import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange
 from resnet_dist.errors import RecipeError, UserError
 
 __all__ = [
+    "DEFAULT_MAX_RESTARTS",
+    "DEFAULT_WORKERS",
     "Cache",
     "Crop",
     "Data",
@@ -32,6 +36,7 @@ __all__ = [
     "Train",
     "Trial",
     "UserError",
+    "WorkerRange",
     "check_classes",
     "check_world_size",
     "load_recipe",

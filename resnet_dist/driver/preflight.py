@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
-from resnet_dist.config import Recipe, check_classes, check_world_size
+import torch
+
+from resnet_dist.config import DEFAULT_WORKERS, Recipe, WorkerRange, check_classes, check_world_size
 from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare_splits
@@ -19,6 +22,7 @@ from resnet_dist.data.storage.shard_cache import check_command
 from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
+from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
 from resnet_dist.model import Options, check_batch_norm, check_model
 from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.start.init_from import TORCHVISION
@@ -27,7 +31,7 @@ from resnet_dist.train.start.initial import check_init_from
 
 def check_request(request: Request) -> None:
     """Raise UserError where flags contradict each other, and RecipeError as `check_recipe` does."""
-    check_recipe(request.recipe, request.world_size)
+    check_recipe(request.recipe, request.ranks)
     if request.torchrun is not None:
         for flag, is_set in (
             ("--local", request.local),
@@ -36,11 +40,11 @@ def check_request(request: Request) -> None:
         ):
             if is_set:
                 raise UserError(
-                    f"{flag}: torchrun has started the ranks already ({request.world_size} of them; its own "
+                    f"{flag}: torchrun has started the ranks already ({request.ranks} of them; its own "
                     f"--nproc-per-node and --nnodes set the number); leave it out"
                 )
         return
-    if request.local and (request.workers or 1) > 1:
+    if request.local and request.workers is not None and request.workers.max > 1:
         raise UserError(
             f"--workers {request.workers}: --local trains as one rank in this process; leave one of them out"
         )
@@ -74,17 +78,28 @@ def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
     return recipe.model_copy(update={"data": data, "model": model})
 
 
-def check_recipe(recipe: Recipe, world_size: int) -> None:
-    """Check, as far as possible without the data, that `recipe` runs on `world_size` ranks.
+def with_workers(request: Request) -> Request:
+    """Return the request with a number of ranks under Ray: DEFAULT_WORKERS, or one on a machine with a single GPU."""
+    if request.workers is not None or request.local or request.torchrun is not None:
+        return request
+    here = request.address is None and not os.environ.get(ADDRESS_VARIABLE)
+    one_gpu = here and request.gpu is not False and torch.cuda.device_count() == 1
+    return replace(request, workers=WorkerRange.parse("1" if one_gpu else str(DEFAULT_WORKERS)))
+
+
+def check_recipe(recipe: Recipe, ranks: WorkerRange) -> None:
+    """Check, as far as possible without the data, that `recipe` runs on these numbers of ranks.
 
     Raises RecipeError.
     """
-    check_world_size(recipe.data, world_size)
+    if not ranks.is_range:
+        check_world_size(recipe.data, ranks.max)
+    sizes = ranks.sizes(recipe)
     data, fields = recipe.data, recipe.model.options()
     name, options = fields.pop("name"), Options(**fields)
     training_size = data.smallest_training_size
     # With sync_batch_norm all ranks share their statistics; without it each normalises its own samples.
-    num_groups = 1 if recipe.train.sync_batch_norm else world_size
+    num_groups = 1 if recipe.train.sync_batch_norm else sizes[0]
     samples = data.micro_batch_size or data.global_batch_size // num_groups
     try:
         check_model(name, options, min(training_size, data.evaluation_size))

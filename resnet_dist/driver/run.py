@@ -9,17 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from resnet_dist.driver.preflight import check_data, check_request, resolve_paths
+from resnet_dist.driver.preflight import check_data, check_request, resolve_paths, with_workers
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
-from resnet_dist.errors import UserError
+from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
+from resnet_dist.errors import AlreadyReported, RankFailed, UserError
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.system.command import resume_advice
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
 from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
@@ -49,7 +52,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     way out.
     """
     start = time.monotonic()
-    request = replace(request, recipe=resolve_paths(request.recipe, request.output))
+    request = with_workers(replace(request, recipe=resolve_paths(request.recipe, request.output)))
     check_request(request)
     with handle_signals(raise_interrupt), ExitStack() as stack:
         run = _choose_run(request)
@@ -59,7 +62,13 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         run = stack.enter_context(locked(request, run))
         run = run.with_data([index.digest() for index in indexes])
         launch = stack.enter_context(_launcher(request, reporter))
-        ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
+        try:
+            ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
+        except AlreadyReported:
+            raise
+        except RankFailed as failed:
+            details = f"\ndetails    {run.failures}" if run.failures.exists() else ""
+            raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     checkpoint = _newest(ended.run)
@@ -88,9 +97,10 @@ def _train_published(
         run = run.with_run_id(publisher.run_id)
         run.write()
         publisher.start()
-        reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
+        reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
         reporter.begin(total_steps)
-        outcome = launch(run)
+        restarts = Restarts(request.max_restarts)
+        run, outcome = launch_with_restarts(run, launch, restarts, partial(_report_restart, reporter))
         status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -98,6 +108,11 @@ def _train_published(
         if publisher is not None:
             status, unsent_metrics = _close(publisher, run, status)
     return _Ended(run, status, outcome, unsent_metrics)
+
+
+def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> None:
+    where = f"step {restart.step}" if restart.step else "the beginning"
+    reporter.note(f"{restart.cause}; attempt {run.attempt} resumes from {where}")
 
 
 def _choose_run(request: Request) -> RunFolder:
@@ -190,9 +205,10 @@ def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[Ra
         return nullcontext(local_launcher(request.recipe, gpu=request.gpu))
     return _import_ray_train().ray_launcher(  # type: ignore[no-any-return]
         request.recipe,
-        workers=request.workers,
+        workers=request.ranks,
         gpu=request.gpu,
         address=request.address,
+        wait_seconds=request.wait_seconds,
         report=reporter.note,
     )
 

@@ -10,7 +10,7 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
 
 # A RankLauncher runs all ranks of one attempt to their end. It returns None where they were interrupted
-# before they could save.
+# before they could save, and raises ClusterChanged where they have saved in order to start again.
 RankLauncher = Callable[[RunFolder], Outcome | None]
 
 
@@ -21,11 +21,16 @@ class Attempt:
     recipe_json: str
     folder: str  # the run folder, absolute
     threads: int  # CPU threads per rank
+    number: int  # 1 for the first attempt of a run
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:
-        return cls(recipe.to_json(), str(folder.path.absolute()), threads)
+        return cls(recipe.to_json(), str(folder.path.absolute()), threads, folder.attempt)
 
     @property
     def recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe_json)
+
+
+class ClusterChanged(Exception):
+    """The ranks have stopped with a checkpoint, to start again on the nodes that the cluster has now."""

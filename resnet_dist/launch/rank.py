@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE
+from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE, RankPlaces
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
@@ -33,15 +34,18 @@ def run_attempt(
     world: World,
     stop_requested: Callable[[], bool] = lambda: False,
     give_up: Callable[[], bool] = lambda: False,
+    node: str = "",
 ) -> Outcome | None:
     """Train as one rank of `world`; return None where `give_up()` returned true first.
+
+    node: Ray's id of this machine, recorded with the place of the rank.
 
     Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no
     Python, so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress))
+    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
     stopped_at: float | None = None
 
@@ -127,15 +131,23 @@ def lost_peer(error: BaseException) -> bool:
 
 
 def _train_rank(
-    attempt: Attempt, recipe: Recipe, world: World, stop_requested: Callable[[], bool], progress: Progress
+    attempt: Attempt,
+    recipe: Recipe,
+    world: World,
+    stop_requested: Callable[[], bool],
+    progress: Progress,
+    node: str,
 ) -> Outcome:
     try:
         torch.set_num_threads(attempt.threads)
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
         folder = Path(attempt.folder)
+        places = world.gather((platform.node(), node))
         if not world.is_main:
             return train(recipe, folder, world, NullTracker(), stop_requested, progress)
+        hosts, nodes = map(list, zip(*places, strict=True))
+        RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(folder)
         stop_file = _StopFile(folder / STOP_FILE)
         with Spool(folder / SPOOL_FILE) as tracker:
             return train(

@@ -25,9 +25,24 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 RUNS_FOLDER = "runs"  # in the output folder
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
+RANKS_FILE = "ranks.json"
+FAILURES_FILE = "failures.txt"
 STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
 LOCK_FILE = "lock"
 CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RankPlaces:
+    """Where the ranks of an attempt are, as rank 0 writes it when they have met."""
+
+    attempt: int
+    threads: int  # CPU threads of each rank
+    hosts: list[str]  # by rank
+    nodes: list[str]  # by rank: Ray's id of the node, or "" without Ray
+
+    def write(self, folder: Path) -> None:
+        write_text_atomically(folder / RANKS_FILE, json.dumps(asdict(self), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -52,8 +67,19 @@ class RunFolder:
         return self.path / STOP_FILE
 
     @property
+    def failures(self) -> Path:
+        return self.path / FAILURES_FILE
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS_FOLDER
+
+    def ranks(self) -> RankPlaces | None:
+        """Return where the ranks of the newest attempt that began are; None before the first."""
+        try:
+            return RankPlaces(**json.loads((self.path / RANKS_FILE).read_bytes()))
+        except (OSError, ValueError, TypeError):  # None has begun yet, or another version wrote the file.
+            return None
 
     def spool_size(self) -> int:
         """Return the bytes of the spool, which grows when rank 0 begins."""

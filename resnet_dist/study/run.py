@@ -92,7 +92,7 @@ def check_trials(request: StudyRequest) -> None:
     for trial in request.study.trials:
         of_trial = request.of_trial(trial, {})
         try:
-            check_recipe(of_trial.recipe, of_trial.world_size)
+            check_recipe(of_trial.recipe, of_trial.ranks)
             choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
         except UserError as error:
             raise UserError(f"trial {trial.name}: {error}") from None

@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 
-DEFAULT_WORKERS = 2  # ranks under Ray
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
 # torchrun sets these for every rank. Other launchers, notebooks and debuggers leave most of them behind in a shell, where
