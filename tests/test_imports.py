@@ -33,6 +33,7 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
+    "runs": [{"choose"}, {"folder"}, {"storage"}],
     "tracking": [{"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool", "store"}],
     "train": [
         {"loop"},
@@ -121,6 +122,8 @@ def test_a_folder_is_seen_at_a_glance() -> None:
         "train/optim/schedule",
         "runs/folder",
         "runs/choose",
+        "runs/storage/open",
+        "runs/storage/lease",
     ],
 )
 def test_pure_modules_know_no_torch(name: str) -> None:
