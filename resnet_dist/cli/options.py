@@ -29,6 +29,12 @@ out = RedactingConsole(soft_wrap=True, highlight=False, markup=False)
 err = RedactingConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
+RunOutput = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER|URL", help="Where data and runs go: a folder, or a URL such as s3://BUCKET/PREFIX."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
 Workers = Annotated[int | None, typer.Option(min=1, help=f"DDP ranks; default: {DEFAULT_WORKERS}.")]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs if there are any.")]

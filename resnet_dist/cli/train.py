@@ -18,8 +18,10 @@ from resnet_dist.cli.options import (
     Name,
     Output,
     Overrides,
+    RunOutput,
     Workers,
     err,
+    local_folder,
     on_interrupt,
     out,
 )
@@ -28,7 +30,7 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.system.command import DEFAULT_WORKERS, command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
-from resnet_dist.tracking.store import URI_VARIABLE
+from resnet_dist.tracking.store import URI_VARIABLE, store_folder
 
 if TYPE_CHECKING:
     from resnet_dist.launch.torchrun import TorchrunRanks
@@ -46,7 +48,7 @@ def train(
     address: Address = None,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
-    output: Output = DEFAULT_OUTPUT,
+    output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
@@ -56,6 +58,7 @@ def train(
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
+        from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.open import open_publisher
 
         ranks = _torchrun_ranks()
@@ -65,8 +68,8 @@ def train(
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
             value = value or load_recipe(recipe, overrides or ())
-            folder = output.absolute()
-            request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
+            place = resolved(output)
+            request = Request(value, str(recipe), place, workers, gpu, local, address, name, resume, ranks)
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -79,7 +82,7 @@ def train(
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {_short(summary.checkpoint)}{_browse_line(output)}"
+        f"checkpoint {_short(summary.checkpoint)}{_browse_line(store_folder(output))}"
     )
     if summary.unsent_metrics:
         err.print(
@@ -114,7 +117,8 @@ def study(
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.open import open_publisher, open_study
 
-    request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
+    folder = local_folder(str(output), "--output").absolute()
+    request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
             summary = run_study(request, reporter, open_study, open_publisher)
@@ -147,8 +151,11 @@ def submit(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     output: Annotated[
-        Path, typer.Option(help="On the cluster: a folder that all nodes share.")
-    ] = DEFAULT_OUTPUT,
+        str,
+        typer.Option(
+            help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX."
+        ),
+    ] = str(DEFAULT_OUTPUT),
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
@@ -156,6 +163,7 @@ def submit(
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
+        from resnet_dist.runs.storage.open import resolved
 
     check_recipe(value, workers or DEFAULT_WORKERS)
     submission = Submission(
@@ -166,7 +174,7 @@ def submit(
         gpu,
         name,
         resume,
-        output.absolute(),
+        resolved(output),
         detach,
         command_line(),
     )
@@ -195,9 +203,9 @@ def _browse_line(output: Path) -> str:
         return ""
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
-    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+    return f"\nbrowse     resnet-dist ui{'' if output.absolute() == DEFAULT_OUTPUT.absolute() else f' --output {output}'}"
 
 
-def _short(path: Path | None) -> Path | None:
-    """Return `path` relative to the working folder where it is inside."""
-    return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path
+def _short(location: Path | str | None) -> str | None:
+    """Return a path relative to the working folder where it is inside, and a URL as it is."""
+    return None if location is None else str(location).removeprefix(f"{Path.cwd()}/")

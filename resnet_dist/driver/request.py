@@ -22,7 +22,7 @@ class Request:
 
     recipe: Recipe
     source: str  # the recipe file, as it was typed
-    output: Path
+    output: Path | str  # a folder, or a URL
     workers: int | None = None  # ranks under Ray; None: DEFAULT_WORKERS
     gpu: bool | None = None  # None: use GPUs where there are any
     local: bool = False
@@ -45,7 +45,7 @@ class Summary:
 
     run: RunFolder
     outcome: Outcome
-    checkpoint: Path | None  # the newest one
+    checkpoint: str | None  # the path or URL of the newest one
     seconds: float  # from the request to the end
     unsent_metrics: int  # metrics that MLflow did not receive
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
@@ -29,10 +29,11 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import RankFailed, TrainingError, UserError
+from resnet_dist.errors import RankFailed, StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_attempt
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.scratch import scratch_folder
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
@@ -152,7 +153,8 @@ def fit_ranks(
 
     def request_stop(count: int) -> None:
         stop.request(count)
-        folder.stop_file.touch()  # A signal does not reach other nodes; the run folder is shared by all.
+        # A signal does not reach other nodes; the run's storage is seen by all. Its answer may take long.
+        threading.Thread(target=request_stop_of, args=(folder, report), name="stop", daemon=True).start()
         if not start.have_begun():
             stop.give_up()  # There is nothing to save.
 
@@ -163,11 +165,18 @@ def fit_ranks(
     with handle_signals(request_stop):
         return train_on_ray(
             Attempt.of(recipe, folder, threads=placement.threads),
-            folder.path,
             workers=placement.workers,
             gpu=placement.gpu,
             give_up=give_up,
         )
+
+
+def request_stop_of(folder: RunFolder, report: Callable[[str], None]) -> None:
+    """Request a stop of the ranks through the storage of their run; report where it cannot be written."""
+    try:
+        folder.request_stop()
+    except StorageError as error:
+        report(f"the ranks could not be asked to save: {error}")
 
 
 class _StartWatch:
@@ -175,11 +184,14 @@ class _StartWatch:
 
     def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
         self._folder, self._placement, self._report = folder, placement, report
-        self._size_before = folder.spool_size()
+        self._end_before = folder.spool.end()
         self._late_at = time.monotonic() + LONG_START_SECONDS
 
     def have_begun(self) -> bool:
-        return self._folder.spool_size() > self._size_before
+        try:
+            return self._folder.spool.end() != self._end_before
+        except StorageError:  # It is not known: give the ranks time to save.
+            return True
 
     def report_if_late(self) -> None:
         if time.monotonic() <= self._late_at:
@@ -230,20 +242,20 @@ def _ranks_on(node: Node, cpus: int, *, gpu: bool) -> int:
     return min(by_cpu, int(node.gpus)) if gpu else by_cpu
 
 
-def train_on_ray(
-    attempt: Attempt, folder: Path, *, workers: int, gpu: bool, give_up: Callable[[], bool]
-) -> Outcome | None:
+def train_on_ray(attempt: Attempt, *, workers: int, gpu: bool, give_up: Callable[[], bool]) -> Outcome | None:
     """Run `workers` ranks to their end; return None where `give_up()` returned true first.
 
     Raises RankFailed or TrainingError with the message of the rank that failed.
     """
+    ray_files = scratch_folder() / "ray"
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
         train_loop_config={**asdict(attempt), "gpu": gpu},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker=_resources(attempt.threads, gpu=gpu)
         ),
-        run_config=ray.train.RunConfig(name="ray", storage_path=str(folder)),
+        # Ray Train writes a few small files of its own, which nothing else reads.
+        run_config=ray.train.RunConfig(name=attempt.token, storage_path=str(ray_files)),
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if gpu else "gloo", timeout_s=int(collective_timeout_seconds(attempt.recipe))
         ),
@@ -254,6 +266,7 @@ def train_on_ray(
     thread.start()
     while thread.is_alive() and not give_up():
         thread.join(JOIN_SECONDS)
+    shutil.rmtree(ray_files / attempt.token, ignore_errors=True)
     if not box:
         return None
     if isinstance(box[0], BaseException):

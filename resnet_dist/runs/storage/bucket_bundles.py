@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from resnet_dist.runs.storage.bucket import Bucket
 
 PART_BYTES = 8 * 2**20  # of an upload and of a download; a broken one costs at most this
-NUM_PARTS = 8  # that travel at the same time
+NUM_PARTS = 8  # of a file that travel at the same time
+NUM_FILES = 4  # that are uploaded at the same time
 # Objects of a bundle without its commit: an upload that broke off, if the newest of them is this old.
 ORPHAN_SECONDS = 3600.0
 
@@ -43,11 +44,15 @@ class BucketBundles:
     def write(self, name: str) -> Iterator[Path]:
         with written_folder() as folder:
             yield folder
-            files = sorted(path for path in folder.iterdir() if path.name != self._commit)
-            # Remove the commit of a bundle that is replaced: it must not vouch for the files of two.
-            self._bucket.delete(f"{name}/{self._commit}")
-            for path in [*files, folder / self._commit]:
-                self._upload(path, f"{name}/{path.name}")
+            self._publish(folder, name)
+
+    @contextmanager
+    def fill(self) -> Iterator[Path]:
+        with written_folder() as folder:
+            yield folder
+            for path in sorted(folder.iterdir()):
+                if (path / self._commit).exists():
+                    self._publish(path, path.name)
 
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
         folder = self._fetched(name)
@@ -100,6 +105,15 @@ class BucketBundles:
     def _fetched(self, name: str) -> Path:
         identity = hashlib.sha256(self._bucket.location.encode()).hexdigest()[:16]
         return fetched_folder(identity, name)
+
+    def _publish(self, folder: Path, name: str) -> None:
+        # Remove the commit of a bundle that is replaced: it must not vouch for the files of two.
+        self._bucket.delete(f"{name}/{self._commit}")
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        with ThreadPoolExecutor(NUM_FILES) as pool:
+            others = [path for path in files if path.name != self._commit]
+            list(pool.map(lambda path: self._upload(path, f"{name}/{path.name}"), others))
+        self._upload(folder / self._commit, f"{name}/{self._commit}")
 
     def _upload(self, path: Path, name: str) -> None:
         put = self._client.library.put

@@ -83,6 +83,8 @@ class Folder:
         return True
 
     def replace(self, name: str, content: bytes, version: str) -> str | None:
+        if not (self._path / name).exists():
+            return None
         with self._guarded(self._path / name):
             current = self.read_version(name)
             if current is None or current.version != version:
@@ -143,7 +145,7 @@ class Folder:
                 lock.release()
 
     def log(self, name: str) -> FileLog:
-        return FileLog(self._path / name, self.poll_seconds)
+        return FileLog(self._path / name)
 
     def bundles(self, commit: str) -> FolderBundles:
         return FolderBundles(self._path)

@@ -41,6 +41,10 @@ class FolderBundles:
             raise
         flush_to_disk(self._path)
 
+    @contextmanager
+    def fill(self) -> Iterator[Path]:
+        yield self._path
+
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
         folder = self._path / name
         if not folder.is_dir():

@@ -116,6 +116,9 @@ class Lease:
         return self._holder
 
     def release(self) -> None:
+        """End the heartbeat and free the lease; a second call does nothing."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._thread.join()
         try:
@@ -137,13 +140,14 @@ class Lease:
             self._holder, self._version = next_beat, version
 
 
-def _log_loss(holder: Holder | None) -> None:
+def log_loss(holder: Holder | None) -> None:
+    """Log that another process took the run over. holder: None where the lease was removed."""
     log.error("another process has taken this run over: %s", holder or "its lease was removed")
 
 
 @contextmanager
 def held_lease(
-    storage: Storage, report: Report, on_lost: Callable[[Holder | None], None] = _log_loss
+    storage: Storage, report: Report, on_lost: Callable[[Holder | None], None] = log_loss
 ) -> Iterator[Lease]:
     """Hold the lease of a run. Raises LeaseHeld where a living process holds it.
 

@@ -22,8 +22,9 @@ NO_SEGMENT = "0"  # the position before the first segment, whose number is 1
 class FileLog:
     """A log in one file. A position is a number of bytes. See protocol.Log."""
 
-    def __init__(self, path: Path, poll_seconds: float) -> None:
-        self.poll_seconds = poll_seconds
+    poll_seconds = 0.0
+
+    def __init__(self, path: Path) -> None:
         self._path = path
 
     def __str__(self) -> str:

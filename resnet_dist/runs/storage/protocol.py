@@ -119,7 +119,7 @@ class Log(Protocol):
 
     @property
     def poll_seconds(self) -> float:
-        """The interval at which a reader may look for new lines."""
+        """The shortest interval at which a reader may look for new lines; 0: as it likes."""
 
     def open(self) -> LogWriter:
         """Begin to append, after all lines that are there."""
@@ -147,6 +147,12 @@ class Bundles(Protocol):
         """Yield an empty folder on this machine, and publish what it holds at the end of the block.
 
         A bundle of that name is replaced. Nothing is published, and nothing left behind, where the block raises.
+        """
+
+    def fill(self) -> AbstractContextManager[Path]:
+        """Yield a folder on this machine, of which each folder becomes a bundle, at the latest at the end of the block.
+
+        What is written there may be seen at once, so the commits must come last.
         """
 
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
