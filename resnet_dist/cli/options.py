@@ -36,6 +36,12 @@ def parse_workers(text: str) -> WorkerRange:
 
 
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
+RunOutput = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER|URL", help="Where data and runs go: a folder, or a URL such as s3://BUCKET/PREFIX."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
 Workers = Annotated[
     WorkerRange | None,

@@ -19,9 +19,11 @@ from resnet_dist.cli.options import (
     Name,
     Output,
     Overrides,
+    RunOutput,
     Wait,
     Workers,
     err,
+    local_folder,
     on_interrupt,
     out,
 )
@@ -30,9 +32,10 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.system.command import command_line, resume_advice, started_by_torchrun
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.terminal import make_reporter
-from resnet_dist.tracking.store import URI_VARIABLE
+from resnet_dist.tracking.store import URI_VARIABLE, store_folder
 
 if TYPE_CHECKING:
+    from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
 
 NOT_SUBMITTED = "interrupted before the job was submitted"
@@ -48,7 +51,7 @@ def train(
     address: Address = None,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
-    output: Output = DEFAULT_OUTPUT,
+    output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
 ) -> None:
@@ -60,6 +63,7 @@ def train(
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
+        from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.open import open_publisher
 
         ranks = _torchrun_ranks()
@@ -69,11 +73,11 @@ def train(
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
             value = value or load_recipe(recipe, overrides or ())
-            folder = output.absolute()
+            place = resolved(output)
             request = Request(
                 value,
                 str(recipe),
-                folder,
+                place,
                 workers,
                 gpu,
                 local,
@@ -92,16 +96,7 @@ def train(
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-    metrics = summary.outcome.metrics
-    out.print(
-        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
-        f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {_short(summary.checkpoint)}{_browse_line(output)}"
-    )
-    if summary.unsent_metrics:
-        err.print(
-            f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}"
-        )
+    _print_summary(summary, place)
 
 
 @on_interrupt(RESUMES)
@@ -131,7 +126,8 @@ def study(
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.open import open_publisher, open_study
 
-    request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
+    folder = local_folder(str(output), "--output").absolute()
+    request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
             summary = run_study(request, reporter, open_study, open_publisher)
@@ -164,8 +160,11 @@ def submit(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     output: Annotated[
-        Path, typer.Option(help="On the cluster: a folder that all nodes share.")
-    ] = DEFAULT_OUTPUT,
+        str,
+        typer.Option(
+            help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX."
+        ),
+    ] = str(DEFAULT_OUTPUT),
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
@@ -175,6 +174,7 @@ def submit(
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
+        from resnet_dist.runs.storage.open import resolved
 
     ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
     check_recipe(value, ranks)
@@ -186,7 +186,7 @@ def submit(
         gpu,
         name,
         resume,
-        output.absolute(),
+        resolved(output),
         detach,
         command_line(),
         max_restarts,
@@ -198,6 +198,19 @@ def submit(
         err.print(str(left))
         raise typer.Exit(left.exit_code) from None
     raise typer.Exit(code)
+
+
+def _print_summary(summary: Summary, output: str) -> None:
+    metrics = summary.outcome.metrics
+    out.print(
+        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
+        f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
+        f"checkpoint {_short(summary.checkpoint)}{_browse_line(store_folder(output))}"
+    )
+    if summary.unsent_metrics:
+        err.print(
+            f"{summary.unsent_metrics} metrics could not be sent to MLflow; they are in {summary.run.spool}"
+        )
 
 
 def _torchrun_ranks() -> TorchrunRanks | None:
@@ -217,9 +230,9 @@ def _browse_line(output: Path) -> str:
         return ""
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
-    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {output}'}"
+    return f"\nbrowse     resnet-dist ui{'' if output.absolute() == DEFAULT_OUTPUT.absolute() else f' --output {output}'}"
 
 
-def _short(path: Path | None) -> Path | None:
-    """Return `path` relative to the working folder where it is inside."""
-    return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path
+def _short(location: Path | str | None) -> str | None:
+    """Return a path relative to the working folder where it is inside, and a URL as it is."""
+    return None if location is None else str(location).removeprefix(f"{Path.cwd()}/")

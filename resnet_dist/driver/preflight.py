@@ -6,6 +6,7 @@ Everything that can be refused is refused here, as a UserError of one sentence.
 from __future__ import annotations
 
 import os
+import posixpath
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
 from resnet_dist.model import Options, check_batch_norm, check_model
+from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.start.init_from import TORCHVISION
 from resnet_dist.train.start.initial import check_init_from
@@ -54,7 +56,7 @@ def check_request(request: Request) -> None:
         )
 
 
-def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
+def resolve_paths(recipe: Recipe, output: Path | str) -> Recipe:
     """Fill in `{output}` and make paths absolute, because ranks run in other folders; URLs stay unchanged."""
 
     def absolute(location: str) -> str:
@@ -108,13 +110,15 @@ def check_recipe(recipe: Recipe, ranks: WorkerRange) -> None:
         raise RecipeError(str(error)) from None
 
 
-def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
+def check_data(
+    recipe: Recipe, reporter: Reporter, *, is_new: bool, output: Path | str = ""
+) -> tuple[tuple[Index, Index], int]:
     """Return the indexes of the training and the evaluation set, and the number of steps of the run.
 
-    Prepares missing shards from `data.source`. is_new: the run has no checkpoint, so its initial weights are
+    Prepares missing shards from `data.source`, in a folder or below the URL `output`. is_new: the run has no checkpoint, so its initial weights are
     checked. Raises UserError where shards and indexes do not agree or do not suit the recipe.
     """
-    prepare_missing(recipe, reporter)
+    prepare_missing(recipe, reporter, output)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     _check_classes_agree(train_index, eval_index)
     for index in (train_index, eval_index):
@@ -153,25 +157,31 @@ def _check_classes_agree(train: Index, evaluation: Index) -> None:
     )
 
 
-def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
-    """Prepare the recipe's shards from `data.source` where a local folder has no index.
+def prepare_missing(recipe: Recipe, reporter: Reporter, output: Path | str) -> None:
+    """Prepare the recipe's shards from `data.source` where a folder, or a place below the URL `output`, has no index.
 
     Raises RecipeError.
     """
     train, evaluation, source_name = recipe.data.train, recipe.data.eval, recipe.data.source
-    folders = [Path(location) for location in (train, evaluation) if is_local(location)]
-    missing = [f for f in folders if f.suffix != ".json" and not (f / INDEX_NAME).exists()]
+    places = [place for place in (train, evaluation) if _is_writable(place, output)]
+    missing = [p for p in places if not p.endswith(".json") and open_storage(p).read(INDEX_NAME) is None]
     if source_name is None or not missing:
         return
-    target = Path(train).parent
-    if (Path(train), Path(evaluation)) != (target / "train", target / "eval"):
+    target = posixpath.dirname(train)
+    if (train, evaluation) != (f"{target}/train", f"{target}/eval"):
         raise RecipeError(
             f"data.source={source_name!r} writes folders train and eval side by side, but data.train={train} and "
             f"data.eval={evaluation}"
         )
-    source = open_source(source_name, output=target)
-    reporter.note(f"preparing {source.name} in {target}")
-    for split, prepared in prepare_splits(source, target).items():
-        if prepared.findings.left_out:
-            count, report = prepared.findings.num_left_out, one_line(str(prepared.report))
-            reporter.note(f"{split}: {count:,} files of the source are left out, listed in {report}")
+    with open_storage(target).bundles(INDEX_NAME).fill() as folder:
+        source = open_source(source_name, output=folder)
+        reporter.note(f"preparing {source.name} in {shown(target)}")
+        for split, prepared in prepare_splits(source, folder).items():
+            if prepared.findings.left_out:
+                count, report = prepared.findings.num_left_out, one_line(str(prepared.report))
+                reporter.note(f"{split}: {count:,} files of the source are left out, listed in {report}")
+
+
+def _is_writable(place: str, output: Path | str) -> bool:
+    """Report whether shards may be prepared there: in any folder, but of all buckets only in that of the output."""
+    return is_local(place) or (is_url(output) and place.startswith(f"{output}/"))

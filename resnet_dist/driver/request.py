@@ -21,7 +21,7 @@ class Request:
 
     recipe: Recipe
     source: str  # the recipe file, as it was typed
-    output: Path
+    output: Path | str  # a folder, or a URL
     workers: WorkerRange | None = None  # ranks under Ray; None: see preflight.with_workers
     gpu: bool | None = None  # None: use GPUs where there are any
     local: bool = False
@@ -52,7 +52,7 @@ class Summary:
 
     run: RunFolder
     outcome: Outcome
-    checkpoint: Path | None  # the newest one
+    checkpoint: str | None  # the path or URL of the newest one
     seconds: float  # from the request to the end
     unsent_metrics: int  # metrics that MLflow did not receive
 

@@ -6,14 +6,15 @@ Every start of the ranks is an attempt of the run with a number of its own, and 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from resnet_dist.errors import RankFailed, RanksLost
+from resnet_dist.errors import RankFailed, RanksLost, StorageError
 from resnet_dist.launch.attempt import ClusterChanged, RankLauncher
-from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.folder import RunFolder, failure_name
 from resnet_dist.system.redact import redact
 from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
@@ -83,20 +84,17 @@ def launch_with_restarts(
             if isinstance(cause, RankFailed) and not isinstance(cause, RanksLost):
                 raise
             restart = restarts.add(cause, newest_step(run))
-        run = replace(run, attempt=run.attempt + 1)
+        run = replace(run, attempt=run.attempt + 1, token=uuid.uuid4().hex)
         run.write()
         begin(run, restart)
 
 
 def keep_details(run: RunFolder, cause: Exception) -> None:
-    """Append everything that is known of a failure to a file of the run; it may be hundreds of lines."""
+    """Write everything that is known of a failure into a file of the run; it may be hundreds of lines."""
     if details := getattr(cause, "details", ""):
         title = f"{datetime.now():%Y-%m-%d %H:%M:%S}  attempt {run.attempt}: {cause}"
-        with (
-            suppress(OSError),
-            run.failures.open("a") as file,
-        ):  # A full disk must not hide the failure itself.
-            file.write(redact(f"{title}\n{details}\n\n"))
+        with suppress(StorageError):  # A full disk must not hide the failure itself.
+            run.storage.write(failure_name(run.attempt), redact(f"{title}\n{details}\n").encode())
 
 
 def newest_step(run: RunFolder) -> int:

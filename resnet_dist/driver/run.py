@@ -5,8 +5,12 @@ Everything that can be refused is refused before Ray starts or a file is written
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,17 +20,23 @@ from types import ModuleType
 from resnet_dist.driver.preflight import check_data, check_request, resolve_paths, with_workers
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
-from resnet_dist.errors import AlreadyReported, RankFailed, UserError
+from resnet_dist.errors import AlreadyReported, RankFailed, TrainingError, UserError
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
-from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
+from resnet_dist.runs.storage.lease import Holder, log_loss
+from resnet_dist.runs.storage.open import open_storage, resolved
 from resnet_dist.system.command import resume_advice
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
-from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
+from resnet_dist.tracking.spool import has_steps
+from resnet_dist.tracking.store import store_folder, store_note
+from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE, best_checkpoint, list_checkpoints
 from resnet_dist.train.loop import Outcome
+
+log = logging.getLogger(__name__)
 
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
 # The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
@@ -52,14 +62,16 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     way out.
     """
     start = time.monotonic()
+    request = replace(request, output=resolved(request.output))
     request = with_workers(replace(request, recipe=resolve_paths(request.recipe, request.output)))
     check_request(request)
     with handle_signals(raise_interrupt), ExitStack() as stack:
+        open_storage(request.output).check()
         run = _choose_run(request)
         is_new = not list_checkpoints(run.checkpoints)
-        indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new)
+        indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
-        run = stack.enter_context(locked(request, run))
+        run = stack.enter_context(locked(request, run, reporter.note))
         run = run.with_data([index.digest() for index in indexes])
         launch = stack.enter_context(_launcher(request, reporter))
         try:
@@ -67,11 +79,12 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         except AlreadyReported:
             raise
         except RankFailed as failed:
-            details = f"\ndetails    {run.failures}" if run.failures.exists() else ""
+            details = f"\ndetails are in {run.location}/{FAILURES_FOLDER}" if failed.details else ""
             raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
-    checkpoint = _newest(ended.run)
+    newest = _newest(ended.run)
+    checkpoint = newest and f"{ended.run.checkpoints.location}/{newest}"
     return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, ended.unsent_metrics)
 
 
@@ -101,7 +114,11 @@ def _train_published(
         reporter.begin(total_steps)
         restarts = Restarts(request.max_restarts)
         run, outcome = launch_with_restarts(run, launch, restarts, partial(_report_restart, reporter))
-        status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
+        if outcome is not None and outcome.finished:
+            check_results(run)
+            status = "FINISHED"
+        else:
+            status = "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
     finally:
@@ -125,7 +142,9 @@ def _choose_run(request: Request) -> RunFolder:
 
 
 @contextmanager
-def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
+def locked(
+    request: Request, run: RunFolder, report: Callable[[str], None] = lambda text: None
+) -> Iterator[RunFolder]:
     """Hold the lock of `run`; yield the run as read again under it.
 
     Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
@@ -136,7 +155,7 @@ def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
     while True:
         with ExitStack() as stack:
             try:
-                stack.enter_context(run.lock())
+                stack.enter_context(run.lock(report, _stop_after_loss))
             except UserError:
                 if not named_by_us:
                     raise
@@ -155,7 +174,9 @@ def _open(request: Request, run: RunFolder, reporter: Reporter, open_publisher: 
     Raises UserError where the publisher cannot be used; a new run is then removed.
     """
     run.write()
-    record = RunRecord(run, request.recipe, request.source, request.output, request.tags)
+    record = RunRecord(run, request.recipe, request.source, store_folder(request.output), request.tags)
+    if (note := store_note(request.output)) is not None:
+        reporter.note(note)
     try:
         return open_publisher(record, reporter.entry)
     except UserError:
@@ -176,8 +197,7 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status
         else:
             unsent = publisher.finish(LAST_UPLOAD_SECONDS)
             # The best model is the one to load; there is one only where train.best_metric names a metric.
-            model = best_checkpoint(run.checkpoints) or _newest(run)
-            publisher.log_results(model if status == "FINISHED" else None)
+            publisher.log_results(_model_folder(run) if status == "FINISHED" else None)
     except KeyboardInterrupt:
         if status == "FINISHED":
             status = "KILLED"  # Training is complete; resuming the run publishes the rest.
@@ -190,8 +210,36 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status
     return status, unsent
 
 
-def _newest(run: RunFolder) -> Path | None:
+def check_results(run: RunFolder) -> None:
+    """Raise TrainingError where the storage, as the driver sees it, lacks what finished ranks have written."""
+    missing = [] if list_checkpoints(run.checkpoints) else ["checkpoint"]
+    if not has_steps(run.spool):
+        missing.append("metrics")
+    if missing:
+        raise TrainingError(
+            f"the ranks have reached the end, but {run.location} has no {' and no '.join(missing)} on {platform.node()}; "
+            "--output must be a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX"
+        )
+
+
+def _model_folder(run: RunFolder) -> Path | None:
+    """Return a folder on this machine with the model to log; None, with a warning, where it cannot be read."""
+    try:
+        name = best_checkpoint(run.checkpoints) or _newest(run)
+        return name and run.checkpoints.bundles(MANIFEST).fetch(name, [MODEL_FILE])  # type: ignore[return-value]
+    except OSError as error:
+        log.warning("the model was not logged: %s", error)
+        return None
+
+
+def _newest(run: RunFolder) -> str | None:
     return next(reversed(list_checkpoints(run.checkpoints)), None)
+
+
+def _stop_after_loss(holder: Holder | None) -> None:
+    """Stop this process as SIGTERM does: another one has taken its run over, while it could not renew the lease."""
+    log_loss(holder)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:

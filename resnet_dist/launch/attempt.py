@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,13 +20,15 @@ class Attempt:
     """The orders of one rank, as plain values that can be sent to other machines."""
 
     recipe_json: str
-    folder: str  # the run folder, absolute
+    folder: str  # the location of the run: an absolute path, or a URL
     threads: int  # CPU threads per rank
     number: int  # 1 for the first attempt of a run
+    token: str  # the name of what the driver has written to that location
+    host: str  # of the driver
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:
-        return cls(recipe.to_json(), str(folder.path.absolute()), threads, folder.attempt)
+        return cls(recipe.to_json(), folder.location, threads, folder.attempt, folder.token, platform.node())
 
     @property
     def recipe(self) -> Recipe:

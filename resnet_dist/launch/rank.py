@@ -6,7 +6,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 from typing import TypeVar
 
 import torch
@@ -14,7 +14,9 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE, RankPlaces
+from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
@@ -26,7 +28,7 @@ from resnet_dist.world import World
 
 Result = TypeVar("Result")
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
-POLL_SECONDS = 0.2  # between two checks of the training thread, and of the stop file
+POLL_SECONDS = 0.2  # between two checks of the training thread
 
 
 def run_attempt(
@@ -142,16 +144,16 @@ def _train_rank(
         torch.set_num_threads(attempt.threads)
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
-        folder = Path(attempt.folder)
+        check_shared(attempt, world)
         places = world.gather((platform.node(), node))
         if not world.is_main:
-            return train(recipe, folder, world, NullTracker(), stop_requested, progress)
+            return train(recipe, attempt.folder, world, NullTracker(), stop_requested, progress)
+        storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
-        RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(folder)
-        stop_file = _StopFile(folder / STOP_FILE)
-        with Spool(folder / SPOOL_FILE) as tracker:
+        RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(storage)
+        with closing(StopWatch(storage)) as stop, Spool(storage.log(SPOOL_FILE)) as tracker:
             return train(
-                recipe, folder, world, tracker, lambda: stop_requested() or stop_file.exists(), progress
+                recipe, attempt.folder, world, tracker, lambda: stop_requested() or stop.requested(), progress
             )
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
@@ -160,21 +162,3 @@ def _train_rank(
         if (explained := out_of_memory(error, recipe, world)) is not None:
             raise explained from None
         raise
-
-
-class _StopFile:
-    """The file by which the driver requests a stop.
-
-    Checked rarely: a check of network storage takes milliseconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._checked_at = -POLL_SECONDS
-
-    def exists(self) -> bool:
-        now = time.monotonic()
-        if now - self._checked_at < POLL_SECONDS:
-            return False
-        self._checked_at = now
-        return self._path.exists()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
@@ -29,7 +29,7 @@ import torch
 from ray.exceptions import RayError
 
 from resnet_dist.config import Recipe, WorkerRange
-from resnet_dist.errors import RankFailed, UserError
+from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, run_attempt
 from resnet_dist.launch.ray_cluster import (
@@ -44,6 +44,7 @@ from resnet_dist.launch.ray_cluster import (
 )
 from resnet_dist.launch.ray_failures import NotPlaced, explain
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.scratch import scratch_folder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
 from resnet_dist.train.loop import Outcome
@@ -172,7 +173,8 @@ def _fit_placed(
 
     def request_stop(count: int) -> None:
         stop.request(count)
-        folder.stop_file.touch()  # A signal does not reach other nodes; the run folder is shared by all.
+        # A signal does not reach other nodes; the run's storage is seen by all. Its answer may take long.
+        threading.Thread(target=request_stop_of, args=(folder, report), name="stop", daemon=True).start()
         if not start.have_begun():
             stop.give_up()  # There is nothing to save.
 
@@ -184,7 +186,7 @@ def _fit_placed(
 
     with handle_signals(request_stop):
         attempt = Attempt.of(recipe, folder, threads=placement.threads)
-        outcome = train_on_ray(attempt, folder.path, placement, give_up)
+        outcome = train_on_ray(attempt, placement, give_up)
     if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
         raise ClusterChanged(f"{change.reason}; the ranks saved step {outcome.step} and start again")
     return outcome
@@ -198,7 +200,8 @@ class _Change:
     ) -> None:
         self.reason: str | None = None
         self._folder, self._report = folder, report
-        self._watch = ClusterWatch(placement, sizes, self._hosts)
+        self._hosts: list[str] = []
+        self._watch = ClusterWatch(placement, sizes, self._find_hosts)
 
     def look(self) -> None:
         if self.reason is not None:
@@ -210,11 +213,20 @@ class _Change:
         if reason:
             self.reason = reason
             self._report(f"{reason}: saving a checkpoint")
-            self._folder.stop_file.touch()
+            request_stop_of(self._folder, self._report)
 
-    def _hosts(self) -> list[str]:
-        ranks = self._folder.ranks()
-        return ranks.nodes if ranks and ranks.attempt == self._folder.attempt else []
+    def _find_hosts(self) -> list[str]:
+        if not self._hosts and (ranks := self._folder.ranks()) and ranks.attempt == self._folder.attempt:
+            self._hosts = ranks.nodes
+        return self._hosts
+
+
+def request_stop_of(folder: RunFolder, report: Callable[[str], None]) -> None:
+    """Request a stop of the ranks through the storage of their run; report where it cannot be written."""
+    try:
+        folder.request_stop()
+    except StorageError as error:
+        report(f"the ranks could not be asked to save: {error}")
 
 
 class _StartWatch:
@@ -222,11 +234,19 @@ class _StartWatch:
 
     def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
         self._folder, self._placement, self._report = folder, placement, report
-        self._size_before = folder.spool_size()
+        self._end_before = folder.spool.end()
         self._late_at = time.monotonic() + LONG_START_SECONDS
+        self._begun, self._look_at = False, 0.0
 
     def have_begun(self) -> bool:
-        return self._folder.spool_size() > self._size_before
+        now = time.monotonic()
+        if not self._begun and now >= self._look_at:
+            self._look_at = now + self._folder.storage.poll_seconds
+            try:
+                self._begun = self._folder.spool.end() != self._end_before
+            except StorageError:  # It is not known: give the ranks time to save.
+                return True
+        return self._begun
 
     def report_if_late(self) -> None:
         if time.monotonic() <= self._late_at:
@@ -239,14 +259,13 @@ class _StartWatch:
             )
 
 
-def train_on_ray(
-    attempt: Attempt, folder: Path, placement: Placement, give_up: Callable[[], bool]
-) -> Outcome | None:
+def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], bool]) -> Outcome | None:
     """Run the ranks to their end; return None where `give_up()` returned true first.
 
     Raises RankFailed, RanksLost or TrainingError with the message of the rank that failed, NotPlaced where the cluster
     had no room.
     """
+    ray_files = scratch_folder() / "ray"
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
         train_loop_config={**asdict(attempt), "gpu": placement.gpu},
@@ -256,8 +275,9 @@ def train_on_ray(
             resources_per_worker=resources_of(placement),
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder),
+            # Ray Train writes a few small files of its own, which nothing else reads.
+            name=attempt.token,
+            storage_path=str(ray_files),
             failure_config=ray.train.FailureConfig(
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
@@ -273,6 +293,7 @@ def train_on_ray(
     thread.start()
     while thread.is_alive() and not give_up():
         thread.join(JOIN_SECONDS)
+    shutil.rmtree(ray_files / attempt.token, ignore_errors=True)
     if not box:
         return None
     if isinstance(box[0], BaseException):

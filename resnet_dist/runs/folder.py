@@ -1,23 +1,21 @@
-"""The run folder: the name of a run, its recipe, its files, and the lock that allows one attempt at a time.
+"""The run folder: the name of a run, its recipe, its objects, and the lease that allows one attempt at a time.
 
-output/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…
+OUTPUT/runs/NAME/   run.json  spool.jsonl  checkpoints/step-00000120/…     OUTPUT is a folder, or a URL such as s3://…
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
 from resnet_dist.config import Recipe
-from resnet_dist.errors import UserError
-from resnet_dist.system.files import write_text_atomically
+from resnet_dist.errors import StorageError, UserError
+from resnet_dist.runs.storage.lease import Holder, LeaseHeld, held_lease, log_loss
+from resnet_dist.runs.storage.protocol import Log, Report, Storage
 
 # The status of an attempt, in MLflow's names.
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -26,9 +24,9 @@ RUNS_FOLDER = "runs"  # in the output folder
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
 RANKS_FILE = "ranks.json"
-FAILURES_FILE = "failures.txt"
+FAILURES_FOLDER = "failures"  # everything that is known of each failure, for a defect report
 STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
-LOCK_FILE = "lock"
+TOKENS_FOLDER = "tokens"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
@@ -41,15 +39,15 @@ class RankPlaces:
     hosts: list[str]  # by rank
     nodes: list[str]  # by rank: Ray's id of the node, or "" without Ray
 
-    def write(self, folder: Path) -> None:
-        write_text_atomically(folder / RANKS_FILE, json.dumps(asdict(self), indent=1) + "\n")
+    def write(self, storage: Storage) -> None:
+        storage.write(RANKS_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run and what its run.json records. A value: nothing is on disk before `write` or `lock`."""
+    """A run and what its run.json records. A value: nothing is in the storage before `write` or `lock`."""
 
-    path: Path
+    storage: Storage  # of this run alone
     name: str
     run_id: str | None  # of MLflow, once the run exists there
     attempt: int  # 1 for the first
@@ -57,33 +55,32 @@ class RunFolder:
     key: str = ""  # a unique tag in MLflow, by which a restarted driver finds the run that it had created
     data: tuple[str, ...] = ()  # digests of the indexes that the run was started on
     launch: str = ""  # the launch of torchrun, by which a restart of the ranks finds its run
+    # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
-    def spool(self) -> Path:
-        return self.path / SPOOL_FILE
+    def location(self) -> str:
+        """The absolute path of the run, or its URL."""
+        return self.storage.location
 
     @property
-    def stop_file(self) -> Path:
-        return self.path / STOP_FILE
+    def spool(self) -> Log:
+        return self.storage.log(SPOOL_FILE)
 
     @property
-    def failures(self) -> Path:
-        return self.path / FAILURES_FILE
+    def checkpoints(self) -> Storage:
+        return self.storage.at(CHECKPOINTS_FOLDER)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS_FOLDER
+    def request_stop(self) -> None:
+        """Request that the ranks of this run save and stop, on whatever machine they are."""
+        self.storage.write(STOP_FILE, b"")
 
     def ranks(self) -> RankPlaces | None:
         """Return where the ranks of the newest attempt that began are; None before the first."""
         try:
-            return RankPlaces(**json.loads((self.path / RANKS_FILE).read_bytes()))
-        except (OSError, ValueError, TypeError):  # None has begun yet, or another version wrote the file.
+            return RankPlaces(**json.loads(self.storage.read(RANKS_FILE) or b""))
+        except (StorageError, ValueError, TypeError):  # None has begun yet, or another version wrote it.
             return None
-
-    def spool_size(self) -> int:
-        """Return the bytes of the spool, which grows when rank 0 begins."""
-        return self.spool.stat().st_size if self.spool.exists() else 0
 
     def with_run_id(self, run_id: str | None) -> RunFolder:
         return replace(self, run_id=run_id or self.run_id)
@@ -105,41 +102,56 @@ class RunFolder:
         return Recipe.model_validate(self.recipe).flat()[key]
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of the run, so that one attempt at a time trains it.
+    def lock(
+        self,
+        report: Report = lambda text: None,
+        on_lost: Callable[[Holder | None], None] = log_loss,
+    ) -> Iterator[None]:
+        """Hold the lease of the run, so that one attempt at a time trains it.
 
-        Raises UserError where another process holds it. The kernel releases the lock of a driver that dies. A
-        run that was never written is removed at the end.
+        Raises UserError where another process holds it; the lease of a driver that died ends by itself, see `lease`.
+        A run that was never written is removed at the end.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK_FILE)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            with held_lease(self.storage, report, on_lost) as lease:
+                try:
+                    yield
+                finally:
+                    with suppress(StorageError):
+                        self.storage.at(TOKENS_FOLDER).delete_all()
+                        if (
+                            self.storage.read(RUN_FILE) is None
+                        ):  # The attempt ended before the run was written.
+                            lease.release()
+                            self.remove()
+        except LeaseHeld as held:
+            who = f" ({held.holder})" if held.holder else ""
             raise UserError(
-                f"run {self.name} is being trained by another process; wait for its end, or give another --name"
+                f"run {self.name} is being trained by another process{who}; wait for its end, or give another --name"
             ) from None
-        except NotImplementedError:
-            pass  # The file system has no locks: train without one.
-        try:
-            yield
-        finally:
-            if not (self.path / RUN_FILE).exists():  # The attempt ended before the run was written.
-                self.remove()
-            lock.release()
 
     def remove(self) -> None:
-        """Remove the folder of a run that did not begin, and the folder of all runs if it is empty then."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        with suppress(OSError):  # The folder holds other runs.
-            self.path.parent.rmdir()
+        """Remove a run that did not begin, and the folder of all runs if it is empty then."""
+        self.storage.delete_all()
 
     def write(self) -> None:
-        """Create or update the folder and its run.json; ranks compare that file to check that they share storage."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.stop_file.unlink(missing_ok=True)  # An earlier attempt may have been stopped by it.
-        value = {key: value for key, value in asdict(self).items() if key != "path"}
-        write_text_atomically(self.path / RUN_FILE, json.dumps(value, indent=1) + "\n")
+        """Create or update run.json, and write the token by which ranks find out whether they share this storage."""
+        self.storage.delete(STOP_FILE)  # An earlier attempt may have been stopped by it.
+        recorded = [one.name for one in fields(self) if one.name not in ("storage", "token")]
+        value = {name: getattr(self, name) for name in recorded}
+        self.storage.write(RUN_FILE, (json.dumps(value, indent=1) + "\n").encode())
+        self.storage.write(token_name(self.token), b"")
+
+
+def failure_name(attempt: int) -> str:
+    """Return the name of the object with everything that is known of the failure of an attempt."""
+    return f"{FAILURES_FOLDER}/attempt-{attempt:04}.txt"
+
+
+def token_name(token: str) -> str:
+    """Return the name of the object whose existence shows that the driver's storage is seen."""
+    # A name of its own, which no client of a network file system can have in its cache.
+    return f"{TOKENS_FOLDER}/{token}"
 
 
 def stored_recipe(recipe: Recipe) -> dict[str, object]:
@@ -147,14 +159,15 @@ def stored_recipe(recipe: Recipe) -> dict[str, object]:
     return recipe.public().model_dump(mode="json")
 
 
-def read_run(path: Path) -> RunFolder | None:
-    """Return the run in a folder; None where there is none.
+def read_run(storage: Storage) -> RunFolder | None:
+    """Return the run in a storage; None where there is none.
 
     Raises UserError where run.json cannot be parsed.
     """
-    try:
-        return RunFolder(path=path, **json.loads((path / RUN_FILE).read_bytes()))
-    except FileNotFoundError:
+    content = storage.read(RUN_FILE)
+    if content is None:
         return None
+    try:
+        return RunFolder(storage=storage, **json.loads(content))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path / RUN_FILE}: not a run ({error})") from None
+        raise UserError(f"{storage.location}/{RUN_FILE}: not a run ({error})") from None

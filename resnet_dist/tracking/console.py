@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet_dist.runs.folder import Status
+from resnet_dist.runs.storage.protocol import Log, Unreachable
 from resnet_dist.tracking.spool import Entry, Follower
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class SpoolThread:
 
     def __init__(
         self,
-        spool: Path,
+        spool: Log,
         on_entry: Callable[[Entry], None],
         *,
         after_read: Callable[[], None] = _nothing,
@@ -37,7 +38,8 @@ class SpoolThread:
         self._on_entry, self._after_read, self._at_end = on_entry, after_read, at_end
         self._follower = Follower(spool)
         self._follower.skip()  # The entries of earlier attempts were shown when these ran.
-        self._failed = False
+        self._poll_seconds = spool.poll_seconds
+        self._failed = self._unreachable = False
         self._stop = threading.Event()
         # A daemon thread: a server that never answers must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -56,7 +58,7 @@ class SpoolThread:
         return self._thread.ident is not None
 
     def _run(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        while not self._stop.wait(max(POLL_SECONDS, self._poll_seconds)):
             self._show()
             self._after_read()
         self._show()
@@ -66,6 +68,11 @@ class SpoolThread:
         try:
             for entry in self._follower.read():
                 self._on_entry(entry)
+            self._unreachable = False
+        except Unreachable as error:  # The next look shows what this one could not read.
+            if not self._unreachable:
+                log.warning("the metrics cannot be read now: %s", error)
+            self._unreachable = True
         except Exception as error:  # A closed terminal must not end the upload.
             if not self._failed:
                 log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
@@ -77,7 +84,7 @@ class ConsolePublisher:
 
     run_id = None
 
-    def __init__(self, spool: Path, on_entry: Callable[[Entry], None]) -> None:
+    def __init__(self, spool: Log, on_entry: Callable[[Entry], None]) -> None:
         self._thread = SpoolThread(spool, on_entry)
 
     def start(self) -> None:

@@ -9,7 +9,8 @@ import pytest
 from resnet_dist.driver.restarts import WINDOW_SECONDS, Restart, Restarts, launch_with_restarts
 from resnet_dist.errors import RankFailed, RanksLost, TrainingError
 from resnet_dist.launch.attempt import ClusterChanged
-from resnet_dist.runs.folder import RunFolder, read_run
+from resnet_dist.runs.folder import RunFolder, failure_name, read_run
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train.loop import Outcome
 
 END = Outcome(8, 8, {}, finished=True)
@@ -27,8 +28,7 @@ class Launches:
         self.attempts.append(run.attempt)
         end, step = self.ends.pop(0)
         if step:
-            (run.checkpoints / f"step-{step:08d}").mkdir(parents=True)
-            (run.checkpoints / f"step-{step:08d}" / "checkpoint.json").write_text("{}")
+            run.checkpoints.write(f"step-{step:08d}/checkpoint.json", b"{}")
         if isinstance(end, Exception):
             raise end
         return end
@@ -36,7 +36,7 @@ class Launches:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "x", "x", None, 1, {})
+    folder = RunFolder(open_storage(tmp_path / "x"), "x", None, 1, {})
     folder.write()
     return folder
 
@@ -48,10 +48,11 @@ def test_lost_ranks_start_again_from_the_newest_checkpoint(run: RunFolder) -> No
     )
     assert (outcome, ended.attempt, launch.attempts) == (END, 3, [1, 2, 3])
     assert [restart.step for restart in begun] == [0, 20]
-    recorded = read_run(run.path)
+    recorded = read_run(run.storage)
     assert recorded is not None
     assert recorded.attempt == 3  # A rank of an earlier attempt can see that it is no longer the newest.
-    assert run.failures.read_text().count("a\nlong dump") == 2
+    for attempt in (1, 2):
+        assert b"a\nlong dump" in (run.storage.read(failure_name(attempt)) or b"")
 
 
 @pytest.mark.parametrize(

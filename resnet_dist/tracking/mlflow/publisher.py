@@ -45,7 +45,7 @@ class MlflowPublisher:
         if checkpoint is not None:
             with warn_on_error(f"the model was not logged to MLflow; it is in {checkpoint}"):
                 classes = read_index(self._recipe.data.train).classes
-                log_model(self._run, checkpoint, self._recipe, classes, step_of(checkpoint))
+                log_model(self._run, checkpoint, self._recipe, classes, step_of(checkpoint.name))
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         with warn_on_error(f"the MLflow run could not be closed as {status}"):

@@ -64,7 +64,7 @@ class MlflowRun:
                 opened._describe(record.recipe, record.source)
                 opened.set_tags(
                     {
-                        FOLDER_TAG: str(run.path),
+                        FOLDER_TAG: run.location,
                         ATTEMPT_TAG: str(run.attempt),
                         **redact_all(dict(record.tags)),
                     }

@@ -7,11 +7,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from mlflow.entities import Metric
 
+from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.spool import Entry, Follower
 
@@ -37,7 +37,7 @@ class Uploader:
     retried.
     """
 
-    def __init__(self, spool: Path, store: MetricStore, on_entry: Callable[[Entry], None]) -> None:
+    def __init__(self, spool: Log, store: MetricStore, on_entry: Callable[[Entry], None]) -> None:
         self._spool, self._store = spool, store
         self._uploads = Follower(spool)
         self._newest: dict[str, int] | None = None

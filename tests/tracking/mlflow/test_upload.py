@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Metric
 
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking import console
 from resnet_dist.tracking.mlflow import upload
 from resnet_dist.tracking.mlflow.upload import MAX_METRICS_PER_REQUEST, Uploader
@@ -46,8 +48,12 @@ def ignore(entry: Entry) -> None:
     pass
 
 
-def write(path: Path, steps: range) -> list[tuple[str, int, float]]:
-    with Spool(path) as spool:
+def spool_in(folder: Path) -> Log:
+    return open_storage(folder).log("spool")
+
+
+def write(lines: Log, steps: range) -> list[tuple[str, int, float]]:
+    with Spool(lines) as spool:
         for step in steps:
             spool.log({"train/loss": 1 / (1 + step), "train/top1": 0.5}, step)
     return [
@@ -56,8 +62,8 @@ def write(path: Path, steps: range) -> list[tuple[str, int, float]]:
 
 
 def test_all_arrive_in_requests_that_mlflow_takes(tmp_path: Path) -> None:
-    rows, store = write(tmp_path / "spool", range(700)), Store()
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    rows, store = write(spool_in(tmp_path), range(700)), Store()
+    uploader = Uploader(spool_in(tmp_path), store, ignore)
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
@@ -73,8 +79,8 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
             raise ConnectionError("the server is away")
 
     store = Store(fail)
-    rows = write(tmp_path / "spool", range(1200))
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    rows = write(spool_in(tmp_path), range(1200))
+    uploader = Uploader(spool_in(tmp_path), store, ignore)
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
@@ -83,22 +89,22 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
 def test_what_the_store_has_is_not_sent_again(tmp_path: Path) -> None:
     """The driver died, and its restart repeated some steps."""
     store = Store()
-    store.rows = write(tmp_path / "spool", range(10))[:11]  # The loss of step 5 arrived, its top-1 did not.
-    write(tmp_path / "spool", range(7, 12))
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    store.rows = write(spool_in(tmp_path), range(10))[:11]  # The loss of step 5 arrived, its top-1 did not.
+    write(spool_in(tmp_path), range(7, 12))
+    uploader = Uploader(spool_in(tmp_path), store, ignore)
     uploader.start()
     assert uploader.finish(SOON) == 0
-    assert sorted(store.rows) == sorted(write(tmp_path / "other", range(12)))
+    assert sorted(store.rows) == sorted(write(spool_in(tmp_path / "other"), range(12)))
 
 
 def test_a_torn_line_and_what_is_not_finite_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "spool", range(2))
+    write(spool_in(tmp_path), range(2))
     with (tmp_path / "spool").open("a") as file:
         file.write('{"time_ms": 1, "step": 2, "metr')
-    with Spool(tmp_path / "spool") as spool:
+    with Spool(spool_in(tmp_path)) as spool:
         spool.log({"train/loss": math.inf, "train/top1": 0.25}, 3)
     store = Store()
-    uploader = Uploader(tmp_path / "spool", store, ignore)
+    uploader = Uploader(spool_in(tmp_path), store, ignore)
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows[4:] == [("train/top1", 3, 0.25)]
@@ -113,8 +119,8 @@ def stuck() -> Iterator[Callable[[], None]]:
 
 
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, stuck: Callable[[], None]) -> None:
-    rows = write(tmp_path / "spool", range(3))
-    uploader = Uploader(tmp_path / "spool", Store(stuck), ignore)
+    rows = write(spool_in(tmp_path), range(3))
+    uploader = Uploader(spool_in(tmp_path), Store(stuck), ignore)
     uploader.start()
     assert uploader.finish(0.01) == len(rows)
 
@@ -125,15 +131,15 @@ def test_a_server_that_is_away_leaves_the_number_of_metrics(
     def fail() -> None:
         raise ConnectionError("no route")
 
-    rows = write(tmp_path / "spool", range(3))
-    uploader = Uploader(tmp_path / "spool", Store(fail), ignore)
+    rows = write(spool_in(tmp_path), range(3))
+    uploader = Uploader(spool_in(tmp_path), Store(fail), ignore)
     uploader.start()
     assert uploader.finish(0.05) == len(rows)
     assert "6 metrics could not be sent: ConnectionError: no route" in caplog.text
 
 
 def test_one_that_was_never_started_can_be_finished(tmp_path: Path) -> None:
-    assert Uploader(tmp_path / "spool", Store(), ignore).finish(SOON) == 0
+    assert Uploader(spool_in(tmp_path), Store(), ignore).finish(SOON) == 0
 
 
 def test_a_display_that_fails_does_not_end_the_upload(
@@ -146,11 +152,11 @@ def test_a_display_that_fails_does_not_end_the_upload(
         raise BrokenPipeError("the terminal has gone")
 
     store = Store()
-    uploader = Uploader(tmp_path / "spool", store, show)
+    uploader = Uploader(spool_in(tmp_path), store, show)
     uploader.start()
-    rows = write(tmp_path / "spool", range(2))
+    rows = write(spool_in(tmp_path), range(2))
     assert shown.wait(SOON)
-    rows += write(tmp_path / "spool", range(2, 4))
+    rows += write(spool_in(tmp_path), range(2, 4))
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
     assert caplog.text.count("not shown from here on") == 1
@@ -159,6 +165,6 @@ def test_a_display_that_fails_does_not_end_the_upload(
 def test_a_full_disk_costs_metrics_not_the_training(caplog: pytest.LogCaptureFixture) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with Spool(Path("/dev/full")) as spool:
+    with Spool(open_storage(Path("/dev")).log("full")) as spool:
         spool.log({"train/loss": 1.0}, 1)
     assert caplog.text.count("not recorded from here on") == 1
