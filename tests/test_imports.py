@@ -50,7 +50,7 @@ MAX_MODULES_PER_FOLDER = 12
 MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
-    "ray": tuple(f"launch/ray_{name}.py" for name in ("cluster", "failures", "jobs", "train")),
+    "ray": tuple(f"launch/ray_{name}.py" for name in ("failures", "jobs", "nodes", "train")),
     "mlflow": ("tracking/mlflow/",),
     "matplotlib": ("study/figure.py",),
 }

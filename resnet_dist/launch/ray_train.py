@@ -32,7 +32,8 @@ from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, run_attempt
-from resnet_dist.launch.ray_cluster import (
+from resnet_dist.launch.ray_failures import NotPlaced, explain
+from resnet_dist.launch.ray_nodes import (
     ClusterWatch,
     Placement,
     Placer,
@@ -42,7 +43,6 @@ from resnet_dist.launch.ray_cluster import (
     nodes,
     resources_of,
 )
-from resnet_dist.launch.ray_failures import NotPlaced, explain
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.scratch import scratch_folder
 from resnet_dist.system.cpus import cpu_count

@@ -8,8 +8,8 @@ import pytest
 
 from resnet_dist.config import WorkerRange
 from resnet_dist.errors import RankFailed, UserError
-from resnet_dist.launch import ray_cluster
-from resnet_dist.launch.ray_cluster import (
+from resnet_dist.launch import ray_nodes
+from resnet_dist.launch.ray_nodes import (
     REPORT_SECONDS,
     SETTLING_SECONDS,
     ClusterWatch,
@@ -52,14 +52,14 @@ class FakeCluster:
         self.free: dict[str, dict[str, float]] = {}
         self.demands: list[int] = []
         self.at: dict[float, Callable[[], None]] = {}  # what happens when the clock reaches a time
-        monkeypatch.setattr(ray_cluster, "nodes", lambda: self.alive)
-        monkeypatch.setattr(ray_cluster, "draining", lambda: self.leaving)
+        monkeypatch.setattr(ray_nodes, "nodes", lambda: self.alive)
+        monkeypatch.setattr(ray_nodes, "draining", lambda: self.leaving)
         monkeypatch.setattr(
             ray_cluster, "request_resources", lambda bundles: self.demands.append(len(bundles))
         )
-        monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(ray_cluster.time, "sleep", self.sleep)
-        monkeypatch.setattr(ray_cluster.cluster_state, "available_resources_per_node", lambda: self.free)
+        monkeypatch.setattr(ray_nodes.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(ray_nodes.time, "sleep", self.sleep)
+        monkeypatch.setattr(ray_nodes.cluster_state, "available_resources_per_node", lambda: self.free)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
