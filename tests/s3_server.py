@@ -20,8 +20,10 @@ import pytest
 
 from tests.data.servers import LOCALHOST, free_port, wait_for_port
 
-# Given method and path of a request: None, "500", "refuse" (503), "cut request", "cut answer", "lose answer".
+# Given method and path of a request: None, "500", "refuse" (503), "cut request", "cut answer", "lose answer", "ignore
+# conditions", or the code of an error of S3, which is answered with 403.
 Fault = Callable[[str, str], str | None]
+OWN_FAULTS = (None, "500", "refuse", "cut request", "cut answer", "lose answer", "ignore conditions")
 
 
 def no_fault(method: str, path: str) -> str | None:
@@ -95,8 +97,18 @@ class FaultyStore:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
+        if fault not in OWN_FAULTS:
+            content = f"<Error><Code>{fault}</Code><Message>of {fault}</Message></Error>".encode()
+            handler.send_response(403)
+            handler.send_header("Content-Length", str(len(content)))
+            handler.end_headers()
+            handler.wfile.write(content)
+            return
+        headers = dict(handler.headers)
+        if fault == "ignore conditions":
+            headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
         upstream = http.client.HTTPConnection(LOCALHOST, port, timeout=60)
-        upstream.request(handler.command, handler.path, body, dict(handler.headers))
+        upstream.request(handler.command, handler.path, body, headers)
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
@@ -25,9 +26,8 @@ Value = TypeVar("Value")
 SMALL_SECONDS, SMALL_RETRY_SECONDS = 10.0, 15.0
 LARGE_SECONDS, LARGE_RETRY_SECONDS = 120.0, 60.0
 CONNECT_SECONDS = 5.0
-MAX_PAUSE_SECONDS = 5.0
+MAX_PAUSE_SECONDS, RETRY_SECONDS = 5.0, 0.2
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-INSTALL = 'uv pip install "resnet-dist[s3]"'
 
 # Words in an error, and the sentence that explains it. The first that fits is used.
 CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
@@ -75,7 +75,7 @@ class Client:
             import obstore
         except ImportError:
             raise UserError(
-                f"{url}: obstore, which reads and writes it, is not installed; {INSTALL}"
+                f"{url}: obstore, which reads and writes it, is not installed; uv pip install obstore"
             ) from None
         self.library: Any = obstore
         self._small = _connect(url, SMALL_SECONDS, SMALL_RETRY_SECONDS)
@@ -90,13 +90,19 @@ class Client:
         else. large: it moves more than a few kilobytes.
         """
         errors = self.library.exceptions
-        store = self._large if large else self._small
-        try:
-            return _interruptible(lambda: function(store, *arguments, **options))
-        except (FileNotFoundError, errors.AlreadyExistsError, errors.PreconditionError):
-            raise
-        except Exception as error:  # obstore raises its own classes, and Python's for some of them
-            raise explained(self.url, error) from error
+        store, seconds = (self._large, LARGE_RETRY_SECONDS) if large else (self._small, SMALL_RETRY_SECONDS)
+        begin, pause = time.monotonic(), threading.Event()
+        while True:
+            try:
+                return _interruptible(lambda: function(store, *arguments, **options))
+            except (FileNotFoundError, errors.AlreadyExistsError, errors.PreconditionError):
+                raise
+            except Exception as error:  # obstore raises its own classes, and Python's for some of them
+                problem = explained(self.url, error)
+                # obstore has retried what it can; it does not retry an answer that breaks off.
+                if not isinstance(problem, Unreachable) or time.monotonic() - begin >= seconds:
+                    raise problem from error
+            pause.wait(RETRY_SECONDS)
 
 
 @lru_cache(maxsize=8)
