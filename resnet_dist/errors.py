@@ -42,7 +42,25 @@ class TooManyBadSamples(ExplainedError, RuntimeError):
 
 
 class RankFailed(ExplainedError, RuntimeError):
-    """A rank ended with an error: names the rank and quotes its message."""
+    """A rank ended with an error: names the rank and quotes its message.
+
+    details: everything that is known of it, for a file; often hundreds of lines.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class RanksLost(RankFailed):
+    """Ranks whose process, node or network went away, through no fault of the recipe or of this package.
+
+    The driver starts the ranks again. preempted: the node was taken away by its owner, after a notice.
+    """
+
+    def __init__(self, message: str, details: str = "", *, preempted: bool = False) -> None:
+        super().__init__(message, details)
+        self.preempted = preempted
 
 
 class AlreadyReported(RankFailed):

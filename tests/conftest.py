@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,7 +13,9 @@ import torch
 from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
+from resnet_dist.runs.storage.scratch import SCRATCH_VARIABLE
 from tests.paths import ROOT
+from tests.s3_server import S3Server, no_fault, s3_server, variables
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("default")
@@ -64,3 +67,20 @@ def digits_recipe(digits_data: Path) -> Recipe:
         "train.checkpoint_every=8 steps",
     ]
     return load_recipe(ROOT / "jobs/digits.py", overrides)
+
+
+@pytest.fixture(scope="session")
+def shared_s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(shared_s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    """Return an S3 server with the variables that name its proxy, and a scratch folder of the test's own."""
+    for name, value in variables(shared_s3.proxy.url).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    shared_s3.proxy.seen.clear()
+    yield shared_s3
+    shared_s3.proxy.fault = no_fault

@@ -138,7 +138,7 @@ def test_a_run_whose_file_still_has_a_password_is_resumed(tmp_path: Path, digits
     old = digits_recipe.with_overrides(["data.train=http://user:hush@host/set?Signature=hush1"])
     run = choose_run(tmp_path, old, "x", resume=False)
     run.write()
-    file = run.path / RUN_FILE
+    file = Path(run.location) / RUN_FILE
     value = json.loads(file.read_text())
     file.write_text(json.dumps(value | {"recipe": old.model_dump(mode="json")}))
     new = digits_recipe.with_overrides(["data.train=http://user:hush@host/set?Signature=hush2"])

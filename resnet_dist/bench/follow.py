@@ -12,13 +12,14 @@ from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.store import URI_VARIABLE
 from resnet_dist.train.plan import Plan, order_of
 
 
 @contextmanager
-def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
-    """Follow `spool` as the driver does, with an MLflow store in `folder` and a terminal without a screen.
+def followed(recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Follow the run in `folder` as the driver does, with an MLflow store there and a terminal without a screen.
 
     Where MLflow or rich is missing, metrics stay in the spool.
     """
@@ -38,7 +39,7 @@ def followed(recipe: Recipe, folder: Path, spool: Path) -> Iterator[None]:
     with make_reporter(Console(file=io.StringIO(), force_terminal=True), bar=True) as reporter:
         order = order_of(recipe, read_index(recipe.data.train))
         reporter.begin(Plan.of(recipe, order).total)
-        run = RunFolder(spool.parent, "bench", None, 1, {}, key="bench")
+        run = RunFolder(open_storage(folder), "bench", None, 1, {}, key="bench")
         publisher = MlflowPublisher(RunRecord(run, recipe, folder), reporter.entry)
         publisher.start()
         yield

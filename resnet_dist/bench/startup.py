@@ -24,6 +24,7 @@ from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import resolve_paths
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, UV_HOOK_VARIABLE
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, SPOOL_FILE
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.tracking.spool import Follower
 from resnet_dist.tracking.store import URI_VARIABLE
@@ -93,7 +94,7 @@ def _start_ours(recipe: Path, output: Path, name: str, ranks: int, *, gpu: bool)
     arguments += [f"--workers={ranks}"] if ranks else ["--local"]
     arguments += [f"--set={override}" for override in OVERRIDES]
     run, log = output / RUNS_FOLDER / name, output / f"{name}.log"
-    follower = Follower(run / SPOOL_FILE)
+    follower = Follower(open_storage(run).log(SPOOL_FILE))
     milestones: dict[str, Callable[[], bool]] = {
         "imports and checks": lambda: log.stat().st_size > 0,  # The first line reports that Ray is starting.
         "Ray and MLflow": (run / RUN_FILE).exists,

@@ -34,6 +34,8 @@ from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import UserError
 from resnet_dist.model import MODELS
 from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking.spool import Follower, Spool
 from resnet_dist.train.loop import train
 from resnet_dist.train.plan import order_of
@@ -171,14 +173,14 @@ def make_recipe(data: Data, model: str, pace: Pace, rounds: int) -> Recipe:
 
 
 def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace, sync_buffers: bool) -> StepSpeed:
-    spool = folder / SPOOL_FILE
+    spool = open_storage(folder).log(SPOOL_FILE)
     bare_loop = BareLoop(recipe, CLASSES, world.device, sync_buffers=sync_buffers)
     turns = Turns(world, bare_loop, first_batches(recipe, world, pace.steps), pace)
     with ExitStack() as stack:
         tracker: Tracker = NullTracker()
         if world.is_main:
             tracker = stack.enter_context(Spool(spool))
-            stack.enter_context(followed(recipe, folder, spool))
+            stack.enter_context(followed(recipe, folder))
         train(recipe, folder, world, tracker, (folder / STOP_FILE).exists, turns)
     ours, bare = zip(*turns.rounds(), strict=True)
     images = pace.steps * recipe.data.global_batch_size
@@ -191,7 +193,7 @@ def _rank_main(world: World, recipe: Recipe, folder: Path, pace: Pace, sync_buff
     )
 
 
-def _loss_at(spool: Path, step: int) -> float:
+def _loss_at(spool: Log, step: int) -> float:
     """Return the loss in the log line of `step`: the mean since the previous line."""
     return next(e.metrics["train/loss"] for e in Follower(spool).read() if e.step == step)
 

@@ -15,16 +15,14 @@ from resnet_dist.cli.options import (
     STARTS_OVER,
     Gpu,
     Overrides,
-    Workers,
     err,
     on_interrupt,
     out,
     use_gpu,
 )
-from resnet_dist.config import Cache, Crop, Data
+from resnet_dist.config import DEFAULT_WORKERS, Cache, Crop, Data
 from resnet_dist.config.part import explain
 from resnet_dist.errors import UserError
-from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.streams import need_stdout
 
 
@@ -128,7 +126,7 @@ def bench_step(
 @on_interrupt(STARTS_OVER)
 def bench_launch(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")] = Path("jobs/digits.py"),
-    workers: Workers = None,
+    workers: Annotated[int, typer.Option(min=1, help="DDP ranks.")] = DEFAULT_WORKERS,
     local: Annotated[bool, typer.Option("--local", help="Without Ray, against plain PyTorch.")] = False,
     gpu: Gpu = None,
     rounds: Annotated[int, typer.Option(min=1, help="Starts of each program.")] = 5,
@@ -138,7 +136,7 @@ def bench_launch(
     from resnet_dist.bench.machine import describe_machine
     from resnet_dist.bench.startup import bench_launch as measure
 
-    gpu, workers = use_gpu(gpu), workers or DEFAULT_WORKERS
+    gpu = use_gpu(gpu)
     out.print(f"machine  {describe_machine(gpu=gpu)}")
     speed = measure(recipe, workers=workers, local=local, gpu=gpu, rounds=rounds)
     where = "in one process" if local else f"{workers} rank(s) under Ray"

@@ -14,9 +14,9 @@ from typing import NoReturn
 import typer
 
 from resnet_dist.cli.options import err
+from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
 from resnet_dist.system.command import (
-    DEFAULT_WORKERS,
     TRAINING_THREAD,
     is_main_process,
     started_by_torchrun,

@@ -12,24 +12,25 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     STARTS_OVER,
     Gpu,
-    Output,
+    RunOutput,
     err,
     on_interrupt,
     out,
     use_gpu,
 )
 from resnet_dist.errors import UserError
+from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import need_stdout
-from resnet_dist.tracking.store import tracking_uri
+from resnet_dist.tracking.store import store_folder, tracking_uri
 
 
 @on_interrupt(STARTS_OVER)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or an MLflow run id.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint or run, by path or URL, or an MLflow run id.")],
     shards: Annotated[str, typer.Argument(help="A folder with an index.json.")],
     gpu: Gpu = None,
-    output: Output = DEFAULT_OUTPUT,
+    output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
     """Measure top-1, top-5 and loss of a trained model, with every sample counted once."""
     need_stdout()
@@ -74,7 +75,7 @@ def evaluate(
 
 
 def ui(
-    output: Output = DEFAULT_OUTPUT,
+    output: RunOutput = str(DEFAULT_OUTPUT),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Serve the local MLflow store and print the address of the experiment page."""
@@ -84,12 +85,13 @@ def ui(
         raise UserError("MLflow, whose page this command serves, is not installed")
     from resnet_dist.tracking.mlflow.ui import serve_store
 
-    raise typer.Exit(serve_store(output, port, out.print))
+    raise typer.Exit(serve_store(store_folder(output), port, out.print))
 
 
-def _model_folder(model: str, output: Path) -> Path:
-    if Path(model).exists():
-        return Path(model)
+def _model_folder(model: str, output: str) -> Path | str:
+    """Return the path or URL of a model; a model that MLflow has is downloaded."""
+    if Path(model).exists() or is_url(model):
+        return model
     from resnet_dist.tracking.open import has_mlflow
 
     if not has_mlflow():
@@ -99,8 +101,9 @@ def _model_folder(model: str, output: Path) -> Path:
     from resnet_dist.tracking.mlflow.database import relocate
     from resnet_dist.tracking.mlflow.model import download_model
 
-    uri = tracking_uri(output)
-    relocate(uri, output)
+    store = store_folder(output)
+    uri = tracking_uri(store)
+    relocate(uri, store)
     try:
         return download_model(model, uri)
     except LookupError as error:

@@ -12,10 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from resnet_dist.config import Data
+from resnet_dist.config import DEFAULT_WORKERS, Data, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
-from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
@@ -23,9 +22,42 @@ from resnet_dist.terminal import PersonConsole
 out = PersonConsole()
 err = PersonConsole(stderr=True, above=out)
 
+
+def parse_workers(text: str) -> WorkerRange:
+    try:
+        return WorkerRange.parse(text)
+    except UserError as error:  # Typer would print nothing of a ValueError but the value.
+        raise typer.BadParameter(str(error)) from None
+
+
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
+RunOutput = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER|URL", help="Where data and runs go: a folder, or a URL such as s3://BUCKET/PREFIX."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
-Workers = Annotated[int | None, typer.Option(min=1, help=f"DDP ranks; default: {DEFAULT_WORKERS}.")]
+Workers = Annotated[
+    WorkerRange | None,
+    typer.Option(
+        metavar="N|MIN:MAX",
+        parser=parse_workers,
+        help=f"DDP ranks, or a range to follow the cluster's size; default: {DEFAULT_WORKERS}.",
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Restarts of ranks that were lost, within an hour; preemptions are not counted."
+    ),
+]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="SECONDS", help="Wait so long for nodes; default: 0 at the start, 600 after a loss."
+    ),
+]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs if there are any.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]

@@ -16,21 +16,31 @@ from resnet_dist.cli.options import (
     RESUMES,
     Address,
     Gpu,
+    MaxRestarts,
     Name,
     Output,
     Overrides,
+    RunOutput,
+    Wait,
     Workers,
     err,
+    local_folder,
     on_interrupt,
     out,
 )
-from resnet_dist.config import Recipe, load_recipe, load_study
+from resnet_dist.config import (
+    DEFAULT_MAX_RESTARTS,
+    DEFAULT_WORKERS,
+    Recipe,
+    WorkerRange,
+    load_recipe,
+    load_study,
+)
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE, UserError
 from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.runs.folder import RunFolder, unsent_summary
 from resnet_dist.system.command import (
-    DEFAULT_WORKERS,
     command_line,
     quoted,
     resume_advice,
@@ -45,10 +55,12 @@ from resnet_dist.tracking.store import (
     has_password,
     is_database,
     shown_tracker,
+    store_folder,
     without_password,
 )
 
 if TYPE_CHECKING:
+    from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
 
 NOT_SUBMITTED = "interrupted before the job was submitted"
@@ -64,11 +76,13 @@ def train(
     address: Address = None,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
-    output: Output = DEFAULT_OUTPUT,
+    output: RunOutput = str(DEFAULT_OUTPUT),
+    max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
+    wait: Wait = None,
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
-    check_machine(local=local, address=address, workers=workers, gpu=gpu)
+    check_machine(local=local, address=address, workers=workers and workers.preferred, gpu=gpu)
     value = None if started_by_torchrun() else _load(recipe, overrides)
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
@@ -78,6 +92,7 @@ def train(
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
+        from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -87,9 +102,22 @@ def train(
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
             value = value or _load(recipe, overrides)
-            folder = output.absolute()
-            check_tracker(folder, value.experiment or value.name)
-            request = Request(value, str(recipe), folder, workers, gpu, local, address, name, resume, ranks)
+            place = resolved(output)
+            check_tracker(store_folder(place), value.experiment or value.name)
+            request = Request(
+                value,
+                str(recipe),
+                place,
+                workers,
+                gpu,
+                local,
+                address,
+                name,
+                resume,
+                ranks,
+                max_restarts=max_restarts,
+                wait_seconds=wait,
+            )
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -98,12 +126,7 @@ def train(
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-    metrics = summary.outcome.metrics
-    out.print(
-        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
-        f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {_short(summary.checkpoint)}{_browse_line(output)}"
-    )
+    _print_summary(summary, place)
     exit_where_unsent([summary.run])
 
 
@@ -138,8 +161,9 @@ def study(
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
-    check_tracker(output.absolute(), value.experiment)
-    request = StudyRequest(value, str(job), output.absolute(), workers, gpu, address, name)
+    folder = local_folder(str(output), "--output").absolute()
+    check_tracker(folder, value.experiment)
+    request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
             summary = run_study(request, reporter, open_study, open_publisher)
@@ -178,9 +202,14 @@ def submit(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     output: Annotated[
-        Path, typer.Option(help="On the cluster: a folder that all nodes share.")
-    ] = DEFAULT_OUTPUT,
+        str,
+        typer.Option(
+            help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX."
+        ),
+    ] = str(DEFAULT_OUTPUT),
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
+    max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
+    wait: Wait = None,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     value = _load(recipe, overrides)
@@ -188,8 +217,10 @@ def submit(
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import absolute_paths, check_recipe
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
+        from resnet_dist.runs.storage.open import resolved
 
-    check_recipe(value, workers or DEFAULT_WORKERS)
+    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
+    check_recipe(value, ranks)
     if note := credentials_left_out():
         err.print(note)
     check_submitted_tracker()
@@ -197,13 +228,15 @@ def submit(
         absolute_paths(value),
         recipe,
         dashboard,
-        workers or DEFAULT_WORKERS,
+        ranks,
         gpu,
         name,
         resume,
-        output.absolute(),
+        resolved(output),
         detach,
         command_line(),
+        max_restarts,
+        wait,
     )
     try:
         code = submit_job(submission, lambda text: out.print(text, end=""))
@@ -217,6 +250,15 @@ def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     """Read a recipe file, and show what it prints: it is the person's own code."""
     with shown():
         return load_recipe(recipe, overrides or ())
+
+
+def _print_summary(summary: Summary, output: str) -> None:
+    metrics = summary.outcome.metrics
+    out.print(
+        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
+        f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
+        f"checkpoint {_short(summary.checkpoint)}{_browse_line(store_folder(output))}"
+    )
 
 
 def _torchrun_ranks() -> TorchrunRanks | None:
@@ -259,10 +301,12 @@ def _browse_line(output: Path) -> str:
         return f"\nbrowse     {without_password(uri)}"
     # The command reads the variable too; it is repeated for another shell, where it holds no password.
     variable = f"{URI_VARIABLE}={quoted(uri)} " if uri and not has_password(uri) else ""
-    there = "" if output == DEFAULT_OUTPUT or uri else f" --output {quoted(str(output))}"
+    there = (
+        "" if output.absolute() == DEFAULT_OUTPUT.absolute() or uri else f" --output {quoted(str(output))}"
+    )
     return f"\nbrowse     {variable}resnet-dist ui{there}"
 
 
-def _short(path: Path | None) -> Path | None:
-    """Return `path` relative to the working folder where it is inside."""
-    return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path
+def _short(location: Path | str | None) -> str | None:
+    """Return a path relative to the working folder where it is inside, and a URL as it is."""
+    return None if location is None else str(location).removeprefix(f"{Path.cwd()}/")

@@ -8,6 +8,7 @@ train    Optim, Schedule and Train: optimizer, learning rate, loss, length and i
 recipe   Recipe: all parts together; loading a recipe, and overrides from the command line
 study    Study: several recipes that answer one question
 recipe_file  run a Python file that defines one of both
+workers  WorkerRange: the numbers of ranks that a run may use
 """
 
 from resnet_dist.config.data import Cache, Crop, Data, check_world_size
@@ -16,9 +17,12 @@ from resnet_dist.config.model import Model
 from resnet_dist.config.recipe import Recipe, load_recipe
 from resnet_dist.config.study import Result, Study, Trial, load_study
 from resnet_dist.config.train import Optim, Schedule, Train, check_classes, scaled_lr
+from resnet_dist.config.workers import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange
 from resnet_dist.errors import RecipeError, UserError
 
 __all__ = [
+    "DEFAULT_MAX_RESTARTS",
+    "DEFAULT_WORKERS",
     "Cache",
     "Crop",
     "Data",
@@ -33,6 +37,7 @@ __all__ = [
     "Train",
     "Trial",
     "UserError",
+    "WorkerRange",
     "check_classes",
     "check_world_size",
     "load_recipe",

@@ -6,10 +6,14 @@ Everything that can be refused is refused here, as a UserError of one sentence.
 from __future__ import annotations
 
 import os
+import posixpath
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
-from resnet_dist.config import Recipe, check_classes, check_world_size
+import torch
+
+from resnet_dist.config import DEFAULT_WORKERS, Recipe, WorkerRange, check_classes, check_world_size
 from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare_splits
@@ -19,8 +23,10 @@ from resnet_dist.data.storage.shard_cache import check_command
 from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
+from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
 from resnet_dist.model import Options, check_batch_norm, check_model
 from resnet_dist.runs.folder import RunFolder, read_run
+from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.train.plan import Plan, moved_lengths, order_of
 from resnet_dist.train.start.init_from import TORCHVISION
 from resnet_dist.train.start.initial import check_init_from
@@ -28,7 +34,7 @@ from resnet_dist.train.start.initial import check_init_from
 
 def check_request(request: Request) -> None:
     """Raise UserError where flags contradict each other, and RecipeError as `check_recipe` does."""
-    check_recipe(request.recipe, request.world_size)
+    check_recipe(request.recipe, request.ranks)
     if request.torchrun is not None:
         for flag, is_set in (
             ("--local", request.local),
@@ -37,11 +43,11 @@ def check_request(request: Request) -> None:
         ):
             if is_set:
                 raise UserError(
-                    f"{flag}: torchrun has started the ranks already ({request.world_size} of them; its own "
+                    f"{flag}: torchrun has started the ranks already ({request.ranks} of them; its own "
                     f"--nproc-per-node and --nnodes set the number); leave it out"
                 )
         return
-    if request.local and (request.workers or 1) > 1:
+    if request.local and request.workers is not None and request.workers.max > 1:
         raise UserError(
             f"--workers {request.workers}: --local trains as one rank in this process; leave one of them out"
         )
@@ -51,7 +57,7 @@ def check_request(request: Request) -> None:
         )
 
 
-def resolve_paths(recipe: Recipe, output: Path) -> Recipe:
+def resolve_paths(recipe: Recipe, output: Path | str) -> Recipe:
     """Fill in `{output}` and make paths absolute, because ranks run in other folders; URLs stay unchanged."""
 
     def absolute(location: str) -> str:
@@ -96,17 +102,28 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": data.model_copy(update=changes), "model": model})
 
 
-def check_recipe(recipe: Recipe, world_size: int) -> None:
-    """Check, as far as possible without the data, that `recipe` runs on `world_size` ranks.
+def with_workers(request: Request) -> Request:
+    """Return the request with a number of ranks under Ray: DEFAULT_WORKERS, or one on a machine with a single GPU."""
+    if request.workers is not None or request.local or request.torchrun is not None:
+        return request
+    here = request.address is None and not os.environ.get(ADDRESS_VARIABLE)
+    one_gpu = here and request.gpu is not False and torch.cuda.device_count() == 1
+    return replace(request, workers=WorkerRange.parse("1" if one_gpu else str(DEFAULT_WORKERS)))
+
+
+def check_recipe(recipe: Recipe, ranks: WorkerRange) -> None:
+    """Check, as far as possible without the data, that `recipe` runs on these numbers of ranks.
 
     Raises RecipeError.
     """
-    check_world_size(recipe.data, world_size)
+    if not ranks.is_range:
+        check_world_size(recipe.data, ranks.max)
+    sizes = ranks.sizes(recipe)
     data, fields = recipe.data, recipe.model.options()
     name, options = fields.pop("name"), Options(**fields)
     training_size = data.smallest_training_size
     # With sync_batch_norm all ranks share their statistics; without it each normalises its own samples.
-    num_groups = 1 if recipe.train.sync_batch_norm else world_size
+    num_groups = 1 if recipe.train.sync_batch_norm else sizes[0]
     samples = data.micro_batch_size or data.global_batch_size // num_groups
     try:
         check_model(name, options, min(training_size, data.evaluation_size))
@@ -115,13 +132,15 @@ def check_recipe(recipe: Recipe, world_size: int) -> None:
         raise RecipeError(str(error)) from None
 
 
-def check_data(recipe: Recipe, reporter: Reporter, *, is_new: bool) -> tuple[tuple[Index, Index], int]:
+def check_data(
+    recipe: Recipe, reporter: Reporter, *, is_new: bool, output: Path | str = ""
+) -> tuple[tuple[Index, Index], int]:
     """Return the indexes of the training and the evaluation set, and the number of steps of the run.
 
-    Prepares missing shards from `data.source`. is_new: the run has no checkpoint, so its initial weights are
+    Prepares missing shards from `data.source`, in a folder or below the URL `output`. is_new: the run has no checkpoint, so its initial weights are
     checked. Raises UserError where shards and indexes do not agree or do not suit the recipe.
     """
-    prepare_missing(recipe, reporter)
+    prepare_missing(recipe, reporter, output)
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     _check_classes_agree(train_index, eval_index)
     for index in (train_index, eval_index):
@@ -145,7 +164,7 @@ def check_continued(run: RunFolder, recipe: Recipe, train_index: Index) -> None:
 
     Lengths in percent of train.length move with it.
     """
-    started = read_run(run.path)
+    started = read_run(run.storage)
     if started is None:
         return
     before, order = Recipe.model_validate(started.recipe), order_of(recipe, train_index)
@@ -178,25 +197,31 @@ def _check_classes_agree(train: Index, evaluation: Index) -> None:
     )
 
 
-def prepare_missing(recipe: Recipe, reporter: Reporter) -> None:
-    """Prepare the recipe's shards from `data.source` where a local folder has no index.
+def prepare_missing(recipe: Recipe, reporter: Reporter, output: Path | str) -> None:
+    """Prepare the recipe's shards from `data.source` where a folder, or a place below the URL `output`, has no index.
 
     Raises RecipeError.
     """
     train, evaluation, source_name = recipe.data.train, recipe.data.eval, recipe.data.source
-    folders = [Path(location) for location in (train, evaluation) if is_local(location)]
-    missing = [f for f in folders if f.suffix != ".json" and not (f / INDEX_NAME).exists()]
+    places = [place for place in (train, evaluation) if _is_writable(place, output)]
+    missing = [p for p in places if not p.endswith(".json") and open_storage(p).read(INDEX_NAME) is None]
     if source_name is None or not missing:
         return
-    target = Path(train).parent
-    if (Path(train), Path(evaluation)) != (target / "train", target / "eval"):
+    target = posixpath.dirname(train)
+    if (train, evaluation) != (f"{target}/train", f"{target}/eval"):
         raise RecipeError(
             f"data.source={source_name!r} writes folders train and eval side by side, but data.train={train} and "
             f"data.eval={evaluation}"
         )
-    source = open_source(source_name, output=target)
-    reporter.note(f"preparing {source.name} in {target}")
-    for split, prepared in prepare_splits(source, target).items():
-        if prepared.findings.left_out:
-            count, report = prepared.findings.num_left_out, one_line(str(prepared.report))
-            reporter.note(f"{split}: {count:,} files of the source are left out, listed in {report}")
+    with open_storage(target).bundles(INDEX_NAME).fill() as folder:
+        source = open_source(source_name, output=folder)
+        reporter.note(f"preparing {source.name} in {shown(target)}")
+        for split, prepared in prepare_splits(source, folder).items():
+            if prepared.findings.left_out:
+                count, report = prepared.findings.num_left_out, one_line(str(prepared.report))
+                reporter.note(f"{split}: {count:,} files of the source are left out, listed in {report}")
+
+
+def _is_writable(place: str, output: Path | str) -> bool:
+    """Report whether shards may be prepared there: in any folder, but of all buckets only in that of the output."""
+    return is_local(place) or (is_url(output) and place.startswith(f"{output}/"))

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.launch.torchrun import TorchrunRanks
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train.loop import Outcome
 
@@ -22,8 +21,8 @@ class Request:
 
     recipe: Recipe
     source: str  # the recipe file, as it was typed
-    output: Path
-    workers: int | None = None  # ranks under Ray; None: DEFAULT_WORKERS
+    output: Path | str  # a folder, or a URL
+    workers: WorkerRange | None = None  # ranks under Ray; None: see preflight.with_workers
     gpu: bool | None = None  # None: use GPUs where there are any
     local: bool = False
     address: str | None = None
@@ -31,12 +30,20 @@ class Request:
     resume: bool = False
     torchrun: TorchrunRanks | None = None  # set: this process is their rank 0
     tags: Mapping[str, str] = field(default_factory=dict)  # additional tags of the run in MLflow
+    max_restarts: int = 0  # of lost ranks, within an hour
+    wait_seconds: float | None = (
+        None  # limit for a wait for nodes; None: refuse a cluster that is too small now
+    )
 
     @property
-    def world_size(self) -> int:
+    def ranks(self) -> WorkerRange:
+        """The numbers of ranks that this request allows."""
         if self.torchrun is not None:
-            return int(self.torchrun.world_size)
-        return 1 if self.local else self.workers or DEFAULT_WORKERS
+            return WorkerRange.exactly(self.torchrun.world_size)
+        if self.local:
+            return WorkerRange.exactly(1)
+        assert self.workers is not None
+        return self.workers
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Summary:
 
     run: RunFolder
     outcome: Outcome
-    checkpoint: Path | None  # the newest one
+    checkpoint: str | None  # the path or URL of the newest one
     seconds: float  # from the request to the end
 
 

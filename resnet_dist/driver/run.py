@@ -5,30 +5,46 @@ Everything that can be refused is refused before Ray starts or a file is written
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 
 from resnet_dist.driver.output import check_output
-from resnet_dist.driver.preflight import check_continued, check_data, check_request, resolve_paths
+from resnet_dist.driver.preflight import (
+    check_continued,
+    check_data,
+    check_request,
+    resolve_paths,
+    with_workers,
+)
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
-from resnet_dist.errors import UserError
+from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
+from resnet_dist.errors import AlreadyReported, RankFailed, StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
-from resnet_dist.runs.folder import RunFolder, Status, unsent_summary
+from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_summary
+from resnet_dist.runs.storage.lease import Holder, log_loss
+from resnet_dist.runs.storage.open import resolved
+from resnet_dist.system.command import resume_advice
 from resnet_dist.system.redact import redact_all
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
-from resnet_dist.tracking.store import shown_tracker
-from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
+from resnet_dist.tracking.spool import has_steps
+from resnet_dist.tracking.store import shown_tracker, store_folder, store_note
+from resnet_dist.train.checkpoint.folder import best_or_newest, list_checkpoints
 from resnet_dist.train.loop import Outcome
+
+log = logging.getLogger(__name__)
 
 LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
 # The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
@@ -56,22 +72,30 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     way out.
     """
     start = time.monotonic()
-    request = replace(request, recipe=resolve_paths(request.recipe, request.output))
+    request = replace(request, output=resolved(request.output))
+    request = with_workers(replace(request, recipe=resolve_paths(request.recipe, request.output)))
     check_request(request)
-    check_output(request.output)
     with handle_signals(raise_interrupt), ExitStack() as stack:
+        check_output(request.output)
         run = _choose_run(request)
         is_new = not list_checkpoints(run.checkpoints)
-        indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new)
+        indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
-        run = stack.enter_context(locked(request, run))
+        run = stack.enter_context(locked(request, run, reporter.note))
         run = run.with_data([index.digest() for index in indexes])
         check_continued(run, request.recipe, indexes[0])
         launch = stack.enter_context(_launcher(request, reporter))
-        ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
+        try:
+            ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
+        except AlreadyReported:
+            raise
+        except RankFailed as failed:
+            details = f"\ndetails are in {run.location}/{FAILURES_FOLDER}" if failed.details else ""
+            raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
-    checkpoint = _newest(ended.run)
+    names = list_checkpoints(ended.run.checkpoints)
+    checkpoint = f"{ended.run.checkpoints.location}/{names[-1]}" if names else None
     return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start)
 
 
@@ -91,22 +115,39 @@ def _train_published(
     publisher: Publisher | None = None
     status: Status = "FAILED"
     outcome = None
+
+    def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
+        nonlocal run
+        run = next_attempt  # also where this attempt fails
+        _report_restart(reporter, run, restart)
+
     try:
         with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
             run, publisher = _open(request, run, reporter, open_publisher)
         log_to(run.log)
         publisher.start()
-        reporter.note(f"run {run.name}: {total_steps} steps, {request.world_size} rank(s)")
+        reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
         reporter.begin(total_steps)
-        outcome = launch(run)
-        status = "FINISHED" if outcome is not None and outcome.finished else "KILLED"
+        restarts = Restarts(request.max_restarts)
+        run, outcome = launch_with_restarts(run, launch, restarts, begin_again)
+        if outcome is not None and outcome.finished:
+            check_results(run)
+            status = "FINISHED"
+        else:
+            status = "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
     finally:
         if publisher is not None:
-            status = _close(publisher, run, status)
-            run = _record_end(run.with_run_id(publisher.run_id).ended(status, publisher.unsent), reporter)
+            status, unread = _close(publisher, run, status)
+            unsent = (*publisher.unsent, *unread)
+            run = _record_end(run.with_run_id(publisher.run_id).ended(status, unsent), reporter)
     return _Ended(run, status, outcome)
+
+
+def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> None:
+    where = f"step {restart.step}" if restart.step else "the beginning"
+    reporter.note(f"{restart.cause}; attempt {run.attempt} resumes from {where}")
 
 
 def _choose_run(request: Request) -> RunFolder:
@@ -119,7 +160,9 @@ def _choose_run(request: Request) -> RunFolder:
 
 
 @contextmanager
-def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
+def locked(
+    request: Request, run: RunFolder, report: Callable[[str], None] = lambda text: None
+) -> Iterator[RunFolder]:
     """Hold the lock of `run`; yield the run as read again under it.
 
     Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
@@ -130,7 +173,7 @@ def locked(request: Request, run: RunFolder) -> Iterator[RunFolder]:
     while True:
         with ExitStack() as stack:
             try:
-                stack.enter_context(run.lock())
+                stack.enter_context(run.lock(report, _stop_after_loss))
             except UserError:
                 if not named_by_us:
                     raise
@@ -157,8 +200,11 @@ def _open(
     tags = {**origin_tags(request.source, request.recipe.description), **request.tags}
     run = replace(run, tags=redact_all(tags), tracker=shown_tracker())
     run.write()
+    if (note := store_note(request.output)) is not None:
+        reporter.note(note)
     try:
-        publisher = open_publisher(RunRecord(run, request.recipe, request.output), reporter.entry)
+        record = RunRecord(run, request.recipe, store_folder(request.output))
+        publisher = open_publisher(record, reporter.entry)
     except UserError:
         if run.attempt == 1:
             run.remove()
@@ -168,19 +214,26 @@ def _open(
     return run, publisher
 
 
-def _close(publisher: Publisher, run: RunFolder, status: Status) -> Status:
+def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status, list[str]]:
     """Send the last metrics, log the model of a finished run, and close the MLflow run.
 
-    Return the status that it was closed with.
+    Return the status that it was closed with, and what was not sent because the run's storage could not be read.
     """
+    unread = []
     try:
         if status == "KILLED":
             publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
         else:
             publisher.finish(LAST_UPLOAD_SECONDS if status == "FINISHED" else LAST_UPLOAD_FAILED_SECONDS)
             # The best model is the one to load; there is one only where train.best_metric names a metric.
-            model = best_checkpoint(run.checkpoints) or _newest(run)
-            publisher.log_results(model if status == "FINISHED" else None)
+            checkpoint = None
+            if status == "FINISHED":
+                try:
+                    checkpoint = best_or_newest(run.checkpoints)
+                except StorageError as error:
+                    log.warning("the model was not logged: %s", error)
+                    unread.append("the model")
+            publisher.log_results(checkpoint)
     except KeyboardInterrupt:
         if status == "FINISHED":
             status = "KILLED"  # Training is complete; resuming the run publishes the rest.
@@ -190,22 +243,37 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> Status:
                 publisher.close(status, CLOSE_INTERRUPTED_SECONDS if status == "KILLED" else CLOSE_SECONDS)
         except KeyboardInterrupt:
             status = "KILLED"
-    return status
+    return status, unread
 
 
 def _record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
     """Write the end of an attempt to the run folder, where the next command looks for it."""
     try:
-        run.write()
+        if not run.storage.is_gone():  # A new folder would be in the way of the one that was moved.
+            run.write()
     except OSError as error:  # A full disk must not hide what ended the training.
-        reporter.note(f"{run.path}: the end of the run was not recorded ({error})")
+        reporter.note(f"{run.location}: the end of the run was not recorded ({error})")
     if run.unsent and run.status != "FINISHED":  # A finished run is summed up by the command.
         reporter.note(unsent_summary(run))
     return run
 
 
-def _newest(run: RunFolder) -> Path | None:
-    return next(reversed(list_checkpoints(run.checkpoints)), None)
+def check_results(run: RunFolder) -> None:
+    """Raise TrainingError where the storage, as the driver sees it, lacks what finished ranks have written."""
+    missing = [] if list_checkpoints(run.checkpoints) else ["checkpoint"]
+    if not has_steps(run.spool):
+        missing.append("metrics")
+    if missing:
+        raise TrainingError(
+            f"the ranks have reached the end, but {run.location} has no {' and no '.join(missing)} on {platform.node()}; "
+            "--output must be a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX"
+        )
+
+
+def _stop_after_loss(holder: Holder | None) -> None:
+    """Stop this process as SIGTERM does: another one has taken its run over, while it could not renew the lease."""
+    log_loss(holder)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:
@@ -219,9 +287,10 @@ def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[Ra
         return nullcontext(local_launcher(request.recipe, gpu=request.gpu))
     return _import_ray_train().ray_launcher(  # type: ignore[no-any-return]
         request.recipe,
-        workers=request.workers,
+        workers=request.ranks,
         gpu=request.gpu,
         address=request.address,
+        wait_seconds=request.wait_seconds,
         report=reporter.note,
     )
 

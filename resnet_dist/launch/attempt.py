@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
 
 # A RankLauncher runs all ranks of one attempt to their end. It returns None where they were interrupted
-# before they could save.
+# before they could save, and raises ClusterChanged where they have saved in order to start again.
 RankLauncher = Callable[[RunFolder], Outcome | None]
 
 
@@ -20,14 +21,29 @@ class Attempt:
     """The orders of one rank, as plain values that can be sent to other machines."""
 
     recipe_json: str
-    folder: str  # the run folder, absolute
+    folder: str  # the location of the run: an absolute path, or a URL
     threads: int  # CPU threads per rank
+    number: int  # 1 for the first attempt of a run
+    token: str  # the name of what the driver has written to that location
+    host: str  # of the driver
     order_version: int = NEWEST_VERSION  # of the run, see order/lanes.py
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:
-        return cls(recipe.to_json(), str(folder.path.absolute()), threads, folder.order)
+        return cls(
+            recipe.to_json(),
+            folder.location,
+            threads,
+            folder.attempt,
+            folder.token,
+            platform.node(),
+            folder.order,
+        )
 
     @property
     def recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe_json)
+
+
+class ClusterChanged(Exception):
+    """The ranks have stopped with a checkpoint, to start again on the nodes that the cluster has now."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,9 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.runs.folder import SPOOL_FILE, STOP_FILE
+from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
@@ -25,7 +28,7 @@ from resnet_dist.world import World
 
 Result = TypeVar("Result")
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
-POLL_SECONDS = 0.2  # between two checks of the training thread, and of the stop file
+POLL_SECONDS = 0.2  # between two checks of the training thread
 
 
 def run_attempt(
@@ -33,15 +36,18 @@ def run_attempt(
     world: World,
     stop_requested: Callable[[], bool] = lambda: False,
     give_up: Callable[[], bool] = lambda: False,
+    node: str = "",
 ) -> Outcome | None:
     """Train as one rank of `world`; return None where `give_up()` returned true first.
+
+    node: Ray's id of this machine, recorded with the place of the rank.
 
     Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no
     Python, so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress))
+    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
     stopped_at: float | None = None
 
@@ -127,23 +133,30 @@ def lost_peer(error: BaseException) -> bool:
 
 
 def _train_rank(
-    attempt: Attempt, recipe: Recipe, world: World, stop_requested: Callable[[], bool], progress: Progress
+    attempt: Attempt,
+    recipe: Recipe,
+    world: World,
+    stop_requested: Callable[[], bool],
+    progress: Progress,
+    node: str,
 ) -> Outcome:
     try:
         torch.set_num_threads(attempt.threads)
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
-        folder = Path(attempt.folder)
-        version = attempt.order_version
+        check_shared(attempt, world)
+        places, version = world.gather((platform.node(), node)), attempt.order_version
         if not world.is_main:
-            return train(recipe, folder, world, NullTracker(), stop_requested, progress, version)
-        stop_file = _StopFile(folder / STOP_FILE)
-        with Spool(folder / SPOOL_FILE) as tracker:
+            return train(recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version)
+        storage = open_storage(attempt.folder)
+        hosts, nodes = map(list, zip(*places, strict=True))
+        RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(storage)
+        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE)) as tracker:
 
             def stop() -> bool:
-                return stop_requested() or stop_file.exists()
+                return stop_requested() or watch.requested()
 
-            return train(recipe, folder, world, tracker, stop, progress, version)
+            return train(recipe, attempt.folder, world, tracker, stop, progress, version)
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None
@@ -151,29 +164,3 @@ def _train_rank(
         if (explained := out_of_memory(error, recipe, world)) is not None:
             raise explained from None
         raise
-
-
-class _StopFile:
-    """The file by which the driver requests a stop.
-
-    Checked rarely: a check of network storage takes milliseconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._checked_at = -POLL_SECONDS
-
-    def exists(self) -> bool:
-        """Report whether the file exists. Raises TrainingError where the run folder does not."""
-        now = time.monotonic()
-        if now - self._checked_at < POLL_SECONDS:
-            return False
-        self._checked_at = now
-        if self._path.exists():
-            return True
-        if not self._path.parent.exists():
-            raise TrainingError(
-                f"the run folder {self._path.parent} has been removed or renamed while the run was trained, and nothing "
-                "more can be saved; move it back and repeat the command to resume"
-            )
-        return False

@@ -24,7 +24,7 @@ set_defaults()
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import COMMAND_VARIABLE
 from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, git_commit
@@ -46,13 +46,15 @@ class Submission:
     recipe: Recipe
     source: Path  # the recipe file
     address: str  # as find_dashboard() returns it
-    workers: int
+    workers: WorkerRange
     gpu: bool | None
     name: str | None
     resume: bool
-    output: Path  # a folder on the cluster
+    output: str  # a folder on the cluster, or a URL
     detach: bool  # return once the job is submitted
     command: str  # the command as it was typed, for the advice that names how to resume
+    max_restarts: int
+    wait_seconds: float | None
 
 
 class JobLeft(Exception):
@@ -111,7 +113,9 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
 def entrypoint(submission: Submission) -> list[str]:
     """Return the command that the cluster runs: `train`, with the flags of `submit`."""
     command = ["train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
-    command += ["--output", str(submission.output)]
+    command += ["--output", submission.output, "--max-restarts", str(submission.max_restarts)]
+    if submission.wait_seconds is not None:
+        command += ["--wait", f"{submission.wait_seconds:g}"]
     if submission.gpu is not None:
         command.append("--gpu" if submission.gpu else "--cpu")
     if submission.name:

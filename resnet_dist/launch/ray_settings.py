@@ -12,6 +12,8 @@ DEFAULTS = {
     UV_HOOK_VARIABLE: "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Where a node has just gone, Ray waits so long for it before the ranks can be placed elsewhere.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 # The only values with which this package runs.
 REQUIRED = {"RAY_TRAIN_V2_ENABLED": "1"}

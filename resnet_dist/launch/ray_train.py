@@ -1,19 +1,20 @@
 """Ray Train: start the ranks on a cluster, and report a failure as the error of the rank that failed first.
 
 Ray places the processes and sets up the process group. DDP, checkpoints and metrics belong to the loop, so a
-run under Ray computes what the other launchers compute.
+run under Ray computes what the other launchers compute. Each attempt is one `fit()`: Ray Train could retry by
+itself, but it would retry a person's mistake too, and use numbers of ranks that the recipe does not allow.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from resnet_dist.launch.ray_settings import ignored_variables, set_defaults
@@ -24,20 +25,29 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from resnet_dist.config import Recipe
-from resnet_dist.errors import RankFailed, TrainingError, UserError
-from resnet_dist.launch.attempt import Attempt, RankLauncher
-from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_attempt
+from resnet_dist.config import Recipe, WorkerRange
+from resnet_dist.errors import RankFailed, StorageError, UserError
+from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
+from resnet_dist.launch.rank import collective_timeout_seconds, run_attempt
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
+from resnet_dist.launch.ray_failures import NotPlaced, explain
+from resnet_dist.launch.ray_nodes import (
+    ClusterWatch,
+    Placement,
+    Placer,
+    choose_placement,
+    cpus_per_rank,
+    free_resources,
+    nodes,
+    resources_of,
+)
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.system.command import DEFAULT_WORKERS
+from resnet_dist.runs.storage.scratch import scratch_folder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.environment.explain import limit_behind
 from resnet_dist.system.environment.limits import shared_memory
-from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
@@ -46,71 +56,55 @@ from resnet_dist.world import World
 OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 0.2
 LONG_START_SECONDS = 60.0  # A start that takes longer is reported.
-
-
-@dataclass(frozen=True)
-class Node:
-    """The CPUs and GPUs of one node of the cluster."""
-
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The resources of an attempt: `workers` ranks with `threads` CPUs each, and a GPU each or none."""
-
-    workers: int
-    threads: int
-    gpu: bool
+DEFAULT_WAIT_SECONDS = 600.0  # for nodes
 
 
 @contextmanager
 def ray_launcher(
     recipe: Recipe,
     *,
-    workers: int | None,
+    workers: WorkerRange,
     gpu: bool | None,
     address: str | None,
+    wait_seconds: float | None,
     report: Callable[[str], None],
 ) -> Iterator[RankLauncher]:
     """Connect to a cluster, or start one, for as long as the context lasts; yield a launcher that uses it.
 
-    workers: None is DEFAULT_WORKERS, or one on a machine with a single GPU; gpu: None uses GPUs where there
-    are any. Raises UserError where there is no cluster, or where it is too small.
+    gpu: None uses GPUs where there are any. wait_seconds: limit for a wait for nodes; None refuses a cluster that is
+    too small now, and waits DEFAULT_WAIT_SECONDS where a node is lost later. Raises UserError where there is no
+    cluster, or where it is too small.
     """
     # Again, because preparing the data may have taken long: Ray would wait for a cluster that has gone by now.
     address = find_cluster(address)
     for variable in ignored_variables():
         report(f"ignored: {variable}: training needs version 2 of Ray Train")
-    count = workers or DEFAULT_WORKERS
     if address is None:
         report("starting Ray on this machine")
-        count = workers_here(workers, gpu=gpu)
-    with connected(address, workers=count, report=report):
+        check_gpus_here(workers, gpu=gpu)
+    with connected(address, workers=workers.max, report=report):
         if address is not None:
             check_packages(report)
-        alive = nodes()
+        alive, sizes = nodes(), workers.sizes(recipe)
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
-        placement = Placement(count, cpus_per_rank(alive, count, gpu=use_gpu), use_gpu)
-        yield lambda folder: fit_ranks(recipe, folder, placement, report)
+        preferred = [size for size in sizes if size >= workers.preferred]
+        if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
+            cpus_per_rank(
+                alive, preferred[-1], gpu=use_gpu
+            )  # Raises the UserError that names what is missing.
+        limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
+        placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
+        yield lambda folder: fit_ranks(recipe, folder, placer, report)
 
 
-def workers_here(workers: int | None, *, gpu: bool | None) -> int:
-    """Return the number of ranks for a cluster of this machine alone.
-
-    Raises UserError where it has too few GPUs.
-    """
+def check_gpus_here(workers: WorkerRange, *, gpu: bool | None) -> None:
+    """Raise UserError where this machine, as a cluster of its own, has too few GPUs."""
     devices = torch.cuda.device_count()
-    if workers is None and gpu is None and devices == 1:
-        return 1  # DEFAULT_WORKERS would need a second GPU.
-    count = workers or DEFAULT_WORKERS
-    if gpu and devices < count:
+    if gpu and devices < workers.preferred:
         raise UserError(
-            f"--gpu --workers {count}: this machine has {devices} CUDA device(s); use fewer workers, --cpu, or "
+            f"--gpu --workers {workers}: this machine has {devices} CUDA device(s); use fewer workers, --cpu, or "
             "--address of a cluster"
         )
-    return count
 
 
 @contextmanager
@@ -139,6 +133,8 @@ def connected(
 
 
 def _connect(address: str | None, workers: int, report: Callable[[str], None]) -> None:
+    # Ray prints every death of a worker, whatever its log settings; `explain` names it in one sentence.
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address=address, **quiet)
@@ -160,33 +156,95 @@ def _connect(address: str | None, workers: int, report: Callable[[str], None]) -
 
 
 def fit_ranks(
-    recipe: Recipe, folder: RunFolder, placement: Placement, report: Callable[[str], None]
+    recipe: Recipe, folder: RunFolder, placer: Placer, report: Callable[[str], None]
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
     The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
-    gives the ranks up.
+    gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
-    stop, start = StopRequest(), _StartWatch(folder, placement, report)
+    stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
+    while True:
+        with handle_signals(lambda count: stop.give_up()):
+            placement = placer.place(before.threads if before else None, since, stop.expired)
+        if placement is None:
+            return None
+        try:
+            return _fit_placed(recipe, folder, placement, placer.sizes, stop, report)
+        except NotPlaced:  # Other jobs, or a node that has just gone, hold the resources.
+            if placer.is_late(since):
+                raise RankFailed(
+                    f"the cluster had no room for {placement.workers} rank(s) with {placement} each in time (--wait); "
+                    f"{free_resources()} are free"
+                ) from None
+
+
+def _fit_placed(
+    recipe: Recipe,
+    folder: RunFolder,
+    placement: Placement,
+    sizes: Sequence[int],
+    stop: StopRequest,
+    report: Callable[[str], None],
+) -> Outcome | None:
+    start, change = _StartWatch(folder, placement, report), _Change(folder, placement, sizes, report)
 
     def request_stop(count: int) -> None:
         stop.request(count)
-        folder.stop_file.touch()  # A signal does not reach other nodes; the run folder is shared by all.
+        # A signal does not reach other nodes; the run's storage is seen by all. Its answer may take long.
+        threading.Thread(target=request_stop_of, args=(folder, report), name="stop", daemon=True).start()
         if not start.have_begun():
             stop.give_up()  # There is nothing to save.
 
     def give_up() -> bool:
         start.report_if_late()
+        if start.have_begun() and not stop.requested():
+            change.look()
         return stop.expired()
 
     with handle_signals(request_stop):
-        return train_on_ray(
-            Attempt.of(recipe, folder, threads=placement.threads),
-            folder.path,
-            workers=placement.workers,
-            gpu=placement.gpu,
-            give_up=give_up,
-        )
+        attempt = Attempt.of(recipe, folder, threads=placement.threads)
+        outcome = train_on_ray(attempt, placement, give_up)
+    if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
+        raise ClusterChanged(f"{change.reason}; the ranks saved step {outcome.step} and start again")
+    return outcome
+
+
+class _Change:
+    """Requests a checkpoint and the end of the ranks where the cluster changes so that they should start again."""
+
+    def __init__(
+        self, folder: RunFolder, placement: Placement, sizes: Sequence[int], report: Callable[[str], None]
+    ) -> None:
+        self.reason: str | None = None
+        self._folder, self._report = folder, report
+        self._hosts: list[str] = []
+        self._watch = ClusterWatch(placement, sizes, self._find_hosts)
+
+    def look(self) -> None:
+        if self.reason is not None:
+            return
+        try:
+            reason = self._watch.look()
+        except Exception:  # Ray raises several types where its head does not answer; then `fit()` ends too.
+            return
+        if reason:
+            self.reason = reason
+            self._report(f"{reason}: saving a checkpoint")
+            request_stop_of(self._folder, self._report)
+
+    def _find_hosts(self) -> list[str]:
+        if not self._hosts and (ranks := self._folder.ranks()) and ranks.attempt == self._folder.attempt:
+            self._hosts = ranks.nodes
+        return self._hosts
+
+
+def request_stop_of(folder: RunFolder, report: Callable[[str], None]) -> None:
+    """Request a stop of the ranks through the storage of their run; report where it cannot be written."""
+    try:
+        folder.request_stop()
+    except StorageError as error:
+        report(f"the ranks could not be asked to save: {error}")
 
 
 class _StartWatch:
@@ -194,77 +252,57 @@ class _StartWatch:
 
     def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
         self._folder, self._placement, self._report = folder, placement, report
-        self._size_before = folder.spool_size()
+        self._end_before = folder.spool.end()
         self._late_at = time.monotonic() + LONG_START_SECONDS
+        self._begun, self._look_at = False, 0.0
 
     def have_begun(self) -> bool:
-        return self._folder.spool_size() > self._size_before
+        now = time.monotonic()
+        if not self._begun and now >= self._look_at:
+            self._look_at = now + self._folder.storage.poll_seconds
+            try:
+                self._begun = self._folder.spool.end() != self._end_before
+            except StorageError:  # It is not known: give the ranks time to save.
+                return True
+        return self._begun
 
     def report_if_late(self) -> None:
         if time.monotonic() <= self._late_at:
             return
         self._late_at = math.inf
         if not self.have_begun():
-            need = f"{self._placement.threads} CPU(s){' and a GPU' if self._placement.gpu else ''}"
             self._report(
-                f"no rank has begun after {LONG_START_SECONDS:g} s: {self._placement.workers} wait for {need} each; "
+                f"no rank has begun after {LONG_START_SECONDS:g} s: {self._placement.workers} wait for {self._placement} each; "
                 f"{free_resources()} are free in the cluster"
             )
 
 
-def nodes() -> list[Node]:
-    """Return the nodes of the connected cluster that are alive."""
-    return [
-        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], bool]) -> Outcome | None:
+    """Run the ranks to their end; return None where `give_up()` returned true first.
 
-
-def free_resources() -> str:
-    """Describe the CPUs and GPUs of the connected cluster that are not in use."""
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
-
-
-def cpus_per_rank(nodes: Sequence[Node], workers: int, *, gpu: bool) -> int:
-    """Return the largest number of CPUs that each of `workers` ranks can have, with no rank split over nodes.
-
-    Raises UserError where the ranks do not fit: Ray would wait for the missing resources forever.
+    Raises RankFailed, RanksLost or TrainingError with the message of the rank that failed, NotPlaced where the cluster
+    had no room.
     """
-    for cpus in range(int(max((node.cpus for node in nodes), default=0)), 0, -1):
-        if sum(_ranks_on(node, cpus, gpu=gpu) for node in nodes) >= workers:
-            return cpus
-    have = f"{sum(node.cpus for node in nodes):g} CPUs and {sum(node.gpus for node in nodes):g} GPUs"
-    need = "one CPU and one GPU" if gpu else "one CPU"
-    possible = sum(_ranks_on(node, 1, gpu=gpu) for node in nodes)
-    hint = f"use --workers {possible} or fewer" if possible else "use --cpu" if gpu else "add a node"
-    raise UserError(
-        f"--workers {workers}: each needs {need}, but the Ray cluster has {have} on {len(nodes)} node(s); {hint}"
-    )
-
-
-def _ranks_on(node: Node, cpus: int, *, gpu: bool) -> int:
-    by_cpu = int(node.cpus // cpus)
-    return min(by_cpu, int(node.gpus)) if gpu else by_cpu
-
-
-def train_on_ray(
-    attempt: Attempt, folder: Path, *, workers: int, gpu: bool, give_up: Callable[[], bool]
-) -> Outcome | None:
-    """Run `workers` ranks to their end; return None where `give_up()` returned true first.
-
-    Raises RankFailed or TrainingError with the message of the rank that failed.
-    """
+    ray_files = scratch_folder() / "ray"
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
-        train_loop_config={**asdict(attempt), "gpu": gpu},
+        train_loop_config={**asdict(attempt), "gpu": placement.gpu},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker=_resources(attempt.threads, gpu=gpu)
+            num_workers=placement.workers,
+            use_gpu=placement.gpu,
+            resources_per_worker=resources_of(placement),
         ),
-        run_config=ray.train.RunConfig(name="ray", storage_path=str(folder)),
+        run_config=ray.train.RunConfig(
+            # Ray Train writes a few small files of its own, which nothing else reads.
+            name=attempt.token,
+            storage_path=str(ray_files),
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
+        ),
         torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if gpu else "gloo", timeout_s=int(collective_timeout_seconds(attempt.recipe))
+            backend="nccl" if placement.gpu else "gloo",
+            timeout_s=int(collective_timeout_seconds(attempt.recipe)),
         ),
     )
     box: list[Any] = []
@@ -273,10 +311,11 @@ def train_on_ray(
     thread.start()
     while thread.is_alive() and not give_up():
         thread.join(JOIN_SECONDS)
+    shutil.rmtree(ray_files / attempt.token, ignore_errors=True)
     if not box:
         return None
     if isinstance(box[0], BaseException):
-        raise _explain(box[0])
+        raise explain(box[0])
     return Outcome(**box[0])
 
 
@@ -287,41 +326,13 @@ def _fit(trainer: ray.train.torch.TorchTrainer, box: list[Any]) -> None:
         box.append(error)
 
 
-def _resources(cpus: int, *, gpu: bool) -> dict[str, float]:
-    return {"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus}
-
-
 def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
     gpu = config.pop("gpu")
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     world = World.from_process_group(local_rank=context.get_local_rank(), device=device)
     assert (device.type == "cuda") == gpu
-    outcome = run_attempt(Attempt(**config), world)
+    node = ray.get_runtime_context().get_node_id()
+    outcome = run_attempt(Attempt(**config), world, node=node)
     assert outcome is not None  # Only the driver gives up; a rank has no `give_up`.
     return asdict(outcome)
-
-
-def _explain(error: BaseException) -> Exception:
-    """Return the error of the rank that failed first, not of the ranks that lost it as their peer."""
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        failures = sorted(error.worker_failures.items(), key=lambda item: (is_echo(item[1]), item[0]))
-        rank, failure = failures[0]
-        cause = _unwrap(failure)
-        if isinstance(cause, (TrainingError, UserError)):
-            return TrainingError(str(cause))
-        return RankFailed(f"rank {rank} failed: {failure}")  # It is a defect: include the rank's traceback.
-    if isinstance(error, ControllerError):
-        if (sentence := interface_problem(str(error.controller_failure))) is not None:
-            return TrainingError(sentence)
-        return RankFailed(f"Ray Train could not run the ranks: {error.controller_failure}")
-    return error if isinstance(error, Exception) else RankFailed(repr(error))
-
-
-def _unwrap(error: BaseException) -> BaseException:
-    """Return what the train function raised; each release of Ray keeps it in one of these attributes."""
-    for name in ("_base_exc", "cause"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return _unwrap(inner)
-    return error

@@ -15,7 +15,6 @@ import threading
 import time
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +27,7 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFaile
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_peer, run_attempt, run_in_thread
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
@@ -90,7 +90,7 @@ class TorchrunRanks:
         if orders["attempt"] is None:
             return int(orders["exit_code"])
         attempt = Attempt(**orders["attempt"])
-        log_to(Path(attempt.folder) / f"log-rank-{self.rank}.txt")
+        log_to(open_storage(attempt.folder).local_folder() / f"log-rank-{self.rank}.txt")
         outcome = self.run(attempt, gpu=orders["gpu"])
         return 0 if outcome is not None and outcome.finished else INTERRUPTED_EXIT_CODE
 

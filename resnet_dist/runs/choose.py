@@ -15,6 +15,8 @@ from resnet_dist.config.part import NAME, explain
 from resnet_dist.errors import UserError
 from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run, stored_recipe
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Storage
 
 # The fields that a resumed run may change, because no sample, gradient or curve depends on them. Every other
 # field must stay the same, including those added to the recipe later: list a field here only if nothing
@@ -54,14 +56,14 @@ COMPARED_IN_STEPS = frozenset(
 )
 
 
-def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
+def choose_run(output: Path | str, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
     """Return the run to start or resume; write nothing.
 
     A run that exists under `name` is resumed. `resume` requires that one exists: the named one, or the newest
     of this recipe. Raises UserError where there is none, or where the recipe changed a field that its curve
     depends on, but for COMPARED_IN_STEPS.
     """
-    runs = output / RUNS_FOLDER
+    runs = open_storage(output).at(RUNS_FOLDER)
     if name is not None and not NAME.fullmatch(name):
         raise UserError(
             f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two"
@@ -70,38 +72,40 @@ def choose_run(output: Path, recipe: Recipe, name: str | None, *, resume: bool) 
         name = _newest(runs, recipe)
     if name is None:
         name = _unused(runs, f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    folder = read_run(runs / name)
+    folder = read_run(runs.at(name))
     if folder is None:
         if resume:
-            raise UserError(f"--resume: no run named {name} in {runs}")
+            raise UserError(f"--resume: no run named {name} in {runs.location}")
         key = uuid.uuid4().hex
-        return RunFolder(runs / name, name, None, 1, stored_recipe(recipe), key=key, order=NEWEST_VERSION)
+        return RunFolder(runs.at(name), name, None, 1, stored_recipe(recipe), key=key, order=NEWEST_VERSION)
     _refuse_changes(folder, recipe)
     return replace(folder, attempt=folder.attempt + 1, recipe=stored_recipe(recipe), status=None, unsent=())
 
 
-def run_of_launch(output: Path, recipe: Recipe, launch: str) -> str | None:
+def run_of_launch(output: Path | str, recipe: Recipe, launch: str) -> str | None:
     """Return the name of the newest run of this recipe that the same torchrun has started, or None."""
-    newest_first = _newest_first(output / RUNS_FOLDER, recipe)
+    newest_first = _newest_first(open_storage(output).at(RUNS_FOLDER), recipe)
     return next((run.name for run in newest_first if run.launch == launch), None)
 
 
-def _newest(runs: Path, recipe: Recipe) -> str:
+def _newest(runs: Storage, recipe: Recipe) -> str:
     for run in _newest_first(runs, recipe):
         return run.name
-    raise UserError(f"--resume: no run of {recipe.name!r} in {runs}")
+    raise UserError(f"--resume: no run of {recipe.name!r} in {runs.location}")
 
 
-def _newest_first(runs: Path, recipe: Recipe) -> Iterator[RunFolder]:
-    for file in sorted(runs.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        folder = read_run(file.parent)
+def _newest_first(runs: Storage, recipe: Recipe) -> Iterator[RunFolder]:
+    times = {name: runs.modified(f"{name}/{RUN_FILE}") or 0.0 for name in runs.folders()}
+    for name in sorted(times, key=lambda name: times[name], reverse=True):
+        folder = read_run(runs.at(name))
         if folder is not None and folder.recipe.get("name") == recipe.name:
             yield folder
 
 
-def _unused(runs: Path, name: str) -> str:
+def _unused(runs: Storage, name: str) -> str:
+    taken = set(runs.folders())
     candidates = [name, *(f"{name}-{number}" for number in range(2, 1000))]
-    return next(candidate for candidate in candidates if not (runs / candidate).exists())
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
@@ -122,7 +126,7 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
     if changed:
         raise UserError(
             f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
-            f"give a new --name, or the same recipe: {folder.path / RUN_FILE} in place of the recipe file"
+            f"give a new --name, or the same recipe: {folder.location}/{RUN_FILE} in place of the recipe file"
         )
 
 

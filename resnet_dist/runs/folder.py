@@ -1,24 +1,26 @@
-"""The run folder: the name of a run, its recipe, its files, and the lock that allows one attempt at a time.
+"""The run folder: the name of a run, its recipe, its objects, and the lease that allows one attempt at a time.
 
-output/runs/NAME/   run.json  spool.jsonl  log.txt  checkpoints/step-00000120/…
+OUTPUT/runs/NAME/   run.json  spool.jsonl  log.txt  checkpoints/step-00000120/…
+
+OUTPUT is a folder, or a URL such as s3://…; the log of a run at a URL lies in the scratch folder of the driver's machine.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import UserError
+from resnet_dist.errors import StorageError, UserError
 from resnet_dist.order.lanes import FIRST_VERSION, VERSIONS
+from resnet_dist.runs.storage.lease import Holder, LeaseHeld, held_lease, log_loss
+from resnet_dist.runs.storage.protocol import Log, Report, Storage
 from resnet_dist.system.command import sync_advice
-from resnet_dist.system.files import write_text_atomically
-from resnet_dist.system.locks import LockHeld, hold_lock
 from resnet_dist.system.streams import LOG_FILE
 
 # The status of an attempt, in MLflow's names.
@@ -27,8 +29,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 RUNS_FOLDER = "runs"  # in the output folder
 RUN_FILE = "run.json"
 SPOOL_FILE = "spool.jsonl"
+RANKS_FILE = "ranks.json"
+FAILURES_FOLDER = "failures"  # everything that is known of each failure, for a defect report
 STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
-LOCK_FILE = "lock"
+TOKENS_FOLDER = "tokens"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
@@ -37,10 +41,23 @@ class RunHeld(UserError):
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """A run and what its run.json records. A value: nothing is on disk before `write` or `lock`."""
+class RankPlaces:
+    """Where the ranks of an attempt are, as rank 0 writes it when they have met."""
 
-    path: Path
+    attempt: int
+    threads: int  # CPU threads of each rank
+    hosts: list[str]  # by rank
+    nodes: list[str]  # by rank: Ray's id of the node, or "" without Ray
+
+    def write(self, storage: Storage) -> None:
+        storage.write(RANKS_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run and what its run.json records. A value: nothing is in the storage before `write` or `lock`."""
+
+    storage: Storage  # of this run alone
     name: str
     run_id: str | None  # of MLflow, once the run exists there
     attempt: int  # 1 for the first
@@ -55,27 +72,37 @@ class RunFolder:
     tracker: str | None = None
     status: Status | None = None  # of the newest attempt; None while it runs, and where its driver died
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
+    # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
-    def spool(self) -> Path:
-        return self.path / SPOOL_FILE
+    def location(self) -> str:
+        """The absolute path of the run, or its URL."""
+        return self.storage.location
+
+    @property
+    def spool(self) -> Log:
+        return self.storage.log(SPOOL_FILE)
 
     @property
     def log(self) -> Path:
         """The lines of libraries while this run was trained; it exists where there were any."""
-        return self.path / LOG_FILE
+        return self.storage.local_folder() / LOG_FILE
 
     @property
-    def stop_file(self) -> Path:
-        return self.path / STOP_FILE
+    def checkpoints(self) -> Storage:
+        return self.storage.at(CHECKPOINTS_FOLDER)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS_FOLDER
+    def request_stop(self) -> None:
+        """Request that the ranks of this run save and stop, on whatever machine they are."""
+        self.storage.write(STOP_FILE, b"")
 
-    def spool_size(self) -> int:
-        """Return the bytes of the spool, which grows when rank 0 begins."""
-        return self.spool.stat().st_size if self.spool.exists() else 0
+    def ranks(self) -> RankPlaces | None:
+        """Return where the ranks of the newest attempt that began are; None before the first."""
+        try:
+            return RankPlaces(**json.loads(self.storage.read(RANKS_FILE) or b""))
+        except (StorageError, ValueError, TypeError):  # None has begun yet, or another version wrote it.
+            return None
 
     def with_run_id(self, run_id: str | None) -> RunFolder:
         return replace(self, run_id=run_id or self.run_id)
@@ -101,43 +128,61 @@ class RunFolder:
         return Recipe.model_validate(self.recipe).flat()[key]
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of the run, so that one attempt at a time trains it.
+    def lock(
+        self,
+        report: Report = lambda text: None,
+        on_lost: Callable[[Holder | None], None] = log_loss,
+    ) -> Iterator[None]:
+        """Hold the lease of the run, so that one attempt at a time trains it.
 
-        Raises RunHeld where another process holds it. The kernel releases the lock of a driver that dies. A
-        run that was never written is removed at the end.
+        Raises RunHeld where another process holds it; the lease of a driver that died ends by itself, see `lease`.
+        A run that was never written is removed at the end.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with hold_lock(self.path / LOCK_FILE, 0):
+            with held_lease(self.storage, report, on_lost) as lease:
                 try:
                     yield
                 finally:
-                    if not (self.path / RUN_FILE).exists():  # The attempt ended before the run was written.
-                        self.remove()
-        except LockHeld as held:
-            advice = f"; if that process is gone, remove {held.marker}" if held.marker else ""
+                    with suppress(StorageError):
+                        self.storage.at(TOKENS_FOLDER).delete_all()
+                        # The attempt ended before the run was written.
+                        if self.storage.read(RUN_FILE) is None:
+                            lease.release()
+                            self.remove()
+        except LeaseHeld as held:
+            who = f" ({held.holder})" if held.holder else ""
             raise RunHeld(
-                f"run {self.name} is being trained by another process; wait for its end, or give another --name{advice}"
+                f"run {self.name} is being trained by another process{who}; wait for its end, or give another --name"
             ) from None
 
     def remove(self) -> None:
-        """Remove the folder of a run that did not begin, and the folder of all runs if it is empty then."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        with suppress(OSError):  # The folder holds other runs.
-            self.path.parent.rmdir()
+        """Remove a run that did not begin, and the folder of all runs if it is empty then."""
+        self.storage.delete_all()
 
     def write(self) -> None:
-        """Create or update the folder and its run.json; ranks compare that file to check that they share storage."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.stop_file.unlink(missing_ok=True)  # An earlier attempt may have been stopped by it.
-        value = {key: value for key, value in asdict(self).items() if key != "path"}
-        write_text_atomically(self.path / RUN_FILE, json.dumps(value, indent=1) + "\n")
+        """Create or update run.json, and write the token by which ranks find out whether they share this storage."""
+        self.storage.delete(STOP_FILE)  # An earlier attempt may have been stopped by it.
+        recorded = [one.name for one in fields(self) if one.name not in ("storage", "token")]
+        value = {name: getattr(self, name) for name in recorded}
+        self.storage.write(RUN_FILE, (json.dumps(value, indent=1) + "\n").encode())
+        self.storage.write(token_name(self.token), b"")
+
+
+def failure_name(attempt: int) -> str:
+    """Return the name of the object with everything that is known of the failure of an attempt."""
+    return f"{FAILURES_FOLDER}/attempt-{attempt:04}.txt"
+
+
+def token_name(token: str) -> str:
+    """Return the name of the object whose existence shows that the driver's storage is seen."""
+    # A name of its own, which no client of a network file system can have in its cache.
+    return f"{TOKENS_FOLDER}/{token}"
 
 
 def unsent_summary(run: RunFolder) -> str:
     """Return the line about what MLflow did not get of a run, with the command that sends it."""
-    return f"not sent to MLflow: {', '.join(run.unsent)}; {sync_advice(run.name, run.path.parent.parent)}"
+    output = run.location.removesuffix(f"/{RUNS_FOLDER}/{run.name}")
+    return f"not sent to MLflow: {', '.join(run.unsent)}; {sync_advice(run.name, output)}"
 
 
 def stored_recipe(recipe: Recipe) -> dict[str, object]:
@@ -145,21 +190,23 @@ def stored_recipe(recipe: Recipe) -> dict[str, object]:
     return recipe.public().model_dump(mode="json")
 
 
-def read_run(path: Path) -> RunFolder | None:
-    """Return the run in a folder; None where there is none.
+def read_run(storage: Storage) -> RunFolder | None:
+    """Return the run in a storage; None where there is none.
 
     Raises UserError where run.json cannot be parsed.
     """
-    try:
-        value = json.loads((path / RUN_FILE).read_bytes())
-        run = RunFolder(path=path, **{**value, "unsent": tuple(value.get("unsent", ()))})
-    except FileNotFoundError:
+    content = storage.read(RUN_FILE)
+    if content is None:
         return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path / RUN_FILE}: not a run ({error})") from None
+    place = f"{storage.location}/{RUN_FILE}"
+    try:
+        value = json.loads(content)
+        run = RunFolder(storage=storage, **{**value, "unsent": tuple(value.get("unsent", ()))})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}: not a run ({error})") from None
     if run.order not in VERSIONS:
         raise UserError(
-            f"{path / RUN_FILE}: the run has version {run.order!r} of the order of samples, this resnet_dist has "
+            f"{place}: the run has version {run.order!r} of the order of samples, this resnet_dist has "
             f"{' and '.join(map(str, VERSIONS))}; continue it with the version of resnet_dist that began it"
         )
     return run

@@ -67,7 +67,7 @@ def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:
     metrics = metrics_by_step(Follower(run.spool).read())
     if not any("train/loss" in of_step for of_step in metrics.values()):
         raise UserError(
-            f"{run.spool}: holds no training loss, so the run cannot be compared; remove {run.path}, or give "
+            f"{run.spool}: holds no training loss, so the run cannot be compared; remove {run.location}, or give "
             "the study a new --name"
         )
     return metrics

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_dist.config import Study, Trial
+from resnet_dist.config import Study, Trial, WorkerRange
 from resnet_dist.driver.preflight import resolve_paths
 from resnet_dist.driver.request import Request
 
@@ -40,7 +40,7 @@ class StudyRequest:
             resolve_paths(recipe, self.output),
             self.source,
             self.output,
-            workers=self.workers or 1,
+            workers=WorkerRange.parse(str(self.workers or 1)),
             gpu=self.gpu,
             local=self.workers is None and self.address is None,
             address=self.address,

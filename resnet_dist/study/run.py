@@ -16,6 +16,7 @@ from resnet_dist.driver.run import run_training
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.study.report import StudySummary, report
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
@@ -94,7 +95,7 @@ def check_trials(request: StudyRequest) -> None:
     for trial in request.study.trials:
         of_trial = request.of_trial(trial, {})
         try:
-            check_recipe(of_trial.recipe, of_trial.world_size)
+            check_recipe(of_trial.recipe, of_trial.ranks)
             choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
         except UserError as error:
             raise UserError(f"trial {trial.name}: {error}") from None
@@ -110,7 +111,7 @@ def _train(
     """Train the run of `trial` to its end, unless it is finished already."""
     of_trial = request.of_trial(trial, publisher.member_tags())
     assert of_trial.name is not None
-    known = read_run(of_trial.output / RUNS_FOLDER / of_trial.name)
+    known = read_run(open_storage(of_trial.output).at(RUNS_FOLDER).at(of_trial.name))
     if known is not None and _is_finished(known, of_trial.recipe, publisher):
         reporter.note(f"run {known.name}: finished before")
         return known

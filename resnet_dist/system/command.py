@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 DEFAULT_OUTPUT = Path("output")
-DEFAULT_WORKERS = 2  # ranks under Ray
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
 # torchrun sets these for every rank. Other launchers, notebooks and debuggers leave most of them behind in a shell, where
@@ -123,9 +122,9 @@ def joined(arguments: Iterable[str]) -> str:
     return " ".join(map(quoted, arguments))
 
 
-def sync_advice(name: str, output: Path) -> str:
+def sync_advice(name: str, output: str) -> str:
     """Return the words that name the command which sends what MLflow did not get of run `name`."""
-    there = "" if output == DEFAULT_OUTPUT.absolute() else f" --output {quoted(str(output))}"
+    there = "" if output == str(DEFAULT_OUTPUT.absolute()) else f" --output {quoted(output)}"
     return f"this sends it: resnet-dist sync {name}{there}"
 
 

@@ -9,15 +9,20 @@ from pathlib import Path
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to a file beside `path`, flush it to disk and rename it.
+    """Write `text` as UTF-8, as `write_bytes_atomically` does."""
+    write_bytes_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
-    `path` then holds all of `text`; after a failure it holds what it held before.
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to a file beside `path`, flush it to disk and rename it.
+
+    `path` then holds all of it; after a failure it holds what it held before.
     """
     # A process id would not be unique: containers that share a folder may use the same one.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with partial.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from resnet_dist.runs.folder import Status
+from resnet_dist.runs.storage.protocol import Log, Unreachable
 from resnet_dist.tracking.spool import Entry, Follower
 
 log = logging.getLogger(__name__)
@@ -18,11 +18,12 @@ POLL_SECONDS = 0.2
 class SpoolThread:
     """A thread that shows each new entry of a spool."""
 
-    def __init__(self, spool: Path, on_entry: Callable[[Entry], None]) -> None:
+    def __init__(self, spool: Log, on_entry: Callable[[Entry], None]) -> None:
         self._on_entry = on_entry
         self._follower = Follower(spool)
         self._follower.skip()  # The entries of earlier attempts were shown when these ran.
-        self._failed = False
+        self._poll_seconds = spool.poll_seconds
+        self._failed = self._unreachable = False
         self._stop = threading.Event()
         # A daemon thread: a terminal that takes nothing must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -37,7 +38,7 @@ class SpoolThread:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        while not self._stop.wait(POLL_SECONDS):
+        while not self._stop.wait(max(POLL_SECONDS, self._poll_seconds)):
             self._show()
         self._show()
 
@@ -45,6 +46,11 @@ class SpoolThread:
         try:
             for entry in self._follower.read():
                 self._on_entry(entry)
+            self._unreachable = False
+        except Unreachable as error:  # The next look shows what this one could not read.
+            if not self._unreachable:
+                log.warning("the metrics cannot be read now: %s", error)
+            self._unreachable = True
         except Exception as error:  # A closed terminal must not end the thread.
             if not self._failed:
                 log.warning("the metrics are not shown from here on: %s: %s", type(error).__name__, error)
@@ -57,7 +63,7 @@ class ConsolePublisher:
     run_id = None
     unsent = ()  # The spool is all that there is.
 
-    def __init__(self, spool: Path, on_entry: Callable[[Entry], None]) -> None:
+    def __init__(self, spool: Log, on_entry: Callable[[Entry], None]) -> None:
         self._thread = SpoolThread(spool, on_entry)
 
     def start(self) -> None:
@@ -66,7 +72,7 @@ class ConsolePublisher:
     def finish(self, timeout_seconds: float) -> None:
         self._thread.finish(timeout_seconds)
 
-    def log_results(self, checkpoint: Path | None) -> None:
+    def log_results(self, checkpoint: str | None) -> None:
         pass  # The checkpoint stays in the run folder.
 
     def close(self, status: Status, timeout_seconds: float) -> None:

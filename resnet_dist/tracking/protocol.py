@@ -61,8 +61,8 @@ class Publisher(Protocol):
     def finish(self, timeout_seconds: float) -> None:
         """Send the rest of the spool, for no longer than the timeout."""
 
-    def log_results(self, checkpoint: Path | None) -> None:
-        """Publish the gradient norms, and the model of `checkpoint` unless it is None."""
+    def log_results(self, checkpoint: str | None) -> None:
+        """Publish the gradient norms, and the model of the run's checkpoint of that name unless it is None."""
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         """Close the run with its status; wait no longer than the timeout."""

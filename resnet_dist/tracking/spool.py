@@ -1,22 +1,21 @@
-"""The spool: metrics are appended to a file first and uploaded later, so that no server can slow a rank.
+"""The spool: metrics are appended to a log of the run first and uploaded later, so that no server can slow a rank.
 
 Each line is one JSON object. Rank 0 appends, the driver follows. Every attempt of a run appends to the same
-file: entries keep their original times, and the uploader skips what the server already has
+log: entries keep their original times, and the uploader skips what the server already has
 (mlflow/upload.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.system.redact import redact
 
 log = logging.getLogger(__name__)
@@ -43,10 +42,8 @@ class Spool:
     Writing never raises: a full disk loses metrics, but does not stop the training.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        end_torn_line(path)
-        self._file = path.open("a", buffering=1)  # Line-buffered: the driver sees each entry at once.
+    def __init__(self, lines: Log) -> None:
+        self._lines = lines.open()  # The driver sees each entry at once, or after some seconds.
         self._failed = False
         self._lock = threading.Lock()  # The thread that writes checkpoints appends notes too.
         self._append({})  # Show the driver that rank 0 has begun.
@@ -60,9 +57,14 @@ class Spool:
     def note(self, text: str) -> None:
         self._append({"note": redact(text)})
 
+    def flush(self) -> None:
+        self._lines.flush()
+
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # `_append` has already warned.
-            self._file.close()
+        try:
+            self._lines.close()
+        except OSError as error:
+            self._warn(error)
 
     def __enter__(self) -> Self:
         return self
@@ -75,47 +77,41 @@ class Spool:
     def _append(self, value: dict[str, Any]) -> None:
         try:
             with self._lock:
-                self._file.write(json.dumps({"time_ms": time.time_ns() // 1_000_000, **value}) + "\n")
+                line = json.dumps({"time_ms": time.time_ns() // 1_000_000, **value}) + "\n"
+                self._lines.write(line.encode())
         # ValueError: another thread has closed the file.
         except (OSError, ValueError) as error:
-            if not self._failed:  # Warn once: a warning per entry would fill the log.
-                log.warning("metrics are not recorded from here on: %s", error)
-            self._failed = True
+            self._warn(error)
 
-
-def end_torn_line(path: Path) -> None:
-    """End the half line that a killed writer may have left, so that the next line is whole."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, 2)
-            if file.read() != b"\n":
-                file.write(b"\n")
+    def _warn(self, error: Exception) -> None:
+        if not self._failed:  # Warn once: a warning per entry would fill the log.
+            log.warning("metrics are not recorded from here on: %s", error)
+        self._failed = True
 
 
 class Follower:
     """Reads a spool while it grows."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
+    def __init__(self, lines: Log) -> None:
+        self._lines = lines
+        self._position = ""
 
     def read(self) -> list[Entry]:
-        """Return the entries completed since the last call. Raises OSError where the file cannot be read."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._position += len(whole)
-        return [entry for line in whole.splitlines() if (entry := _parse(line)) is not None]
+        """Return the entries completed since the last call. Raises OSError where the spool cannot be read."""
+        data, self._position = self._lines.read(self._position)
+        return [entry for line in data.splitlines() if (entry := _parse(line)) is not None]
 
     def skip(self) -> None:
-        """Skip all entries that are already in the file."""
-        self.read()
+        """Skip all entries that are already there."""
+        self._position = self._lines.end()
 
 
-def read_layers(spool: Path, name: str) -> dict[int, dict[str, float]]:
+def has_steps(spool: Log) -> bool:
+    """Report whether the metrics of any step were recorded."""
+    return any(entry.step is not None and entry.metrics for entry in Follower(spool).read())
+
+
+def read_layers(spool: Log, name: str) -> dict[int, dict[str, float]]:
     """Return quantity `name` by step, then by layer. A step that a restart repeated has its last values."""
     return {
         entry.step: entry.layers[name]

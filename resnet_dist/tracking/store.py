@@ -1,4 +1,4 @@
-"""The MLflow store of an output folder: the server or database that a variable names, or a file. Knows no MLflow."""
+"""The MLflow store of an output: the server or database that a variable names, or a file. Knows no MLflow."""
 
 from __future__ import annotations
 
@@ -9,14 +9,31 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from resnet_dist.errors import UserError
+from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.redact import HIDDEN, redact
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 STORE_FILE = "mlflow.db"  # the embedded store, in the output folder
 ARTIFACTS_FOLDER = "artifacts"  # of the embedded store, beside it
+LOCAL_FOLDER = Path("output")  # holds the store of an output that is a URL
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # and with a driver, as postgresql+psycopg2
 SCHEMES = ("http", "https", *DATABASES, "databricks", "databricks-uc", "uc")
 _HOST_AND_PORT = re.compile(r"([^/@\s]*@)?[A-Za-z0-9._-]+:\d+(/.*)?")
+
+
+def store_folder(output: Path | str) -> Path:
+    """Return the folder of the embedded store: the output itself, or a local one where the output is a URL."""
+    return LOCAL_FOLDER.absolute() if is_url(output) else Path(output)
+
+
+def store_note(output: Path | str) -> str | None:
+    """Return one line for a run in a bucket without an MLflow server: its metrics stay on the driver's machine."""
+    if not is_url(output) or os.environ.get(URI_VARIABLE):
+        return None
+    return (
+        f"{URI_VARIABLE} is not set: MLflow's store is {store_folder(output) / STORE_FILE}, on this machine alone; the "
+        "metrics are in the run's spool too"
+    )
 
 
 def tracking_uri(output: Path) -> str:

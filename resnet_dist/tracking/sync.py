@@ -7,34 +7,37 @@ from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.open import check_tracker, has_mlflow
-from resnet_dist.tracking.store import URI_VARIABLE, shown_tracker
+from resnet_dist.tracking.store import URI_VARIABLE, shown_tracker, store_folder
 
 
-def sync_runs(output: Path, name: str | None, report: Callable[[str], None]) -> bool:
+def sync_runs(output: Path | str, name: str | None, report: Callable[[str], None]) -> bool:
     """Send what MLflow lacks of the named run, or of all runs of `output`; report whether nothing is left to send.
 
     Runs that are being trained, and those that were sent completely, are skipped. Raises UserError where a person must
     act, and where there is no such run.
     """
-    check_tracker(output, "")
+    store = store_folder(output)
+    check_tracker(store, "")
     if not has_mlflow():
         raise UserError("MLflow, which this command sends runs to, is not installed")
     from resnet_dist.tracking.mlflow.sync import sync_run
 
-    folders = [output / RUNS_FOLDER / name] if name else sorted((output / RUNS_FOLDER).glob("*"))
-    runs = [run for folder in folders if (run := read_run(folder)) is not None]
+    place = open_storage(output).at(RUNS_FOLDER)
+    found = (read_run(place.at(folder)) for folder in ([name] if name else place.folders()))
+    runs = [run for run in found if run is not None]
     if not runs:
-        raise UserError(f"{output / RUNS_FOLDER}: no run{f' named {name}' if name else 's'} there")
+        raise UserError(f"{place.location}: no run{f' named {name}' if name else 's'} there")
     left = 0
     for run in runs:
         if name is None and run.status is not None and not run.unsent:
             continue
         try:
-            with run.lock():
-                again = read_run(run.path) or run  # Its driver may have ended since.
+            with run.lock(report):
+                again = read_run(run.storage) or run  # Its driver may have ended since.
                 _check_same_tracker(again)
-                synced = sync_run(again, output, report)
+                synced = sync_run(again, store, report)
                 synced.write()
                 left += bool(synced.unsent)
         except RunHeld:

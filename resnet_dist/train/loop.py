@@ -31,6 +31,7 @@ from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
 from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -74,7 +75,7 @@ class Parts:
 
 def train(
     recipe: Recipe,
-    folder: Path,
+    location: Path | str,
     world: World,
     tracker: Tracker,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -83,13 +84,13 @@ def train(
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
-    It resumes from the newest good checkpoint in `folder`, which must have been trained with the same `order_version`.
-    A run that stopped before or during an evaluation resumes with that evaluation.
+    It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
+    with the same `order_version`. A run that stopped before or during an evaluation resumes with that evaluation.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
-    with set_up(recipe, folder, world, tracker, stop_requested, progress, order_version) as parts:
+    with set_up(recipe, location, world, tracker, stop_requested, progress, order_version) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
         while not state.finished(plan.total):
             if not state.evaluation_pending:
@@ -132,7 +133,7 @@ def train(
 @contextmanager
 def set_up(
     recipe: Recipe,
-    folder: Path,
+    location: Path | str,
     world: World,
     tracker: Tracker,
     stop_requested: Callable[[], bool],
@@ -148,7 +149,7 @@ def set_up(
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world)
-    check_agreement(recipe, (train_index, eval_index), folder, world, report=tracker.note)
+    check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
     order = order_of(recipe, train_index, order_version)
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
@@ -159,7 +160,12 @@ def set_up(
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
         Checkpointer(
-            folder / CHECKPOINTS_FOLDER, recipe, train_index.classes, world, tracker.note
+            open_storage(location).at(CHECKPOINTS_FOLDER),
+            recipe,
+            train_index.classes,
+            world,
+            tracker.note,
+            tracker.flush,
         ) as checkpoints,
         Control(world, stop_requested=stop_requested, save_requested=checkpoints.due_by_time) as control,
     ):

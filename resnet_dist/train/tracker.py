@@ -17,6 +17,9 @@ class Tracker(Protocol):
     def note(self, text: str) -> None:
         """Show one line of text to the person who started the run."""
 
+    def flush(self) -> None:
+        """Wait until all that was recorded is in the run's storage. Raises OSError where it cannot be."""
+
 
 class NullTracker:
     """The tracker of every rank but rank 0: it drops everything."""
@@ -28,4 +31,7 @@ class NullTracker:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
         pass

@@ -32,8 +32,8 @@ import torch
 
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
-from resnet_dist.train.checkpoint.folder import MANIFEST, list_checkpoints, read_checkpoint
-from tests.paths import ROOT
+from resnet_dist.train.checkpoint.folder import MANIFEST, read_checkpoint
+from tests.paths import ROOT, list_checkpoints
 
 EXIT_SECONDS = 120  # limit for a command to end by itself after its rank was killed
 ORPHAN_SECONDS = 20.0  # limit for ranks to end by themselves after their command was killed

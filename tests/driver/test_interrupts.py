@@ -16,6 +16,7 @@ from resnet_dist.driver.request import Interrupted, Request, Summary
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import read_run
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system import signals
 from resnet_dist.system.signals import (
     GRACE_SECONDS,
@@ -28,7 +29,7 @@ from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint.folder import list_checkpoints
+from tests.paths import list_checkpoints
 
 
 def press(number: int = signal.SIGTERM) -> None:
@@ -154,7 +155,7 @@ def test_a_signal_to_the_driver_closes_the_run(
     assert made[0].calls == calls
     again = train(recipe, tmp_path, lambda *arguments: SignallingPublisher("nothing"))
     assert again.outcome.finished
-    run = read_run(tmp_path / "runs/x")
+    run = read_run(open_storage(tmp_path / "runs/x"))
     assert run is not None
     assert (run.attempt, run.run_id) == (2, "id")
     assert (run.status, run.unsent) == ("FINISHED", ("the model",))

@@ -14,8 +14,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from resnet_dist.train.checkpoint.folder import list_checkpoints, read_checkpoint
-from tests.paths import ROOT
+from resnet_dist.train.checkpoint.folder import read_checkpoint
+from tests.paths import ROOT, list_checkpoints
 
 DIGITS = str(ROOT / "jobs/digits.py")
 SHORT = [

@@ -82,14 +82,14 @@ def test_a_field_must_stay_the_same_unless_it_is_listed(
     digits_recipe: Recipe, started: RunFolder, tmp_path: Path
 ) -> None:
     """Remove a field from the recipe of the run, as if it had been added to the package since."""
-    value = json.loads((started.path / RUN_FILE).read_text())
+    value = json.loads((Path(started.location) / RUN_FILE).read_text())
     del value["recipe"]["train"]["label_smoothing"]
-    (started.path / RUN_FILE).write_text(json.dumps(value))
+    (Path(started.location) / RUN_FILE).write_text(json.dumps(value))
     assert choose_run(tmp_path, digits_recipe, "x", resume=True).attempt == 2
     with pytest.raises(UserError, match=r"train\.label_smoothing was 0\.0, is 0\.1"):
         choose_run(tmp_path, change(digits_recipe, "train.label_smoothing", "0.1"), "x", resume=True)
     value["recipe"]["train"]["lost"] = 1
-    (started.path / RUN_FILE).write_text(json.dumps(value))
+    (Path(started.location) / RUN_FILE).write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"another version of resnet_dist \(train\.lost is not a field"):
         choose_run(tmp_path, digits_recipe, "x", resume=True)
 
@@ -114,7 +114,7 @@ def test_one_attempt_at_a_time(started: RunFolder) -> None:
         pass
     with started.lock():
         pass
-    assert started.spool.parent.exists()
+    assert Path(started.location).exists()
 
 
 def test_the_lock_of_a_run_that_did_not_come_to_be_leaves_nothing(
@@ -122,7 +122,7 @@ def test_the_lock_of_a_run_that_did_not_come_to_be_leaves_nothing(
 ) -> None:
     run = choose_run(tmp_path, digits_recipe, "y", resume=False)
     with run.lock():
-        assert run.path.exists()
+        assert Path(run.location).exists()
     assert not (tmp_path / "runs").exists()
 
 

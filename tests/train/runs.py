@@ -8,10 +8,11 @@ import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint.folder import list_checkpoints, read_checkpoint
+from resnet_dist.train.checkpoint.folder import read_checkpoint
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
+from tests.paths import list_checkpoints
 
 
 class Recorder(NullTracker):

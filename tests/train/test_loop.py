@@ -17,8 +17,8 @@ from resnet_dist.data.batches.loader import Batch
 from resnet_dist.data.images.decode import Image, open_image
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.world import World
+from tests.paths import list_checkpoints
 from tests.train.runs import Recorder, assert_same, final_tensors
 
 WORLD = World.single()

@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from resnet_dist.errors import UserError
+from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
@@ -59,13 +58,17 @@ class MlflowPublisher:
 
     def finish(self, timeout_seconds: float) -> None:
         self._show.finish(timeout_seconds)
-        num_unsent = self._uploader.finish(timeout_seconds)
-        if num_unsent:
-            self._unsent.append(f"{num_unsent:,} metrics")
+        try:
+            num_unsent = self._uploader.finish(timeout_seconds)
+        except StorageError as error:  # The metrics are there, but cannot be read now.
+            self._unsent.append("the newest metrics")
+            self._report(str(error))
+        else:
+            self._unsent += [f"{num_unsent:,} metrics"] if num_unsent else []
         if self._uploader.store is None:
             self._unsent.append("the parameters")
 
-    def log_results(self, checkpoint: Path | None) -> None:
+    def log_results(self, checkpoint: str | None) -> None:
         run = self._uploader.store
         if run is None or self._unsent:  # A store that takes no metrics would only be waited for.
             self._unsent += ["the model"] if checkpoint is not None else []
@@ -83,7 +86,7 @@ class MlflowPublisher:
         if run.refused:
             self._unsent.append(f"{len(run.refused)} values that it does not take")
             self._report(
-                f"{run.place} does not take {', '.join(run.refused[:5])}; {self._record.run.path} has all"
+                f"{run.place} does not take {', '.join(run.refused[:5])}; {self._record.run.location} has all"
             )
         try:
             run.close(status, timeout_seconds)
@@ -134,6 +137,8 @@ class MlflowPublisher:
         return not self._recipe_thread.is_alive() and self._recipe_error is None
 
     def _explain(self, error: BaseException) -> str:
+        if isinstance(error, StorageError):  # of the spool
+            return str(error)
         self._failure = explain(error, self._uri)
         return f"{place_of(self._uri)}: {self._failure.reason}"
 

@@ -12,13 +12,14 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request_safe
 
 from resnet_dist.config import Recipe
+from resnet_dist.errors import StorageError
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.model import log_model
 from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Follower, read_layers
-from resnet_dist.train.checkpoint.folder import step_of
+from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE, step_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 RECIPE_FILE = "recipe.json"
@@ -37,7 +38,7 @@ def log_recipe(run: MlflowRun, recipe: Recipe) -> None:
 def publish_results(
     run: MlflowRun,
     record: RunRecord,
-    checkpoint: Path | None,
+    checkpoint: str | None,
     report: Callable[[str], None],
     *,
     recipe_logged: bool,
@@ -50,10 +51,7 @@ def publish_results(
     if not recipe_logged:
         tasks.append(("the recipe file", lambda: log_recipe(run, record.recipe)))
     if record.recipe.train.log_gradient_norms:
-        norms = read_layers(record.run.spool, GRADIENT_NORMS)
-        tasks.append(
-            ("the gradient norms", lambda: run.log_text(json.dumps(norms), f"{GRADIENT_NORMS}.json"))
-        )
+        tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
     if checkpoint is not None:
         tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
     for number, (_, task) in enumerate(tasks):
@@ -67,7 +65,12 @@ def publish_results(
     return []
 
 
-def _log_model(run: MlflowRun, record: RunRecord, checkpoint: Path) -> None:
+def _log_gradient_norms(run: MlflowRun, record: RunRecord) -> None:
+    norms = read_layers(record.run.spool, GRADIENT_NORMS)
+    run.log_text(json.dumps(norms), f"{GRADIENT_NORMS}.json")
+
+
+def _log_model(run: MlflowRun, record: RunRecord, checkpoint: str) -> None:
     step = step_of(checkpoint)
     if run.client.get_run(run.run_id).data.tags.get(MODEL_TAG) == str(step):
         return
@@ -78,13 +81,14 @@ def _log_model(run: MlflowRun, record: RunRecord, checkpoint: Path) -> None:
         if entry.step == step
         for name, value in entry.metrics.items()
     }
-    log_model(run, checkpoint, record.recipe, step, metrics)
+    folder = record.run.checkpoints.bundles(MANIFEST).fetch(checkpoint, [MODEL_FILE])
+    log_model(run, folder, record.recipe, step, metrics)
     run.set_tags({MODEL_TAG: str(step)})
 
 
 def _reason(run: MlflowRun, error: Exception) -> str:
     """Return why something was not put in the artifact store of the run, which is named."""
-    if isinstance(error, OutOfReach):
+    if isinstance(error, (OutOfReach, StorageError)):
         return str(error)
     reason, place = explain(error, run.uri).reason, ""
     with suppress(Exception):

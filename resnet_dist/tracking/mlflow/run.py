@@ -126,7 +126,7 @@ class MlflowRun:
             values.params_of(params),
             lambda batch: self.client.log_batch(self.run_id, params=batch, synchronous=True),
         )
-        tags = {FOLDER_TAG: str(run.path), ATTEMPT_TAG: str(run.attempt), **redact_all(dict(record.tags))}
+        tags = {FOLDER_TAG: run.location, ATTEMPT_TAG: str(run.attempt), **redact_all(dict(record.tags))}
         self.set_tags(tags)
 
     def newest_steps(self) -> dict[str, int]:

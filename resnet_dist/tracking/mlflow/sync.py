@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import UserError
+from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.system.limit import within
 from resnet_dist.tracking.mlflow.failure import explain
@@ -17,7 +17,7 @@ from resnet_dist.tracking.mlflow.upload import Backlog
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, Follower
 from resnet_dist.tracking.store import tracking_uri
-from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
+from resnet_dist.train.checkpoint.folder import best_or_newest
 
 OPEN_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ def sync_run(run: RunFolder, output: Path, report: Callable[[str], None]) -> Run
     status: Status = run.status or "KILLED"
     try:
         mlflow_run, num_sent = _send(record, report)
-    except UserError:
+    except (StorageError, UserError):
         raise
     except Exception as error:  # A server may fail in any way.
         uri = tracking_uri(output)
@@ -78,8 +78,7 @@ def _publish(
     """Publish what the run has left besides metrics, unless it is there already; return what could not be."""
     checkpoint = None
     if status == "FINISHED":
-        folder = record.run.checkpoints
-        checkpoint = best_checkpoint(folder) or next(reversed(list_checkpoints(folder)), None)
+        checkpoint = best_or_newest(record.run.checkpoints)
     # Files that were logged before are written again with the same content.
     unsent = publish_results(run, record, checkpoint, report, recipe_logged=not record.run.unsent)
     if "the model" in record.run.unsent and not unsent and checkpoint is not None:

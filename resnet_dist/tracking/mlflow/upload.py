@@ -6,11 +6,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from mlflow.entities import Metric
 
+from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking.mlflow.run import MAX_METRICS_PER_REQUEST, RunGone
 from resnet_dist.tracking.spool import Entry, Follower
 
@@ -39,7 +39,7 @@ class Backlog:
     again nor the steps that a restart repeats add duplicates.
     """
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Log) -> None:
         self._spool = spool
         self.start_over()
 
@@ -92,12 +92,13 @@ class Uploader(Generic[Store]):
 
     def __init__(
         self,
-        spool: Path,
+        spool: Log,
         open_store: Callable[[], Store],
         explain: Callable[[BaseException], str],
         report: Callable[[str], None],
     ) -> None:
         self._backlog = Backlog(spool)
+        self._poll_seconds = spool.poll_seconds
         self._open_store, self._explain, self._report = open_store, explain, report
         self.store: Store | None = None
         self.first_error: BaseException | None = None  # of opening the store for the first time
@@ -123,7 +124,8 @@ class Uploader(Generic[Store]):
     def finish(self, timeout_seconds: float) -> int:
         """Send the rest; return the number of metrics that were not sent in that time (the spool keeps them).
 
-        Returns in time even where the server accepts a request and never answers.
+        Returns in time even where the server accepts a request and never answers. Raises StorageError where the spool
+        cannot be read, which alone knows the number.
         """
         self._deadline = time.monotonic() + timeout_seconds
         self._stop.set()
@@ -146,7 +148,7 @@ class Uploader(Generic[Store]):
         return self._last_reason
 
     def _run(self) -> None:
-        while not self._stop.wait(POLL_SECONDS if self.has_tried.is_set() else 0):
+        while not self._stop.wait(max(POLL_SECONDS, self._poll_seconds) if self.has_tried.is_set() else 0):
             if time.monotonic() >= self._retry_at:
                 self._upload()
         while time.monotonic() < self._deadline and not self._upload():

@@ -1,16 +1,14 @@
-"""The folder of a checkpoint: written aside, flushed, renamed; verified when read; the newest good one wins.
+"""The folder of a checkpoint: published whole, verified when read; the newest good one wins.
 
 `step-00000120/` holds safetensors files, and a `checkpoint.json` with their SHA-256, its own SHA-256, the scalars and
-the recipe. It holds no pickles, and its model.safetensors is the model's state dict.
+the recipe. It holds no pickles, and its model.safetensors is the model's state dict. `checkpoint.json` commits it: it
+is written last and removed first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.system.files import checksum
 
 MANIFEST = "checkpoint.json"
 MODEL_FILE = "model.safetensors"
 REQUIRED = ("scalars", "recipe", "classes")  # keys of a manifest
 REQUIRED_FILES = ("model", "optimizer", "meter")
+PREFIX = "step-"
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
 
@@ -36,154 +37,177 @@ class DamagedCheckpoint(ValueError):
 
 @dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """The verified contents of a checkpoint folder."""
+    """The verified contents of a checkpoint."""
 
-    folder: Path
+    name: str
+    location: str  # the path or URL of its folder
     tensors: Tensors
     manifest: dict[str, Any]
 
 
-def folder_of(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step-{step:08d}"
+def name_of(step: int) -> str:
+    return f"{PREFIX}{step:08d}"
 
 
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def step_of(name: str) -> int:
+    return int(name.removeprefix(PREFIX))
 
 
-def write_checkpoint(folder: Path, tensors: Tensors, manifest: dict[str, Any]) -> None:
-    """Write all files aside, flush them, and rename: `folder` is complete or absent.
+def list_checkpoints(checkpoints: Storage) -> list[str]:
+    """Return the names of the finished checkpoints, oldest first."""
+    return [name for name in checkpoints.bundles(MANIFEST).names() if name.startswith(PREFIX)]
+
+
+def write_checkpoint(checkpoints: Storage, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:
+    """Write all files aside and publish them together: the checkpoint is complete or absent.
 
     Raises OSError where it cannot be written, and leaves nothing behind.
     """
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        # Not the run folder: it was removed where it is missing, and a new one would hold nothing else of the run.
-        partial.parent.mkdir(exist_ok=True)
-        partial.mkdir()
+    with checkpoints.bundles(MANIFEST).write(name_of(step)) as folder:
         checksums = {}
         for name, group in tensors.items():
-            path = partial / f"{name}.safetensors"
+            path = folder / f"{name}.safetensors"
             _save(group, path)
             checksums[path.name] = _sha256(path)
         content = {"sha256": checksums, **manifest}
         signed = {**content, "manifest_sha256": _digest(content)}
-        (partial / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
-        for path in [*partial.iterdir(), partial]:
-            _flush(path)
-        _replace(folder, partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _flush(folder.parent)
+        (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
 
 
-def read_checkpoint(folder: Path, only: tuple[str, ...] | None = None) -> tuple[Tensors, dict[str, Any]]:
+def read_checkpoint(
+    folder: Path, only: tuple[str, ...] | None = None, location: str | None = None
+) -> tuple[Tensors, dict[str, Any]]:
     """Return the tensors, by file and name, and the manifest, both verified. Raises DamagedCheckpoint.
 
-    `only` names the files to read; None reads all. A model is loaded without the optimizer.
+    `only` names the files to read; None reads all. A model is loaded without the optimizer. location: the place that
+    `folder` is a copy of, for messages.
     """
+    place = location or str(folder)
     try:
-        manifest = _read_manifest(folder)
+        manifest = _parse_manifest((folder / MANIFEST).read_bytes(), place)
         tensors = {}
         for name, expected in manifest["sha256"].items():
             path = folder / name
             if only is not None and path.stem not in only:
                 continue
             if _sha256(path) != expected:
-                raise DamagedCheckpoint(f"{path} does not match its checksum")
+                raise DamagedCheckpoint(f"{place}/{name} does not match its checksum")
             tensors[path.stem] = load_file(path)
         if missing := [name for name in only or REQUIRED_FILES if name not in tensors]:
-            raise DamagedCheckpoint(f"{folder / MANIFEST} names no {missing[0]}.safetensors")
+            raise DamagedCheckpoint(f"{place}/{MANIFEST} names no {missing[0]}.safetensors")
         return tensors, manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, DamagedCheckpoint):
             raise
-        raise DamagedCheckpoint(f"{folder}: {type(error).__name__}: {error}") from None
+        raise DamagedCheckpoint(f"{place}: {type(error).__name__}: {error}") from None
 
 
-def read_newest(location: Path, only: tuple[str, ...]) -> VerifiedCheckpoint:
-    """Return some files of a checkpoint folder, or of the newest good checkpoint of a run folder.
+def fetch_checkpoint(
+    checkpoints: Storage, name: str, only: tuple[str, ...] | None = None
+) -> VerifiedCheckpoint:
+    """Return a verified checkpoint of a storage, or `only` some of its files.
+
+    Raises DamagedCheckpoint, and StorageError where the storage cannot be read.
+    """
+    bundles = checkpoints.bundles(MANIFEST)
+    files = None if only is None else [f"{stem}.safetensors" for stem in only]
+    try:
+        return _verified(bundles.fetch(name, files), only, bundles.location(name))
+    except DamagedCheckpoint:
+        bundles.forget(name)  # Only this machine's copy may be damaged: read it once more.
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    return _verified(bundles.fetch(name, files), only, bundles.location(name))
+
+
+def read_newest(location: str | Path, only: tuple[str, ...]) -> VerifiedCheckpoint:
+    """Return some files of a checkpoint, or of the newest good checkpoint of a run, by its path or URL.
 
     Raises DamagedCheckpoint where there is none.
     """
-    candidates = [location] if (location / MANIFEST).exists() else []
-    candidates += reversed(list_checkpoints(location / CHECKPOINTS_FOLDER))
+    place = open_storage(location)
+    candidates = [
+        (place.at(CHECKPOINTS_FOLDER), name) for name in list_checkpoints(place.at(CHECKPOINTS_FOLDER))
+    ]
+    if place.read(MANIFEST) is not None:
+        parent, _, name = place.location.rpartition("/")
+        candidates.append((open_storage(parent or "/"), name))
     problem = DamagedCheckpoint(f"a checkpoint folder holds {MANIFEST}, a run folder holds checkpoints/")
-    for folder in candidates:
+    for checkpoints, name in reversed(candidates):
         try:
-            return VerifiedCheckpoint(folder, *read_checkpoint(folder, only))
+            return fetch_checkpoint(checkpoints, name, only)
         except DamagedCheckpoint as error:
             problem = error
     raise problem
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the finished checkpoint folders, oldest first."""
-    return sorted(folder.glob("step-*"))
+def newest_good(checkpoints: Storage, report: Callable[[str], None]) -> VerifiedCheckpoint | None:
+    """Return the newest checkpoint that matches its manifest; report and skip damaged ones.
 
-
-def newest_good(folder: Path, report: Callable[[str], None]) -> VerifiedCheckpoint | None:
-    """Return the newest checkpoint that matches its manifest; report and skip damaged ones."""
-    for candidate in reversed(list_checkpoints(folder)):
+    Raises StorageError where the storage cannot be read: a run must not begin anew because of that.
+    """
+    for candidate in reversed(list_checkpoints(checkpoints)):
         try:
-            return VerifiedCheckpoint(candidate, *read_checkpoint(candidate))
+            return fetch_checkpoint(checkpoints, candidate)
         except DamagedCheckpoint as problem:
             report(f"skipped a damaged checkpoint: {problem}")
     return None
 
 
-def best_checkpoint(folder: Path) -> Path | None:
+def best_checkpoint(checkpoints: Storage) -> str | None:
     """Return the checkpoint with the best value of `train.best_metric`, as the newest good manifest records it."""
-    for candidate in reversed(list_checkpoints(folder)):
+    names = list_checkpoints(checkpoints)
+    for candidate in reversed(names):
         try:
-            best = _read_manifest(candidate)["scalars"]["best"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            content = checkpoints.read(f"{candidate}/{MANIFEST}") or b""
+            best = _parse_manifest(content, candidate)["scalars"]["best"]
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged: an older manifest records it too
-        path = None if best is None else folder_of(folder, best["step"])
-        return path if path is not None and path.exists() else None
+        name = None if best is None else name_of(best["step"])
+        return name if name in names else None
     return None
 
 
-def prune(folder: Path, *, keep: int, also: int | None) -> None:
+def best_or_newest(checkpoints: Storage) -> str | None:
+    """Return the checkpoint whose model is the one to load: the best, or the newest where no metric names one."""
+    return best_checkpoint(checkpoints) or next(reversed(list_checkpoints(checkpoints)), None)
+
+
+def prune(checkpoints: Storage, *, keep: int, also: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the one of step `also`."""
-    kept = set(list_checkpoints(folder)[-keep:])
+    names = list_checkpoints(checkpoints)
+    kept = set(names[-keep:])
     if also is not None:
-        kept.add(folder_of(folder, also))
-    remove(old for old in list_checkpoints(folder) if old not in kept)
+        kept.add(name_of(also))
+    remove(checkpoints, (old for old in names if old not in kept))
 
 
-def remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def remove(checkpoints: Storage, names: Iterable[str]) -> None:
+    for name in names:
+        checkpoints.bundles(MANIFEST).remove(name)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left half-written, and bring back a checkpoint that was about to be replaced."""
-    for replaced in folder.glob(".step-*.old.partial"):
-        target = folder / replaced.name.split(".")[1]
-        if not target.exists():
-            replaced.rename(target)
-    remove(folder.glob(".step-*.partial"))
+def remove_unfinished(checkpoints: Storage) -> None:
+    """Remove what killed writers left half-written, and bring back a checkpoint that was about to be replaced.
+
+    Where the checkpoints lie in a folder, it is created: once, at the start. A run folder that is missing later was
+    removed, and no checkpoint creates it anew.
+    """
+    checkpoints.bundles(MANIFEST).clean_up()
 
 
-def _replace(folder: Path, partial: Path) -> None:
-    """Rename `partial` to `folder`, which may exist: damaged, or with the same bytes from before a restart."""
-    replaced = folder.with_name(f"{partial.name.removesuffix('.partial')}.old.partial")
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _verified(folder: Path, only: tuple[str, ...] | None, location: str) -> VerifiedCheckpoint:
+    return VerifiedCheckpoint(folder.name, location, *read_checkpoint(folder, only, location))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest. Raises DamagedCheckpoint, or what reading and parsing raise."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+def _parse_manifest(content: bytes, place: str) -> dict[str, Any]:
+    """Return the manifest. Raises DamagedCheckpoint, or what parsing raises."""
+    manifest: dict[str, Any] = json.loads(content)
     digest = manifest.pop("manifest_sha256", None)  # older versions wrote none
     if digest is not None and digest != _digest(manifest):
-        raise DamagedCheckpoint(f"{folder / MANIFEST} does not match its checksum")
+        raise DamagedCheckpoint(f"{place}/{MANIFEST} does not match its checksum")
     if missing := [name for name in REQUIRED if name not in manifest]:
-        raise DamagedCheckpoint(f"{folder / MANIFEST} has no {missing[0]}")
+        raise DamagedCheckpoint(f"{place}/{MANIFEST} has no {missing[0]}")
     return manifest
 
 
@@ -200,11 +224,3 @@ def _save(group: dict[str, Tensor], path: Path) -> None:
 
 def _sha256(path: Path) -> str:
     return checksum(path, "sha256").removeprefix("sha256:")
-
-
-def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

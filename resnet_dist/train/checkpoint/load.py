@@ -24,10 +24,10 @@ class TrainedModel:
     recipe: Recipe
     classes: tuple[str, ...]
     step: int
-    folder: Path
+    location: str  # the path or URL of its checkpoint
 
 
-def load_model(location: Path, device: torch.device) -> TrainedModel:
+def load_model(location: str | Path, device: torch.device) -> TrainedModel:
     """Return the model of a checkpoint folder, or of the newest good checkpoint of a run folder.
 
     Raises UserError where there is none, where it is damaged, or where this version cannot use its recipe.
@@ -40,9 +40,9 @@ def load_model(location: Path, device: torch.device) -> TrainedModel:
     try:
         recipe = Recipe.model_validate(manifest["recipe"])
     except ValidationError as error:
-        raise UserError(f"{found.folder}: its recipe cannot be used: {explain(error, Recipe)}") from None
+        raise UserError(f"{found.location}: its recipe cannot be used: {explain(error, Recipe)}") from None
     classes = tuple(manifest["classes"])
     model = build_model(**recipe.model.options(), in_channels=recipe.data.channels, num_classes=len(classes))
     model.load_state_dict(found.tensors["model"])
     model = model.to(device).to(memory_format=torch.channels_last).eval()
-    return TrainedModel(model, recipe, classes, manifest["scalars"]["step"], found.folder)
+    return TrainedModel(model, recipe, classes, manifest["scalars"]["step"], found.location)

@@ -1,7 +1,7 @@
 """Save the state without making the loop wait: copy it to host memory, and let a thread write the copy.
 
 At most two copies exist: one being written, and one waiting. A newer copy replaces the one that waits, so a slow disk
-costs intermediate checkpoints, never the last.
+costs intermediate checkpoints, never the last. A storage that does not answer is tried again, while training continues.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,15 +17,16 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import TrainingError
+from resnet_dist.errors import ExplainedError, StorageError, TrainingError
+from resnet_dist.runs.storage.protocol import Storage, Unreachable
 from resnet_dist.train.checkpoint.folder import (
     DamagedCheckpoint,
     Tensors,
-    folder_of,
+    fetch_checkpoint,
     list_checkpoints,
+    name_of,
     newest_good,
     prune,
-    read_checkpoint,
     remove,
     remove_unfinished,
     write_checkpoint,
@@ -35,6 +35,11 @@ from resnet_dist.train.plan import Plan, due
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.watch.control import Control
 from resnet_dist.world import World
+
+# A storage that does not answer: reported after this time, and given up for this checkpoint after that. A process that
+# ends has less patience.
+REPORT_SECONDS, PATIENCE_SECONDS, CLOSING_PATIENCE_SECONDS = 60.0, 300.0, 15.0
+RETRY_SECONDS = 2.0  # between two tries, each of which has retries of its own
 
 
 class CheckpointFailed(TrainingError):
@@ -56,14 +61,20 @@ class Checkpointer:
 
     def __init__(
         self,
-        folder: Path,
+        storage: Storage,
         recipe: Recipe,
         classes: tuple[str, ...],
         world: World,
         report: Callable[[str], None],
+        flush_metrics: Callable[[], None] = lambda: None,
     ) -> None:
-        self._folder, self._recipe, self._classes, self._world = folder, recipe, classes, world
-        self._report = report  # called from the writer's thread too
+        """Keep the checkpoints in `storage`.
+
+        report, flush_metrics: called from the writer's thread too. flush_metrics: called before a checkpoint appears,
+        because a run that resumes there does not log again what came before.
+        """
+        self._storage, self._recipe, self._classes, self._world = storage, recipe, classes, world
+        self._report, self._flush_metrics = report, flush_metrics
         minutes = recipe.train.checkpoint_minutes
         self._interval_seconds = None if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
@@ -71,7 +82,7 @@ class Checkpointer:
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
         self._failure: CheckpointFailed | None = None  # of the newest write
-        self._damaged: list[Path] = []  # newer than what was restored
+        self._damaged: list[str] = []  # newer than what was restored
         self._closing = False
         self._changed = threading.Condition()
         # A daemon thread: a disk that hangs forever must not keep the process alive.
@@ -84,12 +95,10 @@ class Checkpointer:
         """
         found = None
         if self._world.is_main:
-            # Once, at the start: a run folder that is missing later was removed, and no checkpoint creates it anew.
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(self._folder)
-            found = newest_good(self._folder, self._report)
-            self._damaged = [c for c in list_checkpoints(self._folder) if not found or c > found.folder]
-        name = self._world.broadcast(found.folder.name if found else None)
+            remove_unfinished(self._storage)
+            found = newest_good(self._storage, self._report)
+            self._damaged = [c for c in list_checkpoints(self._storage) if not found or c > found.name]
+        name = self._world.broadcast(found.name if found else None)
         if name is None:
             return False
         if found is not None:
@@ -123,7 +132,7 @@ class Checkpointer:
             self._changed.wait_for(lambda: self._waiting is None or not self._waiting.must_be_written)
             if self._waiting is not None:
                 self._report(
-                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: writing to {self._folder} "
+                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: writing to {self._storage.location} "
                     "takes longer than the interval between checkpoints; use a longer interval"
                 )
                 self._free.append(self._waiting.tensors)
@@ -158,7 +167,8 @@ class Checkpointer:
 
     def _read(self, name: str) -> tuple[Tensors, dict[str, Any]]:
         try:
-            return read_checkpoint(self._folder / name)
+            found = fetch_checkpoint(self._storage, name)
+            return found.tensors, found.manifest
         except DamagedCheckpoint as problem:
             raise TrainingError(
                 f"rank {self._world.rank} cannot read the checkpoint that rank 0 chose: {problem}"
@@ -180,41 +190,77 @@ class Checkpointer:
                 self._changed.notify_all()
 
     def _write(self, snapshot: Snapshot) -> CheckpointFailed | None:
-        step = snapshot.scalars["step"]
-        try:
-            if snapshot.copied is not None:
-                snapshot.copied.synchronize()
-            refuse_not_finite(snapshot)
-            manifest = {
-                "scalars": snapshot.scalars,
-                "recipe": self._recipe.public().model_dump(mode="json"),
-                "classes": list(self._classes),
-            }
-            contiguous = {
-                file: {name: tensor.contiguous() for name, tensor in group.items()}
-                for file, group in snapshot.tensors.items()
-            }
-            folder = folder_of(self._folder, step)
-            write_checkpoint(folder, contiguous, manifest)
-            # Remove damaged ones, now that a good one is on disk: `prune` would keep them in place of good ones.
-            remove(damaged for damaged in self._damaged if damaged != folder)
-            self._damaged = []
-            best = snapshot.scalars["best"]
-            prune(self._folder, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])
-            return None
-        except CheckpointFailed as failure:
-            problem = failure
-        except Exception as error:  # a file system may raise anything
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            problem = CheckpointFailed(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {self._last_kept()}"
-            )
+        """Write one snapshot, again and again where the storage does not answer; return the failure."""
+        step, since, reported = snapshot.scalars["step"], time.monotonic(), False
+        while True:
+            try:
+                self._write_once(snapshot)
+                if reported:
+                    self._report(f"the checkpoint of step {step} is written; the storage answers again")
+                return None
+            except CheckpointFailed as failure:
+                problem = failure
+                break
+            except Exception as error:  # a file system may raise anything
+                seconds = time.monotonic() - since
+                problem = self._failure_of(step, error)
+                if not isinstance(error, Unreachable) or not self._may_retry(snapshot, seconds):
+                    break
+                if seconds >= REPORT_SECONDS and not reported:
+                    self._report(f"{problem}; training continues, and it is tried again")
+                    reported = True
         self._report(str(problem))
         return problem
 
+    def _may_retry(self, snapshot: Snapshot, seconds: float) -> bool:
+        """Wait, and report whether to try again after `seconds` without success: no newer one is to be written."""
+
+        def is_superseded() -> bool:
+            newer = self._waiting
+            return newer is not None and (newer.must_be_written or not snapshot.must_be_written)
+
+        with self._changed:
+            self._changed.wait_for(is_superseded, RETRY_SECONDS)
+            patience = CLOSING_PATIENCE_SECONDS if self._closing else PATIENCE_SECONDS
+            return not is_superseded() and seconds < patience
+
+    def _write_once(self, snapshot: Snapshot) -> None:
+        if snapshot.copied is not None:
+            snapshot.copied.synchronize()
+        refuse_not_finite(snapshot)
+        manifest = {
+            "scalars": snapshot.scalars,
+            "recipe": self._recipe.public().model_dump(mode="json"),
+            "classes": list(self._classes),
+        }
+        contiguous = {
+            file: {name: tensor.contiguous() for name, tensor in group.items()}
+            for file, group in snapshot.tensors.items()
+        }
+        step = snapshot.scalars["step"]
+        self._flush_metrics()
+        write_checkpoint(self._storage, step, contiguous, manifest)
+        # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
+        remove(self._storage, (damaged for damaged in self._damaged if damaged != name_of(step)))
+        self._damaged = []
+        best = snapshot.scalars["best"]
+        prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])
+
+    def _failure_of(self, step: int, error: Exception) -> CheckpointFailed:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        if isinstance(error, ExplainedError):
+            reason = str(error)
+        return CheckpointFailed(
+            f"the checkpoint of step {step} could not be written to {self._storage.location}: {reason}"
+            f"{self._last_kept()}"
+        )
+
     def _last_kept(self) -> str:
-        kept = list_checkpoints(self._folder)
-        return f"the last that is kept is {kept[-1].name}" if kept else "there is no earlier one"
+        try:
+            kept = list_checkpoints(self._storage)
+        except StorageError:
+            return "; those before it stay"
+        return f"; the last that is kept is {kept[-1]}" if kept else "; there is no earlier one"
 
 
 def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.model import Match, from_torchvision, load_fitting, match
+from resnet_dist.runs.storage.open import is_url
 from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
 
 TORCHVISION = "torchvision:"
@@ -50,8 +51,8 @@ def read_weights(source: str) -> Weights:
             raise UserError(f"model.init_from={source!r} could not be downloaded: {error}") from None
         return from_torchvision(state)
     path = Path(source)
-    if path.is_dir():
-        return _read_run(path)
+    if is_url(source) or path.is_dir():
+        return _read_run(source)
     if not path.is_file():
         raise UserError(
             f"model.init_from={source!r}: no such file or folder; give a .pth, .pt or .safetensors file, a "
@@ -92,12 +93,12 @@ def _torchvision_weights(source: str) -> Any:
     return known[version]
 
 
-def _read_run(folder: Path) -> Weights:
-    """Return the weights of a checkpoint folder, or of the newest good checkpoint of a run folder."""
+def _read_run(location: str) -> Weights:
+    """Return the weights of a checkpoint, or of the newest good checkpoint of a run, by its path or URL."""
     try:
-        return read_newest(folder, only=("model",)).tensors["model"]
+        return read_newest(location, only=("model",)).tensors["model"]
     except DamagedCheckpoint as problem:
-        raise UserError(f"model.init_from={str(folder)!r}: no weights to load; {problem}") from None
+        raise UserError(f"model.init_from={location!r}: no weights to load; {problem}") from None
 
 
 def _read_safetensors(path: Path) -> Weights:

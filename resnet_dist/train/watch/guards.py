@@ -6,7 +6,6 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TrainingError
 from resnet_dist.order.samples import Order
 from resnet_dist.order.shares import Share
-from resnet_dist.runs.folder import RUN_FILE
 from resnet_dist.train.state.meter import NotFinite
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.world import World
@@ -25,19 +23,17 @@ MAX_LISTED = 20  # samples named in one message
 
 
 def check_agreement(
-    recipe: Recipe, indexes: tuple[Index, Index], folder: Path, world: World, report: Callable[[str], None]
+    recipe: Recipe, indexes: tuple[Index, Index], world: World, report: Callable[[str], None]
 ) -> None:
-    """Raise TrainingError where ranks see different recipes, data sets, devices or folders. A collective.
+    """Raise TrainingError where ranks see different recipes, data sets or devices. A collective.
 
     Such ranks would train nonsense. Versions that differ are only reported.
     """
-    run_file = folder / RUN_FILE
     required = {
         "recipe": recipe.digest(),
         "training index": indexes[0].digest(),
         "evaluation index": indexes[1].digest(),
         "kind of device": world.device.type,
-        f"storage ({folder} is not shared)": run_file.read_text() if run_file.exists() else "absent",
     }
     expected = {"Python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     for rank, (theirs, versions) in enumerate(world.gather((required, expected))):

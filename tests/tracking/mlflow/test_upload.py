@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Metric
 
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking import console
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow import upload
@@ -45,14 +47,16 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.001)
 
 
-def upload_to(
-    store: Store, spool: Path, report: Callable[[str], None] = lambda text: None
-) -> Uploader[Store]:
+def upload_to(store: Store, spool: Log, report: Callable[[str], None] = lambda text: None) -> Uploader[Store]:
     return Uploader(spool, lambda: store, lambda error: f"{type(error).__name__}: {error}", report)
 
 
-def write(path: Path, steps: range) -> list[tuple[str, int, float]]:
-    with Spool(path) as spool:
+def spool_in(folder: Path) -> Log:
+    return open_storage(folder).log("spool")
+
+
+def write(lines: Log, steps: range) -> list[tuple[str, int, float]]:
+    with Spool(lines) as spool:
         for step in steps:
             spool.log({"train/loss": 1 / (1 + step), "train/top1": 0.5}, step)
     return [
@@ -61,8 +65,8 @@ def write(path: Path, steps: range) -> list[tuple[str, int, float]]:
 
 
 def test_all_arrive_in_requests_that_mlflow_takes(tmp_path: Path) -> None:
-    rows, store = write(tmp_path / "spool", range(700)), Store()
-    uploader = upload_to(store, tmp_path / "spool")
+    rows, store = write(spool_in(tmp_path), range(700)), Store()
+    uploader = upload_to(store, spool_in(tmp_path))
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
@@ -78,8 +82,8 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
             raise ConnectionError("the server is away")
 
     store = Store(fail)
-    rows = write(tmp_path / "spool", range(1200))
-    uploader = upload_to(store, tmp_path / "spool")
+    rows = write(spool_in(tmp_path), range(1200))
+    uploader = upload_to(store, spool_in(tmp_path))
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows == rows
@@ -88,22 +92,22 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
 def test_what_the_store_has_is_not_sent_again(tmp_path: Path) -> None:
     """The driver died, and its restart repeated some steps."""
     store = Store()
-    store.rows = write(tmp_path / "spool", range(10))[:11]  # The loss of step 5 arrived, its top-1 did not.
-    write(tmp_path / "spool", range(7, 12))
-    uploader = upload_to(store, tmp_path / "spool")
+    store.rows = write(spool_in(tmp_path), range(10))[:11]  # The loss of step 5 arrived, its top-1 did not.
+    write(spool_in(tmp_path), range(7, 12))
+    uploader = upload_to(store, spool_in(tmp_path))
     uploader.start()
     assert uploader.finish(SOON) == 0
-    assert sorted(store.rows) == sorted(write(tmp_path / "other", range(12)))
+    assert sorted(store.rows) == sorted(write(spool_in(tmp_path / "other"), range(12)))
 
 
 def test_a_torn_line_and_what_is_not_finite_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "spool", range(2))
+    write(spool_in(tmp_path), range(2))
     with (tmp_path / "spool").open("a") as file:
         file.write('{"time_ms": 1, "step": 2, "metr')
-    with Spool(tmp_path / "spool") as spool:
+    with Spool(spool_in(tmp_path)) as spool:
         spool.log({"train/loss": math.inf, "train/top1": 0.25}, 3)
     store = Store()
-    uploader = upload_to(store, tmp_path / "spool")
+    uploader = upload_to(store, spool_in(tmp_path))
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert store.rows[4:] == [("train/top1", 3, 0.25)]
@@ -118,8 +122,8 @@ def stuck() -> Iterator[Callable[[], None]]:
 
 
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, stuck: Callable[[], None]) -> None:
-    rows = write(tmp_path / "spool", range(3))
-    uploader = upload_to(Store(stuck), tmp_path / "spool")
+    rows = write(spool_in(tmp_path), range(3))
+    uploader = upload_to(Store(stuck), spool_in(tmp_path))
     uploader.start()
     assert uploader.finish(0.01) == len(rows)
 
@@ -129,8 +133,8 @@ def test_a_server_that_is_away_leaves_the_number_of_metrics(tmp_path: Path) -> N
         raise ConnectionError("no route")
 
     lines: list[str] = []
-    rows = write(tmp_path / "spool", range(3))
-    uploader = upload_to(Store(fail), tmp_path / "spool", lines.append)
+    rows = write(spool_in(tmp_path), range(3))
+    uploader = upload_to(Store(fail), spool_in(tmp_path), lines.append)
     uploader.start()
     assert uploader.finish(0.2) == len(rows)
     assert lines == [
@@ -152,8 +156,8 @@ def test_an_outage_is_one_line_and_its_end_another(tmp_path: Path) -> None:
         if "again" in text:
             back.set()
 
-    write(tmp_path / "spool", range(3))
-    uploader = upload_to(Store(fail), tmp_path / "spool", report)
+    write(spool_in(tmp_path), range(3))
+    uploader = upload_to(Store(fail), spool_in(tmp_path), report)
     uploader.start()
     assert back.wait(SOON)
     assert uploader.finish(SOON) == 0
@@ -171,15 +175,15 @@ def test_one_failure_is_no_outage(tmp_path: Path) -> None:
             raise ConnectionError("no route")
 
     lines: list[str] = []
-    rows, store = write(tmp_path / "spool", range(3)), Store(fail)
-    uploader = upload_to(store, tmp_path / "spool", lines.append)
+    rows, store = write(spool_in(tmp_path), range(3)), Store(fail)
+    uploader = upload_to(store, spool_in(tmp_path), lines.append)
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert (store.rows, lines) == (rows, [])
 
 
 def test_a_store_that_opens_late_gets_all_with_the_first_times(tmp_path: Path) -> None:
-    rows, store = write(tmp_path / "spool", range(3)), Store()
+    rows, store = write(spool_in(tmp_path), range(3)), Store()
     tries = iter(range(1000))
 
     def open_store() -> Store:
@@ -187,7 +191,7 @@ def test_a_store_that_opens_late_gets_all_with_the_first_times(tmp_path: Path) -
             raise ConnectionError("not yet")
         return store
 
-    uploader = Uploader(tmp_path / "spool", open_store, str, lambda text: None)
+    uploader = Uploader(spool_in(tmp_path), open_store, str, lambda text: None)
     uploader.start()
     assert uploader.has_tried.wait(SOON)
     assert isinstance(uploader.first_error, ConnectionError)
@@ -209,20 +213,20 @@ def test_a_run_that_was_deleted_is_opened_again_and_gets_everything(tmp_path: Pa
 
     deleted._fail = fail
     stores = [deleted, Store()]
-    uploader = Uploader(tmp_path / "spool", iter(stores).__next__, str, lambda text: None)
-    rows = write(tmp_path / "spool", range(3))
+    uploader = Uploader(spool_in(tmp_path), iter(stores).__next__, str, lambda text: None)
+    rows = write(spool_in(tmp_path), range(3))
     uploader.start()
     while not arrived.wait(0.01):
-        write(tmp_path / "spool", range(3, 4))  # The second request shows that the first has arrived.
+        write(spool_in(tmp_path), range(3, 4))  # The second request shows that the first has arrived.
     alive[0] = False
-    rows += write(tmp_path / "spool", range(3, 6))
+    rows += write(spool_in(tmp_path), range(3, 6))
     assert uploader.finish(SOON) == 0
     assert sorted(stores[1].rows) == sorted(rows)
     assert uploader.store is stores[1]
 
 
 def test_one_that_was_never_started_can_be_finished(tmp_path: Path) -> None:
-    assert upload_to(Store(), tmp_path / "spool").finish(SOON) == 0
+    assert upload_to(Store(), spool_in(tmp_path)).finish(SOON) == 0
 
 
 def test_a_display_that_fails_does_not_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,9 +236,9 @@ def test_a_display_that_fails_does_not_end(tmp_path: Path, caplog: pytest.LogCap
         shown.append(entry)
         raise BrokenPipeError("the terminal has gone")
 
-    display = SpoolThread(tmp_path / "spool", show)
+    display = SpoolThread(spool_in(tmp_path), show)
     display.start()
-    write(tmp_path / "spool", range(2))
+    write(spool_in(tmp_path), range(2))
     display.finish(SOON)
     assert len(shown) == 1
     assert caplog.text.count("not shown from here on") == 1
@@ -243,6 +247,6 @@ def test_a_display_that_fails_does_not_end(tmp_path: Path, caplog: pytest.LogCap
 def test_a_full_disk_costs_metrics_not_the_training(caplog: pytest.LogCaptureFixture) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with Spool(Path("/dev/full")) as spool:
+    with Spool(open_storage(Path("/dev")).log("full")) as spool:
         spool.log({"train/loss": 1.0}, 1)
     assert caplog.text.count("not recorded from here on") == 1

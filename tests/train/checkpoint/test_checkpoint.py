@@ -14,19 +14,20 @@ import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
+from resnet_dist.runs.storage import folder_bundles
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint import folder as checkpoint
 from resnet_dist.train.checkpoint import writer as checkpointer
 from resnet_dist.train.checkpoint.folder import (
     DamagedCheckpoint,
     best_checkpoint,
-    list_checkpoints,
     read_checkpoint,
 )
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.checkpoint.writer import Checkpointer, CheckpointFailed
 from resnet_dist.train.state.train_state import Best, TrainState
 from resnet_dist.world import World
+from tests.paths import list_checkpoints
 from tests.train.runs import Recorder
 
 WORLD = World.single()
@@ -45,7 +46,9 @@ def notes() -> list[str]:
 @pytest.fixture
 def saver(digits_recipe: Recipe, tmp_path: Path, notes: list[str]) -> Iterator[Checkpointer]:
     classes = tuple("0123456789")
-    with Checkpointer(tmp_path / "checkpoints", digits_recipe, classes, WORLD, notes.append) as made:
+    with Checkpointer(
+        open_storage(tmp_path / "checkpoints"), digits_recipe, classes, WORLD, notes.append
+    ) as made:
         yield made
 
 
@@ -123,9 +126,9 @@ def test_best_is_kept_beside_the_newest(saver: Checkpointer, state: TrainState, 
         saver.save(state)
         saver.wait()
     assert steps(tmp_path) == [2, 4, 5]  # keep_checkpoints=2
-    best = best_checkpoint(tmp_path / "checkpoints")
+    best = best_checkpoint(open_storage(tmp_path / "checkpoints"))
     assert best is not None
-    assert best.name == "step-00000002"
+    assert best == "step-00000002"
 
 
 def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -> None:
@@ -138,9 +141,10 @@ def test_a_restart_knows_the_best_value(digits_recipe: Recipe, tmp_path: Path) -
     loop.train(recipe, tmp_path / "parts", WORLD, parts)
     losses = {step: value for (name, step), value in whole.metrics.items() if name == "eval/loss"}
     for folder in ("whole", "parts"):
-        best = best_checkpoint(tmp_path / folder / "checkpoints")
+        checkpoints = tmp_path / folder / "checkpoints"
+        best = best_checkpoint(open_storage(checkpoints))
         assert best is not None
-        scalars = read_checkpoint(best)[1]["scalars"]
+        scalars = read_checkpoint(checkpoints / best)[1]["scalars"]
         assert scalars["best"] == {
             "metric": "eval/loss",
             "value": min(losses.values()),
@@ -169,7 +173,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
 ) -> None:
     log, calls = Recorder(), iter(range(100))
     loop.train(digits_recipe, tmp_path, WORLD, log, lambda: next(calls) == 8)
-    monkeypatch.setattr(checkpoint, "_flush", full_disk)
+    monkeypatch.setattr(folder_bundles, "flush_to_disk", full_disk)
     with pytest.raises(
         CheckpointFailed, match=r"step 24 could not be written to .*: No space left on device"
     ):
@@ -233,7 +237,7 @@ def test_damaged_newer_ones_do_not_take_the_place_of_good_ones(
     (tmp_path / "kept").rename(kept)
     damage(tmp_path, 8)
     damage(tmp_path, 9)
-    with Checkpointer(tmp_path / "checkpoints", recipe, (), WORLD, notes.append) as again:
+    with Checkpointer(open_storage(tmp_path / "checkpoints"), recipe, (), WORLD, notes.append) as again:
         assert again.restore(state)
         assert state.step == 4
         assert steps(tmp_path) == [4, 8, 9]  # kept until a newer one exists: they may become readable again
@@ -243,30 +247,6 @@ def test_damaged_newer_ones_do_not_take_the_place_of_good_ones(
         save(again, state, 8)
         again.wait()
         assert steps(tmp_path) == [6, 8]
-
-
-def test_a_writer_killed_between_two_renames_loses_nothing(
-    saver: Checkpointer, state: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(saver, state, 1)
-    saver.wait()
-    rename, kill = Path.rename, []
-
-    def rename_once(path: Path, target: Path) -> Path:
-        if kill:
-            raise KeyboardInterrupt
-        kill.append(path)
-        return rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", rename_once)
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *arguments, **options: None)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoint.write_checkpoint(kill_at := tmp_path / "checkpoints/step-00000001", {}, {})
-    assert not kill_at.exists()
-    assert saver.restore(state)
-    assert state.step == 1
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("old", ['"step": 1,', '"lr": 0.1,', '"bad_samples": 0,'])
@@ -281,7 +261,7 @@ def test_a_changed_manifest_is_damage(
     path.write_text(text.replace(old, old.replace("1,", "3,").replace("0,", "8,")))
     with pytest.raises(DamagedCheckpoint, match=r"checkpoint\.json does not match its checksum"):
         read_checkpoint(path.parent)
-    assert best_checkpoint(path.parent.parent) is None
+    assert best_checkpoint(open_storage(path.parent.parent)) is None
     assert not saver.restore(state)
     assert "skipped a damaged checkpoint" in notes[0]
 

@@ -20,12 +20,12 @@ from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import ResNet, build_model
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.start import init_from as weights
 from resnet_dist.train.start.initial import build, check_init_from, initial_state, initialize_weights
 from resnet_dist.train.step.block_drops import block_scales
 from resnet_dist.world import World
+from tests.paths import list_checkpoints
 from tests.train.runs import Recorder, assert_same, final_tensors
 from tests.train.test_elastic import curve
 

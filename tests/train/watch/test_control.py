@@ -8,9 +8,9 @@ import pytest
 
 from resnet_dist.config import Recipe
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.watch.control import Control
 from resnet_dist.world import World
+from tests.paths import list_checkpoints
 from tests.train.ranks import run_ranks
 from tests.train.runs import Recorder
 

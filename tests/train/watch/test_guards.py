@@ -13,10 +13,10 @@ from resnet_dist.config import Recipe
 from resnet_dist.data.batches.loader import Batch
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
-from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.state.meter import Meter, NotFinite
 from resnet_dist.train.watch.guards import check_agreement, out_of_memory
 from resnet_dist.world import World
+from tests.paths import list_checkpoints
 from tests.train.ranks import run_ranks
 from tests.train.runs import Recorder
 
@@ -98,27 +98,25 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(
         loop.train(digits_recipe, tmp_path, WORLD, Recorder())
 
 
-def disagree(world: World, recipe_json: str, folder: str) -> tuple[str, list[str]]:
+def disagree(world: World, recipe_json: str) -> tuple[str, list[str]]:
     recipe, notes = Recipe.from_json(recipe_json), []
     indexes = (loop.read_index(recipe.data.train), loop.read_index(recipe.data.eval))
     torch.__version__ = f"9.{world.rank}"
-    check_agreement(recipe, indexes, Path(folder), world, notes.append)
+    check_agreement(recipe, indexes, world, notes.append)
     own = recipe.with_overrides([f"optim.lr=0.{world.rank + 1}", f"seed={world.rank}"])
     if world.rank == 1:
         indexes = (indexes[1], indexes[1])
     try:
-        check_agreement(own, indexes, Path(folder) / str(world.rank), world, notes.append)
+        check_agreement(own, indexes, world, notes.append)
     except TrainingError as error:
         return str(error), notes
     return "agreed", notes
 
 
-def test_ranks_that_differ_are_named_before_the_start(digits_recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "0").mkdir()
-    (tmp_path / "0/run.json").write_text("{}")
-    results = run_ranks(2, disagree, digits_recipe.to_json(), str(tmp_path))
-    assert re.search("ranks 0 and 1 differ in their recipe, training index, storage", results[0][0])
-    assert re.search("ranks 1 and 0 differ in their recipe, training index, storage", results[1][0])
+def test_ranks_that_differ_are_named_before_the_start(digits_recipe: Recipe) -> None:
+    results = run_ranks(2, disagree, digits_recipe.to_json())
+    assert re.search("ranks 0 and 1 differ in their recipe, training index", results[0][0])
+    assert re.search("ranks 1 and 0 differ in their recipe, training index", results[1][0])
     assert results[0][1] == ["rank 1 has torch 9.1, rank 0 has 9.0"]
 
 

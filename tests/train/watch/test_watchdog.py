@@ -13,6 +13,8 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import run_attempt
+from resnet_dist.runs.folder import token_name
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train import loop
 from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
 from resnet_dist.train.watch.watchdog import POLLS_TO_ANSWER, Stalled, Watchdog
@@ -117,8 +119,9 @@ def hang_at_the_start(world: World, recipe_json: str, folder: str) -> str:
 
 
 def stall_of(world: World, recipe_json: str, folder: str) -> str:
+    open_storage(folder).write(token_name("t"), b"")
     try:
-        run_attempt(Attempt(recipe_json, folder, threads=1), world)
+        run_attempt(Attempt(recipe_json, folder, threads=1, token="t", host="here"), world)
     except Stalled as error:
         return str(error)
     return "trained"

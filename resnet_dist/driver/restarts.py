@@ -1,0 +1,103 @@
+"""Restarts inside one submission: ranks that the machines took away start again; mistakes and defects end the run.
+
+Every start of the ranks is an attempt of the run with a number of its own, and resumes from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from resnet_dist.errors import RankFailed, RanksLost, StorageError
+from resnet_dist.launch.attempt import ClusterChanged, RankLauncher
+from resnet_dist.runs.folder import RunFolder, failure_name
+from resnet_dist.system.redact import redact
+from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
+from resnet_dist.train.loop import Outcome
+
+WINDOW_SECONDS = 3600.0  # in which restarts are counted
+# Ranks that are lost so often without one more checkpoint are lost by what they compute: memory, a defect.
+MAX_WITHOUT_PROGRESS = 3
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One start of the ranks after the first, with its cause."""
+
+    cause: str
+    step: int  # of the checkpoint that it begins with; 0: of none
+    time: float  # of the loss, on the driver's clock
+    planned: bool  # The cluster changed or took a node away after a notice: not counted.
+
+
+class Restarts:
+    """The restarts of a run so far, and the limits that end it."""
+
+    def __init__(self, max_restarts: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Allow `max_restarts` within WINDOW_SECONDS; 0 ends the run at its first loss."""
+        self.max_restarts = max_restarts
+        self.past: list[Restart] = []
+        self._clock = clock
+
+    def add(self, cause: Exception, step: int) -> Restart:
+        """Count a restart from the checkpoint of `step`. Raises RankFailed where a limit is reached."""
+        planned = isinstance(cause, ClusterChanged) or (isinstance(cause, RanksLost) and cause.preempted)
+        restart = Restart(str(cause), step, self._clock(), planned)
+        details = getattr(cause, "details", "")
+        recent = [past for past in self._counted() if restart.time - past.time < WINDOW_SECONDS]
+        if not planned and len(recent) >= self.max_restarts:
+            limit = f"{self.max_restarts} within an hour" if self.max_restarts else "0"
+            raise RankFailed(f"{cause}; it was not restarted (--max-restarts: {limit})", details)
+        stuck = [past for past in self._counted() if past.step == step]
+        if not planned and len(stuck) >= MAX_WITHOUT_PROGRESS - 1:
+            raise RankFailed(
+                f"{cause}; ranks were lost {MAX_WITHOUT_PROGRESS} times after step {step}, without one more checkpoint",
+                details,
+            )
+        self.past.append(restart)
+        return restart
+
+    def _counted(self) -> list[Restart]:
+        return [past for past in self.past if not past.planned]
+
+
+def launch_with_restarts(
+    run: RunFolder,
+    launch: RankLauncher,
+    restarts: Restarts,
+    begin: Callable[[RunFolder, Restart], None],
+) -> tuple[RunFolder, Outcome | None]:
+    """Run attempts until one ends by itself; return the run as of its last attempt, and that attempt's outcome.
+
+    begin: called before each restart, with the run as of its next attempt. Raises TrainingError for a mistake,
+    RankFailed for a defect, and where the restarts are used up.
+    """
+    while True:
+        try:
+            return run, launch(run)
+        except (RankFailed, ClusterChanged) as cause:
+            keep_details(run, cause)
+            if isinstance(cause, RankFailed) and not isinstance(cause, RanksLost):
+                raise
+            restart = restarts.add(cause, newest_step(run))
+        run = replace(run, attempt=run.attempt + 1, token=uuid.uuid4().hex)
+        run.write()
+        begin(run, restart)
+
+
+def keep_details(run: RunFolder, cause: Exception) -> None:
+    """Write everything that is known of a failure into a file of the run; it may be hundreds of lines."""
+    if details := getattr(cause, "details", ""):
+        title = f"{datetime.now():%Y-%m-%d %H:%M:%S}  attempt {run.attempt}: {cause}"
+        with suppress(StorageError):  # A full disk must not hide the failure itself.
+            run.storage.write(failure_name(run.attempt), redact(f"{title}\n{details}\n").encode())
+
+
+def newest_step(run: RunFolder) -> int:
+    """Return the step of the newest checkpoint of a run, or 0."""
+    checkpoints = list_checkpoints(run.checkpoints)
+    return step_of(checkpoints[-1]) if checkpoints else 0

@@ -1,0 +1,84 @@
+"""The run's storage as a rank sees it: whether it is the driver's, and whether a stop was requested there."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+
+from resnet_dist.errors import StorageError, TrainingError
+from resnet_dist.launch.attempt import Attempt
+from resnet_dist.runs.folder import STOP_FILE, token_name
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.world import World
+
+# The driver's token must be seen within this time: a network file system may show it late.
+TOKEN_SECONDS, TOKEN_POLL_SECONDS = 5.0, 0.2
+
+
+def check_shared(attempt: Attempt, world: World) -> None:
+    """Raise TrainingError, on all ranks, where a rank does not see the storage that the driver writes to.
+
+    A collective. Such ranks would train, and their checkpoints and metrics would lie where nobody looks for them.
+    """
+    problem = _problem_of(attempt)
+    for rank, (host, text) in enumerate(world.gather((platform.node(), problem))):
+        if text is not None:
+            raise TrainingError(f"rank {rank} on {host}: {text}")
+
+
+def _problem_of(attempt: Attempt) -> str | None:
+    """Return what keeps this rank from the driver's storage; None where nothing does."""
+    deadline = time.monotonic() + TOKEN_SECONDS
+    pause = threading.Event()
+    try:
+        storage = open_storage(attempt.folder)
+        while storage.read(token_name(attempt.token)) is None:
+            if time.monotonic() >= deadline:
+                return (
+                    f"{attempt.folder} is not the one that the driver on {attempt.host} writes to; --output must be a folder "
+                    "that all nodes share, or a URL such as s3://BUCKET/PREFIX"
+                )
+            pause.wait(TOKEN_POLL_SECONDS)
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+class StopWatch:
+    """Looks for the object by which the driver requests a stop, in a thread: storage may take long to answer.
+
+    It notices a run that is removed while it is trained, too.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._requested, self._gone, self._closed = (threading.Event() for _ in range(3))
+        self._thread = threading.Thread(target=self._look, name="stop", daemon=True)
+        self._thread.start()
+
+    def requested(self) -> bool:
+        """Report whether a stop was requested. Raises TrainingError where the run has been removed."""
+        if self._gone.is_set():
+            raise TrainingError(
+                f"the run folder {self._storage.location} has been removed or renamed while the run was trained, and "
+                "nothing more can be saved; move it back and repeat the command to resume"
+            )
+        return self._requested.is_set()
+
+    def close(self) -> None:
+        """End the thread soon; it is not waited for, because it may be waiting for an answer."""
+        self._closed.set()
+
+    def _look(self) -> None:
+        while not self._closed.wait(self._storage.poll_seconds):
+            try:
+                if self._storage.read(STOP_FILE) is not None:
+                    self._requested.set()
+                    return
+                if self._storage.is_gone():
+                    self._gone.set()
+                    return
+            except StorageError:  # The next look may succeed.
+                continue

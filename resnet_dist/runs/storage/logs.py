@@ -1,0 +1,190 @@
+"""Append-only logs: a file that grows, or numbered segments that are written once each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from resnet_dist.errors import StorageError
+from resnet_dist.runs.storage.protocol import Storage, Unreachable
+
+log = logging.getLogger(__name__)
+
+SHIP_SECONDS = 2.0  # between two segments
+NUM_READERS = 16  # segments that are read at the same time
+NO_SEGMENT = "0"  # the position before the first segment, whose number is 1
+
+
+class FileLog:
+    """A log in one file. A position is a number of bytes. See protocol.Log."""
+
+    poll_seconds = 0.0
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def open(self) -> FileLogWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _end_torn_line(self._path)
+        return FileLogWriter(self._path)
+
+    def read(self, position: str = "") -> tuple[bytes, str]:
+        start = int(position or 0)
+        try:
+            with self._path.open("rb") as file:
+                file.seek(start)
+                data = file.read()
+        except FileNotFoundError:
+            return b"", position
+        whole = data[: data.rfind(b"\n") + 1]
+        return whole, str(start + len(whole))
+
+    def end(self) -> str:
+        return str(self._path.stat().st_size) if self._path.exists() else ""
+
+
+class FileLogWriter:
+    """See protocol.LogWriter."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)  # Unbuffered: a reader sees each line at once.
+
+    def write(self, line: bytes) -> None:
+        self._file.write(line)
+
+    def flush(self) -> None:
+        # The lines are in the file already. A disk that cannot be flushed costs metrics, not the checkpoint.
+        with suppress(OSError, ValueError):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SegmentLog:
+    """A log in numbered objects, each of which is written once. A position is the number of a segment."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        path = PurePosixPath(name)
+        self._storage, self._suffix = storage.at(str(path.with_suffix(""))), path.suffix
+
+    def __str__(self) -> str:
+        return self._storage.location
+
+    @property
+    def poll_seconds(self) -> float:
+        return self._storage.poll_seconds
+
+    def open(self) -> SegmentWriter:
+        return SegmentWriter(self, int(self.end()) + 1)
+
+    def read(self, position: str = "") -> tuple[bytes, str]:
+        if not position:
+            numbers = self._numbers()
+            with ThreadPoolExecutor(NUM_READERS) as pool:
+                found = list(pool.map(self.segment, numbers))
+            return b"".join(content or b"" for content in found), str(max(numbers, default=NO_SEGMENT))
+        number, segments = int(position), []
+        # Ask for the next segment by its name: a list costs a store much more.
+        while (content := self.segment(number + 1)) is not None:
+            segments.append(content)
+            number += 1
+        return b"".join(segments), str(number)
+
+    def end(self) -> str:
+        return str(max(self._numbers(), default=NO_SEGMENT))
+
+    def segment(self, number: int) -> bytes | None:
+        return self._storage.read(self._name(number))
+
+    def add(self, number: int, content: bytes) -> bool:
+        """Write a segment; return False where another writer has written one of that number."""
+        return self._storage.create(self._name(number), content)
+
+    def _name(self, number: int) -> str:
+        return f"{number:08d}{self._suffix}"
+
+    def _numbers(self) -> list[int]:
+        return [int(PurePosixPath(found.name).stem) for found in self._storage.objects()]
+
+
+class SegmentWriter:
+    """Collects lines and writes them as a segment every SHIP_SECONDS, from a thread. See protocol.LogWriter."""
+
+    def __init__(self, log: SegmentLog, number: int) -> None:
+        self._log, self._number = log, number
+        self._lines: list[bytes] = []
+        self._segment = b""  # Kept as it is until it is written: a request that failed may have written it.
+        self._taken_over = False
+        self._lock = threading.Lock()
+        self._shipping = threading.Lock()
+        self._closed, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._ship_all, name="segments", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        if self._taken_over:
+            raise self._error()
+        with self._lock:
+            self._lines.append(line)
+        self._wake.set()
+
+    def flush(self) -> None:
+        with self._shipping:
+            if self._segment:
+                self._ship()  # the rest of a try that failed
+            with self._lock:
+                self._segment = b"".join(self._lines)
+                self._lines.clear()
+            if self._segment:
+                self._ship()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._wake.set()
+        self._thread.join()
+        self.flush()
+
+    def _ship(self) -> None:
+        if self._taken_over or not self._log.add(self._number, self._segment):
+            self._taken_over = True
+            raise self._error()
+        self._number += 1
+        self._segment = b""
+
+    def _error(self) -> StorageError:
+        return StorageError(f"{self._log}: another attempt of this run writes its metrics now")
+
+    def _ship_all(self) -> None:
+        failed = False
+        while not self._closed.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                self.flush()
+                failed = False
+            except Unreachable as error:  # Keep the lines; the next segment has them.
+                self._wake.set()
+                if not failed:
+                    log.warning("metrics wait for their storage: %s", error)
+                failed = True
+            except StorageError as error:
+                log.error("metrics are not recorded from here on: %s", error)
+                return
+            self._closed.wait(SHIP_SECONDS)
+
+
+def _end_torn_line(path: Path) -> None:
+    """End the half line that a killed writer may have left, so that the next line is whole."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, 2)
+            if file.read() != b"\n":
+                file.write(b"\n")

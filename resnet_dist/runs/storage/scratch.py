@@ -1,0 +1,105 @@
+"""The scratch folder of a person on a machine: what is being uploaded, and what was fetched last of each run.
+
+    SCRATCH/writing/ID/…           a bundle that a process writes and uploads; its lock shows that the process lives
+    SCRATCH/fetched/RUN/NAME/…     a bundle that the processes of this machine share
+    SCRATCH/logs/RUN/…             what libraries wrote here while the run was trained
+
+It is bounded: a bundle goes when it is uploaded, and a fetched one when another of its run is fetched ten minutes or
+more after its last use, or that of another run a day after it. Logs go a month after their run was last begun here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
+DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
+# Others of the same run, and those of other runs, are kept for this long after their last use.
+RECENT_SECONDS, UNUSED_SECONDS = 600.0, 24 * 3600.0
+LOG_SECONDS = 30 * 24 * 3600.0
+LOCK_SUFFIX = ".lock"
+
+
+def scratch_folder() -> Path:
+    """Return the folder that RESNET_DIST_SCRATCH names, or one in the cache of the user's home folder.
+
+    Without a home folder that can be written to, it lies among the temporary files.
+    """
+    chosen = os.environ.get(SCRATCH_VARIABLE)
+    folder = Path(chosen or DEFAULT_SCRATCH).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        if chosen:
+            raise
+        folder = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}"
+        folder.mkdir(exist_ok=True, mode=0o700)
+    return folder
+
+
+@contextmanager
+def written_folder() -> Iterator[Path]:
+    """Yield a new folder, which is removed at the end; remove what processes that died have left."""
+    writing = scratch_folder() / "writing"
+    _remove_dead(writing)
+    writing.mkdir(exist_ok=True)
+    folder = writing / uuid.uuid4().hex
+    try:
+        with FileLock(scratch_file_lock(folder)):
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch_file_lock(folder).unlink(missing_ok=True)
+
+
+def fetched_folder(run: str, name: str) -> Path:
+    """Return the folder, which need not exist, for a bundle of a run; remove those that are not needed any more."""
+    fetched = scratch_folder() / "fetched"
+    folder = fetched / run / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for other in fetched.glob("*/*"):
+        with suppress(FileNotFoundError):
+            limit = RECENT_SECONDS if other.parent == folder.parent else UNUSED_SECONDS
+            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > limit:
+                _remove_unlocked(other)
+    return folder
+
+
+def log_folder(run: str) -> Path:
+    """Return the folder for the logs of a run, which is created; remove those of runs of long ago."""
+    logs = scratch_folder() / "logs"
+    folder = logs / run
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    for other in logs.iterdir():
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > LOG_SECONDS:
+                shutil.rmtree(other)
+    return folder
+
+
+def scratch_file_lock(folder: Path) -> Path:
+    """Return the path of the lock of a folder, which its user holds."""
+    return folder.with_name(f"{folder.name}{LOCK_SUFFIX}")
+
+
+def _remove_dead(writing: Path) -> None:
+    for folder in writing.glob("*"):
+        if folder.is_dir():
+            _remove_unlocked(folder)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a folder, unless a process holds its lock."""
+    with suppress(Timeout, OSError), FileLock(scratch_file_lock(folder), timeout=0):
+        shutil.rmtree(folder, ignore_errors=True)

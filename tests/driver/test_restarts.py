@@ -1,0 +1,104 @@
+"""Restarts: what the machine did is repeated within limits, what a person did is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.driver.restarts import WINDOW_SECONDS, Restart, Restarts, launch_with_restarts
+from resnet_dist.errors import RankFailed, RanksLost, TrainingError
+from resnet_dist.launch.attempt import ClusterChanged
+from resnet_dist.runs.folder import RunFolder, failure_name, read_run
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.train.loop import Outcome
+
+END = Outcome(8, 8, {}, finished=True)
+LOST = RanksLost("rank 1 on h2 (10.0.0.2) was killed or crashed", "a\nlong dump")
+
+
+class Launches:
+    """A launcher whose attempts end as listed; each may leave a checkpoint."""
+
+    def __init__(self, *ends: tuple[Exception | Outcome | None, int]) -> None:
+        self.ends = list(ends)
+        self.attempts: list[int] = []
+
+    def __call__(self, run: RunFolder) -> Outcome | None:
+        self.attempts.append(run.attempt)
+        end, step = self.ends.pop(0)
+        if step:
+            run.checkpoints.write(f"step-{step:08d}/checkpoint.json", b"{}")
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(open_storage(tmp_path / "x"), "x", None, 1, {})
+    folder.write()
+    return folder
+
+
+def test_lost_ranks_start_again_from_the_newest_checkpoint(run: RunFolder) -> None:
+    launch, begun = Launches((LOST, 0), (LOST, 20), (END, 0)), []
+    ended, outcome = launch_with_restarts(
+        run, launch, Restarts(10), lambda run, restart: begun.append(restart)
+    )
+    assert (outcome, ended.attempt, launch.attempts) == (END, 3, [1, 2, 3])
+    assert [restart.step for restart in begun] == [0, 20]
+    recorded = read_run(run.storage)
+    assert recorded is not None
+    assert recorded.attempt == 3  # A rank of an earlier attempt can see that it is no longer the newest.
+    for attempt in (1, 2):
+        assert b"a\nlong dump" in (run.storage.read(failure_name(attempt)) or b"")
+
+
+@pytest.mark.parametrize(
+    "error", [TrainingError("the loss is not finite"), RankFailed("rank 0 failed: ValueError: x")]
+)
+def test_a_mistake_and_a_defect_end_the_run(run: RunFolder, error: Exception) -> None:
+    launch = Launches((error, 4))
+    with pytest.raises(type(error), match=str(error)):
+        launch_with_restarts(run, launch, Restarts(10), lambda run, restart: None)
+    assert launch.attempts == [1]
+
+
+def test_an_interruption_before_a_checkpoint_ends_the_run(run: RunFolder) -> None:
+    launch = Launches((LOST, 4), (None, 0))
+    assert launch_with_restarts(run, launch, Restarts(10), lambda run, restart: None)[1] is None
+
+
+def test_restarts_are_limited_within_an_hour() -> None:
+    now = 0.0
+    restarts = Restarts(2, clock=lambda: now)
+    restarts.add(LOST, 10)
+    restarts.add(LOST, 20)
+    with pytest.raises(RankFailed, match="h2.*--max-restarts: 2 within an hour"):
+        restarts.add(LOST, 30)
+    now = WINDOW_SECONDS
+    assert restarts.add(LOST, 40).step == 40
+
+
+def test_no_restart_at_all_is_possible() -> None:
+    with pytest.raises(RankFailed, match="--max-restarts: 0"):
+        Restarts(0).add(LOST, 10)
+
+
+def test_planned_starts_and_preemptions_are_not_counted() -> None:
+    restarts = Restarts(0)
+    for _ in range(5):
+        restarts.add(ClusterChanged("the cluster has room for 4 ranks"), 10)
+        restarts.add(RanksLost("rank 1 was lost with its node", preempted=True), 10)
+    assert len(restarts.past) == 10
+    assert all(isinstance(restart, Restart) and restart.planned for restart in restarts.past)
+
+
+def test_ranks_that_are_lost_without_progress_end_the_run() -> None:
+    restarts = Restarts(10)
+    restarts.add(LOST, 10)
+    restarts.add(LOST, 20)
+    restarts.add(LOST, 20)
+    with pytest.raises(RankFailed, match="3 times after step 20, without one more checkpoint"):
+        restarts.add(LOST, 20)

@@ -1,0 +1,83 @@
+"""The storage as a rank sees it: another one than the driver's is found before training, and so is a stop request."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.config import Recipe
+from resnet_dist.errors import TrainingError
+from resnet_dist.launch import run_storage
+from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.runs.choose import choose_run
+from resnet_dist.runs.folder import STOP_FILE, RunFolder
+from resnet_dist.world import World
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def written(request: pytest.FixtureRequest, digits_recipe: Recipe, tmp_path: Path) -> RunFolder:
+    """Return a run that the driver has written, in either kind of storage."""
+    output: Path | str = tmp_path / "output"
+    if request.param == "bucket":
+        output = f"s3://{request.getfixturevalue('s3').new_bucket()}/output"
+    made = choose_run(output, digits_recipe, "x", resume=False)
+    made.write()
+    return made
+
+
+def world_of(problems: list[Any], rank: int) -> World:
+    """Return rank `rank` of a world whose other ranks have reported `problems`."""
+
+    class Others(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [*problems[:rank], value, *problems[rank:]]
+
+    return Others(rank, 0, len(problems) + 1, World.single().device)
+
+
+def test_ranks_that_see_the_token_train(written: RunFolder, digits_recipe: Recipe) -> None:
+    attempt = Attempt.of(digits_recipe, written, threads=1)
+    check_shared(attempt, World.single())
+    again = replace(written, attempt=2)
+    again.write()
+    check_shared(Attempt.of(digits_recipe, again, threads=1), World.single())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_rank_with_a_storage_of_its_own_is_named(
+    written: RunFolder, digits_recipe: Recipe, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank sees nothing, or a run of the same name that an earlier driver has written there."""
+    monkeypatch.setattr(run_storage, "TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr(run_storage.platform, "node", lambda: "h2")
+    theirs = replace(written, token="of another driver")
+    if not own:
+        written.storage.delete_all()
+    attempt = replace(Attempt.of(digits_recipe, theirs, threads=1), host="h1")
+    words = rf"^rank 1 on h2: {written.location} is not the one that the driver on h1 writes to; --output must be a folder"
+    with pytest.raises(TrainingError, match=words):
+        check_shared(attempt, world_of([("h1", None)], rank=1))
+
+
+def test_the_problem_of_one_rank_ends_all(written: RunFolder, digits_recipe: Recipe) -> None:
+    attempt = Attempt.of(digits_recipe, written, threads=1)
+    with pytest.raises(TrainingError, match="^rank 1 on h3: no such place"):
+        check_shared(attempt, world_of([("h3", "no such place")], rank=0))
+
+
+def test_a_stop_request_reaches_the_ranks(written: RunFolder) -> None:
+    with closing(StopWatch(written.storage)) as watch:
+        assert not watch.requested()
+        written.request_stop()
+        deadline = time.monotonic() + 60
+        while not watch.requested():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    written.write()
+    assert written.storage.read(STOP_FILE) is None  # The next attempt is not stopped by it.
