@@ -190,7 +190,8 @@ def submit(
         from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 
     check_recipe(value, workers or DEFAULT_WORKERS)
-    if note := credentials_left_out():
+    note = credentials_left_out()
+    if note:
         err.print(note)
     check_submitted_tracker()
     submission = Submission(
@@ -210,6 +211,10 @@ def submit(
     except JobLeft as left:
         err.print(str(left))
         raise typer.Exit(left.exit_code) from None
+    if note and code:
+        err.print(
+            note
+        )  # Again, because it may be the cause, and the log of the job has moved it out of sight.
     raise typer.Exit(code)
 
 
