@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import person_stream
@@ -112,9 +119,7 @@ def make_reporter(
 
 
 @contextmanager
-def bars(
-    console: Console, names: Sequence[str], unit: str
-) -> Iterator[Callable[[str, int, int], None]]:
+def bars(console: Console, names: Sequence[str], unit: str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function `(name, done, total)` that moves the bar of `name`; without a terminal, prints a line."""
     if not can_move(console):
         yield lambda name, done, total: console.print(f"{name}: {done:,} of {total:,} {unit}")

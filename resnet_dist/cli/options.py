@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import typer
+
 from resnet_dist.config import Data
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
-
 
 out = PersonConsole()
 err = PersonConsole(stderr=True, above=out)

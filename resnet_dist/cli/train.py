@@ -25,7 +25,13 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import Recipe, load_recipe, load_study
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
-from resnet_dist.system.command import DEFAULT_WORKERS, command_line, quoted, resume_advice, started_by_torchrun
+from resnet_dist.system.command import (
+    DEFAULT_WORKERS,
+    command_line,
+    quoted,
+    resume_advice,
+    started_by_torchrun,
+)
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
@@ -203,7 +209,9 @@ def _browse_line(output: Path) -> str:
         return ""
     if server := os.environ.get(URI_VARIABLE):
         return f"\nbrowse     {server}"
-    return f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {quoted(str(output))}'}"
+    return (
+        f"\nbrowse     resnet-dist ui{'' if output == DEFAULT_OUTPUT else f' --output {quoted(str(output))}'}"
+    )
 
 
 def _short(path: Path | None) -> Path | None:

@@ -52,7 +52,7 @@ def call_function(path: Path, source: bytes, name: str, returns: str, arguments:
     with as_script(path) as module:
         try:
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
-            make = getattr(module, name, None)
+            make: Any = getattr(module, name, None)
             _check_callable(path, make, name, returns, arguments)
             return make(**arguments)
         except (RecipeError, ValidationError, KeyboardInterrupt):
@@ -104,7 +104,9 @@ def _explain(error: BaseException, path: Path) -> str:
     module = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     hidden = _neighbour(path.resolve().parent, module) if module else None
     if hidden is not None and hidden.origin is not None and _is_library(module):
-        message += f"; {path.parent / Path(hidden.origin).name} has the name of a library, which hides it: rename it"
+        message += (
+            f"; {path.parent / Path(hidden.origin).name} has the name of a library, which hides it: rename it"
+        )
     return message
 
 

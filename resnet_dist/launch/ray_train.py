@@ -33,9 +33,16 @@ from resnet_dist.errors import RankFailed, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_attempt
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.search_path import hiding_file, neutral_folder
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.cpus import cpu_count
-from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
+from resnet_dist.system.signals import (
+    IGNORABLE_SIGNALS,
+    StopRequest,
+    handle_signals,
+    kept_from_children,
+    raise_on_second,
+)
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
@@ -112,9 +119,14 @@ def connected(address: str | None, *, workers: int) -> Iterator[None]:
 
     Raises UserError where Ray cannot connect or start.
     """
+    if (hiding := hiding_file()) is not None:
+        raise UserError(f"{hiding}: has the name of a library, which no rank could import; rename it")
     try:
         try:
-            _connect(address, workers)
+            # Ray passes both on to its processes: a file of the working folder may hide a library, and a terminal
+            # that goes away would end them at once, before a checkpoint.
+            with neutral_folder(), kept_from_children(*IGNORABLE_SIGNALS):
+                _connect(address, workers)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
             where = f"at {address}" if address else "here"
             raise UserError(f"no Ray cluster {where}: {str(error).splitlines()[0]}") from None

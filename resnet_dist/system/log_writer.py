@@ -153,7 +153,9 @@ class Writer:
             oldest = time.monotonic() - SHOWN_SECONDS
             recent = [text for at, text in self._log.recent if at >= oldest]
             if recent:
-                _show("error: the command was killed, or a fatal error of a library ended it; the last lines:")
+                _show(
+                    "error: the command was killed, or a fatal error of a library ended it; the last lines:"
+                )
         if self._end != "named":
             for text in recent:
                 _show(f"  {text}")

@@ -33,7 +33,18 @@ WRITER_SECONDS = 2.0  # that the end of a command waits for the end of its log
 PIPE_BYTES = 2**20
 ERRORS = "resnet_dist.person"  # the name of `_replace` among codecs
 # Signs that messages use, for a terminal that shows ASCII alone.
-ASCII = {"…": "...", "–": "-", "—": "-", "×": "x", "·": "-", "→": "->", "━": "-", "─": "-", "•": "*", "’": "'"}
+ASCII = {
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "×": "x",
+    "·": "-",
+    "→": "->",
+    "━": "-",
+    "─": "-",
+    "•": "*",
+    "’": "'",
+}
 
 
 class PersonFile(io.FileIO):
@@ -54,7 +65,9 @@ class PersonFile(io.FileIO):
                 continue
             if written is not None:
                 return written
-            select.select([], [self.fileno()], [])  # Another program made it non-blocking: wait for its reader.
+            select.select(
+                [], [self.fileno()], []
+            )  # Another program made it non-blocking: wait for its reader.
         self._on_lost(self, bytes(data))
         return memoryview(data).nbytes
 
@@ -104,7 +117,7 @@ def take_streams() -> Streams:
         for file, stream in zip(files, (sys.stdout, sys.stderr), strict=True)
     )
     sys.stdout, sys.stderr = out, err
-    _streams = Streams(out, err, *files)
+    _streams = Streams(out, err, files[0], files[1])
     return _streams
 
 
@@ -161,7 +174,9 @@ def divert() -> None:
     # A forked process that outlives the command must not hold this: its end is how the writer sees ours.
     os.register_at_fork(after_in_child=_forget_control)
     sys.stdout, sys.stderr = (
-        open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        io.TextIOWrapper(
+            io.FileIO(number, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
+        )
         for number in (1, 2)
     )
     faulthandler.enable(streams.err_file.fileno())

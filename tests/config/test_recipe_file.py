@@ -65,7 +65,9 @@ def test_a_link_has_the_neighbours_of_its_file(tmp_path: Path) -> None:
 
 def test_an_import_when_the_function_is_called(tmp_path: Path) -> None:
     write(tmp_path / "common.py", "LR = 0.25")
-    text = DIGITS.replace("    return Recipe(", "    from common import LR\n    return Recipe(").replace("lr=0.1", "lr=LR")
+    text = DIGITS.replace("    return Recipe(", "    from common import LR\n    return Recipe(").replace(
+        "lr=0.1", "lr=LR"
+    )
     assert load_recipe(write(tmp_path / "late.py", text)).optim.lr == 0.25
 
 
@@ -84,7 +86,17 @@ def test_a_study_imports_its_neighbours_at_its_end(tmp_path: Path) -> None:
 
 def test_no_neighbour_hides_a_library(tmp_path: Path) -> None:
     """In a process of its own: here most libraries are imported already."""
-    names = ("types", "queue", "logging", "random", "ray", "torch", "numpy", "mlflow/__init__", "yaml/__init__")
+    names = (
+        "types",
+        "queue",
+        "logging",
+        "random",
+        "ray",
+        "torch",
+        "numpy",
+        "mlflow/__init__",
+        "yaml/__init__",
+    )
     for name in names:
         write(tmp_path / f"{name}.py", f"raise SystemExit('wrong {name}')")
     recipe_with(tmp_path, "import numpy, yaml, queue, random, logging; LR = float(numpy.float64(0.25))")
@@ -101,7 +113,17 @@ def test_no_neighbour_hides_a_library(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["my recipe.py", "recipe-v1.2.py", "größe.py", "gro\u0308ße.py", "2026.py", "no_suffix", "class.py", "a.b.c", "-x.py"],
+    [
+        "my recipe.py",
+        "recipe-v1.2.py",
+        "größe.py",
+        "gro\u0308ße.py",
+        "2026.py",
+        "no_suffix",
+        "class.py",
+        "a.b.c",
+        "-x.py",
+    ],
 )
 def test_names_of_files(name: str, tmp_path: Path) -> None:
     assert load_recipe(recipe_with(tmp_path, "LR = 0.25", name)).optim.lr == 0.25
@@ -109,12 +131,16 @@ def test_names_of_files(name: str, tmp_path: Path) -> None:
 
 def test_no_docstring_is_an_empty_description(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path / "a.py", DIGITS[DIGITS.index('"""', 3) + 3 :])).description == ""
-    program = "import sys; from resnet_dist import config; print(repr(config.load_recipe(sys.argv[1]).description))"
+    program = (
+        "import sys; from resnet_dist import config; print(repr(config.load_recipe(sys.argv[1]).description))"
+    )
     command = [sys.executable, "-OO", "-c", program, str(JOBS / "digits.py")]
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout == "''\n"
 
 
-def test_what_a_file_does_to_the_process_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_file_does_to_the_process_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     line = "import os, sys; os.chdir('/'); LR = 0.25 if sys.argv == [__file__] else 1"
     assert load_recipe(recipe_with(tmp_path, line)).optim.lr == 0.25
@@ -136,7 +162,10 @@ def test_what_a_file_does_to_the_process_ends_with_it(tmp_path: Path, monkeypatc
         ("import commmon", "mine.py, line 1: ModuleNotFoundError: No module named 'commmon'"),
         (b"x = '\xff'", "mine.py, line 1: SyntaxError: "),
         (b"x = 1\0", "mine.py, line "),
-        (f"import runpy\nrecipe = runpy.run_path({str(JOBS / 'digits.py')!r})['recipe']()", "recipe is a Recipe, must be"),
+        (
+            f"import runpy\nrecipe = runpy.run_path({str(JOBS / 'digits.py')!r})['recipe']()",
+            "recipe is a Recipe, must be",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:coroutine 'recipe' was never awaited")

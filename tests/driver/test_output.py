@@ -65,9 +65,7 @@ def places(tmp_path: Path) -> Path:
         ("/proc/out", "cannot be written"),
     ],
 )
-def test_places_that_are_refused(
-    name: str, words: str, places: Path, digits_recipe: Recipe
-) -> None:
+def test_places_that_are_refused(name: str, words: str, places: Path, digits_recipe: Recipe) -> None:
     before = contents(places)
     request = Request(digits_recipe, "digits.py", places / name, local=True, name="a")
     with pytest.raises(UserError) as caught:
@@ -107,7 +105,10 @@ def test_a_place_without_rights(tmp_path: Path) -> None:
         for folder in folders
     ]
     assert said[0] == f"--output '{folders[0]}': cannot be written (Permission denied)\n"
-    assert said[1] == f"--output {folders[1]}: {folders[1]}/mlflow.db cannot be written (no permission); give another folder\n"
+    assert (
+        said[1]
+        == f"--output {folders[1]}: {folders[1]}/mlflow.db cannot be written (no permission); give another folder\n"
+    )
 
 
 @pytest.fixture
@@ -165,7 +166,12 @@ class Quiet:
             self.at_metrics = None
 
 
-SHORT = ["train.length=4 steps", "train.log_every=1 steps", "train.eval_every=4 steps", "train.checkpoint_every=2 steps"]
+SHORT = [
+    "train.length=4 steps",
+    "train.log_every=1 steps",
+    "train.eval_every=4 steps",
+    "train.checkpoint_every=2 steps",
+]
 
 
 @pytest.mark.long
@@ -194,7 +200,9 @@ def test_a_disk_that_fills_keeps_the_checkpoint_before(
 
 
 def test_an_output_that_goes_ends_the_run_soon(tmp_path: Path, digits_recipe: Recipe) -> None:
-    recipe = digits_recipe.with_overrides([*SHORT, "train.length=100000 steps", "train.eval_every=100000 steps"])
+    recipe = digits_recipe.with_overrides(
+        [*SHORT, "train.length=100000 steps", "train.eval_every=100000 steps"]
+    )
     run_folder = tmp_path / "out/runs/a"
     request = Request(recipe, "digits.py", tmp_path / "out", local=True, name="a")
 

@@ -83,7 +83,9 @@ def test_a_repository_of_somebody_else(repository: Path) -> None:
     assert git_commit(repository) is None
 
 
-@pytest.mark.parametrize("script", ["exec sleep 600", "sleep 600 & wait", "trap '' TERM INT; sleep 600; sleep 600"])
+@pytest.mark.parametrize(
+    "script", ["exec sleep 600", "sleep 600 & wait", "trap '' TERM INT; sleep 600; sleep 600"]
+)
 def test_a_git_that_hangs_is_ended_with_all_that_it_started(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +94,9 @@ def test_a_git_that_hangs_is_ended_with_all_that_it_started(
     assert git_commit(tmp_path) is None
     assert time.monotonic() - start < LIMIT_SECONDS
     group = int((tmp_path / "pid").read_text())
-    alive = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True, check=False)
+    alive = subprocess.run(
+        ["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True, check=False
+    )
     assert [state for state in alive.stdout.split() if not state.startswith("Z")] == []
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 
 from resnet_dist.errors import UserError
+from resnet_dist.search_path import SAFE_PATH_VARIABLE
 from resnet_dist.system.signals import EXIT_SECONDS
 from resnet_dist.tracking.mlflow.run import page_of
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
@@ -43,7 +44,7 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     report(f"open {page_of(address, named[0].experiment_id) if named else address}   (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     # Job execution would start eight more processes, which a page of metrics does not need.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, SAFE_PATH_VARIABLE: "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # In a group of its own the server gets no signal from the terminal: we end it and its workers ourselves.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
