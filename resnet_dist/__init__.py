@@ -23,7 +23,13 @@ config    the recipe: one frozen, validated value that describes a run
 system    signals, files, memory and CPUs of this machine
 world     the rank of this process, and the collectives that the loop needs
 errors    the errors that a person sees as one sentence, with their exit codes
+
+search_path  where Python finds modules: no file of the working folder may hide a library
 """
+
+from resnet_dist.search_path import put_working_folder_last
+
+put_working_folder_last()
 
 from resnet_dist.config import Data, Model, Optim, Recipe, Result, Schedule, Study, Train, Trial, scaled_lr
 from resnet_dist.errors import RecipeError

@@ -28,7 +28,7 @@ LAYERS = [
     {"order"},
     {"config"},
     {"system", "world"},
-    {"errors"},
+    {"errors", "search_path"},
 ]
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {

@@ -221,7 +221,8 @@ def submit(
 
     ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
     check_recipe(value, ranks)
-    if note := credentials_left_out():
+    note = credentials_left_out()
+    if note:
         err.print(note)
     check_submitted_tracker()
     submission = Submission(
@@ -243,6 +244,10 @@ def submit(
     except JobLeft as left:
         err.print(str(left))
         raise typer.Exit(left.exit_code) from None
+    if note and code:
+        err.print(
+            note
+        )  # Again, because it may be the cause, and the log of the job has moved it out of sight.
     raise typer.Exit(code)
 
 

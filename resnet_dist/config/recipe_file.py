@@ -52,7 +52,7 @@ def call_function(path: Path, source: bytes, name: str, returns: str, arguments:
     with as_script(path) as module:
         try:
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
-            make = getattr(module, name, None)
+            make: Any = getattr(module, name, None)
             _check_callable(path, make, name, returns, arguments)
             return make(**arguments)
         except (RecipeError, ValidationError, KeyboardInterrupt):

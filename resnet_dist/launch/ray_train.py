@@ -45,10 +45,17 @@ from resnet_dist.launch.ray_nodes import (
 )
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.scratch import scratch_folder
+from resnet_dist.search_path import hiding_file, neutral_folder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.environment.explain import limit_behind
 from resnet_dist.system.environment.limits import shared_memory
-from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
+from resnet_dist.system.signals import (
+    IGNORABLE_SIGNALS,
+    StopRequest,
+    handle_signals,
+    kept_from_children,
+    raise_on_second,
+)
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
@@ -117,9 +124,14 @@ def connected(
 
     Raises UserError where Ray cannot connect or start.
     """
+    if (hiding := hiding_file()) is not None:
+        raise UserError(f"{hiding}: has the name of a library, which no rank could import; rename it")
     try:
         try:
-            _connect(address, workers, report)
+            # Ray passes both on to its processes: a file of the working folder may hide a library, and a terminal
+            # that goes away would end them at once, before a checkpoint.
+            with neutral_folder(), kept_from_children(*IGNORABLE_SIGNALS):
+                _connect(address, workers, report)
         # Ray raises bare Exceptions and OSErrors too; none of them is a defect of ours.
         except Exception as error:
             where = f"at {address}" if address else "here"

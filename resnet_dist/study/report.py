@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -28,7 +28,8 @@ class StudySummary:
     conclusion: str
     figure: Path
     table: Path
-    runs: tuple[RunFolder, ...] = ()
+    # Not compared: a run that was finished before is read from its file.
+    runs: tuple[RunFolder, ...] = field(default=(), compare=False)
 
 
 def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:

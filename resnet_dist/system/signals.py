@@ -66,13 +66,13 @@ def interruptions() -> list[signal.Signals]:
 
 
 @contextmanager
-def kept_from_children() -> Iterator[None]:
-    """Block signals that reach a whole group of processes inside the block, also in the processes started in it.
+def kept_from_children(*numbers: signal.Signals) -> Iterator[None]:
+    """Block signals inside the block, also in the processes that are started in it, which keep it so.
 
-    Those keep it so: this process handles the signal and ends them. It gets its own when the block is left.
+    A terminal sends them to a whole group of processes: this one handles them and ends the others. It gets those that
+    arrived when the block is left.
     """
-    blocked = [signal.SIGINT, *IGNORABLE_SIGNALS]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

@@ -117,7 +117,7 @@ def take_streams() -> Streams:
         for file, stream in zip(files, (sys.stdout, sys.stderr), strict=True)
     )
     sys.stdout, sys.stderr = out, err
-    _streams = Streams(out, err, *files)
+    _streams = Streams(out, err, files[0], files[1])
     return _streams
 
 
@@ -174,7 +174,9 @@ def divert() -> None:
     # A forked process that outlives the command must not hold this: its end is how the writer sees ours.
     os.register_at_fork(after_in_child=_forget_control)
     sys.stdout, sys.stderr = (
-        open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        io.TextIOWrapper(
+            io.FileIO(number, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
+        )
         for number in (1, 2)
     )
     faulthandler.enable(streams.err_file.fileno())

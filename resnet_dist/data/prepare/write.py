@@ -23,6 +23,7 @@ from resnet_dist.data.shards.index import Shard
 from resnet_dist.data.shards.offsets import idx_path, read_idx, write_idx
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.errors import UserError
+from resnet_dist.search_path import safe_children
 from resnet_dist.system.files import checksum
 from resnet_dist.system.signals import IGNORABLE_SIGNALS, kept_from_children
 
@@ -79,7 +80,7 @@ def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[Sha
     with ProcessPoolExecutor(min(num_workers, len(tasks)), spawn, initializer=_start_worker) as pool:
         try:
             # They ignore it only once they have imported this module.
-            with kept_from_children():
+            with kept_from_children(signal.SIGINT, *IGNORABLE_SIGNALS), safe_children():
                 futures = {pool.submit(_write_shard, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 
 from resnet_dist.errors import UserError
+from resnet_dist.search_path import SAFE_PATH_VARIABLE
 from resnet_dist.system.signals import EXIT_SECONDS
 from resnet_dist.tracking.mlflow.database import check_database, relocate
 from resnet_dist.tracking.mlflow.run import page_of
@@ -49,7 +50,7 @@ def serve_store(output: Path, port: int, report: Callable[[str], None]) -> int:
     # In a variable: everybody on this machine can read a command, which would show the password of a database.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     # Job execution would start eight more processes, which a page of metrics does not need.
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    environment |= {SAFE_PATH_VARIABLE: "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # In a group of its own the server gets no signal from the terminal: we end it and its workers ourselves.
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
