@@ -55,7 +55,7 @@ class FakeCluster:
         monkeypatch.setattr(ray_nodes, "nodes", lambda: self.alive)
         monkeypatch.setattr(ray_nodes, "draining", lambda: self.leaving)
         monkeypatch.setattr(
-            ray_cluster, "request_resources", lambda bundles: self.demands.append(len(bundles))
+            ray_nodes, "request_resources", lambda bundles: self.demands.append(len(bundles))
         )
         monkeypatch.setattr(ray_nodes.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(ray_nodes.time, "sleep", self.sleep)
