@@ -47,7 +47,7 @@ class Submission:
     gpu: bool | None
     name: str | None
     resume: bool
-    output: str  # a folder on the cluster, or a URL
+    output: Path | str  # a folder on the cluster, or a URL
     detach: bool  # return once the job is submitted
     command: str  # the command as it was typed, for the advice that names how to resume
 
@@ -107,7 +107,7 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
 def entrypoint(submission: Submission) -> list[str]:
     """Return the command that the cluster runs: `train`, with the flags of `submit`."""
     command = ["resnet-dist", "train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
-    command += ["--output", submission.output]
+    command += ["--output", str(submission.output)]
     if submission.gpu is not None:
         command.append("--gpu" if submission.gpu else "--cpu")
     if submission.name:

@@ -3,8 +3,8 @@
     SCRATCH/writing/ID/…           a bundle that a process writes and uploads; its lock shows that the process lives
     SCRATCH/fetched/RUN/NAME/…     a bundle that the processes of this machine share
 
-It is bounded: a bundle goes when it is uploaded, and a fetched one when another of its run is fetched ten minutes or
-more after its last use, or that of another run a day after it.
+It is bounded: a bundle goes when it is uploaded, and a fetched one when another is fetched ten minutes or more after
+its last use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from filelock import FileLock, Timeout
 
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
 DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
-# Others of the same run, and those of other runs, are kept for this long after their last use.
-RECENT_SECONDS, UNUSED_SECONDS = 600.0, 24 * 3600.0
+RECENT_SECONDS = 600.0  # A fetched bundle is kept for this long after its last use.
 LOCK_SUFFIX = ".lock"
 
 
@@ -61,14 +60,13 @@ def written_folder() -> Iterator[Path]:
 
 
 def fetched_folder(run: str, name: str) -> Path:
-    """Return the folder, which need not exist, for a bundle of a run; remove those that are not needed any more."""
+    """Return the folder, which need not exist, for a bundle of a run; remove others that were not used lately."""
     fetched = scratch_folder() / "fetched"
     folder = fetched / run / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     for other in fetched.glob("*/*"):
         with suppress(FileNotFoundError):
-            limit = RECENT_SECONDS if other.parent == folder.parent else UNUSED_SECONDS
-            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > limit:
+            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > RECENT_SECONDS:
                 _remove_unlocked(other)
     return folder
 
