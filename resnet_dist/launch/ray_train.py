@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,6 @@ from resnet_dist.errors import RankFailed, StorageError, TrainingError, UserErro
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, run_attempt
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.runs.storage.scratch import scratch_folder
 from resnet_dist.system.command import DEFAULT_WORKERS
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals, raise_on_second
@@ -247,7 +247,8 @@ def train_on_ray(attempt: Attempt, *, workers: int, gpu: bool, give_up: Callable
 
     Raises RankFailed or TrainingError with the message of the rank that failed.
     """
-    ray_files = scratch_folder() / "ray"
+    # A path that every node has: Ray Train's controller may run on another one.
+    ray_files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "ray"
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
         train_loop_config={**asdict(attempt), "gpu": gpu},

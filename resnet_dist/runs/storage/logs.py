@@ -112,7 +112,8 @@ class SegmentLog:
         return f"{number:08d}{self._suffix}"
 
     def _numbers(self) -> list[int]:
-        return [int(PurePosixPath(found.name).stem) for found in self._storage.objects()]
+        stems = [PurePosixPath(found.name).stem for found in self._storage.objects()]
+        return [int(stem) for stem in stems if stem.isdecimal()]
 
 
 class SegmentWriter:
