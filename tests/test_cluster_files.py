@@ -103,7 +103,7 @@ def test_rayjob() -> None:
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert parameters["gpu"] is True
     assert parameters["workers"] == workers["replicas"] * int(limits["nvidia.com/gpu"])
-    assert parameters["output"].is_relative_to("/mnt/shared")
+    assert Path(parameters["output"]).is_relative_to("/mnt/shared")
     load_recipe(ROOT / parameters["recipe"].relative_to("/app"))
     variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
     assert all(isinstance(value, str) for value in variables.values())

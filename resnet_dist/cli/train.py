@@ -82,7 +82,9 @@ def train(
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
-    check_machine(local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu)
+    check_machine(
+        local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
+    )
     value = None if started_by_torchrun() else _load(recipe, overrides)
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.

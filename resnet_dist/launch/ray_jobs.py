@@ -50,7 +50,7 @@ class Submission:
     gpu: bool | None
     name: str | None
     resume: bool
-    output: str  # a folder on the cluster, or a URL
+    output: Path | str  # a folder on the cluster, or a URL
     detach: bool  # return once the job is submitted
     command: str  # the command as it was typed, for the advice that names how to resume
     max_restarts: int
@@ -113,7 +113,7 @@ def _send(client: JobSubmissionClient, submission: Submission, job: str) -> None
 def entrypoint(submission: Submission) -> list[str]:
     """Return the command that the cluster runs: `train`, with the flags of `submit`."""
     command = ["train", RECIPE_FILE, "--address", "auto", "--workers", str(submission.workers)]
-    command += ["--output", submission.output, "--max-restarts", str(submission.max_restarts)]
+    command += ["--output", str(submission.output), "--max-restarts", str(submission.max_restarts)]
     if submission.wait_seconds is not None:
         command += ["--wait", f"{submission.wait_seconds:g}"]
     if submission.gpu is not None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from resnet_dist.launch.ray_settings import ignored_variables, set_defaults
@@ -44,7 +47,6 @@ from resnet_dist.launch.ray_nodes import (
     resources_of,
 )
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.runs.storage.scratch import scratch_folder
 from resnet_dist.search_path import hiding_file, neutral_folder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.environment.explain import limit_behind
@@ -295,7 +297,8 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     Raises RankFailed, RanksLost or TrainingError with the message of the rank that failed, NotPlaced where the cluster
     had no room.
     """
-    ray_files = scratch_folder() / "ray"
+    # A path that every node has: Ray Train's controller may run on another one.
+    ray_files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "ray"
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
         train_loop_config={**asdict(attempt), "gpu": placement.gpu},

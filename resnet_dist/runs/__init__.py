@@ -1,5 +1,6 @@
-"""Runs on disk: the folder of a run, and the choice of the run to start or resume. Knows no torch.
+"""Runs in their storage: the folder of a run, and the choice of the run to start or resume. Knows no torch.
 
-folder  the files of a run folder, its lock, and what run.json records
+storage/  a folder or a bucket, behind one interface
+folder  the objects of a run folder, its lock, and what run.json records
 choose  find or name a run; refuse to resume it with a recipe that would change its curve
 """

@@ -112,7 +112,8 @@ class SegmentLog:
         return f"{number:08d}{self._suffix}"
 
     def _numbers(self) -> list[int]:
-        return [int(PurePosixPath(found.name).stem) for found in self._storage.objects()]
+        stems = [PurePosixPath(found.name).stem for found in self._storage.objects()]
+        return [int(stem) for stem in stems if stem.isdecimal()]
 
 
 class SegmentWriter:
@@ -122,7 +123,7 @@ class SegmentWriter:
         self._log, self._number = log, number
         self._lines: list[bytes] = []
         self._segment = b""  # Kept as it is until it is written: a request that failed may have written it.
-        self._taken_over = False
+        self._has_begun = self._taken_over = False
         self._lock = threading.Lock()
         self._shipping = threading.Lock()
         self._closed, self._wake = threading.Event(), threading.Event()
@@ -153,7 +154,12 @@ class SegmentWriter:
         self.flush()
 
     def _ship(self) -> None:
-        if self._taken_over or not self._log.add(self._number, self._segment):
+        if not self._taken_over and not self._has_begun:
+            # A request of a writer that was killed may have arrived after this one had counted the segments.
+            while not self._log.add(self._number, self._segment):
+                self._number += 1
+            self._has_begun = True
+        elif self._taken_over or not self._log.add(self._number, self._segment):
             self._taken_over = True
             raise self._error()
         self._number += 1

@@ -4,8 +4,8 @@
     SCRATCH/fetched/RUN/NAME/…     a bundle that the processes of this machine share
     SCRATCH/logs/RUN/…             what libraries wrote here while the run was trained
 
-It is bounded: a bundle goes when it is uploaded, and a fetched one when another of its run is fetched ten minutes or
-more after its last use, or that of another run a day after it. Logs go a month after their run was last begun here.
+It is bounded: a bundle goes when it is uploaded, and a fetched one when another is fetched ten minutes or more after
+its last use. Logs go a month after their run was last begun here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from filelock import FileLock, Timeout
 
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
 DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
-# Others of the same run, and those of other runs, are kept for this long after their last use.
-RECENT_SECONDS, UNUSED_SECONDS = 600.0, 24 * 3600.0
+RECENT_SECONDS = 600.0  # A fetched bundle is kept for this long after its last use.
 LOG_SECONDS = 30 * 24 * 3600.0
 LOCK_SUFFIX = ".lock"
 
@@ -63,14 +62,13 @@ def written_folder() -> Iterator[Path]:
 
 
 def fetched_folder(run: str, name: str) -> Path:
-    """Return the folder, which need not exist, for a bundle of a run; remove those that are not needed any more."""
+    """Return the folder, which need not exist, for a bundle of a run; remove others that were not used lately."""
     fetched = scratch_folder() / "fetched"
     folder = fetched / run / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     for other in fetched.glob("*/*"):
         with suppress(FileNotFoundError):
-            limit = RECENT_SECONDS if other.parent == folder.parent else UNUSED_SECONDS
-            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > limit:
+            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > RECENT_SECONDS:
                 _remove_unlocked(other)
     return folder
 

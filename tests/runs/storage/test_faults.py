@@ -107,7 +107,10 @@ def test_metrics_outlive_an_outage_that_is_longer_than_a_call(
 def test_two_writers_of_a_log_do_not_mix(storage: Storage) -> None:
     """An attempt that lost its driver writes beside its successor."""
     log = storage.log("spool.jsonl")
-    old, new = log.open(), log.open()
+    old = log.open()
+    old.write(b"old 0\n")
+    old.flush()
+    new = log.open()
     new.write(b"new 1\n")
     new.flush()
     old.write(b"old 1\n")
@@ -117,7 +120,18 @@ def test_two_writers_of_a_log_do_not_mix(storage: Storage) -> None:
         old.write(b"old 2\n")
     new.write(b"new 2\n")
     new.close()
-    assert log.read()[0] == b"new 1\nnew 2\n"
+    assert log.read()[0] == b"old 0\nnew 1\nnew 2\n"
+
+
+def test_a_segment_of_a_killed_writer_that_arrives_late_stops_nobody(storage: Storage) -> None:
+    log = storage.log("spool.jsonl")
+    new = log.open()
+    storage.write("spool/00000001.jsonl", b"late\n")
+    for line in (b"new 1\n", b"new 2\n"):
+        new.write(line)
+        new.flush()
+    new.close()
+    assert log.read()[0] == b"late\nnew 1\nnew 2\n"
 
 
 @pytest.mark.parametrize(

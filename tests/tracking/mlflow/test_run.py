@@ -19,6 +19,7 @@ from mlflow.entities import Metric
 from resnet_dist.config import Recipe, Study, Trial
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import run as tracking_run
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.mlflow.run import MlflowRun, RunGone
@@ -38,7 +39,7 @@ def opened(output: Path, recipe: Recipe, key: str) -> MlflowRun:
 
 
 def record(output: Path, recipe: Recipe, key: str) -> RunRecord:
-    run = RunFolder(output / "runs/x", "x", None, 1, recipe.model_dump(mode="json"), key=key)
+    run = RunFolder(open_storage(output / "runs/x"), "x", None, 1, recipe.model_dump(mode="json"), key=key)
     return RunRecord(run, recipe, output)
 
 

@@ -41,7 +41,7 @@ def test_served_probabilities_are_the_evaluations(
     # A logged model has a copy of resnet_dist.model beside it under this name.
     monkeypatch.setitem(sys.modules, "resnet_dist_model", resnet_dist.model)
     served = ImageClassifier()
-    served.load_context(SimpleNamespace(artifacts={"checkpoint": str(trained.folder)}))
+    served.load_context(SimpleNamespace(artifacts={"checkpoint": trained.location}))
     got = served.predict(None, images_NHWC)
     assert got.shape == (5, 10)
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-6)

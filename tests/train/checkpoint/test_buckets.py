@@ -123,6 +123,7 @@ def test_an_outage_is_reported_and_training_continues(digits_recipe: Recipe, url
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 def test_an_outage_at_the_end_fails_the_run_and_keeps_the_newest_good_one(
     digits_recipe: Recipe, url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
@@ -144,6 +145,7 @@ def test_an_outage_at_the_end_fails_the_run_and_keeps_the_newest_good_one(
     assert steps(url) == [8, 16]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_cannot_be_read_is_no_new_run(digits_recipe: Recipe, url: str, s3: S3Server) -> None:
     loop.train(digits_recipe, url, WORLD, Recorder())
