@@ -39,7 +39,6 @@ from resnet_dist.config import (
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE, UserError
 from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
-from resnet_dist.runs.folder import RunFolder, unsent_summary
 from resnet_dist.system.command import (
     command_line,
     quoted,
@@ -62,6 +61,7 @@ from resnet_dist.tracking.store import (
 if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
+    from resnet_dist.runs.folder import RunFolder
 
 NOT_SUBMITTED = "interrupted before the job was submitted"
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
@@ -106,20 +106,8 @@ def train(
             value = value or _load(recipe, overrides)
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
-            request = Request(
-                value,
-                str(recipe),
-                place,
-                workers,
-                gpu,
-                local,
-                address,
-                name,
-                resume,
-                ranks,
-                max_restarts=max_restarts,
-                wait_seconds=wait,
-            )
+            flags = (workers, gpu, local, address, name, resume, ranks)
+            request = Request(value, str(recipe), place, *flags, max_restarts=max_restarts, wait_seconds=wait)
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -279,6 +267,8 @@ def _torchrun_ranks() -> TorchrunRanks | None:
 
 def exit_where_unsent(runs: Sequence[RunFolder]) -> None:
     """End the command, whose runs are finished, with UNSENT_EXIT_CODE where MLflow did not get everything."""
+    from resnet_dist.runs.folder import unsent_summary  # Here, because --help needs none of it.
+
     unsent = [run for run in runs if run.unsent]
     for run in unsent:
         err.print(f"exit code {UNSENT_EXIT_CODE}: run {run.name} is trained, but {unsent_summary(run)}")

@@ -16,6 +16,7 @@ from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
 from resnet_dist.order.lanes import VERSIONS
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train import loop
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
@@ -49,7 +50,9 @@ def test_every_rank_trains_with_the_order_of_the_run(
 
     monkeypatch.setattr("resnet_dist.launch.rank.train", train)
     monkeypatch.setattr("resnet_dist.launch.rank.Watchdog", Mock())  # It needs a process group.
-    folder = RunFolder(tmp_path, "x", None, 1, {}, order=order)
+    monkeypatch.setattr(World, "gather", lambda world, value: [value, value])
+    folder = RunFolder(open_storage(tmp_path), "x", None, 1, {}, order=order)
+    folder.write()
     sent = asdict(Attempt.of(digits_recipe, folder, threads=1))  # as Ray and torchrun send it
     assert run_attempt(Attempt(**sent), World(rank, 0, 2, torch.device("cpu"))) is not None
     assert received == [order]

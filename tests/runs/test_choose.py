@@ -216,7 +216,7 @@ def test_a_run_keeps_the_order_that_it_began_with(
     """A run of 0.3.0 recorded no version, and had the first."""
     assert started.order == NEWEST_VERSION == 2
     assert choose_run(tmp_path, digits_recipe, "x", resume=True).order == 2
-    file = started.path / RUN_FILE
+    file = Path(started.location) / RUN_FILE
     record = json.loads(file.read_text())
     assert record.pop("order") == 2
     file.write_text(json.dumps(record))

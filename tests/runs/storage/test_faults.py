@@ -216,7 +216,7 @@ def test_urls_that_hold_no_runs(location: str, words: str) -> None:
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: is not a folder; give another --output"):
+    with pytest.raises(UserError, match="file is a file; give another folder"):
         open_storage(tmp_path / "file/output").check()
     open_storage(tmp_path / "a/b/c").check()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -9,6 +9,7 @@ import pytest
 
 from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder, stored_recipe
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow.database import connect
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
@@ -42,11 +43,11 @@ def output(tmp_path: Path, empty_store: Path) -> Path:
 def trained(output: Path, digits_recipe: Recipe) -> RunFolder:
     """Return a finished run that was trained without MLflow."""
     recipe = digits_recipe.with_overrides(["train.length=2 steps", "train.log_every=1 steps"])
-    folder = output / "runs/x"
-    made = RunFolder(folder, "x", None, 1, stored_recipe(recipe), key="x", tags={"by": "me"}, tracker="")
+    place = open_storage(output / "runs/x")
+    made = RunFolder(place, "x", None, 1, stored_recipe(recipe), key="x", tags={"by": "me"}, tracker="")
     made.write()
     with Spool(made.spool) as spool:
-        train(recipe, folder, World.single(), spool)
+        train(recipe, place.location, World.single(), spool)
     made = made.ended("FINISHED", ["everything"])
     made.write()
     return made

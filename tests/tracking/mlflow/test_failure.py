@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import publisher
 from resnet_dist.tracking.mlflow.failure import MAX_REASON, explain
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
@@ -77,7 +78,9 @@ def test_a_reason_is_short_and_has_no_password() -> None:
 
 
 def record(output: Path, recipe: Recipe, attempt: int) -> RunRecord:
-    run = RunFolder(output / "runs/x", "x", None, attempt, recipe.model_dump(mode="json"), key="key")
+    run = RunFolder(
+        open_storage(output / "runs/x"), "x", None, attempt, recipe.model_dump(mode="json"), key="key"
+    )
     return RunRecord(run, recipe, output)
 
 
@@ -93,7 +96,7 @@ def publish(record: RunRecord) -> tuple[MlflowPublisher, list[str]]:
     with Spool(record.run.spool) as spool:
         spool.log({"train/loss": 1.0, "train/top1": 0.5}, 1)
     opened.finish(0.5)
-    opened.log_results(Path("checkpoints/step-00000001"))
+    opened.log_results("step-00000001")
     opened.close("FINISHED", 0.5)
     return opened, notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import upload
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
@@ -88,7 +90,8 @@ def test_a_server_that_comes_and_goes_gets_everything_once(
     server: Server, trained: RunFolder, digits_recipe: Recipe, tmp_path: Path
 ) -> None:
     notes: list[str] = []
-    run = replace(trained, path=tmp_path / "runs/y", name="y", key="y")
+    run = replace(trained, storage=open_storage(tmp_path / "runs/y"), name="y", key="y")
+    shutil.copytree(trained.checkpoints.location, run.checkpoints.location)
     publisher = MlflowPublisher(
         RunRecord(run, digits_recipe, tmp_path),
         lambda entry: notes.extend([entry.note] if entry.note else []),

@@ -25,7 +25,7 @@ from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
 from resnet_dist.tracking.sync import sync_runs
-from resnet_dist.train.checkpoint.folder import list_checkpoints
+from tests.paths import list_checkpoints
 from tests.tracking.mlflow.servers import unused_address
 
 
@@ -73,7 +73,7 @@ def test_a_run_is_sent_once_with_its_times(output: Path, trained: RunFolder) -> 
     assert points(output, found.info.run_id) == expected
     assert found.info.start_time == run_entries(trained)[0].time_ms
     assert found.info.end_time == run_entries(trained)[-1].time_ms
-    stored = read_run(trained.path)
+    stored = read_run(trained.storage)
     assert stored is not None
     assert (stored.run_id, stored.unsent) == (found.info.run_id, ())
     # Again, by name and for all: nothing changes.
@@ -94,7 +94,7 @@ def test_the_model_names_nothing_of_this_machine(
     assert synced(output) == (True, [ANY])
     checkpoint = download_model(only_run(output).info.run_id, tracking_uri(output))
     assert (checkpoint / "model.safetensors").read_bytes() == (
-        list_checkpoints(trained.checkpoints)[-1] / "model.safetensors"
+        list_checkpoints(Path(trained.checkpoints.location))[-1] / "model.safetensors"
     ).read_bytes()
     folder = checkpoint.parent.parent
     assert "torch==2.9.1\n" in (folder / "requirements.txt").read_text()
@@ -146,7 +146,7 @@ def test_an_artifact_store_that_cannot_be_reached_costs_the_model_alone(
     found = only_run(output)
     assert points(output, found.info.run_id) == spooled(trained)
     assert found.info.status == "FINISHED"
-    stored = read_run(trained.path)
+    stored = read_run(trained.storage)
     assert stored is not None
     assert stored.unsent == ("the recipe file", "the model")
     assert synced(output) == (True, ["run x: the model sent"])
@@ -187,7 +187,7 @@ def test_a_tracker_that_is_away_is_reported(
     monkeypatch.setenv(URI_VARIABLE, address)
     dataclasses.replace(trained, tracker=address).write()
     assert synced(output) == (False, [f"run x: not sent; MLflow at {address}: connection refused"])
-    stored = read_run(trained.path)
+    stored = read_run(trained.storage)
     assert stored is not None
     assert stored.unsent == ("everything",)
 
