@@ -265,7 +265,7 @@ def test_a_connection_that_goes_away_leaves_a_checkpoint(
 
 @pytest.mark.long
 def test_a_run_under_nohup_outlives_its_terminal(digits_data: Path, tmp_path: Path) -> None:
-    command = train_command(tmp_path, digits_data, "--local", length="400 steps")
+    command = train_command(tmp_path, digits_data, "--local", length="40 steps")
     program = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     with Terminal([sys.executable, "-c", program, *command], ENVIRONMENT | {"TERM": "dumb"}) as terminal:
         terminal.wait_for("step 6/")
@@ -277,7 +277,7 @@ def test_a_run_under_nohup_outlives_its_terminal(digits_data: Path, tmp_path: Pa
 @pytest.mark.long
 def test_a_run_that_is_suspended_continues(digits_data: Path, tmp_path: Path) -> None:
     command = train_command(
-        tmp_path, digits_data, "--local", "--set", "train.stall_timeout_seconds=2", length="200 steps"
+        tmp_path, digits_data, "--local", "--set", "train.stall_timeout_seconds=2", length="40 steps"
     )
     with Terminal(command, ENVIRONMENT | {"TERM": "dumb"}) as terminal:
         terminal.wait_for("step 6/")
