@@ -20,7 +20,7 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.system.streams import need_stdout
+from resnet_dist.system.streams import need_stdout, set_end
 from resnet_dist.tracking.store import tracking_uri
 
 
@@ -84,7 +84,10 @@ def ui(
         raise UserError("MLflow, whose page this command serves, is not installed")
     from resnet_dist.tracking.mlflow.ui import serve_store
 
-    raise typer.Exit(serve_store(output, port, out.print))
+    code = serve_store(output, port, out.print)
+    # The server's own lines matter where it could not serve.
+    set_end("tail" if code else "silent")
+    raise typer.Exit(code)
 
 
 def _model_folder(model: str, output: Path) -> Path:
