@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from queue import SimpleQueue
 from typing import IO, Any
 
 from rich.console import Console
@@ -61,16 +63,43 @@ def can_move(console: Console) -> bool:
     return console.file.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
+class LinePrinter:
+    """Prints lines from a thread of its own.
+
+    A terminal that Ctrl-S has stopped, or a pager at whose end nobody looks, blocks this thread and nobody else: the
+    thread that reads a spool sends its metrics to MLflow too.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="print", daemon=True)
+        self._thread.start()
+
+    def print(self, text: str) -> None:
+        self._lines.put(text)
+
+    def close(self) -> None:
+        """Wait until all lines are printed."""
+        self._lines.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (text := self._lines.get()) is not None:
+            with suppress(Exception):  # A line that cannot be shown must not cost the next.
+                self._console.print(text)
+
+
 class PlainReporter:
     """Prints a line for each entry of the spool; with `training` false, for evaluations and notes alone."""
 
-    def __init__(self, console: Console, *, training: bool = True) -> None:
-        self._console = console
+    def __init__(self, show: Callable[[str], None], *, training: bool = True) -> None:
+        self._show = show
         self._training = training
         self._total = 0
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        self._show(text)
 
     def begin(self, total_steps: int) -> None:
         self._total = total_steps
@@ -85,8 +114,8 @@ class PlainReporter:
 class BarReporter(PlainReporter):
     """Moves the bar for each training entry; prints evaluations and notes above it."""
 
-    def __init__(self, console: Console, bar: Progress) -> None:
-        super().__init__(console)
+    def __init__(self, show: Callable[[str], None], bar: Progress) -> None:
+        super().__init__(show)
         self._bar = bar
         self._task = bar.add_task("", total=None, visible=False, text="")
 
@@ -110,12 +139,15 @@ def make_reporter(
     training_lines: false prints no plain line for a training entry; a bar shows it in any case. bar: true or false
     decides without a look at the console.
     """
-    if not (can_move(console) if bar is None else bar):
-        yield PlainReporter(console, training=training_lines)
-        return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    with _progress(console, columns, refresh_per_second=REFRESHES_PER_SECOND) as progress:
-        yield BarReporter(console, progress)
+    with ExitStack() as stack:
+        moves = can_move(console) if bar is None else bar
+        progress = stack.enter_context(_progress(console, columns, REFRESHES_PER_SECOND)) if moves else None
+        printer = stack.enter_context(closing(LinePrinter(console)))
+        if progress is None:
+            yield PlainReporter(printer.print, training=training_lines)
+        else:
+            yield BarReporter(printer.print, progress)
 
 
 @contextmanager

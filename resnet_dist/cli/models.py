@@ -21,7 +21,7 @@ from resnet_dist.cli.options import (
 from resnet_dist.errors import UserError
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.system.streams import need_stdout
+from resnet_dist.system.streams import need_stdout, set_end
 from resnet_dist.tracking.store import store_folder, tracking_uri
 
 
@@ -85,7 +85,10 @@ def ui(
         raise UserError("MLflow, whose page this command serves, is not installed")
     from resnet_dist.tracking.mlflow.ui import serve_store
 
-    raise typer.Exit(serve_store(store_folder(output), port, out.print))
+    code = serve_store(store_folder(output), port, out.print)
+    # The server's own lines matter where it could not serve.
+    set_end("tail" if code else "silent")
+    raise typer.Exit(code)
 
 
 def _model_folder(model: str, output: str) -> Path | str:

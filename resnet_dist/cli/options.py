@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,15 @@ from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
 
+
+def drop_impossible_sizes() -> None:
+    """Drop COLUMNS and LINES that no terminal has, such as 0: rich and typer would print nothing on them."""
+    for name in ("COLUMNS", "LINES"):
+        if not os.environ.get(name, "1").strip("0").isdecimal():
+            del os.environ[name]
+
+
+drop_impossible_sizes()  # Consoles read them when they are made.
 out = PersonConsole()
 err = PersonConsole(stderr=True, above=out)
 

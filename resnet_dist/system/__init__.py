@@ -1,7 +1,9 @@
 """The operating system around this process, in the terms that the package needs. Knows no torch.
 
 command     who started this process, and the command line that resumes a run
-signals     SIGINT and SIGTERM: handle, defer, or turn into a request to stop
+signals     interruptions: handle, defer, or turn into a request to stop
+streams     our lines to the person, those of libraries to a log
+log_writer  the process that writes that log
 threads     pools of threads that an interruption does not wait for
 redact      texts and URLs without passwords and signatures
 files       write a file atomically; compute a checksum

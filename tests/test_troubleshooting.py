@@ -1,0 +1,51 @@
+"""Every message on the page of troubleshooting is one that the code prints."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.paths import ROOT
+
+PAGE = ROOT / "docs/troubleshooting.md"
+ELLIPSIS = "…"
+
+
+def templates() -> Iterator[str]:
+    """Yield every text of the package, with an ellipsis for each value in it."""
+    for path in (ROOT / "resnet_dist").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else ELLIPSIS for part in node.values
+                )
+
+
+TEMPLATES = list(templates())
+MESSAGES = [
+    next(text for text in found if text).strip()
+    for found in re.findall(r"^\| (?:``(.+?)``|`(.+?)`)", PAGE.read_text(), re.M)
+]
+
+
+def is_printed(message: str) -> bool:
+    """Report whether one text of the code holds all parts of `message`, in order."""
+    parts = [re.escape(part.strip()) for part in message.split(ELLIPSIS) if part.strip()]
+    pattern = re.compile(".*".join(parts), re.DOTALL)
+    return any(pattern.search(template) for template in TEMPLATES)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_the_code_prints_it(message: str) -> None:
+    assert is_printed(message)
+
+
+def test_the_page_is_read_and_wrong_messages_are_found() -> None:
+    assert len(MESSAGES) > 40
+    assert not is_printed("nothing listens on that …")
+    assert not is_printed("run … was started without … recipe")
