@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from resnet_dist.config import Recipe
 from resnet_dist.config.part import NAME, explain
 from resnet_dist.errors import UserError
-from resnet_dist.order.lanes import NEWEST_VERSION
+from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run, stored_recipe
 
 # The fields that a resumed run may change, because no sample, gradient or curve depends on them. Every other

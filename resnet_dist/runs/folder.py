@@ -15,7 +15,7 @@ from typing import Literal
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.order.lanes import FIRST_VERSION, VERSIONS
+from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
 from resnet_dist.system.command import sync_advice
 from resnet_dist.system.files import write_text_atomically
 from resnet_dist.system.locks import LockHeld, hold_lock
