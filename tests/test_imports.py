@@ -40,7 +40,7 @@ INNER_LAYERS = {
         {"mlflow"},
         {"console"},
         {"protocol"},
-        {"spool", "store", "origin", "limit"},
+        {"spool", "store", "origin"},
     ],
     "train": [
         {"loop"},

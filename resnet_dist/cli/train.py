@@ -39,6 +39,7 @@ from resnet_dist.config import (
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE, UserError
 from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
+from resnet_dist.runs.folder import RunFolder, unsent_summary
 from resnet_dist.system.command import (
     command_line,
     quoted,
@@ -61,7 +62,6 @@ from resnet_dist.tracking.store import (
 if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
-    from resnet_dist.runs.folder import RunFolder
 
 NOT_SUBMITTED = "interrupted before the job was submitted"
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
@@ -86,6 +86,7 @@ def train(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
     value = None if started_by_torchrun() else _load(recipe, overrides)
+    check_tracking_uri()
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
         find_cluster(address)
@@ -203,6 +204,7 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     value = _load(recipe, overrides)
+    check_submitted_tracker()
     dashboard = find_dashboard(address, err.print)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import absolute_paths, check_recipe
@@ -214,7 +216,6 @@ def submit(
     note = credentials_left_out()
     if note:
         err.print(note)
-    check_submitted_tracker()
     place, typed = resolved(output), command_line()
     limits = (max_restarts, wait)
     submission = Submission(
@@ -258,8 +259,6 @@ def _torchrun_ranks() -> TorchrunRanks | None:
 
 def exit_where_unsent(runs: Sequence[RunFolder]) -> None:
     """End the command, whose runs are finished, with UNSENT_EXIT_CODE where MLflow did not get everything."""
-    from resnet_dist.runs.folder import unsent_summary  # Here, because --help needs none of it.
-
     unsent = [run for run in runs if run.unsent]
     for run in unsent:
         err.print(f"exit code {UNSENT_EXIT_CODE}: run {run.name} is trained, but {unsent_summary(run)}")

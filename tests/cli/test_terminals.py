@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.spool import Follower
 from tests.paths import JOBS, ROOT
 
@@ -325,7 +326,7 @@ def test_a_reader_that_leaves_costs_no_metric(local_run: tuple[Path, str]) -> No
         for name in found.data.metrics
         for metric in client.get_metric_history(found.info.run_id, name)
     }
-    entries = Follower(output / "runs/a/spool.jsonl").read()
+    entries = Follower(open_storage(output / "runs/a").log("spool.jsonl")).read()
     assert sent == {(name, entry.step) for entry in entries for name in entry.metrics}
     assert max(step for _, step in sent) == 8
     log = (output / "runs/a/log.txt").read_text()
@@ -347,7 +348,7 @@ def test_an_evaluation_prints_its_metrics_alone(local_run: tuple[Path, str], dig
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=200)
     assert done.stderr == ""
     names = sorted(line.split()[0] for line in done.stdout.splitlines())
-    assert names == ["eval/loss", "eval/samples", "eval/top1", "eval/top5"]
+    assert names == ["eval/bad_samples", "eval/loss", "eval/samples", "eval/top1", "eval/top5"]
 
 
 OURS = re.compile(

@@ -111,8 +111,8 @@ class SignallingPublisher:
     def finish(self, timeout_seconds: float) -> None:
         self._call("finish")
 
-    def log_results(self, checkpoint: Path | None) -> None:
-        self._call(f"log_results {checkpoint and checkpoint.name}")
+    def log_results(self, checkpoint: str | None) -> None:
+        self._call(f"log_results {checkpoint}")
 
     def close(self, status: str, timeout_seconds: float) -> None:
         self._call(f"close {status}")

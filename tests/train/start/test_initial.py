@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import check_data, check_recipe, resolve_paths
 from resnet_dist.errors import RecipeError, UserError
@@ -187,7 +187,9 @@ def test_impossible_models_are_recipe_errors(digits_recipe: Recipe) -> None:
         ("model.name=resnet9_fast", "model.shortcut='none': resnet9_fast is a fixed net"),
     ):
         with pytest.raises(RecipeError, match=message):
-            check_recipe(digits_recipe.with_overrides(["model.shortcut=none", override]), 1)
+            check_recipe(
+                digits_recipe.with_overrides(["model.shortcut=none", override]), WorkerRange.exactly(1)
+            )
     for override in ("model.stem=big", "model.stochastic_depth=1", "model.shortcut=some"):
         with pytest.raises(RecipeError, match=override.split("=")[0]):
             digits_recipe.with_overrides([override])
@@ -215,10 +217,10 @@ def test_images_that_are_too_small_for_the_net_are_refused(
 ) -> None:
     recipe = digits_recipe.with_overrides(overrides)
     with pytest.raises(RecipeError, match=message):
-        check_recipe(recipe, workers)
-    check_recipe(recipe.with_overrides(["model.name=resnet8"]), workers)
+        check_recipe(recipe, WorkerRange.exactly(workers))
+    check_recipe(recipe.with_overrides(["model.name=resnet8"]), WorkerRange.exactly(workers))
     if workers > 1:  # a batch norm over all ranks sees several images
-        check_recipe(recipe.with_overrides(["train.sync_batch_norm=true"]), workers)
+        check_recipe(recipe.with_overrides(["train.sync_batch_norm=true"]), WorkerRange.exactly(workers))
 
 
 class Notes:
