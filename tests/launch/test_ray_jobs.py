@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.launch import ray_jobs
 from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
 from resnet_dist.tracking.mlflow.run import origin_tags
@@ -69,7 +69,20 @@ def follow(
         monkeypatch.setattr(ray_jobs, "_connect", lambda address: cluster)
         monkeypatch.setattr(ray_jobs, "POLL_SECONDS", 0.01)
         source = Path("jobs/digits.py")
-        submission = Submission(digits_recipe, source, "x", 2, None, None, False, Path("/o"), False, "typed")
+        submission = Submission(
+            digits_recipe,
+            source,
+            "x",
+            WorkerRange.exactly(2),
+            None,
+            None,
+            False,
+            "/o",
+            False,
+            "typed",
+            10,
+            None,
+        )
         output: list[str] = []
         try:
             return submit_job(submission, output.append), "".join(output)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist import __version__
-from resnet_dist.config import Recipe
+from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.driver.preflight import absolute_paths
 from resnet_dist.launch.ray_cluster.job import START_FILE, add_start_file, credentials_left_out, start_command
 from resnet_dist.launch.ray_jobs import RECIPE_FILE, Submission, job_environment
@@ -82,7 +82,9 @@ def test_a_cluster_without_python_on_its_path(tmp_path: Path) -> None:
 @pytest.fixture
 def submission(digits_recipe: Recipe) -> Submission:
     source = Path("jobs/digits.py")
-    return Submission(digits_recipe, source, "x", 2, None, None, False, Path("/o"), False, "typed")
+    return Submission(
+        digits_recipe, source, "x", WorkerRange.exactly(2), None, None, False, "/o", False, "typed", 10, None
+    )
 
 
 @pytest.mark.parametrize(
