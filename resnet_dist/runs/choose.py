@@ -126,7 +126,7 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
     if changed:
         raise UserError(
             f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
-            f"give a new --name, or the same recipe: {folder.location}/{RUN_FILE} in place of the recipe file"
+            f"give a new --name, or the same recipe: a copy of {folder.location}/{RUN_FILE} in place of the recipe file"
         )
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from resnet_dist.config import Recipe
+from resnet_dist.driver import run as driver_run
+from resnet_dist.driver.request import Request
 from resnet_dist.driver.restarts import WINDOW_SECONDS, Restart, Restarts, launch_with_restarts
 from resnet_dist.errors import RankFailed, RanksLost, TrainingError
 from resnet_dist.launch.attempt import ClusterChanged
 from resnet_dist.runs.folder import RunFolder, failure_name, read_run
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.train.loop import Outcome
 
 END = Outcome(8, 8, {}, finished=True)
@@ -102,3 +108,19 @@ def test_ranks_that_are_lost_without_progress_end_the_run() -> None:
     restarts.add(LOST, 20)
     with pytest.raises(RankFailed, match="3 times after step 20, without one more checkpoint"):
         restarts.add(LOST, 20)
+
+
+def test_the_attempt_that_ended_the_run_is_recorded(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command begins the one after it."""
+    launch = Launches((LOST, 4), (RankFailed("rank 0 failed: ValueError: x"), 0))
+    monkeypatch.setattr(driver_run, "_launcher", lambda *arguments: nullcontext(launch))
+    request = Request(digits_recipe, "digits.py", tmp_path, local=True, name="x", max_restarts=1)
+    with pytest.raises(RankFailed, match="ValueError: x"):
+        driver_run.run_training(
+            request, Mock(), lambda record, on_entry: ConsolePublisher(record.run.spool, on_entry)
+        )
+    recorded = read_run(open_storage(tmp_path / "runs/x"))
+    assert recorded is not None
+    assert (launch.attempts, recorded.attempt, recorded.status) == ([1, 2], 2, "FAILED")

@@ -18,14 +18,19 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from resnet_dist.cli.main import run_command
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import RunFolder, read_run
+from resnet_dist.runs.folder import RunFolder, read_run, stored_recipe
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import model
 from resnet_dist.tracking.mlflow.model import download_model
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.spool import Follower, Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE, tracking_uri
 from resnet_dist.tracking.sync import sync_runs
+from resnet_dist.train.loop import train
+from resnet_dist.world import World
 from tests.paths import list_checkpoints
+from tests.s3_server import S3Server
 from tests.tracking.mlflow.servers import unused_address
 
 
@@ -57,8 +62,6 @@ def spooled(run: RunFolder) -> list[tuple[str, int, int, float]]:
 
 
 def run_entries(run: RunFolder) -> list[Any]:
-    from resnet_dist.tracking.spool import Follower
-
     return Follower(run.spool).read()
 
 
@@ -218,3 +221,32 @@ def test_a_moved_output_keeps_its_models(output: Path, trained: RunFolder) -> No
     assert (download_model(only_run(moved).info.run_id, tracking_uri(moved)) / "model.safetensors").exists()
     assert not output.exists()
     assert os.listdir(moved / "artifacts") == ["digits"]
+
+
+def test_a_run_in_a_bucket_is_sent(
+    s3: S3Server, output: Path, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's embedded store of a run at a URL lies in the working folder's output."""
+    monkeypatch.setattr("resnet_dist.tracking.store.LOCAL_FOLDER", output)
+    url = f"s3://{s3.new_bucket()}/team"
+    recipe = digits_recipe.with_overrides(
+        ["train.length=2 steps", "train.log_every=1 steps", "train.log_gradient_norms=true"]
+    )
+    place = open_storage(f"{url}/runs/x")
+    run = RunFolder(place, "x", None, 1, stored_recipe(recipe), key="x", tracker="")
+    run.write()
+    with Spool(run.spool) as spool:
+        train(recipe, place.location, World.single(), spool)
+    run = run.ended("FINISHED", ["everything"])
+    run.write()
+    lines: list[str] = []
+    assert sync_runs(url, None, lines.append), lines
+    assert lines[-1] == "1 of 1 runs are complete in MLflow"
+    found = only_run(output)
+    assert (found.info.status, found.data.tags["resnet_dist.folder"]) == ("FINISHED", f"{url}/runs/x")
+    assert points(output, found.info.run_id) == spooled(run)
+    files = {path.name for path in download_model(found.info.run_id, tracking_uri(output)).iterdir()}
+    assert "model.safetensors" in files
+    stored = read_run(place)
+    assert stored is not None
+    assert (stored.run_id, stored.unsent, stored.status) == (found.info.run_id, (), "FINISHED")
