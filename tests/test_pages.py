@@ -15,7 +15,7 @@ import typer
 
 from resnet_dist.cli import app
 from resnet_dist.cli.main import run_command
-from resnet_dist.config import Recipe, check_world_size, load_recipe, load_study
+from resnet_dist.config import Recipe, WorkerRange, check_world_size, load_recipe, load_study
 from resnet_dist.config.part import fields
 from resnet_dist.runs.choose import MAY_CHANGE
 from tests.paths import ROOT
@@ -82,7 +82,10 @@ def test_a_command_parses(line: str) -> None:
     if name in ("train", "submit") and job.is_file():
         recipe = load_recipe(job, parameters["overrides"] or ())
         if line != REFUSED:
-            check_world_size(recipe.data, parameters["workers"] or processes_of(line))
+            workers = parameters["workers"] or WorkerRange.exactly(processes_of(line))
+            if not workers.is_range:
+                check_world_size(recipe.data, workers.max)
+            assert workers.sizes(recipe)
     if name == "study" and job.is_file():
         load_study(job, parameters["arguments"] or (), parameters["overrides"] or ())
 
