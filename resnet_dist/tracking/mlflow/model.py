@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def log_model(run: MlflowRun, checkpoint: Path, recipe: Recipe, classes: tuple[s
         Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, channels))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),
     )
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _without_git():
         weights = Path(folder) / "checkpoint"
         weights.mkdir()
         for name in (MODEL_FILE, MANIFEST):
@@ -87,6 +88,20 @@ def _default_store(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # This removes the variable too.
         if before is not None:
             os.environ[URI_VARIABLE] = before
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep MLflow from running git, which it waits for as long as that takes. The run has its commit already."""
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "git"}
+    for name in before:
+        del sys.modules[name]
+    sys.modules["git"] = None  # type: ignore[assignment]  # An import now raises ImportError.
+    try:
+        yield
+    finally:
+        del sys.modules["git"]
+        sys.modules.update(before)
 
 
 @contextmanager
