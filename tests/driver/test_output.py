@@ -224,7 +224,17 @@ def test_an_output_that_goes_ends_the_run_soon(tmp_path: Path, digits_recipe: Re
 NAMES = "a b #%;&+=,é e\u0301 [x] @:'\"\\ $HOME {output} -x ~ 100%done" + "x" * 180
 
 
-def test_everything_lies_in_a_folder_of_any_name(tmp_path: Path, digits_recipe: Recipe) -> None:
+def test_everything_lies_in_a_folder_of_any_name(
+    tmp_path: Path,
+    digits_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Meanwhile git hangs, which MLflow would wait for."""
+    commands = tmp_path_factory.mktemp("commands")
+    (commands / "git").write_text(f'#!/bin/sh\necho "$1" >> {commands}/calls\nexec sleep 600\n')
+    (commands / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     output = tmp_path / NAMES
     request = Request(digits_recipe.with_overrides(SHORT), "digits.py", output, local=True, name="a")
     summary = run_training(request, Quiet(), open_publisher)
@@ -241,6 +251,7 @@ def test_everything_lies_in_a_folder_of_any_name(tmp_path: Path, digits_recipe: 
     assert found.info.status == "FINISHED"
     assert found.data.metrics["eval/samples"] == 360
     assert len(list(output.rglob("MLmodel"))) == 1
+    assert (commands / "calls").read_text() == "-C\n"  # ours, which has a limit
     model = load_model(_model_folder(summary.run.run_id, output), torch.device("cpu"))
     assert model.classes == read_index(digits_recipe.data.eval).classes
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _save(folder: Path, checkpoint: Path, recipe: Recipe, described: Model) -> N
         Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, channels))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),
     )
-    with tempfile.TemporaryDirectory() as parts, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as parts, warnings.catch_warnings(), _without_git():
         warnings.simplefilter("ignore")  # MLflow's advice on type hints, for agents
         weights, code = Path(parts) / "checkpoint", Path(parts) / "resnet_dist_model"
         weights.mkdir()
@@ -134,3 +135,17 @@ def _save(folder: Path, checkpoint: Path, recipe: Recipe, described: Model) -> N
 def requirements() -> list[str]:
     """Return the packages that the model needs, in versions that an index has: torch 2.9.1, not the build 2.9.1+cu130."""
     return [f"{name}=={Version(version(name)).public}" for name in REQUIREMENTS]
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep MLflow from running git, which it waits for as long as that takes. The run has its commit already."""
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "git"}
+    for name in before:
+        del sys.modules[name]
+    sys.modules["git"] = None  # type: ignore[assignment]  # An import now raises ImportError.
+    try:
+        yield
+    finally:
+        del sys.modules["git"]
+        sys.modules.update(before)
