@@ -57,9 +57,8 @@ def check_database(uri: str) -> None:
         return
     if (file := sqlite_file(uri)) is not None:
         _check_sqlite(file)
-        with suppress(
-            sqlite3.OperationalError
-        ):  # Locked by another process: it is checked when it is opened.
+        # A file that another process has locked is checked when it is opened.
+        with suppress(sqlite3.OperationalError):
             _check_schema(_sqlite_schema(file), uri)
         return
     _check_driver(uri)

@@ -202,9 +202,8 @@ def test_the_artifacts_of_a_moved_store_are_found(output: Path) -> None:
     moved = output.parent / "mo ved"
     shutil.copytree(output, moved)
     relocate(tracking_uri(moved), moved)
-    assert (
-        locations(moved) == before
-    )  # The first folder is there: the second may be the same one, seen from elsewhere.
+    # The first folder is there: the second may be the same one, seen from elsewhere.
+    assert locations(moved) == before
     output.rename(output.parent / "gone")
     relocate(tracking_uri(moved), moved)
     assert all(location.startswith(f"{moved.as_uri()}/artifacts/digits") for location in locations(moved))
