@@ -113,9 +113,8 @@ def _run() -> int:
 
 def _prepare() -> None:
     """Prepare the environment of this process, and report what a person should know of it."""
-    from resnet_dist.system.environment.prepare import (
-        prepare_command,
-    )  # Here, because --help needs none of it.
+    # Here, because --help needs none of it.
+    from resnet_dist.system.environment.prepare import prepare_command
 
     _print_once(prepare_command())
 

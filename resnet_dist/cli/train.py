@@ -86,9 +86,9 @@ def train(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
     value = None if started_by_torchrun() else _load(recipe, overrides)
-    check_tracking_uri()
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
+        check_tracking_uri()
         find_cluster(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
@@ -227,9 +227,8 @@ def submit(
         err.print(str(left))
         raise typer.Exit(left.exit_code) from None
     if note and code:
-        err.print(
-            note
-        )  # Again, because it may be the cause, and the log of the job has moved it out of sight.
+        # Again, because it may be the cause, and the log of the job has moved it out of sight.
+        err.print(note)
     raise typer.Exit(code)
 
 

@@ -169,6 +169,10 @@ def check_continued(run: RunFolder, recipe: Recipe, train_index: Index) -> None:
         return
     before, order = Recipe.model_validate(started.recipe), order_of(recipe, train_index)
     moved = moved_lengths(Plan.of(before, order), Plan.of(recipe, order))
+    if moved and before.train.length == recipe.train.length:
+        raise UserError(
+            f"run {run.name} was started with another recipe ({'; '.join(moved)}); give a new --name, or the same recipe"
+        )
     if moved:
         raise UserError(
             f"run {run.name} would not continue what it began: train.length was {before.train.length}, is "

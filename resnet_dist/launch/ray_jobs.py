@@ -17,7 +17,7 @@ from pathlib import Path
 
 from resnet_dist.launch.ray_cluster.address import DASHBOARD_VARIABLE
 from resnet_dist.launch.ray_cluster.check import job_headers
-from resnet_dist.launch.ray_cluster.job import add_start_file, start_command, tracking_uri
+from resnet_dist.launch.ray_cluster.job import add_start_file, start_command
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
 
 set_defaults()
@@ -30,7 +30,7 @@ from resnet_dist.system.command import COMMAND_VARIABLE
 from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, git_commit
 from resnet_dist.system.redact import redact
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.tracking.store import URI_VARIABLE
+from resnet_dist.tracking.store import URI_VARIABLE, without_password
 
 RECIPE_FILE = "recipe.json"
 POLL_SECONDS = 1.0
@@ -134,8 +134,8 @@ def job_environment(submission: Submission) -> dict[str, str]:
     commit = git_commit(submission.source.parent)
     if commit:
         environment[GIT_COMMIT_VARIABLE] = commit
-    if uri := tracking_uri():
-        environment[URI_VARIABLE] = uri
+    if uri := os.environ.get(URI_VARIABLE):
+        environment[URI_VARIABLE] = without_password(uri)  # Ray's dashboard shows it too.
     return environment
 
 

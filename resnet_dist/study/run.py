@@ -9,11 +9,12 @@ output/studies/NAME/   study.json  figure.png  runs.csv        output/runs/NAME-
 from __future__ import annotations
 
 from resnet_dist.config import Recipe, Trial
+from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.driver.output import check_output
-from resnet_dist.driver.preflight import check_recipe
+from resnet_dist.driver.preflight import check_continued, check_recipe
 from resnet_dist.driver.request import Interrupted, Reporter
 from resnet_dist.driver.run import run_training
-from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, StorageError, UserError
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
 from resnet_dist.runs.storage.open import open_storage
@@ -96,9 +97,19 @@ def check_trials(request: StudyRequest) -> None:
         of_trial = request.of_trial(trial, {})
         try:
             check_recipe(of_trial.recipe, of_trial.ranks)
-            choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
+            run = choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
+            if run.attempt > 1 and (index := _training_index(of_trial.recipe)) is not None:
+                check_continued(run, of_trial.recipe, index)
         except UserError as error:
             raise UserError(f"trial {trial.name}: {error}") from None
+
+
+def _training_index(recipe: Recipe) -> Index | None:
+    """Return the index of the training set; None where there is none yet, or no more."""
+    try:
+        return read_index(recipe.data.train)
+    except (UserError, StorageError):  # `run_training` prepares the set, or raises again.
+        return None
 
 
 def _train(

@@ -65,9 +65,8 @@ class PersonFile(io.FileIO):
                 continue
             if written is not None:
                 return written
-            select.select(
-                [], [self.fileno()], []
-            )  # Another program made it non-blocking: wait for its reader.
+            # Another program made it non-blocking: wait for its reader.
+            select.select([], [self.fileno()], [])
         self._on_lost(self, bytes(data))
         return memoryview(data).nbytes
 

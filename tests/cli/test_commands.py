@@ -358,7 +358,14 @@ def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path) -> No
     assert out.count("finished before") == 4
     code, out, err = run(*words, cwd=folder)
     assert (code, out) == (2, "")
-    assert "run small-plain-8-seed-0 was started with another recipe" in err
+    assert (
+        "trial plain-8-seed-0: run small-plain-8-seed-0 would not continue what it began: train.length" in err
+    )
+    code, out, err = run(*words, *short[:3], "schedule.warmup=3 steps", cwd=folder)
+    assert (code, out) == (2, "")  # Not "finished before": those runs had another warm-up.
+    assert (
+        "run small-plain-8-seed-0 was started with another recipe (schedule.warmup from 0 steps to 3" in err
+    )
 
 
 @pytest.mark.parametrize(

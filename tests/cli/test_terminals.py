@@ -58,6 +58,7 @@ class Terminal:
     def __init__(self, command: list[str], environment: dict[str, str], cwd: Path = ROOT) -> None:
         pid, self._descriptor = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup, which ignores it.
             os.chdir(cwd)
             os.execve(command[0], command, environment)
         self.pid, self.text, self.code = pid, "", None
@@ -198,15 +199,15 @@ def test_a_result_that_cannot_be_printed_is_an_error(redirect: str, code: int) -
 def test_signals_that_would_end_a_run_without_a_checkpoint(number: signal.Signals) -> None:
     """They interrupt; those that the process was started to ignore, as by nohup, it ignores."""
     counts: list[int] = []
-    before = signal.getsignal(number)
-    with handle_signals(counts.append):
-        os.kill(os.getpid(), number)
+    before = signal.signal(number, signal.SIG_DFL)  # The tests may run under nohup, which ignores SIGHUP.
+    try:
         with handle_signals(counts.append):
             os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-    assert counts == [1, 1]
-    signal.signal(number, signal.SIG_IGN)
-    try:
+            with handle_signals(counts.append):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+        assert counts == [1, 1]
+        signal.signal(number, signal.SIG_IGN)
         with handle_signals(counts.append):
             os.kill(os.getpid(), number)
         assert counts == [1, 1]

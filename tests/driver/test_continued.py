@@ -49,13 +49,20 @@ def continued(recipe: Recipe, begun: list[str], now: list[str], output: Path) ->
             ["train.length=48 steps"],
             "schedule.warmup from 2 steps to 5 steps and data.train_sizes from 8 pixels at step 6 to 8 pixels at step 12",
         ),
-        (["schedule.warmup=4 steps"], ["schedule.warmup=5 steps"], "schedule.warmup from 4 steps to 5 steps"),
     ],
 )
 def test_what_moves_is_refused_by_name(
     digits_recipe: Recipe, tmp_path: Path, begun: list[str], now: list[str], moved: str
 ) -> None:
     with pytest.raises(UserError, match=f"run x would not continue what it began: .* moves {moved}; give"):
+        continued(digits_recipe, begun, now, tmp_path)
+
+
+def test_another_warmup_of_the_same_length_is_another_recipe(digits_recipe: Recipe, tmp_path: Path) -> None:
+    begun, now = ["schedule.warmup=4 steps"], ["schedule.warmup=5 steps"]
+    with pytest.raises(
+        UserError, match="started with another recipe .schedule.warmup from 4 steps to 5 steps"
+    ):
         continued(digits_recipe, begun, now, tmp_path)
 
 

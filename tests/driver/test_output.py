@@ -29,6 +29,7 @@ from resnet_dist.tracking.store import tracking_uri
 from resnet_dist.train.checkpoint import writer
 from resnet_dist.train.checkpoint.load import load_model
 from tests.paths import ROOT
+from tests.reporter import RecordingReporter
 
 
 @pytest.fixture(autouse=True)
@@ -150,22 +151,15 @@ def test_a_read_only_disk(small_disk: Path) -> None:
         check_output(small_disk / "out")
 
 
-class Quiet:
+class Quiet(RecordingReporter):
     """A Reporter that calls a function at the first metrics."""
 
     def __init__(self, at_metrics: object = None) -> None:
-        self.notes: list[str] = []
+        super().__init__()
         self.at_metrics = at_metrics
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def begin(self, total_steps: int) -> None:
-        pass
-
     def entry(self, entry: Entry) -> None:
-        if entry.note:
-            self.notes.append(entry.note)
+        super().entry(entry)
         if entry.metrics and callable(self.at_metrics):
             self.at_metrics()
             self.at_metrics = None

@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from resnet_dist import __version__
-from resnet_dist.tracking.store import URI_VARIABLE
+from resnet_dist.tracking.store import URI_VARIABLE, without_password
 
 START_FILE = "start_job.sh"
 # Ray stores the environment of a job, and shows it to everyone who can open the dashboard.
@@ -32,19 +31,11 @@ def start_command(arguments: Sequence[str]) -> list[str]:
     return ["sh", START_FILE, __version__, *arguments]
 
 
-def tracking_uri() -> str | None:
-    """Return MLFLOW_TRACKING_URI without user and password; None where it is not set."""
-    uri = os.environ.get(URI_VARIABLE)
-    if not uri or "@" not in uri:
-        return uri or None
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def credentials_left_out() -> str:
     """Return the note on credentials of MLflow that stay here; empty where there are none."""
     names = [name for name in CREDENTIALS if os.environ.get(name)]
-    if tracking_uri() != (os.environ.get(URI_VARIABLE) or None):
+    uri = os.environ.get(URI_VARIABLE, "")
+    if without_password(uri) != uri:
         names.append(f"user and password of {URI_VARIABLE}")
     if not names:
         return ""

@@ -11,7 +11,6 @@ import io
 import json
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from resnet_dist.launch.ray_cluster.address import Address
+from resnet_dist.system.limit import within
 
 # The limits together stay below the ten seconds that a person waits for a sentence.
 NAME_SECONDS = 2.5
@@ -93,23 +93,12 @@ def _exchange(address: Address, headers: Mapping[str, str]) -> bytes:
 
 def _resolve(host: str, port: int) -> list[Any]:
     """Return the addresses of `host`, as socket.getaddrinfo() does, which knows no limit of time."""
-    box: list[Any] = []
-
-    def run() -> None:
-        try:
-            box.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            box.append(error)
-
-    thread = threading.Thread(target=run, name="resolve", daemon=True)
-    thread.start()
-    thread.join(NAME_SECONDS)
-    if not box:
-        raise _End(Kind.UNKNOWN_HOST, f"no name server has answered in {NAME_SECONDS:g} s")
-    if isinstance(box[0], Exception):
-        raise _End(Kind.UNKNOWN_HOST, str(getattr(box[0], "strerror", None) or box[0]))
-    found: list[Any] = box[0]
-    return found
+    try:
+        return within(NAME_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except TimeoutError:
+        raise _End(Kind.UNKNOWN_HOST, f"no name server has answered in {NAME_SECONDS:g} s") from None
+    except (OSError, UnicodeError) as error:
+        raise _End(Kind.UNKNOWN_HOST, str(getattr(error, "strerror", None) or error)) from None
 
 
 def _connect(found: list[Any]) -> socket.socket:

@@ -57,9 +57,8 @@ def check_database(uri: str) -> None:
         return
     if (file := sqlite_file(uri)) is not None:
         _check_sqlite(file)
-        with suppress(
-            sqlite3.OperationalError
-        ):  # Locked by another process: it is checked when it is opened.
+        # A file that another process has locked is checked when it is opened.
+        with suppress(sqlite3.OperationalError):
             _check_schema(_sqlite_schema(file), uri)
         return
     _check_driver(uri)
@@ -119,9 +118,8 @@ def relocate(uri: str, output: Path) -> None:
 def _is_still_there(artifacts: Path, file: Path) -> bool:
     """Report whether `artifacts` are those of the store in `file`: not gone, and not those of another store."""
     other = artifacts.with_name(file.name)
-    if other.exists() and not other.samefile(
-        file
-    ):  # `file` is a copy, or a new store has taken its old place.
+    # `file` is a copy, or a new store has taken its old place.
+    if other.exists() and not other.samefile(file):
         return not file.with_name(artifacts.name).exists()
     return artifacts.exists()
 

@@ -53,9 +53,8 @@ def log_model(
             _save(saved, checkpoint, recipe, described)
             run.client.log_model_artifacts(model_id, str(saved))
         except BaseException:
-            with suppress(
-                Exception
-            ):  # MLflow would load the model of a run from this entry, which has no files.
+            # MLflow would load the model of a run from this entry, which has no files.
+            with suppress(Exception):
                 run.client.delete_logged_model(model_id)
             raise
     run.client.finalize_logged_model(model_id, "READY")

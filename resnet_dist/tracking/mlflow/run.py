@@ -58,9 +58,8 @@ class MlflowRun:
     run_id: str
     was_deleted: bool = False  # The run that run.json names is gone; this one replaces it.
     file: tuple[int, int] | None = None  # of a SQLite store, see database.identity
-    refused: list[str] = field(
-        default_factory=list
-    )  # parameters, tags and metrics that the store does not take
+    # Parameters, tags and metrics that the store does not take.
+    refused: list[str] = field(default_factory=list)
 
     @classmethod
     def open(cls, record: RunRecord) -> Self:
@@ -186,9 +185,8 @@ class MlflowRun:
 
     @contextmanager
     def _noticing_deletion(self) -> Iterator[None]:
-        if (
-            identity(self.uri) != self.file
-        ):  # A connection to a removed file would take everything in silence.
+        # A connection to a removed file would take everything in silence.
+        if identity(self.uri) != self.file:
             raise RunGone(f"{self.place} was removed or replaced")
         try:
             yield

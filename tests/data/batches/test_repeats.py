@@ -154,9 +154,9 @@ def test_spread_copies_are_the_same_for_any_number_of_ranks(index: Index, change
         assert np.mean(different) > data.repeats - 0.6  # Copies are equal by chance alone.
 
 
-def test_a_rank_decodes_the_spread_copies_that_it_has_at_once(
-    index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def reads(index: Index, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the ids of the samples that are read, in the order of the reads."""
     reads: list[int] = []
     original = ShardReader.read_at
 
@@ -165,6 +165,10 @@ def test_a_rank_decodes_the_spread_copies_that_it_has_at_once(
         return original(self, number, position)
 
     monkeypatch.setattr(ShardReader, "read_at", read_at)
+    return reads
+
+
+def test_a_rank_decodes_the_spread_copies_that_it_has_at_once(index: Index, reads: list[int]) -> None:
     data = data_of(index, **(SPREAD | {"prefetch_batches": 1}))
     for world_size, times in ((1, 1), (4, 1), (8, 2)):
         reads.clear()
@@ -209,15 +213,7 @@ def test_copies_differ_and_the_first_is_what_it_is_alone(index: Index, crop: str
         assert np.mean(different) > 3.5  # Two of the 4 may be equal by chance.
 
 
-def test_each_sample_is_read_and_decoded_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[int] = []
-    original = ShardReader.read_at
-
-    def read_at(self: ShardReader, number: int, position: int) -> object:
-        reads.append(sum(index.counts[:number]) + position)
-        return original(self, number, position)
-
-    monkeypatch.setattr(ShardReader, "read_at", read_at)
+def test_each_sample_is_read_and_decoded_once(index: Index, reads: list[int]) -> None:
     [[batch]] = global_batches(index, data_of(index, crop="random-resized-crop", **FIELDS), 1, range(1))
     assert len(batch.ids_B) == 96
     assert set(reads) >= set(batch.ids_B.tolist())

@@ -194,9 +194,8 @@ def test_an_operation_is_applied_with_its_probability() -> None:
     fields = timm(policy_ops=2)
     random = randomness(np.arange(400), fields, seed=0, epoch=0)
     same = [np.array_equal(recolored(pixels, fields, random, row), pixels) for row in range(400)]
-    assert (
-        0.2 < np.mean(same) < 0.32
-    )  # Both operations are left out in a quarter of images, or change nothing.
+    # Both operations are left out in a quarter of the images, or change nothing.
+    assert 0.2 < np.mean(same) < 0.32
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,3 @@ def test_a_real_cluster_is_called_what_it_is(tmp_path: Path, head: Head) -> None
         assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in one_line(command, {})
         wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         assert "refuses the token of this shell (of RAY_AUTH_TOKEN)" in one_line(command, wrong)
-
-    missing = refusal(tmp_path, f"train {recipe} --address {head.gcs}", head.token)
-    assert missing.splitlines()[-1].startswith("error: the cluster's node ")
-    assert "cannot import resnet_dist (No module named 'resnet_dist'" in missing
-    job = refusal(tmp_path, f"submit {recipe} --address {head.gcs}", head.token)
-    assert "error: the nodes of this cluster do not have resnet_dist" in job

@@ -30,9 +30,8 @@ from resnet_dist.data.images.policy.spaces import (
 
 MAX_LEVEL = BINS - 1
 ON_TENSORS = Canvas()
-HALF_A_WORD = (
-    2.0**-33
-)  # Draws are multiples of 2**-32: it keeps them off 0, where the normal distribution has no value.
+# Draws are multiples of 2**-32: it keeps them off 0, where the normal distribution has no value.
+HALF_A_WORD = 2.0**-33
 
 
 def rand_augment(pixels_SSC: Pixels, draws_K4: NDArray[np.float64], data: Data) -> Pixels:
