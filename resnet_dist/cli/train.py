@@ -86,6 +86,7 @@ def train(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
     value = None if started_by_torchrun() else _load(recipe, overrides)
+    check_tracking_uri()
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
         find_cluster(address)
@@ -203,6 +204,7 @@ def submit(
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     value = _load(recipe, overrides)
+    check_submitted_tracker()
     dashboard = find_dashboard(address, err.print)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import absolute_paths, check_recipe
@@ -214,7 +216,6 @@ def submit(
     note = credentials_left_out()
     if note:
         err.print(note)
-    check_submitted_tracker()
     submission = Submission(
         absolute_paths(value),
         recipe,

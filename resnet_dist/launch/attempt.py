@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from resnet_dist.config import Recipe
-from resnet_dist.order.lanes import NEWEST_VERSION
+from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
 

@@ -29,12 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.order.philox import Purpose, Words, words_of
+from resnet_dist.order.versions import FIRST_VERSION
 
 Ids = NDArray[np.int64]
-
-FIRST_VERSION = 1  # of runs that recorded none
-NEWEST_VERSION = 2
-VERSIONS = (FIRST_VERSION, NEWEST_VERSION)
 
 _FRACTION_BITS = np.uint64(32)  # of a key in fixed point
 

@@ -23,8 +23,9 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from resnet_dist.order.lanes import NEWEST_VERSION, Ids, emissions
+from resnet_dist.order.lanes import Ids, emissions
 from resnet_dist.order.philox import Purpose, permutation, uniform, words_of
+from resnet_dist.order.versions import NEWEST_VERSION
 
 PADDING = -1  # sample id of the unused places in the last step of an evaluation
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from resnet_dist.config import Recipe
 from resnet_dist.config.part import NAME, explain
 from resnet_dist.errors import UserError
-from resnet_dist.order.lanes import NEWEST_VERSION
+from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Storage

@@ -17,7 +17,7 @@ from typing import Literal
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.order.lanes import FIRST_VERSION, VERSIONS
+from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
 from resnet_dist.runs.storage.lease import Holder, LeaseHeld, held_lease, log_loss
 from resnet_dist.runs.storage.protocol import Log, Report, Storage
 from resnet_dist.system.command import sync_advice

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet_dist.system.cgroups import ROOT, control_groups
+from resnet_dist.system.environment.cgroups import ROOT, control_groups
 
 NO_QUOTA = 2.0**31
 

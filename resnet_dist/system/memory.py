@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet_dist.system.cgroups import ROOT, control_groups
+from resnet_dist.system.environment.cgroups import ROOT, control_groups
 
 # For each version of cgroups: the files of limit and usage, and the reclaimable fields of memory.stat.
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")

@@ -28,8 +28,8 @@ from resnet_dist.config import Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
-from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.order.samples import Order
+from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train.checkpoint.writer import Checkpointer

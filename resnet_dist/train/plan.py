@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from resnet_dist.config import Recipe, Schedule, Train, steps_of
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import RecipeError
-from resnet_dist.order.lanes import NEWEST_VERSION
 from resnet_dist.order.samples import Order
 from resnet_dist.order.sizes import Sizes
+from resnet_dist.order.versions import NEWEST_VERSION
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.order.lanes import VERSIONS
 from resnet_dist.order.samples import Order
+from resnet_dist.order.versions import VERSIONS
 
 SAMPLES, SHARDS, CLASSES = 1_281_167, 1282, 1000
 BATCH, LANES, WINDOW = 1024, 64, 4096

@@ -224,7 +224,12 @@ def test_everything_lies_in_a_folder_of_any_name(tmp_path: Path, digits_recipe: 
     request = Request(digits_recipe.with_overrides(SHORT), "digits.py", output, local=True, name="a")
     summary = run_training(request, Quiet(), open_publisher)
     assert [path.name for path in tmp_path.iterdir()] == [NAMES]
-    assert sorted(path.name for path in output.iterdir()) == ["artifacts", "mlflow.db", "runs"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        ".mlflow.db.lock",
+        "artifacts",
+        "mlflow.db",
+        "runs",
+    ]
     client = mlflow.MlflowClient(tracking_uri(output))
     assert summary.run.run_id is not None
     found = client.get_run(summary.run.run_id)

@@ -14,7 +14,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import TrainingError
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
-from resnet_dist.order.lanes import VERSIONS
+from resnet_dist.order.versions import VERSIONS
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train import loop

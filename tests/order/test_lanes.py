@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.order.lanes import FIRST_VERSION, NEWEST_VERSION, VERSIONS, _delays, emissions
+from resnet_dist.order.lanes import _delays, emissions
 from resnet_dist.order.samples import Order
+from resnet_dist.order.versions import FIRST_VERSION, NEWEST_VERSION, VERSIONS
 
 LENGTHS, WINDOWS, WHICH = st.integers(1, 400), st.integers(1, 500), st.sampled_from(VERSIONS)
 

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.order.lanes import VERSIONS
 from resnet_dist.order.samples import PADDING, Order, layout_of
+from resnet_dist.order.versions import VERSIONS
 
 
 @st.composite

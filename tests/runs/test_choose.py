@@ -14,7 +14,7 @@ from resnet_dist.config.part import fields
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.run import locked
 from resnet_dist.errors import UserError
-from resnet_dist.order.lanes import NEWEST_VERSION
+from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.choose import MAY_CHANGE, choose_run
 from resnet_dist.runs.folder import RUN_FILE, RunFolder
 from tests.paths import JOBS

@@ -46,7 +46,9 @@ def test_compiled_equals_eager(recipe: Recipe, tmp_path: Path, mode: str) -> Non
     compiled = run(recipe.with_overrides([f"train.compile={mode}"]), tmp_path / "compiled")
     assert compiled.keys() == eager.keys()
     for key, value in eager.items():
-        assert compiled[key] == pytest.approx(value, rel=1e-3, abs=2 / 360), key
+        # An accuracy may differ by two of its samples, whose scores are as good as equal.
+        samples = 128 if key[0].startswith("train/") else 360
+        assert compiled[key] == pytest.approx(value, rel=1e-3, abs=2 / samples), key
     ours, theirs = final_tensors(tmp_path / "compiled"), final_tensors(tmp_path / "eager")
     assert ours.keys() == theirs.keys()  # names have no prefix of a wrapper
     for name in ("model/bn1.running_var", "raw/bn1.running_mean", "raw/fc.weight"):

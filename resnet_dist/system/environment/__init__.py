@@ -5,6 +5,7 @@ process and its children then find. Each check is one small function; `prepare` 
 
 prepare    the checks of every command, and those of a training
 folders    the home folder, caches, and the folder of temporary files: those of the machine, or our own
+cgroups    the control groups of this process
 limits     `ulimit`, control groups and /dev/shm
 network    the loopback interface, and variables that name an interface
 torchrun   variables of torchrun that were left behind, and the address where its ranks meet

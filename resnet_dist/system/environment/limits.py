@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.errors import UserError
-from resnet_dist.system.cgroups import ROOT, control_groups
+from resnet_dist.system.environment.cgroups import ROOT, control_groups
 from resnet_dist.system.environment.folders import own_folder, problem_of
 
 MIB = 2**20

@@ -1,0 +1,10 @@
+"""The versions of the order of samples. A run keeps the one that it began with; `lanes` describes how they differ.
+
+Knows no NumPy, whose import takes long: a command reads what a run records before it imports that.
+"""
+
+from __future__ import annotations
+
+FIRST_VERSION = 1  # of runs that recorded none
+NEWEST_VERSION = 2
+VERSIONS = (FIRST_VERSION, NEWEST_VERSION)
