@@ -34,7 +34,14 @@ LAYERS = [
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
     "runs": [{"choose"}, {"folder"}, {"storage"}],
-    "tracking": [{"sync"}, {"open"}, {"mlflow"}, {"console"}, {"protocol"}, {"spool", "store", "origin"}],
+    "tracking": [
+        {"sync"},
+        {"open"},
+        {"mlflow"},
+        {"console"},
+        {"protocol"},
+        {"spool", "store", "origin", "limit"},
+    ],
     "train": [
         {"loop"},
         {"start"},

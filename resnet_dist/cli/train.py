@@ -216,19 +216,10 @@ def submit(
     note = credentials_left_out()
     if note:
         err.print(note)
+    place, typed = resolved(output), command_line()
+    limits = (max_restarts, wait)
     submission = Submission(
-        absolute_paths(value),
-        recipe,
-        dashboard,
-        ranks,
-        gpu,
-        name,
-        resume,
-        resolved(output),
-        detach,
-        command_line(),
-        max_restarts,
-        wait,
+        absolute_paths(value), recipe, dashboard, ranks, gpu, name, resume, place, detach, typed, *limits
     )
     try:
         code = submit_job(submission, lambda text: out.print(text, end=""))

@@ -16,9 +16,9 @@ import sqlalchemy
 from mlflow.store.db import utils as mlflow_database
 
 from resnet_dist.errors import UserError
-from resnet_dist.system.limit import within
 from resnet_dist.system.locks import NO_LOCKS, hold_lock
 from resnet_dist.system.redact import redact
+from resnet_dist.tracking.limit import within
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, URI_VARIABLE, is_database, sqlite_file
 
 try:

@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
-from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
+from resnet_dist.tracking.limit import within
 from resnet_dist.tracking.mlflow import values
 from resnet_dist.tracking.mlflow.database import connect, identity, relocate
 from resnet_dist.tracking.mlflow.failure import explain

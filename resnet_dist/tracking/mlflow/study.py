@@ -10,7 +10,7 @@ from pathlib import Path
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
 from resnet_dist.system.files import write_text_atomically
-from resnet_dist.system.limit import within
+from resnet_dist.tracking.limit import within
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.publisher import START_SECONDS, START_SECONDS_OF_FILE
 from resnet_dist.tracking.mlflow.run import (

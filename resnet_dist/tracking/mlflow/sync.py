@@ -9,7 +9,7 @@ from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
-from resnet_dist.system.limit import within
+from resnet_dist.tracking.limit import within
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.results import publish_results
 from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, MlflowRun, RunGone, place_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -140,6 +141,7 @@ def write(bundles: Bundles, name: str, *, size: int = 3, text: str = "x") -> Non
 
 def test_bundles(storage: Storage) -> None:
     bundles = storage.at("checkpoints").bundles(COMMIT)
+    bundles.clean_up()
     write(bundles, "step-2")
     write(bundles, "step-1")
     assert bundles.names() == ["step-1", "step-2"]
@@ -158,6 +160,16 @@ def test_bundles(storage: Storage) -> None:
     assert {found.name.split("/")[1] for found in storage.objects()} == {"step-2"}
 
 
+def test_no_bundle_makes_a_folder_anew_that_was_removed(tmp_path: Path) -> None:
+    bundles = open_storage(tmp_path / "run/checkpoints").bundles(COMMIT)
+    bundles.clean_up()
+    write(bundles, "step-1")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        write(bundles, "step-2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_large_files_travel_in_parts(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_bundles, "PART_BYTES", 5 * 2**20)  # the smallest that S3 takes
     content = bytes(range(256)) * (12 * 2**20 // 256) + b"end"
@@ -170,6 +182,7 @@ def test_large_files_travel_in_parts(storage: Storage, monkeypatch: pytest.Monke
 
 def test_a_bundle_that_was_not_finished_is_none(storage: Storage, tmp_path: Path) -> None:
     bundles = storage.at("checkpoints").bundles(COMMIT)
+    bundles.clean_up()
     write(bundles, "step-1")
     with pytest.raises(KeyboardInterrupt), bundles.write("step-2") as made:  # noqa: PT012
         (made / "model.bin").write_bytes(b"half")

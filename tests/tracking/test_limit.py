@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from resnet_dist.system.limit import within
+from resnet_dist.tracking.limit import within
 
 
 def test_an_answer_and_an_error_are_passed_on() -> None:
