@@ -96,7 +96,7 @@ def identity(uri: str) -> tuple[int, int] | None:
 def relocate(uri: str, output: Path) -> None:
     """Let the embedded store name the artifacts where they are, after its output folder was moved or renamed.
 
-    MLflow keeps absolute places. Those of a folder that still exists stay: it may be the same one, seen from elsewhere.
+    MLflow keeps absolute places. They stay where the folder that they name is the same one, seen from elsewhere.
     """
     file = sqlite_file(uri)
     if os.environ.get(URI_VARIABLE) or file is None or not file.exists():
@@ -106,7 +106,7 @@ def relocate(uri: str, output: Path) -> None:
         rows = database.execute("select distinct artifact_location from experiments").fetchall()
         for before in {_artifacts_of(location or "") for (location,) in rows} - {None, here}:
             assert before is not None
-            if Path(unquote(urlsplit(before).path)).exists():
+            if _is_still_there(Path(unquote(urlsplit(before).path)), file):
                 continue
             for table, column in LOCATIONS:
                 with suppress(sqlite3.OperationalError):  # An earlier version of MLflow has no such column.
@@ -114,6 +114,16 @@ def relocate(uri: str, output: Path) -> None:
                         f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
                         (here, len(before) + 1, len(before) + 1, f"{before}/"),
                     )
+
+
+def _is_still_there(artifacts: Path, file: Path) -> bool:
+    """Report whether `artifacts` are those of the store in `file`: not gone, and not those of another store."""
+    other = artifacts.with_name(file.name)
+    if other.exists() and not other.samefile(
+        file
+    ):  # `file` is a copy, or a new store has taken its old place.
+        return not file.with_name(artifacts.name).exists()
+    return artifacts.exists()
 
 
 def _artifacts_of(location: str) -> str | None:
