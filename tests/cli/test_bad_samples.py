@@ -165,7 +165,8 @@ def test_a_few_bad_samples_are_named_and_not_counted(
     )
     assert code == 0
     [speed] = found
-    assert 0 < len(speed.bad) < speed.num_samples // 20
+    # One sample of an epoch is bad; how much of the next epoch is read depends on the machine.
+    assert 0 < len(speed.bad) <= speed.num_samples // NUM_SAMPLES + 1
     assert (
         f"bad        {len(speed.bad):,} of {speed.num_samples:,} samples, not counted; the first is 0" in out
     )
