@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -78,6 +80,11 @@ def shared_s3() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(shared_s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
     """Return an S3 server with the variables that name its proxy, and a scratch folder of the test's own."""
+    with suppress(
+        ImportError
+    ):  # s3fs keeps its connections, and their address, for a process that names no other.
+        s3fs = importlib.import_module("s3fs")
+        s3fs.S3FileSystem.clear_instance_cache()
     for name, value in variables(shared_s3.proxy.url).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))

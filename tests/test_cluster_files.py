@@ -102,7 +102,7 @@ def test_rayjob() -> None:
     parameters = parse_train(spec["entrypoint"])
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert parameters["gpu"] is True
-    assert parameters["workers"] == workers["replicas"] * int(limits["nvidia.com/gpu"])
+    assert parameters["workers"].max == workers["replicas"] * int(limits["nvidia.com/gpu"])
     assert Path(parameters["output"]).is_relative_to("/mnt/shared")
     load_recipe(ROOT / parameters["recipe"].relative_to("/app"))
     variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
