@@ -21,7 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from resnet_dist.config import load_recipe
-from resnet_dist.train.checkpoint.folder import write_checkpoint
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.train.checkpoint.folder import name_of, write_checkpoint
 from resnet_dist.train.start.initial import build
 from tests.paths import ROOT
 
@@ -153,8 +154,8 @@ def write_model(folder: Path) -> Path:
     recipe = load_recipe(ROOT / "jobs/digits.py", ["model.name=resnet8"])
     model = build(recipe, len(INDEX["classes"]))  # type: ignore[arg-type]
     manifest = {"scalars": {"step": 0}, "recipe": recipe.model_dump(mode="json"), "classes": INDEX["classes"]}
-    write_checkpoint(folder, {"model": model.state_dict()}, manifest)
-    return folder
+    write_checkpoint(open_storage(folder), 0, {"model": model.state_dict()}, manifest)
+    return folder / name_of(0)
 
 
 def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> float | None:
