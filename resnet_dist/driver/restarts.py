@@ -94,6 +94,7 @@ def keep_details(run: RunFolder, cause: Exception) -> None:
     if details := getattr(cause, "details", ""):
         title = f"{datetime.now():%Y-%m-%d %H:%M:%S}  attempt {run.attempt}: {cause}"
         with suppress(StorageError):  # A full disk must not hide the failure itself.
+            run.check_lease()
             run.storage.write(failure_name(run.attempt), redact(f"{title}\n{details}\n").encode())
 
 

@@ -25,13 +25,21 @@ from resnet_dist.driver.preflight import (
 )
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
-from resnet_dist.errors import AlreadyReported, RankFailed, StorageError, TrainingError, UserError
+from resnet_dist.errors import (
+    AlreadyReported,
+    RankFailed,
+    StorageError,
+    Superseded,
+    TrainingError,
+    UserError,
+)
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_summary
-from resnet_dist.runs.storage.lease import Holder, log_loss
+from resnet_dist.runs.storage.holder import Holder
+from resnet_dist.runs.storage.lease import log_loss
 from resnet_dist.runs.storage.open import resolved
 from resnet_dist.system.command import resume_advice
 from resnet_dist.system.redact import redact_all
@@ -68,8 +76,8 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     """Train `request.recipe` to its end.
 
     Raises UserError before anything is started; Interrupted after SIGINT or SIGTERM (KeyboardInterrupt before
-    the run exists); TrainingError or RankFailed where the training failed. The MLflow run is closed on every
-    way out.
+    the run exists); TrainingError or RankFailed where the training failed; Superseded where another driver has taken
+    the run over. The MLflow run is closed on every other way out.
     """
     start = time.monotonic()
     request = replace(request, output=resolved(request.output))
@@ -82,6 +90,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
         run = stack.enter_context(locked(request, run, reporter.note))
+        stack.enter_context(_loss_reported(run))
         run = run.with_data([index.digest() for index in indexes])
         check_continued(run, request.recipe, indexes[0])
         launch = stack.enter_context(_launcher(request, reporter))
@@ -89,6 +98,8 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
             ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
         except AlreadyReported:
             raise
+        except Superseded as stale:
+            raise RankFailed(f"{stale}\n{resume_advice(run.name)}") from None
         except RankFailed as failed:
             details = f"\ndetails are in {run.location}/{FAILURES_FOLDER}" if failed.details else ""
             raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
@@ -163,7 +174,7 @@ def _choose_run(request: Request) -> RunFolder:
 def locked(
     request: Request, run: RunFolder, report: Callable[[str], None] = lambda text: None
 ) -> Iterator[RunFolder]:
-    """Hold the lock of `run`; yield the run as read again under it.
+    """Hold the lock of `run`; yield the run as read again under it, with its lease.
 
     Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
     is replaced by one with an unused name. Raises UserError where a run that the person named is being
@@ -173,14 +184,14 @@ def locked(
     while True:
         with ExitStack() as stack:
             try:
-                stack.enter_context(run.lock(report, _stop_after_loss))
+                lease = stack.enter_context(run.lock(report, _stop_after_loss))
             except UserError:
                 if not named_by_us:
                     raise
             else:
                 again = _choose_run(replace(request, name=run.name, resume=False))
                 if again.attempt == run.attempt or not named_by_us:
-                    yield again
+                    yield replace(again, lease=lease)
                     return
         # A run that began in the same second has taken the name: choose another one.
         run = _choose_run(request)
@@ -217,9 +228,13 @@ def _open(
 def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status, list[str]]:
     """Send the last metrics, log the model of a finished run, and close the MLflow run.
 
-    Return the status that it was closed with, and what was not sent because the run's storage could not be read.
+    Return the status that it was closed with, and what was not sent because the run's storage could not be read. A run
+    that was lost to another driver is left to that one.
     """
-    unread = []
+    unread: list[str] = []
+    if run.is_lost:
+        publisher.abandon()
+        return status, unread
     try:
         if status == "KILLED":
             publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
@@ -249,6 +264,8 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status
 def _record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
     """Write the end of an attempt to the run folder, where the next command looks for it."""
     try:
+        if run.is_lost:  # Its record is the new driver's.
+            return run
         if not run.storage.is_gone():  # A new folder would be in the way of the one that was moved.
             run.write()
     except OSError as error:  # A full disk must not hide what ended the training.
@@ -272,8 +289,21 @@ def check_results(run: RunFolder) -> None:
 
 def _stop_after_loss(holder: Holder | None) -> None:
     """Stop this process as SIGTERM does: another one has taken its run over, while it could not renew the lease."""
-    log_loss(holder)
+    if holder is None:
+        log_loss(holder)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _loss_reported(run: RunFolder) -> Iterator[None]:
+    """Raise Superseded, whatever else ended the block, where another driver has taken the run over meanwhile."""
+    try:
+        yield
+    except BaseException:
+        if not run.is_lost:
+            raise
+    if run.is_lost:
+        run.check_lease()
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:

@@ -27,6 +27,7 @@ class Attempt:
     token: str  # the name of what the driver has written to that location
     host: str  # of the driver
     order_version: int = NEWEST_VERSION  # of the run, see order/lanes.py
+    holder: str = ""  # id of the driver's lease of the run
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:
@@ -38,6 +39,7 @@ class Attempt:
             folder.token,
             platform.node(),
             folder.order,
+            folder.lease.holder.id if folder.lease is not None else "",
         )
 
     @property

@@ -12,11 +12,13 @@ from typing import TypeVar
 import torch
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import StorageError, TrainingError, UserError
+from resnet_dist.errors import StorageError, Superseded, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.run_storage import StopWatch, check_shared
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
@@ -37,17 +39,21 @@ def run_attempt(
     stop_requested: Callable[[], bool] = lambda: False,
     give_up: Callable[[], bool] = lambda: False,
     node: str = "",
+    fence: Fence | None = None,
 ) -> Outcome | None:
     """Train as one rank of `world`; return None where `give_up()` returned true first.
 
-    node: Ray's id of this machine, recorded with the place of the rank.
+    node: Ray's id of this machine, recorded with the place of the rank. fence: started by the caller, who closes
+    it; None: one for a process that the driver is in, too. Raises Superseded where the rank may write no more.
 
     Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no
     Python, so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node))
+    own_fence = fence is None
+    fence = fence or Fence.of(attempt)
+    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node, fence))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
     stopped_at: float | None = None
 
@@ -62,11 +68,17 @@ def run_attempt(
             and time.monotonic() - stopped_at >= FIRST_STEP_SECONDS
         )
 
+    def look() -> None:
+        fence.raise_if_over(progress.moves)
+        watchdog.look()
+
     try:
         # With several ranks, another one may have taken the step: only the end of the grace time gives up.
         alone = world.world_size == 1
-        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), watchdog.look)
+        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), look)
     finally:
+        if own_fence:
+            fence.close()
         watchdog.close()
 
 
@@ -139,6 +151,7 @@ def _train_rank(
     stop_requested: Callable[[], bool],
     progress: Progress,
     node: str,
+    fence: Fence,
 ) -> Outcome:
     try:
         torch.set_num_threads(attempt.threads)
@@ -147,16 +160,21 @@ def _train_rank(
         check_shared(attempt, world)
         places, version = world.gather((platform.node(), node)), attempt.order_version
         if not world.is_main:
-            return train(recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version)
+            return train(
+                recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version, fence
+            )
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
+        wait_for_permit(fence)
         RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(storage)
-        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE)) as tracker:
+        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE), fence) as tracker:
 
             def stop() -> bool:
                 return stop_requested() or watch.requested()
 
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version)
+            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
+    except Superseded:
+        raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None

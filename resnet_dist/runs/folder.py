@@ -18,7 +18,8 @@ from typing import Literal
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
-from resnet_dist.runs.storage.lease import Holder, LeaseHeld, held_lease, log_loss
+from resnet_dist.runs.storage.holder import Holder
+from resnet_dist.runs.storage.lease import Lease, LeaseHeld, held_lease, log_loss
 from resnet_dist.runs.storage.protocol import Log, Report, Storage
 from resnet_dist.system.command import sync_advice
 from resnet_dist.system.streams import LOG_FILE
@@ -74,6 +75,13 @@ class RunFolder:
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    # Of the driver that trains the run: once it is lost, nothing more is written. Not in run.json.
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_lost(self) -> bool:
+        """Report whether another driver has taken this run over."""
+        return self.lease is not None and self.lease.is_lost
 
     @property
     def location(self) -> str:
@@ -94,7 +102,8 @@ class RunFolder:
         return self.storage.at(CHECKPOINTS_FOLDER)
 
     def request_stop(self) -> None:
-        """Request that the ranks of this run save and stop, on whatever machine they are."""
+        """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded."""
+        self.check_lease()
         self.storage.write(STOP_FILE, b"")
 
     def ranks(self) -> RankPlaces | None:
@@ -132,8 +141,8 @@ class RunFolder:
         self,
         report: Report = lambda text: None,
         on_lost: Callable[[Holder | None], None] = log_loss,
-    ) -> Iterator[None]:
-        """Hold the lease of the run, so that one attempt at a time trains it.
+    ) -> Iterator[Lease]:
+        """Hold the lease of the run, so that one attempt at a time trains it; yield it, for `lease` of the run.
 
         Raises RunHeld where another process holds it; the lease of a driver that died ends by itself, see `lease`.
         A run that was never written is removed at the end.
@@ -141,9 +150,10 @@ class RunFolder:
         try:
             with held_lease(self.storage, report, on_lost) as lease:
                 try:
-                    yield
+                    yield lease
                 finally:
-                    with suppress(StorageError):
+                    with suppress(StorageError):  # among them Superseded: the run is another driver's
+                        lease.check()
                         self.storage.at(TOKENS_FOLDER).delete_all()
                         # The attempt ended before the run was written.
                         if self.storage.read(RUN_FILE) is None:
@@ -160,12 +170,21 @@ class RunFolder:
         self.storage.delete_all()
 
     def write(self) -> None:
-        """Create or update run.json, and write the token by which ranks find out whether they share this storage."""
+        """Create or update run.json, and write the token by which ranks find out whether they share this storage.
+
+        Raises Superseded where another driver has taken the run over.
+        """
+        self.check_lease()
         self.storage.delete(STOP_FILE)  # An earlier attempt may have been stopped by it.
-        recorded = [one.name for one in fields(self) if one.name not in ("storage", "token")]
+        recorded = [one.name for one in fields(self) if one.name not in ("storage", "token", "lease")]
         value = {name: getattr(self, name) for name in recorded}
         self.storage.write(RUN_FILE, (json.dumps(value, indent=1) + "\n").encode())
         self.storage.write(token_name(self.token), b"")
+
+    def check_lease(self) -> None:
+        """Raise Superseded where another driver has taken this run over."""
+        if self.lease is not None:
+            self.lease.check()
 
 
 def failure_name(attempt: int) -> str:

@@ -77,3 +77,6 @@ class ConsolePublisher:
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         pass
+
+    def abandon(self) -> None:
+        self._thread.finish(0)

@@ -67,6 +67,9 @@ class Publisher(Protocol):
     def close(self, status: Status, timeout_seconds: float) -> None:
         """Close the run with its status; wait no longer than the timeout."""
 
+    def abandon(self) -> None:
+        """Publish nothing more, and leave the run open: another driver publishes it now."""
+
 
 class StudyPublisher(Protocol):
     """Publishes a study: the runs that belong together, their figure, table and conclusion."""

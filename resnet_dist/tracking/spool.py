@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from resnet_dist.runs.storage.protocol import Log
+from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit
 from resnet_dist.system.redact import redact
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Spool:
     Writing never raises: a full disk loses metrics, but does not stop the training.
     """
 
-    def __init__(self, lines: Log) -> None:
-        self._lines = lines.open()  # The driver sees each entry at once, or after some seconds.
+    def __init__(self, lines: Log, permit: Permit = ALWAYS) -> None:
+        self._lines = lines.open(permit)  # The driver sees each entry at once, or after some seconds.
         self._failed = False
         self._lock = threading.Lock()  # The thread that writes checkpoints appends notes too.
         self._append({})  # Show the driver that rank 0 has begun.

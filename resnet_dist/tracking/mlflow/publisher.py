@@ -40,7 +40,7 @@ class MlflowPublisher:
         self._recipe_thread: threading.Thread | None = None
         self._recipe_error: Exception | None = None
         self._show = SpoolThread(record.run.spool, on_entry)
-        self._uploader = Uploader(record.run.spool, self._open, self._explain, self._report)
+        self._uploader = Uploader(record.run.spool, self._open, self._explain, self._report, self._may_send)
         self._uploader.start()
         self._wait_for_run()
 
@@ -95,6 +95,18 @@ class MlflowPublisher:
             self._report(
                 f"{run.place}: the run could not be closed as {status} ({explain(error, self._uri).reason})"
             )
+
+    def abandon(self) -> None:
+        self._uploader.stop()
+        self._show.finish(0)
+
+    def _may_send(self) -> bool:
+        """Report whether this driver holds the run still: after a pause of this process another one may send it."""
+        try:
+            self._record.run.check_lease()
+        except StorageError:
+            return False
+        return True
 
     def _wait_for_run(self) -> None:
         """Wait a while for the run in MLflow. Raises UserError where a new run cannot have one, and a person must act."""

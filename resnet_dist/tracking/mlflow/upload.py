@@ -87,7 +87,7 @@ class Uploader(Generic[Store]):
     """A thread that opens a store and sends it the metrics of a spool; whatever fails is retried.
 
     open_store: may raise and may never return. explain: the reason of an error, for a person. report: one line when the
-    store does not answer, and one when it is back.
+    store does not answer, and one when it is back. may_send: asked before each request.
     """
 
     def __init__(
@@ -96,10 +96,12 @@ class Uploader(Generic[Store]):
         open_store: Callable[[], Store],
         explain: Callable[[BaseException], str],
         report: Callable[[str], None],
+        may_send: Callable[[], bool] = lambda: True,
     ) -> None:
         self._backlog = Backlog(spool)
         self._poll_seconds = spool.poll_seconds
         self._open_store, self._explain, self._report = open_store, explain, report
+        self._may_send = may_send
         self.store: Store | None = None
         self.first_error: BaseException | None = None  # of opening the store for the first time
         self.has_tried = threading.Event()  # The store was opened, or that has failed once.
@@ -157,6 +159,9 @@ class Uploader(Generic[Store]):
     def _upload(self) -> bool:
         """Open the store unless it is open, and send all that is new; report whether nothing is left to send."""
         self._all_sent = False
+        if not self._may_send():
+            self._retry_at = time.monotonic() + POLL_SECONDS
+            return False
         try:
             if self.store is None:
                 self.store = self._open_store()
