@@ -6,15 +6,14 @@ Everything that can be refused is refused before Ray starts or a file is written
 from __future__ import annotations
 
 import logging
-import os
 import platform
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+from resnet_dist.driver.hold import choose, locked, loss_reported
 from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import (
     check_continued,
@@ -36,10 +35,7 @@ from resnet_dist.errors import (
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
-from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_summary
-from resnet_dist.runs.storage.holder import Holder
-from resnet_dist.runs.storage.lease import log_loss
 from resnet_dist.runs.storage.open import resolved
 from resnet_dist.system.command import resume_advice
 from resnet_dist.system.redact import redact_all
@@ -47,7 +43,7 @@ from resnet_dist.system.signals import defer_signals, handle_signals, raise_inte
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
-from resnet_dist.tracking.spool import has_steps
+from resnet_dist.tracking.spool import Entry, has_steps, start_seconds
 from resnet_dist.tracking.store import shown_tracker, store_folder, store_note
 from resnet_dist.train.checkpoint.folder import best_or_newest, list_checkpoints
 from resnet_dist.train.loop import Outcome
@@ -85,12 +81,12 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     check_request(request)
     with handle_signals(raise_interrupt), ExitStack() as stack:
         check_output(request.output)
-        run = _choose_run(request)
+        run = choose(request)
         is_new = not list_checkpoints(run.checkpoints)
         indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
         run = stack.enter_context(locked(request, run, reporter.note))
-        stack.enter_context(_loss_reported(run))
+        stack.enter_context(loss_reported(run))
         run = run.with_data([index.digest() for index in indexes])
         check_continued(run, request.recipe, indexes[0])
         launch = stack.enter_context(_launcher(request, reporter))
@@ -126,15 +122,25 @@ def _train_published(
     publisher: Publisher | None = None
     status: Status = "FAILED"
     outcome = None
+    seconds: dict[int, float] = {}  # of starts, by attempt
 
     def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
         nonlocal run
         run = next_attempt  # also where this attempt fails
         _report_restart(reporter, run, restart)
+        if publisher is not None:
+            publisher.describe_attempt(run.with_seconds(seconds))
+
+    def show(entry: Entry) -> None:
+        if entry.start is not None:
+            seconds.update(start_seconds([entry]))
+            if publisher is not None:
+                publisher.describe_attempt(run.with_seconds(seconds))
+        reporter.entry(entry)
 
     try:
         with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
-            run, publisher = _open(request, run, reporter, open_publisher)
+            run, publisher = _open(request, run, reporter, open_publisher, show)
         log_to(run.log)
         publisher.start()
         reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
@@ -152,6 +158,7 @@ def _train_published(
         if publisher is not None:
             status, unread = _close(publisher, run, status)
             unsent = (*publisher.unsent, *unread)
+            run = run.with_seconds(seconds)
             run = _record_end(run.with_run_id(publisher.run_id).ended(status, unsent), reporter)
     return _Ended(run, status, outcome)
 
@@ -161,44 +168,12 @@ def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> Non
     reporter.note(f"{restart.cause}; attempt {run.attempt} resumes from {where}")
 
 
-def _choose_run(request: Request) -> RunFolder:
-    ranks, name = request.torchrun, request.name
-    # torchrun --max-restarts starts the same command again, which must then resume its own run.
-    if name is None and ranks is not None and ranks.restarted:
-        name = run_of_launch(request.output, request.recipe, ranks.launch)
-    run = choose_run(request.output, request.recipe, name, resume=request.resume)
-    return replace(run, launch=ranks.launch if ranks is not None else "")
-
-
-@contextmanager
-def locked(
-    request: Request, run: RunFolder, report: Callable[[str], None] = lambda text: None
-) -> Iterator[RunFolder]:
-    """Hold the lock of `run`; yield the run as read again under it, with its lease.
-
-    Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
-    is replaced by one with an unused name. Raises UserError where a run that the person named is being
-    trained.
-    """
-    named_by_us = run.attempt == 1 and run.name != request.name
-    while True:
-        with ExitStack() as stack:
-            try:
-                lease = stack.enter_context(run.lock(report, _stop_after_loss))
-            except UserError:
-                if not named_by_us:
-                    raise
-            else:
-                again = _choose_run(replace(request, name=run.name, resume=False))
-                if again.attempt == run.attempt or not named_by_us:
-                    yield replace(again, lease=lease)
-                    return
-        # A run that began in the same second has taken the name: choose another one.
-        run = _choose_run(request)
-
-
 def _open(
-    request: Request, run: RunFolder, reporter: Reporter, open_publisher: OpenPublisher
+    request: Request,
+    run: RunFolder,
+    reporter: Reporter,
+    open_publisher: OpenPublisher,
+    show: Callable[[Entry], None],
 ) -> tuple[RunFolder, Publisher]:
     """Write the run folder, then open the publisher: no MLflow run is left unknown where the driver dies.
 
@@ -215,7 +190,7 @@ def _open(
         reporter.note(note)
     try:
         record = RunRecord(run, request.recipe, store_folder(request.output))
-        publisher = open_publisher(record, reporter.entry)
+        publisher = open_publisher(record, show)
     except UserError:
         if run.attempt == 1:
             run.remove()
@@ -285,25 +260,6 @@ def check_results(run: RunFolder) -> None:
             f"the ranks have reached the end, but {run.location} has no {' and no '.join(missing)} on {platform.node()}; "
             "--output must be a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX"
         )
-
-
-def _stop_after_loss(holder: Holder | None) -> None:
-    """Stop this process as SIGTERM does: another one has taken its run over, while it could not renew the lease."""
-    if holder is None:
-        log_loss(holder)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _loss_reported(run: RunFolder) -> Iterator[None]:
-    """Raise Superseded, whatever else ended the block, where another driver has taken the run over meanwhile."""
-    try:
-        yield
-    except BaseException:
-        if not run.is_lost:
-            raise
-    if run.is_lost:
-        run.check_lease()
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:

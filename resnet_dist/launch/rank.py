@@ -16,6 +16,19 @@ from resnet_dist.errors import StorageError, Superseded, TrainingError, UserErro
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.launch.start_times import (
+    BEGIN,
+    CHECKPOINT,
+    CONNECTED,
+    DATA,
+    ENDED,
+    IMPORTS,
+    PROCESSES,
+    STEP,
+    describe_start,
+    phases_of,
+    process_start,
+)
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import wait_for_permit
@@ -51,6 +64,7 @@ def run_attempt(
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
+    attempt.marks.update({PROCESSES: process_start(), IMPORTS: time.time()})
     own_fence = fence is None
     fence = fence or Fence.of(attempt)
     thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node, fence))
@@ -158,6 +172,7 @@ def _train_rank(
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
         check_shared(attempt, world)
+        attempt.marks[CONNECTED] = time.time()
         places, version = world.gather((platform.node(), node)), attempt.order_version
         if not world.is_main:
             return train(
@@ -172,6 +187,7 @@ def _train_rank(
             def stop() -> bool:
                 return stop_requested() or watch.requested()
 
+            progress.on_first_step = lambda: log_start(attempt, progress, tracker)
             return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
     except Superseded:
         raise
@@ -182,3 +198,18 @@ def _train_rank(
         if (explained := out_of_memory(error, recipe, world)) is not None:
             raise explained from None
         raise
+
+
+def log_start(attempt: Attempt, progress: Progress, tracker: Spool) -> None:
+    """Record the seconds that the start of this attempt took; a restart is shown to the person, and a metric."""
+    if BEGIN not in attempt.marks:  # of a caller without a driver
+        return
+    times = zip((CHECKPOINT, DATA, STEP), progress.start_times, strict=True)
+    phases = phases_of({**attempt.marks, **dict(times)})
+    seconds = round(sum(phases.values()), 3)
+    start = {"attempt": attempt.number, "host": platform.node(), "seconds": seconds, "phases": phases}
+    if ENDED in attempt.marks:
+        metrics = {"perf/restarts": float(attempt.restarts), "perf/restart_seconds": seconds}
+        tracker.log_start(start, progress.step, metrics, describe_start(attempt.number, phases))
+    else:
+        tracker.log_start(start, progress.step, {}, None)

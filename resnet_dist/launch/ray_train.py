@@ -47,6 +47,7 @@ from resnet_dist.launch.ray_nodes import (
     nodes,
     resources_of,
 )
+from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.search_path import hiding_file, neutral_folder
 from resnet_dist.system.cpus import cpu_count
@@ -223,10 +224,12 @@ def _fit_placed(
         return stop.expired()
 
     with handle_signals(request_stop):
-        attempt = Attempt.of(recipe, folder, threads=placement.threads)
+        attempt = Attempt.of(recipe, folder, threads=placement.threads, marks={PLACED: time.time()})
         outcome = train_on_ray(attempt, placement, give_up)
     if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
-        raise ClusterChanged(f"{change.reason}; the ranks saved step {outcome.step} and start again")
+        raise ClusterChanged(
+            f"{change.reason}; the ranks saved step {outcome.step} and start again", change.seen_at
+        )
     return outcome
 
 
@@ -237,6 +240,7 @@ class _Change:
         self, folder: RunFolder, placement: Placement, sizes: Sequence[int], report: Callable[[str], None]
     ) -> None:
         self.reason: str | None = None
+        self.seen_at: float | None = None  # in seconds since 1970
         self._folder, self._report = folder, report
         self._hosts: list[str] = []
         self._watch = ClusterWatch(placement, sizes, self._find_hosts)
@@ -249,7 +253,7 @@ class _Change:
         except Exception:  # Ray raises several types where its head does not answer; then `fit()` ends too.
             return
         if reason:
-            self.reason = reason
+            self.reason, self.seen_at = reason, time.time()
             self._report(f"{reason}: saving a checkpoint")
             request_stop_of(self._folder, self._report)
 

@@ -58,6 +58,9 @@ class Publisher(Protocol):
     def start(self) -> None:
         """Begin to follow the run's spool."""
 
+    def describe_attempt(self, run: RunFolder) -> None:
+        """Show which attempt trains now, and the restarts of the run with their causes and seconds. Never waits."""
+
     def finish(self, timeout_seconds: float) -> None:
         """Send the rest of the spool, for no longer than the timeout."""
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.runs.folder import Status
+from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
 from resnet_dist.tracking.mlflow.results import log_recipe, publish_results
-from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
+from resnet_dist.tracking.mlflow.run import MlflowRun, attempt_tags, place_of
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
@@ -56,6 +56,9 @@ class MlflowPublisher:
     def start(self) -> None:
         self._show.start()
 
+    def describe_attempt(self, run: RunFolder) -> None:
+        self._uploader.set_tags(attempt_tags(run))
+
     def finish(self, timeout_seconds: float) -> None:
         self._show.finish(timeout_seconds)
         try:
@@ -67,6 +70,8 @@ class MlflowPublisher:
             self._unsent += [f"{num_unsent:,} metrics"] if num_unsent else []
         if self._uploader.store is None:
             self._unsent.append("the parameters")
+        elif self._uploader.has_tags:
+            self._unsent.append("the causes of restarts")
 
     def log_results(self, checkpoint: str | None) -> None:
         run = self._uploader.store

@@ -28,11 +28,16 @@ class Store:
     def __init__(self, fail: Callable[[], None] = lambda: None) -> None:
         self.rows: list[tuple[str, int, float]] = []
         self.requests: list[int] = []
+        self.tags: dict[str, str] = {}
         self._fail = fail
 
     def newest_steps(self) -> dict[str, int]:
         self._fail()
         return {name: max(step for other, step, _ in self.rows if other == name) for name, _, _ in self.rows}
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self._fail()
+        self.tags |= tags
 
     def log_metrics(self, metrics: list[Metric]) -> None:
         self._fail()
