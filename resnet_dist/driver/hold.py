@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from resnet_dist.driver.request import Request
-from resnet_dist.errors import UserError
+from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import log_loss
+from resnet_dist.system.signals import handle_signals, raise_on_second
 
 
 def choose(request: Request) -> RunFolder:
@@ -70,3 +71,10 @@ def _stop_after_loss(holder: Holder | None) -> None:
     if holder is None:
         log_loss(holder)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def has_lost(run: RunFolder) -> bool:
+    """Report whether another driver has taken `run` over; ask its storage where this process stood still."""
+    with handle_signals(raise_on_second), suppress(StorageError):  # The loss sends one signal.
+        run.check_lease()
+    return run.is_lost

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 
-from resnet_dist.driver.hold import choose, locked, loss_reported
+from resnet_dist.driver.hold import choose, has_lost, locked, loss_reported
 from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import (
     check_continued,
@@ -207,7 +207,7 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status
     that was lost to another driver is left to that one.
     """
     unread: list[str] = []
-    if run.is_lost:
+    if has_lost(run):
         publisher.abandon()
         return status, unread
     try:

@@ -80,6 +80,11 @@ class Fence:
         threading.Thread(target=fence._watch, name="fence", daemon=True).start()
         return fence
 
+    @property
+    def is_over(self) -> bool:
+        """Report whether this rank must end."""
+        return self._over is not None
+
     def close(self) -> None:
         """End the thread soon; it is not waited for, because it may be waiting for an answer."""
         self._closed.set()

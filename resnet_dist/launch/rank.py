@@ -67,7 +67,11 @@ def run_attempt(
     attempt.marks.update({PROCESSES: process_start(), IMPORTS: time.time()})
     own_fence = fence is None
     fence = fence or Fence.of(attempt)
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node, fence))
+
+    def must_stop() -> bool:  # An abandoned thread must not train on in a process that stays.
+        return stop_requested() or fence.is_over
+
+    thread, box = _start(lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
     stopped_at: float | None = None
 
