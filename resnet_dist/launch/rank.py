@@ -14,7 +14,7 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
@@ -22,7 +22,7 @@ from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.train.watch.guards import out_of_memory
-from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
+from resnet_dist.train.watch.progress import Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
@@ -48,7 +48,8 @@ def run_attempt(
     """
     recipe, progress = attempt.recipe, Progress()
     thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node))
-    watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
+    stalls = StallWriter(attempt, world)
+    watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds, report=stalls.write)
     stopped_at: float | None = None
 
     def has_nothing_to_save() -> bool:
@@ -68,6 +69,7 @@ def run_attempt(
         return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), watchdog.look)
     finally:
         watchdog.close()
+        stalls.close()
 
 
 def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
@@ -108,14 +110,6 @@ def _wait(
     if isinstance(box[0], BaseException):
         raise box[0]
     return box[0]
-
-
-def collective_timeout_seconds(recipe: Recipe) -> float:
-    """Return the timeout of a collective.
-
-    It is longer than the watchdog's: that one names the rank that is behind, a collective cannot.
-    """
-    return 2 * FIRST_TIMEOUT_FACTOR * recipe.train.stall_timeout_seconds
 
 
 def is_echo(error: BaseException) -> bool:

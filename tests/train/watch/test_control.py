@@ -23,7 +23,7 @@ def agree(world: World) -> list[tuple[bool, bool]]:
         return world.rank == 0 and step == 2
 
     with Control(
-        world, stop_requested=lambda: world.rank == 1 and step >= 5, save_requested=save_requested
+        world, 60, stop_requested=lambda: world.rank == 1 and step >= 5, save_requested=save_requested
     ) as control:
         while step < 9:
             step += 1
