@@ -43,7 +43,7 @@ from resnet_dist.train.step.train_step import TrainStep, compiled
 from resnet_dist.train.tracker import Tracker
 from resnet_dist.train.watch.control import Control, Stopped
 from resnet_dist.train.watch.guards import MAX_LISTED, Guard, check_agreement
-from resnet_dist.train.watch.progress import GATHERING, NEXT_BATCH, Progress, collective_timeout_seconds
+from resnet_dist.train.watch.progress import GATHERING, NEXT_BATCH, Progress
 from resnet_dist.train.watch.stragglers import Stragglers
 from resnet_dist.world import World
 
@@ -157,7 +157,7 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    timeout = collective_timeout_seconds(recipe.train.stall_timeout_seconds)
+    stall_timeout = recipe.train.stall_timeout_seconds
     with (
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
@@ -171,9 +171,7 @@ def set_up(
             tracker.note,
             tracker.flush,
         ) as checkpoints,
-        Control(
-            world, timeout, stop_requested=stop_requested, save_requested=checkpoints.due_by_time
-        ) as control,
+        Control(world, stall_timeout, stop_requested, checkpoints.due_by_time) as control,
     ):
         if checkpoints.restore(state):
             tracker.note(f"resumed at step {state.step} of {plan.total}")

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
+from resnet_dist.train.watch.progress import collective_timeout_seconds
 from resnet_dist.world import World
 
 
@@ -31,19 +32,18 @@ class Control:
     def __init__(
         self,
         world: World,
-        timeout_seconds: float,
-        *,
+        stall_timeout_seconds: float,
         stop_requested: Callable[[], bool],
         save_requested: Callable[[], bool],
     ) -> None:
-        """Make the group of the exchange. `timeout_seconds`: of its collectives, see `collective_timeout_seconds`."""
         self.stop = False  # once True, stays True
         self.save = False  # once True, stays True until `saved()` is called
         self._stop_requested, self._save_requested = stop_requested, save_requested
         self._group: Any = None
         if world.world_size > 1:
             # Without it, a group of gloo gives up after 30 minutes, whatever the timeout of the default group is.
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            timeout = timedelta(seconds=collective_timeout_seconds(stall_timeout_seconds))
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._posted: tuple[torch.Tensor, Any] | None = None
 
     def agree(self) -> None:
