@@ -101,7 +101,8 @@ class _Recorded:
     end: Any
     data_wait_seconds: float = 0.0
     pending: bool = False  # recorded, and not read yet
-    follows: bool = False  # directly on the step of the slot before
+    step: int = -1  # counted from the first that was timed
+    follows: bool = False  # directly on the step before
 
 
 @dataclass
@@ -121,7 +122,8 @@ class DeviceTimes:
         # Read the oldest step before the slot of the one before it is used again.
         self._read(self._steps + 1)
         slot = self._ring[self._steps % RING_STEPS]
-        slot.data_wait_seconds, slot.follows, slot.pending = data_wait_seconds, self._follows, False
+        slot.step, slot.follows, slot.pending = self._steps, self._follows, False
+        slot.data_wait_seconds = data_wait_seconds
         slot.begin.record()
 
     def computed(self) -> None:
@@ -151,8 +153,9 @@ class DeviceTimes:
         if not slot.pending or not slot.end.query():
             return
         slot.pending = False
-        if slot.follows:
-            idle = self._ring[(number - 1) % RING_STEPS].end.elapsed_time(slot.begin) / 1000
+        before = self._ring[(number - 1) % RING_STEPS]
+        if slot.follows and before.step == slot.step - 1:  # The slot before may hold a newer step by now.
+            idle = before.end.elapsed_time(slot.begin) / 1000
             self._sums[DATA] += min(idle, slot.data_wait_seconds)
         own = slot.begin.elapsed_time(slot.computed) + slot.synced.elapsed_time(slot.end)
         self._sums[COMPUTE] += own / 1000
