@@ -103,7 +103,6 @@ class StallWriter:
 
     def write(self, report: StallReport) -> None:
         """Write a report soon; the driver shows it."""
-        log.warning("%s", report.line)
         if not self._world.is_main:
             # Rank 0 does not answer. Under torchrun it is the driver too, and its terminal is also this rank's.
             print(report.line, file=person_stream(stderr=True), flush=True)
@@ -119,13 +118,18 @@ class StallWriter:
 
     def _run(self) -> None:
         while (report := self._reports.get()) is not None:
-            while not self._written(report) and not self._closed.wait(STALL_RETRY_SECONDS):
-                pass
+            failed = False
+            while not self._written(report, is_first=not failed):
+                failed = True
+                if self._closed.wait(STALL_RETRY_SECONDS):
+                    break
 
-    def _written(self, report: StallReport) -> bool:
+    def _written(self, report: StallReport, *, is_first: bool) -> bool:
         try:
             storage = open_storage(self._attempt.folder)
             write_stall(storage, self._attempt.number, report.key, report.line, report.details)
-        except StorageError:
+        except StorageError as error:
+            if is_first:  # The log of this process is the only other place.
+                log.warning("%s (%s)", report.line, error)
             return False
         return True

@@ -111,6 +111,8 @@ class Board:
     def __init__(self, world: World, position: Callable[[int], Position], poll_seconds: float) -> None:
         self._position, self._poll_seconds = position, poll_seconds
         self._own, self._keys = str(world.rank), [str(rank) for rank in range(world.world_size)]
+        # Until all have published once, look more often, but not so often that many ranks load the store.
+        self._first_poll_seconds = min(poll_seconds, (20 + world.world_size) / 100)
         # Open a connection of our own: on the group's, a thread that waits for another rank blocks all other threads.
         store = dist.distributed_c10d._get_default_store().clone()
         self._store = dist.PrefixStore("watchdog", store)  # type: ignore[attr-defined]
@@ -158,12 +160,13 @@ class Board:
                 self._answered_at = time.monotonic()
             except RuntimeError:
                 return  # the process with the store has ended: the next collective reports it
-            if self._stop.wait(self._poll_seconds):
+            if self._stop.wait(self._poll_seconds if self._first else self._first_poll_seconds):
                 return
 
     def _read_all(self) -> None:
         if not self._store.check(self._keys):
-            self._missing = [rank for rank, key in enumerate(self._keys) if not self._store.check([key])]
+            if self.reads:
+                self._missing = [rank for rank, key in enumerate(self._keys) if not self._store.check([key])]
             return
         self._missing = []
         positions = [_parse(text) for text in self._store.multi_get(self._keys)]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resnet_dist.errors import TrainingError
 from resnet_dist.train.watch.positions import POLLS_TO_ANSWER, Board, Position, Reading, position_of
@@ -129,7 +129,12 @@ class Watchdog:
     def _read(self) -> Reading:
         if self._board is None:
             return Reading((self.position(),))
-        return self._board.read()
+        reading = self._board.read()
+        if reading.store_answers:
+            return reading
+        positions = list(reading.positions)
+        positions[self._world.rank] = self.position()
+        return replace(reading, positions=tuple(positions))
 
     def _report_stall(self) -> None:
         reading = self._read()
