@@ -53,6 +53,8 @@ class World:
         if gpu:
             torch.cuda.set_device(device)
         timeout = timedelta(seconds=timeout_seconds)
+        # `init_process_group` limits only a store of its own. New groups and their first collectives wait in the store.
+        store.set_timeout(timeout)
         dist.init_process_group(
             "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
         )

@@ -36,6 +36,7 @@ from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_summary
+from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
 from resnet_dist.system.command import resume_advice
 from resnet_dist.system.redact import redact_all
@@ -146,7 +147,8 @@ def _train_published(
         reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
         reporter.begin(total_steps)
         restarts = Restarts(request.max_restarts)
-        run, outcome = launch_with_restarts(run, launch, restarts, begin_again)
+        with shown_stalls(run.storage, reporter.note):
+            run, outcome = launch_with_restarts(run, launch, restarts, begin_again)
         if outcome is not None and outcome.finished:
             check_results(run)
             status = "FINISHED"

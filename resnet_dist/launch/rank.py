@@ -15,7 +15,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, Superseded, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.fence import Fence
-from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared
 from resnet_dist.launch.start_times import (
     BEGIN,
     CHECKPOINT,
@@ -37,7 +37,7 @@ from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.train.watch.guards import out_of_memory
-from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
+from resnet_dist.train.watch.progress import Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
@@ -72,7 +72,8 @@ def run_attempt(
         return stop_requested() or fence.is_over
 
     thread, box = _start(lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence))
-    watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
+    stalls = StallWriter(attempt, world)
+    watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds, report=stalls.write)
     stopped_at: float | None = None
 
     def has_nothing_to_save() -> bool:
@@ -98,6 +99,7 @@ def run_attempt(
         if own_fence:
             fence.close()
         watchdog.close()
+        stalls.close()
 
 
 def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
@@ -138,14 +140,6 @@ def _wait(
     if isinstance(box[0], BaseException):
         raise box[0]
     return box[0]
-
-
-def collective_timeout_seconds(recipe: Recipe) -> float:
-    """Return the timeout of a collective.
-
-    It is longer than the watchdog's: that one names the rank that is behind, a collective cannot.
-    """
-    return 2 * FIRST_TIMEOUT_FACTOR * recipe.train.stall_timeout_seconds
 
 
 def is_echo(error: BaseException) -> bool:

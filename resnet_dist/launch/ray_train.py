@@ -33,7 +33,7 @@ from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
 from resnet_dist.launch.fence import Fence
-from resnet_dist.launch.rank import collective_timeout_seconds, run_attempt
+from resnet_dist.launch.rank import run_attempt
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.ray_failures import NotPlaced, explain
@@ -62,6 +62,7 @@ from resnet_dist.system.signals import (
     raise_on_second,
 )
 from resnet_dist.train.loop import Outcome
+from resnet_dist.train.watch.progress import collective_timeout_seconds
 from resnet_dist.world import World
 
 # Keep Ray's object store small: batches never pass through it.
@@ -327,7 +328,7 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
         ),
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if placement.gpu else "gloo",
-            timeout_s=int(collective_timeout_seconds(attempt.recipe)),
+            timeout_s=math.ceil(collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds)),
         ),
     )
     box: list[Any] = []

@@ -1,20 +1,28 @@
-"""The run's storage as a rank sees it: whether it is the driver's, and whether a stop was requested there."""
+"""The run's storage as a rank sees it: whether it is the driver's, stop requests there, and reports of stalls."""
 
 from __future__ import annotations
 
+import logging
 import platform
 import threading
 import time
+from queue import SimpleQueue
 
 from resnet_dist.errors import StorageError, TrainingError
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.runs.folder import STOP_FILE, token_name
+from resnet_dist.runs.stalls import write_stall
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.system.streams import person_stream
+from resnet_dist.train.watch.watchdog import StallReport
 from resnet_dist.world import World
+
+log = logging.getLogger(__name__)
 
 # The driver's token must be seen within this time: a network file system may show it late.
 TOKEN_SECONDS, TOKEN_POLL_SECONDS = 5.0, 0.2
+STALL_RETRY_SECONDS = 5.0  # What stalls the ranks may be this storage.
 
 
 def check_shared(attempt: Attempt, world: World) -> None:
@@ -82,3 +90,46 @@ class StopWatch:
                     return
             except StorageError:  # The next look may succeed.
                 continue
+
+
+class StallWriter:
+    """Writes reports of stalls to the run's storage, from a thread: the storage may be what everything waits for."""
+
+    def __init__(self, attempt: Attempt, world: World) -> None:
+        self._attempt, self._world = attempt, world
+        self._reports: SimpleQueue[StallReport | None] = SimpleQueue()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def write(self, report: StallReport) -> None:
+        """Write a report soon; the driver shows it."""
+        if not self._world.is_main:
+            # Rank 0 does not answer. Under torchrun it is the driver too, and its terminal is also this rank's.
+            print(report.line, file=person_stream(stderr=True), flush=True)
+        if self._thread is None:  # Most runs never stall.
+            self._thread = threading.Thread(target=self._run, name="stalls", daemon=True)
+            self._thread.start()
+        self._reports.put(report)
+
+    def close(self) -> None:
+        """End the thread soon; it is not waited for, because it may be waiting for an answer."""
+        self._closed.set()
+        self._reports.put(None)
+
+    def _run(self) -> None:
+        while (report := self._reports.get()) is not None:
+            failed = False
+            while not self._written(report, is_first=not failed):
+                failed = True
+                if self._closed.wait(STALL_RETRY_SECONDS):
+                    break
+
+    def _written(self, report: StallReport, *, is_first: bool) -> bool:
+        try:
+            storage = open_storage(self._attempt.folder)
+            write_stall(storage, self._attempt.number, report.key, report.line, report.details)
+        except StorageError as error:
+            if is_first:  # The log of this process is the only other place.
+                log.warning("%s (%s)", report.line, error)
+            return False
+        return True

@@ -27,13 +27,14 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.fence import Fence
-from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_peer, run_attempt, run_in_thread
+from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt, run_in_thread
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
+from resnet_dist.train.watch.progress import collective_timeout_seconds
 from resnet_dist.world import World
 
 POLL_SECONDS = 0.1
@@ -133,7 +134,7 @@ class TorchrunRanks:
             local_rank=self.local_rank,
             world_size=self.world_size,
             gpu=gpu,
-            timeout_seconds=collective_timeout_seconds(attempt.recipe),
+            timeout_seconds=collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds),
         )
 
     def _wait_until_received(self) -> None:

@@ -45,6 +45,7 @@ from resnet_dist.train.tracker import Tracker
 from resnet_dist.train.watch.control import Control, Stopped
 from resnet_dist.train.watch.guards import MAX_LISTED, Guard, check_agreement
 from resnet_dist.train.watch.progress import GATHERING, NEXT_BATCH, Progress
+from resnet_dist.train.watch.stragglers import Stragglers
 from resnet_dist.world import World
 
 
@@ -71,6 +72,7 @@ class Parts:
     checkpoints: Checkpointer
     control: Control
     train_step: TrainStep
+    stragglers: Stragglers
     predictor: nn.Module  # the model to evaluate, or its average; compiled where the recipe asks for it
 
 
@@ -103,6 +105,7 @@ def train(
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
                     tracker.log(training_metrics(state, parts.order, world), state.step)
+                    parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
                     guard.check_losses(state)
@@ -152,11 +155,12 @@ def set_up(
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world)
-    check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
+    hosts = check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
     order = order_of(recipe, train_index, order_version)
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
+    stall_timeout = recipe.train.stall_timeout_seconds
     with (
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
@@ -171,7 +175,7 @@ def set_up(
             tracker.flush,
             permit,
         ) as checkpoints,
-        Control(world, stop_requested=stop_requested, save_requested=checkpoints.due_by_time) as control,
+        Control(world, stall_timeout, stop_requested, checkpoints.due_by_time) as control,
     ):
         if checkpoints.restore(state):
             tracker.note(f"resumed at step {state.step} of {plan.total}")
@@ -191,6 +195,7 @@ def set_up(
             checkpoints=checkpoints,
             control=control,
             train_step=train_step,
+            stragglers=Stragglers(hosts, tracker.note),
             predictor=predictor,
         )
 

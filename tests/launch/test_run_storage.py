@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import TrainingError
+from resnet_dist.errors import StorageError, TrainingError
 from resnet_dist.launch import run_storage
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import STOP_FILE, RunFolder
+from resnet_dist.runs.stalls import STALLS_FOLDER
+from resnet_dist.train.watch.watchdog import StallReport
 from resnet_dist.world import World
 
 
@@ -81,3 +84,33 @@ def test_a_stop_request_reaches_the_ranks(written: RunFolder) -> None:
             time.sleep(0.02)
     written.write()
     assert written.storage.read(STOP_FILE) is None  # The next attempt is not stopped by it.
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stall_is_written_as_soon_as_the_storage_answers(
+    written: RunFolder,
+    digits_recipe: Recipe,
+    rank: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The storage may be what the ranks wait for. Where rank 0 does not answer, the terminal has the line too."""
+    write, calls, done = run_storage.write_stall, list[str](), threading.Event()
+
+    def write_at_third(*arguments: Any) -> None:
+        calls.append(arguments[2])
+        if len(calls) < 3:
+            raise StorageError("no answer")
+        write(*arguments)
+        done.set()
+
+    monkeypatch.setattr(run_storage, "write_stall", write_at_third)
+    monkeypatch.setattr(run_storage, "STALL_RETRY_SECONDS", 0.01)
+    attempt = Attempt.of(digits_recipe, written, threads=1)
+    with closing(StallWriter(attempt, World(rank, 0, 2, World.single().device))) as writer:
+        writer.write(StallReport("phase-1-all-begin", "all stand", ("stack",)))
+        assert done.wait(60)
+    content = written.storage.read(f"{STALLS_FOLDER}/attempt-0001-phase-1-all-begin.txt")
+    assert content is not None
+    assert content.startswith(b"all stand\n")
+    assert capsys.readouterr().err == ("all stand\n" if rank else "")

@@ -3,4 +3,5 @@
 train_state  model, optimizer, position and best value, as tensors and JSON values
 ema          a moving average of the weights
 meter        sums of loss and hits since the last log line
+step_times   the time of a step: waiting for data, computing, waiting for other ranks
 """

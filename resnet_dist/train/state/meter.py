@@ -1,6 +1,6 @@
 """Running sums between two log lines. They stay on the device until a log line is due.
 
-Shapes: R ranks, U micro-batches of a step on this rank, K sums.
+Shapes: R ranks, U micro-batches of a step on this rank, K sums, T times of a step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resnet_dist.train.state.step_times import NUM_TIMES, step_times, time_metrics
 from resnet_dist.world import World
 
 LOSS, CORRECT, SEEN, BAD, FINITE = range(5)  # places in `Meter.sums`
@@ -40,12 +41,14 @@ class Meter:
         self.bad: list[str] = []  # keys and reasons, on this rank
         self.bad_at_last_flush = 0  # over all ranks
         self.not_finite: NotFinite | None = None  # over all ranks, at the last `gather` or `flush`
+        self.times = step_times(device)  # of this rank
+        self.times_RT = torch.zeros(1, NUM_TIMES, dtype=torch.float64)  # of all ranks, at the last `gather`
         self._table_RK: Tensor | None = None  # all ranks' sums at `gather`; None once they have changed
         # Added since the last log line. Where all losses are finite, FINITE counts as many micro-batches.
         self._steps, self._micro_batches = 0, 0
         self._wait_seconds = 0.0
         self._start = time.perf_counter()
-        self._samples_here = 0
+        self._samples_here = self._timed_steps = 0
 
     def add(self, sums_U3: Tensor, *, samples: int, bad: Sequence[str], wait_seconds: float) -> None:
         """Add one step. `sums_U3` holds loss, correct and seen of each of its micro-batches."""
@@ -60,11 +63,15 @@ class Meter:
         self._steps += 1
         self._micro_batches += len(sums_U3)
         self._samples_here += samples
+        self._timed_steps += 1
         self._wait_seconds += wait_seconds
 
     def gather(self, world: World) -> None:
         """Collect all ranks' sums, for the guard and for a checkpoint. A collective; waits for the device."""
-        table_RK = world.stack(self.sums).cpu()
+        # One collective for sums and times: each costs a round trip between all ranks.
+        times_T = self.sums.new_tensor(self.times.means())
+        table = world.stack(torch.cat([self.sums, times_T])).cpu()
+        table_RK, self.times_RT = table.split([len(self.sums), NUM_TIMES], dim=1)
         self.not_finite = self._first_not_finite(table_RK)
         self._table_RK = table_RK[:, :FINITE]
 
@@ -94,6 +101,7 @@ class Meter:
             "data/bad_samples": bad,
             "perf/images_per_second": self._samples_here * world.world_size / seconds,
             "perf/data_wait_fraction": self._wait_seconds / seconds,
+            **time_metrics(self.times_RT, seconds / max(1, self._timed_steps)),
         }
         self.bad_at_last_flush = round(bad)
         self._begin_interval()
@@ -108,7 +116,8 @@ class Meter:
     def restart_clock(self) -> None:
         """Restart the timing, so that it leaves out what was not training, such as an evaluation."""
         self._start = time.perf_counter()
-        self._samples_here, self._wait_seconds = 0, 0.0
+        self._samples_here, self._timed_steps, self._wait_seconds = 0, 0, 0.0
+        self.times.restart()
 
     def _begin_interval(self) -> None:
         self.sums.zero_()

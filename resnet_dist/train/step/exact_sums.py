@@ -22,6 +22,8 @@ class ExactSums:
     the initial weights; this need not, because all ranks draw them from one seed, or read them from one file.
     """
 
+    waits_in_backward = False
+
     def __init__(self, model: nn.Module, world: World) -> None:
         self._world = world
         self._parameters = [p for p in model.parameters() if p.requires_grad]

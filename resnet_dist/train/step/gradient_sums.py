@@ -25,6 +25,10 @@ _KEEP_BUFFERS: dict[str, Any] = {
 class GradientSums(Protocol):
     """The sum of the gradients of one step: `add` is called for every micro-batch, `finish` once at the end."""
 
+    waits_in_backward: (
+        bool  # Whether the last backward pass ends with the wait for the other ranks, or `finish` does.
+    )
+
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
         """Return the number to divide the sum of a micro-batch's losses by before its backward pass."""
 
@@ -40,6 +44,8 @@ class GradientSums(Protocol):
 
 class DdpSums:
     """The sum by DDP's all-reduce, during the last backward pass. In one process `.grad` itself is the sum."""
+
+    waits_in_backward = True
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network

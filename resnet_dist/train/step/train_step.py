@@ -6,7 +6,7 @@ samples. C channels, H height, W width.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,12 @@ from resnet_dist.train.step.gradient_sums import DdpSums, GradientSums, distribu
 from resnet_dist.train.step.loss import sample_losses
 from resnet_dist.train.watch.progress import Progress
 from resnet_dist.world import World
+
+# Calls a function at the end of the backward pass that runs now. torch 2.15 gave it a public name.
+queue_callback: Any = (
+    getattr(torch.autograd.graph, "queue_callback", None)
+    or torch.autograd.Variable._execution_engine.queue_callback
+)  # type: ignore[attr-defined]
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,13 +74,17 @@ class TrainStep:
             milestones=self.plan.milestones,
         )
         set_learning_rate(state.optimizer, rate)
+        times = state.meter.times
+        times.begin(batch.wait_seconds)
         sums_U3 = self.accumulate_gradients(batch)
         self.statistics.finish_average()
+        times.synced()
         if self.gradient_norms is not None and due(state.step + 1, self.plan.log, self.plan.total):
             self.gradient_norms.measure(state.scaler.get_scale())
         self.update_weights()
         if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
             state.ema.update((state.step + 1) // self.plan.ema)
+        times.end()
         state.meter.add(sums_U3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate
 
@@ -93,6 +103,7 @@ class TrainStep:
                 loss, sums_3 = self.network(*inputs)
                 if last:
                     self.statistics.begin_average()
+                    self.time_backward(loss)
                 self.progress.at("in the backward pass")
                 if number == 0:
                     # Free the old gradients only now: the backward pass then reuses their memory, which saves 4 % of
@@ -101,8 +112,18 @@ class TrainStep:
                 self.state.scaler.scale(loss / self.gradient_sums.divisor(rank_samples, size)).backward()
             self.gradient_sums.add()
             sums_U3[number] = sums_3  # a copy: the next replay of a CUDA graph overwrites its outputs
+        if not self.gradient_sums.waits_in_backward:
+            self.state.meter.times.computed()
         self.gradient_sums.finish(count * self.world_size)
         return sums_U3
+
+    def time_backward(self, loss: Tensor) -> None:
+        """Mark the end of this rank's own backward pass, where DDP begins to wait for the other ranks.
+
+        DDP queues the callback that waits when its last gradient is there; this one is queued when the first is.
+        """
+        computed = self.state.meter.times.computed
+        loss.register_hook(lambda gradient: queue_callback(computed))
 
     def inputs_of(self, batch: Batch, number: int, size: int) -> tuple[Tensor | None, ...]:
         """Return the arguments of the network for micro-batch `number` of this rank's batch: `size` samples."""

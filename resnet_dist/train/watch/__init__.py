@@ -3,5 +3,8 @@
 control   stop or save at the same step on all ranks
 guards    stop a run that cannot succeed, with the value and the field to change
 progress  the phase that a rank is in
+positions what all ranks are at, through the store of the process group
+stall     the words for ranks that stand still
 watchdog  name the rank that hangs
+stragglers  name the rank that is slow
 """

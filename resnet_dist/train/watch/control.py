@@ -8,12 +8,14 @@ CPU, in a gloo group of its own, while the next step is computed; it never waits
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
+from resnet_dist.train.watch.progress import collective_timeout_seconds
 from resnet_dist.world import World
 
 
@@ -28,12 +30,20 @@ class Control:
     """
 
     def __init__(
-        self, world: World, *, stop_requested: Callable[[], bool], save_requested: Callable[[], bool]
+        self,
+        world: World,
+        stall_timeout_seconds: float,
+        stop_requested: Callable[[], bool],
+        save_requested: Callable[[], bool],
     ) -> None:
         self.stop = False  # once True, stays True
         self.save = False  # once True, stays True until `saved()` is called
         self._stop_requested, self._save_requested = stop_requested, save_requested
-        self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        self._group: Any = None
+        if world.world_size > 1:
+            # Without it, a group of gloo gives up after 30 minutes, whatever the timeout of the default group is.
+            timeout = timedelta(seconds=collective_timeout_seconds(stall_timeout_seconds))
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._posted: tuple[torch.Tensor, Any] | None = None
 
     def agree(self) -> None:

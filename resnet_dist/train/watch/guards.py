@@ -24,10 +24,10 @@ MAX_LISTED = 20  # samples named in one message
 
 def check_agreement(
     recipe: Recipe, indexes: tuple[Index, Index], world: World, report: Callable[[str], None]
-) -> None:
-    """Raise TrainingError where ranks see different recipes, data sets or devices. A collective.
+) -> list[str]:
+    """Return the host of every rank. Raise TrainingError where they see different recipes, data sets or devices.
 
-    Such ranks would train nonsense. Versions that differ are only reported.
+    A collective. Such ranks would train nonsense. Versions that differ are only reported.
     """
     required = {
         "recipe": recipe.digest(),
@@ -36,13 +36,15 @@ def check_agreement(
         "kind of device": world.device.type,
     }
     expected = {"Python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    for rank, (theirs, versions) in enumerate(world.gather((required, expected))):
+    answers = world.gather((required, expected, platform.node()))
+    for rank, (theirs, versions, _) in enumerate(answers):
         different = [name for name in required if required[name] != theirs.get(name)]
         if different:
             raise TrainingError(f"ranks {world.rank} and {rank} differ in their {', '.join(different)}")
         for name, version in versions.items():
             if version != expected[name]:
                 report(f"rank {rank} has {name} {version}, rank {world.rank} has {expected[name]}")
+    return [host for _, _, host in answers]
 
 
 @dataclass(frozen=True)

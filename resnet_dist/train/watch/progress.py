@@ -12,6 +12,14 @@ FIRST_TIMEOUT_FACTOR = 3
 NUM_START_TIMES = 3
 
 
+def collective_timeout_seconds(stall_timeout_seconds: float) -> float:
+    """Return the timeout of every collective: longer than the watchdog's, which names the rank that is behind.
+
+    A collective that gives up names nobody.
+    """
+    return 2 * FIRST_TIMEOUT_FACTOR * stall_timeout_seconds
+
+
 class Progress:
     """The phase that this rank is in, and how many phases it has entered.
 

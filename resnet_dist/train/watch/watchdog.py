@@ -2,34 +2,32 @@
 
 A rank that hangs (a lost disk, a dead driver, a deadlock) blocks all others in their next collective, where no Python
 code runs. So each rank is watched from a thread other than the one that trains: it publishes the position of its rank,
-and once nothing has moved for `timeout_seconds` it compares with the others. Ranks go through the same phases in the
-same order: the one that has entered fewest is behind.
+and once nothing has moved for a while it compares with the others. Ranks go through the same phases in the same order:
+the one that has entered fewest is behind.
+
+A stall is reported after REPORT_SECONDS, by one rank that answers, and ends the attempt after `timeout_seconds`.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
-import traceback
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-import torch.distributed as dist
-
-import resnet_dist
 from resnet_dist.errors import TrainingError
+from resnet_dist.train.watch.positions import POLLS_TO_ANSWER, Board, Position, Reading, position_of
 from resnet_dist.train.watch.progress import Progress
+from resnet_dist.train.watch.stall import Stall
 from resnet_dist.world import World
 
-PACKAGE = str(Path(resnet_dist.__file__).parent)
 POLLS_PER_TIMEOUT = 20
-MAX_POLL_SECONDS = 30.0  # longest time between two polls
-POLLS_TO_ANSWER = 4  # A rank that has not published for so many polls is silent.
-STORE_SECONDS = 5.0  # limit for one exchange with the store
+MAX_POLL_SECONDS = 2.0  # between two publications, with few ranks
+RANKS_PER_POLL_SECOND = 100  # With many, all that read all would load the store.
+# Report a stall so early that a person reads of it within a minute: finding who is behind takes some polls, and the
+# report goes through the run's storage.
+REPORT_SECONDS = 45.0
 
 
 class Stalled(TrainingError):
@@ -37,18 +35,24 @@ class Stalled(TrainingError):
 
 
 @dataclass(frozen=True)
-class Position:
-    """The position of a rank, as it publishes it."""
+class StallReport:
+    """A stall, or its end, for a person. Ranks that report the same event use the same key."""
 
-    moves: int  # phases entered so far
-    step: int
-    phase: str
-    line: str  # the line of this package that its training thread is at
-    beat: int  # number of times that it has published
+    key: str
+    line: str
+    details: tuple[str, ...] = ()  # stacks
+
+
+def ignore(report: StallReport) -> None:
+    """Drop a report."""
 
 
 class Watchdog:
-    """The watch over this rank's training thread. Call `look` repeatedly, from another thread."""
+    """The watch over this rank's training thread. Call `look` repeatedly, from another thread.
+
+    report: receives a stall that does not end the attempt yet, and its end, where this rank is to report it. It must
+    not wait for a storage.
+    """
 
     def __init__(
         self,
@@ -57,119 +61,110 @@ class Watchdog:
         world: World,
         timeout_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        report: Callable[[StallReport], None] = ignore,
     ) -> None:
         self._progress, self._thread, self._world = progress, thread, world
-        self._timeout, self._clock = timeout_seconds, clock
-        self.poll_seconds = min(timeout_seconds / POLLS_PER_TIMEOUT, MAX_POLL_SECONDS)
+        self._timeout, self._clock, self._report = timeout_seconds, clock, report
+        slowest_poll = max(MAX_POLL_SECONDS, world.world_size / RANKS_PER_POLL_SECOND)
+        self.poll_seconds = min(timeout_seconds / POLLS_PER_TIMEOUT, slowest_poll)
         self._moves = -1
+        self._phase = progress.phase
         self._still_for = 0.0
         self._looked_at = clock()
-        self._board = _Board(world, self.position, self.poll_seconds) if world.world_size > 1 else None
+        self._stall: Stall | None = None  # the one that has been reported, by this rank or another one
+        self._reports_it = False
+        self._report_at = 0.0  # of `_still_for`
+        # How long the last two passes through each phase took, as far as they were seen.
+        self._passes: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=2))
+        self._board = Board(world, self.position, self.poll_seconds) if world.world_size > 1 else None
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
     def position(self, beat: int = 0) -> Position:
-        frames = traceback.extract_stack(sys._current_frames().get(self._thread.ident or 0))
-        own = [frame for frame in frames if frame.filename.startswith(PACKAGE)]
-        line = f"{Path(own[-1].filename).name}:{own[-1].lineno} {own[-1].name}" if own else ""
-        return Position(self._progress.moves, self._progress.step, self._progress.phase, line, beat)
+        return position_of(self._progress, self._thread, beat)
 
     def look(self) -> None:
-        """Raise Stalled once nothing has moved for as long as the phase may take."""
+        """Report a stall once; raise Stalled once nothing has moved for as long as the phase may take."""
         now = self._clock()
         # Limit the time between two looks: a machine that slept, or a job that was paused, has not stalled.
         elapsed = min(now - self._looked_at, 2 * self.poll_seconds)
         self._looked_at = now
         if self._progress.moves != self._moves:
-            self._moves, self._still_for = self._progress.moves, 0.0
+            self._begin_phase()
             return
         self._still_for += elapsed
+        if self._board is not None:
+            self._board.reads = self._still_for > POLLS_TO_ANSWER * self.poll_seconds
+        if self._stall is not None:
+            self._look_whether_over(self._stall)
+        elif self._still_for >= self._report_at:
+            self._report_stall()
         allowed = self._timeout * self._progress.patience
         # Ranks stop moving at different moments: wait until each has published where it stands now.
         if self._still_for >= allowed + POLLS_TO_ANSWER * self.poll_seconds:
-            raise Stalled(self._describe_stall(allowed))
+            line = Stall.of(self._read(), self._world.rank).describe(allowed)
+            raise Stalled(f"{line} (train.stall_timeout_seconds={self._timeout:g})")
 
-    def _describe_stall(self, seconds: float) -> str:
-        end = f"(train.stall_timeout_seconds={self._timeout:g})"
-        here = self.position()
+    def _begin_phase(self) -> None:
+        """Begin to time a phase that was entered since the last look."""
+        if self._stall is not None:
+            self._report_end(self._stall)
+        self._passes[self._phase].append(self._still_for)
+        self._moves, self._phase, self._still_for = self._progress.moves, self._progress.phase, 0.0
+        self._report_at = self._first_report()
+        if self._board is not None:
+            self._board.reads = False
+
+    def _first_report(self) -> float:
+        """Return after how long to report that this phase stands still.
+
+        A phase that always takes long, such as a forward pass of minutes on a CPU, is no stall. The shorter of its last
+        two passes counts, so that one stall does not hide the next.
+        """
+        usual = 2 * min(self._passes[self._phase], default=0.0)
+        return max(min(REPORT_SECONDS, self._timeout / 2) * self._progress.patience, usual)
+
+    def _read(self) -> Reading:
         if self._board is None:
-            return f"nothing moved for {seconds:g} s: at step {_describe(here)} {end}"
-        positions, silent = self._board.read()
-        if silent:
-            return (
-                f"{_ranks_have(silent)} not answered for {seconds:g} s, while rank {self._world.rank} is at step "
-                f"{_describe(here)} {end}"
-            )
-        fewest = min(position.moves for position in positions)
-        behind = [rank for rank, position in enumerate(positions) if position.moves == fewest]
-        where = _describe(positions[behind[0]])
-        if len(behind) == len(positions):
-            lines = [position.line for position in positions]
-            if len(set(lines)) > 1:  # in one phase, such as the start, some ranks are further on
-                first = positions[0]
-                each = ", ".join(f"rank {rank} ({line or '?'})" for rank, line in enumerate(lines))
-                return (
-                    f"no rank moved for {seconds:g} s: at step {first.step}, {first.phase}, are {each} {end}"
-                )
-            return f"no rank moved for {seconds:g} s: all are at step {where} {end}"
-        return f"{_ranks_have(behind)} not moved for {seconds:g} s: at step {where}; the others wait {end}"
+            return Reading((self.position(),))
+        reading = self._board.read()
+        if reading.store_answers:
+            return reading
+        positions = list(reading.positions)
+        positions[self._world.rank] = self.position()
+        return replace(reading, positions=tuple(positions))
 
-
-def _describe(position: Position) -> str:
-    return f"{position.step}, {position.phase}" + (f" ({position.line})" if position.line else "")
-
-
-def _ranks_have(ranks: list[int]) -> str:
-    names = ", ".join(map(str, ranks))
-    return f"rank {names} has" if len(ranks) == 1 else f"ranks {names} have"
-
-
-class _Board:
-    """The exchange of positions between the ranks, through the store of the process group.
-
-    The store lives in one process. If that process hangs, the thread here hangs with it; the watchdog does not.
-    """
-
-    def __init__(self, world: World, position: Callable[[int], Position], poll_seconds: float) -> None:
-        self._position, self._poll_seconds = position, poll_seconds
-        self._own, self._keys = str(world.rank), [str(rank) for rank in range(world.world_size)]
-        # Open a connection of our own: on the group's, a thread that waits for another rank blocks all other threads.
-        store = dist.distributed_c10d._get_default_store().clone()
-        self._store = dist.PrefixStore("watchdog", store)  # type: ignore[attr-defined]
-        self._readings: deque[list[Position]] = deque(maxlen=POLLS_TO_ANSWER)
-        self._read_at = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-
-    def read(self) -> tuple[list[Position], list[int]]:
-        """Return every rank's position, and the ranks that have not published in the last polls."""
-        age = time.monotonic() - self._read_at
-        if not self._readings or age > POLLS_TO_ANSWER * self._poll_seconds + STORE_SECONDS:
-            return [], [0]  # The store is silent: rank 0 keeps it, or is the nearest to it.
-        last = self._readings[-1]
-        if len(self._readings) < POLLS_TO_ANSWER:
-            return last, []
-        return last, [
-            rank for rank, position in enumerate(last) if position.beat == self._readings[0][rank].beat
-        ]
-
-    def _run(self) -> None:
-        beat = 0
-        while True:
-            beat += 1
-            try:
-                self._store.set(self._own, json.dumps(asdict(self._position(beat))))
-                if self._store.check(self._keys):
-                    texts = self._store.multi_get(self._keys)
-                    self._readings.append([Position(**json.loads(text)) for text in texts])
-                    self._read_at = time.monotonic()
-            except RuntimeError:
-                return  # the process with the store has ended: the next collective reports it
-            if self._stop.wait(self._poll_seconds):
+    def _report_stall(self) -> None:
+        reading = self._read()
+        if not reading.is_complete:
+            return
+        stall = Stall.of(reading, self._world.rank)
+        if reading.writer is None and self._world.rank > 0:
+            # Nobody knows who else answers: the lowest rank reports first, and the others find its report.
+            late = self._world.rank * self.poll_seconds
+            if self._still_for < self._report_at + late:
                 return
+        self._stall = stall
+        self._reports_it = reading.writer in (None, self._world.rank)
+        if self._reports_it:
+            line = stall.describe(self._still_for)
+            self._report(StallReport(self._key(stall, "begin"), line, tuple(stall.stacks())))
+
+    def _look_whether_over(self, stall: Stall) -> None:
+        if self._board is not None and stall.is_over(self._read()):
+            self._report_end(stall)
+            self._report_at = self._still_for + self._first_report()
+
+    def _report_end(self, stall: Stall) -> None:
+        self._stall = None
+        if self._reports_it:
+            self._report(StallReport(self._key(stall, "end"), stall.describe_end(self._still_for)))
+
+    def _key(self, stall: Stall, part: str) -> str:
+        """Return the same name on all ranks that may report this event; "begin" comes before "end"."""
+        # All ranks that wait have entered the same phase; the others' positions may be unknown.
+        moves = self._moves if not stall.reading.store_answers else stall.moves
+        who = "all" if stall.of_all else f"rank-{stall.ranks[0]}"
+        return f"phase-{moves:08}-{who}-{part}"

@@ -22,9 +22,7 @@ def agree(world: World) -> list[tuple[bool, bool]]:
     def save_requested() -> bool:
         return world.rank == 0 and step == 2
 
-    with Control(
-        world, stop_requested=lambda: world.rank == 1 and step >= 5, save_requested=save_requested
-    ) as control:
+    with Control(world, 60, lambda: world.rank == 1 and step >= 5, save_requested) as control:
         while step < 9:
             step += 1
             control.agree()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import threading
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import token_name
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train import loop
+from resnet_dist.train.watch.positions import POLLS_TO_ANSWER
 from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
-from resnet_dist.train.watch.watchdog import POLLS_TO_ANSWER, Stalled, Watchdog
+from resnet_dist.train.watch.watchdog import Stalled, Watchdog
 from resnet_dist.world import World
 from tests.train.ranks import run_ranks
 
 TIMEOUT = 20.0
+HOST = platform.node()
 
 
 class Clock:
@@ -69,11 +72,11 @@ def test_a_phase_may_take_its_time_and_the_first_time_longer(
     answer = (POLLS_TO_ANSWER + 1) * watchdog.poll_seconds
     first, text = seconds_until_alarm(watchdog, clock)
     assert FIRST_TIMEOUT_FACTOR * TIMEOUT <= first <= FIRST_TIMEOUT_FACTOR * TIMEOUT + answer
-    assert text.startswith("nothing moved for 60 s: at step 3, in the forward pass (")
+    assert text.startswith(f"nothing has moved on {HOST} for 60 s: at step 3, in the forward pass (")
     progress.at("waiting for data", 4)
     again, text = seconds_until_alarm(watchdog, clock)
     assert TIMEOUT <= again <= TIMEOUT + answer + watchdog.poll_seconds
-    assert text.startswith("nothing moved for 20 s: at step 4, waiting for data (")
+    assert text.startswith(f"nothing has moved on {HOST} for 20 s: at step 4, waiting for data (")
 
 
 def test_small_steps_are_progress(watchdog: Watchdog, progress: Progress, clock: Clock) -> None:
@@ -133,12 +136,12 @@ def stall_of(world: World, recipe_json: str, folder: str) -> str:
         (
             hang_in_a_batch,
             4,
-            r"rank 1 has not moved for 4 s: at step 6, waiting for data \(loop\.py:.*the others wait ",
+            r"rank 1 on \S+ has not moved for 4 s: at step 6, waiting for data \(loop\.py:.*the others wait ",
         ),
         (
             hang_at_the_start,
             2,
-            r"no rank moved for 6 s: at step 0, starting, are rank 0 \(control\.py:.*, rank 1 \(loop\.py:",
+            r"none of 2 ranks has moved for 6 s: at step 0, starting, are rank 0 on \S+ \(control\.py:.*, rank 1 on \S+ \(loop\.py:",
         ),
     ],
 )
