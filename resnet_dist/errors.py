@@ -4,7 +4,7 @@ Knows no torch. Every other exception is a defect of ours: the command line prin
 with 1.
 
 Three more exceptions carry an `exit_code`: driver.request.Interrupted, study.run.StudyInterrupted and
-launch.ray_jobs.JobLeft. They are no ExplainedErrors: the command that catches them prints a line of its own.
+launch.jobs.advice.JobLeft. They are no ExplainedErrors: the command that catches them prints a line of its own.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ rank          train as one rank: a training thread, and a main thread that watch
 local         one rank in this process
 ray_train     ranks on a Ray cluster, placed and started by Ray Train
 torchrun      ranks that torchrun has started
-ray_jobs      submit a recipe to a running cluster as a Ray job, which runs `train` there
+jobs          submit a recipe to a running cluster as a Ray job, which runs `train` there; list, follow and stop jobs
 ray_cluster   check the address and the nodes of a cluster before anything is started or sent
 ray_settings  the environment variables of Ray that we set or read
 """
