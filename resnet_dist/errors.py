@@ -37,6 +37,10 @@ class TrainingError(ExplainedError, RuntimeError):
     """Training that cannot continue: names the cause in one sentence."""
 
 
+class Diverged(TrainingError):
+    """Training that would fail again if it were continued: only another recipe, under another name, helps."""
+
+
 class TooManyBadSamples(ExplainedError, RuntimeError):
     """A result that is refused because too many samples of its set could not be used: names the first."""
 

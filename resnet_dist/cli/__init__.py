@@ -4,7 +4,7 @@ options   options, defaults and messages that several commands share
 main      run a command, print the error that ended it, exit with its code
 train     train, study
 submit    submit
-jobs      jobs, logs, status, stop
+submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
@@ -24,12 +24,12 @@ import typer
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
-from resnet_dist.cli.jobs import jobs, logs, status, stop
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
 from resnet_dist.cli.options import diverted
 from resnet_dist.cli.runs import sync
 from resnet_dist.cli.submit import submit
+from resnet_dist.cli.submitted import jobs, logs, status, stop
 from resnet_dist.cli.train import study, train
 
 __all__ = ["app", "main"]

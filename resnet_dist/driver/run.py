@@ -11,7 +11,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -25,7 +25,7 @@ from resnet_dist.driver.preflight import (
 )
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
-from resnet_dist.errors import AlreadyReported, RankFailed, StorageError, TrainingError, UserError
+from resnet_dist.errors import AlreadyReported, Diverged, RankFailed, StorageError, TrainingError, UserError
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
@@ -87,10 +87,12 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         launch = stack.enter_context(_launcher(request, reporter))
         try:
             ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
-        except AlreadyReported:
+        except (AlreadyReported, Diverged):
             raise
+        except TrainingError as failed:
+            raise TrainingError(f"{failed}\nonce that is mended, {resume_advice(run.name)}") from None
         except RankFailed as failed:
-            details = f"\ndetails are in {run.location}/{FAILURES_FOLDER}" if failed.details else ""
+            details = f"\ndetails are in {run.location}/{_newest_failure(run)}" if failed.details else ""
             raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
@@ -143,6 +145,14 @@ def _train_published(
             unsent = (*publisher.unsent, *unread)
             run = _record_end(run.with_run_id(publisher.run_id).ended(status, unsent), reporter)
     return _Ended(run, status, outcome)
+
+
+def _newest_failure(run: RunFolder) -> str:
+    """Return the name of the file with everything that is known of the newest failure."""
+    with suppress(StorageError):
+        names = [found.name for found in run.storage.objects(FAILURES_FOLDER)]
+        return max(names, default=FAILURES_FOLDER)
+    return FAILURES_FOLDER
 
 
 def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> None:

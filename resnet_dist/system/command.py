@@ -102,9 +102,12 @@ def resume_advice(name: str) -> str:
 
 
 def named(words: Iterable[str], name: str) -> list[str]:
-    """Return the words of a command that starts a run, as one that continues the run `name`."""
+    """Return the words of a command that starts a run, as one that continues the run `name`; a study names its own."""
+    typed = list(words)
+    if typed[1:2] == ["study"]:
+        return typed
     arguments, skip = [], False
-    for word in words:
+    for word in typed:
         if skip or word in ("--name", "--resume") or word.startswith("--name="):
             skip = word == "--name"  # The value of --name is a word of its own: skip it too.
             continue

@@ -48,6 +48,13 @@ class WorkingFolder:
     def num_bytes(self) -> int:
         return sum(self.files.values())
 
+    def sent(self, path: Path) -> str | None:
+        """Return the relative path of a file, or of a folder of which something is sent; None for everything else."""
+        if not path.is_relative_to(self.folder):
+            return None
+        name = path.relative_to(self.folder).as_posix()
+        return name if _is_sent(name, self.files) else None
+
     def summary(self) -> str:
         """Return the line about what is sent."""
         count = len(self.files)
@@ -158,7 +165,7 @@ def _is_excluded(name: str, rules: Sequence[Rule]) -> bool:
 
 
 def _is_sent(name: str, files: dict[str, int]) -> bool:
-    return any(file == name or file.startswith(f"{name}/") for file in files)
+    return name in files or any(file.startswith(f"{name}/") for file in files)
 
 
 def _check_size(where: str, working: WorkingFolder) -> None:

@@ -119,7 +119,9 @@ class MlflowRun:
         """The address of the run's page; empty where no server shows one."""
         if not self.uri.startswith(("http://", "https://")):
             return ""
-        return f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return (
+            f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        )
 
     def describe(self, record: RunRecord) -> None:
         """Set the parameters and tags; those that the store does not take go to `refused`."""

@@ -55,7 +55,12 @@ def test_a_secret_is_warned_of_and_not_quoted(name: str) -> None:
 
 def test_a_url_with_a_password_is_a_secret_and_a_plain_value_is_not() -> None:
     assert "MLFLOW_TRACKING_URI" in secrets_warning({"MLFLOW_TRACKING_URI": "http://anna:hush@h"})
-    plain = {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "http://h", "KEYBOARD": "us"}
+    plain = {
+        "NCCL_DEBUG": "INFO",
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": "http://h",
+        "KEYBOARD": "us",
+    }
     assert secrets_warning(plain) == ""
     # --env takes one word: what stands elsewhere is not a variable.
     words = ["resnet-dist", "submit", "x.py", "--set", "TOKEN=1"]

@@ -135,9 +135,21 @@ def test_paths_of_a_recipe_inside_the_folder_become_relative(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine/images").mkdir(parents=True)
-    changes = ["data.source=mine/images", "model.init_from=mine/start", "data.train=other/train"]
-    recipe = absolute_paths(digits_recipe.with_overrides(changes), Path("mine"))
-    assert (recipe.data.source, recipe.model.init_from) == ("images", "start")
-    assert recipe.data.train == f"{tmp_path}/other/train"
-    assert absolute_paths(digits_recipe.with_overrides(changes), Path("mine/../mine")) == recipe
+    (tmp_path / "mine/images/cat").mkdir(parents=True)
+    (tmp_path / "mine/images/cat/1.png").write_text("")
+    (tmp_path / "mine/start").write_text("")
+    changes = [
+        "data.source=mine/images",
+        "model.init_from=mine/../mine/start",
+        "data.train=other/train",
+        "data.eval=mine/eval",  # It is not there: the cluster would prepare it in a copy that Ray removes.
+    ]
+    for folder in (Path("mine"), Path("mine/../mine"), tmp_path / "mine"):
+        recipe = absolute_paths(digits_recipe.with_overrides(changes), read_working_folder(folder).sent)
+        assert (recipe.data.source, recipe.model.init_from) == ("images", "start")
+        assert recipe.data.train == f"{tmp_path}/other/train"
+        assert recipe.data.eval == f"{tmp_path}/mine/eval"
+    without = absolute_paths(
+        digits_recipe.with_overrides(changes), read_working_folder(Path("mine"), ["start"]).sent
+    )
+    assert without.model.init_from == f"{tmp_path}/mine/start"

@@ -26,7 +26,12 @@ def test_jobs_of_this_package_are_listed_the_newest_first() -> None:
     jobs = ours(FOUND)
     assert [job.id for job in jobs] == ["rayjob", "raysubmit_3", "raysubmit_2", "raysubmit_1", "raysubmit_0"]
     newest = jobs[1]
-    assert (newest.run, newest.user, newest.recipe, newest.output) == ("first", "anna", "digits", "/mnt/output")
+    assert (newest.run, newest.user, newest.recipe, newest.output) == (
+        "first",
+        "anna",
+        "digits",
+        "/mnt/output",
+    )
     assert newest.started == START / 1000 + 3
     assert [(job.run, job.output) for job in (jobs[0], jobs[-1])] == [("digits", "/mnt"), ("old", "/o")]
 
@@ -36,7 +41,11 @@ def test_jobs_of_this_package_are_listed_the_newest_first() -> None:
     [
         ("second", "raysubmit_2", ""),
         ("raysubmit_1", "raysubmit_1", ""),
-        ("first", "raysubmit_3", "run first has 2 jobs: this is the newest, raysubmit_3; the others: raysubmit_1"),
+        (
+            "first",
+            "raysubmit_3",
+            "run first has 2 jobs: this is the newest, raysubmit_3; the others: raysubmit_1",
+        ),
         ("digits", "rayjob", ""),
     ],
 )

@@ -37,7 +37,9 @@ def test_the_ends_of_a_run() -> None:
     failed = f"error: rank 1 failed: ValueError: no\ndetails are in /o/runs/first/failures\n{resume_advice('first')}\n"
     progress = read_progress(BEGIN + failed)
     assert (progress.error, progress.continues) == ("rank 1 failed: ValueError: no", True)
-    finished = "top-1      98.61% of 360 held-out samples\ncheckpoint /o/runs/first/checkpoints/step-00000132\n"
+    finished = (
+        "top-1      98.61% of 360 held-out samples\ncheckpoint /o/runs/first/checkpoints/step-00000132\n"
+    )
     assert read_progress(BEGIN + finished).checkpoint == "/o/runs/first/checkpoints/step-00000132"
     assert not read_progress(BEGIN + finished).continues
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from resnet_dist.launch.jobs.submission import Submission, job_environment
 
 from resnet_dist import __version__
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.driver.preflight import absolute_paths
+from resnet_dist.launch.jobs.submission import Submission, job_environment
 from resnet_dist.launch.ray_cluster.job import (
     RECIPE_FILE,
     START_FILE,
