@@ -33,7 +33,7 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "runs": [{"choose"}, {"folder"}, {"storage"}],
+    "runs": [{"choose", "study_folder"}, {"folder"}, {"storage"}],
     "tracking": [
         {"sync"},
         {"open"},

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import TypeVar
 
 import torch
 
@@ -18,6 +16,7 @@ from resnet_dist.launch.run_storage import StopWatch, check_shared
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
+from resnet_dist.system.limit import Call
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.tracker import NullTracker
@@ -26,9 +25,7 @@ from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
-Result = TypeVar("Result")
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
-POLL_SECONDS = 0.2  # between two checks of the training thread
 
 
 def run_attempt(
@@ -47,8 +44,10 @@ def run_attempt(
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node))
-    watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
+    training = Call(
+        lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node), TRAINING_THREAD
+    )
+    watchdog = Watchdog(progress, training.thread, world, recipe.train.stall_timeout_seconds)
     stopped_at: float | None = None
 
     def has_nothing_to_save() -> bool:
@@ -65,49 +64,9 @@ def run_attempt(
     try:
         # With several ranks, another one may have taken the step: only the end of the grace time gives up.
         alone = world.world_size == 1
-        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), watchdog.look)
+        return training.answer_unless(lambda: give_up() or (alone and has_nothing_to_save()), watchdog.look)
     finally:
         watchdog.close()
-
-
-def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
-    """Call `function` in a thread of its own and return its result.
-
-    Returns None, and abandons the thread, where `give_up()` returned true first. Raises what `function`
-    raises.
-    """
-    return _wait(*_start(function), give_up, lambda: None)
-
-
-def _start(function: Callable[[], Result]) -> tuple[threading.Thread, list[Result | BaseException]]:
-    box: list[Result | BaseException] = []
-
-    def run() -> None:
-        try:
-            box.append(function())
-        except BaseException as error:  # `_wait` raises it again in the main thread.
-            box.append(error)
-
-    thread = threading.Thread(target=run, name=TRAINING_THREAD, daemon=True)
-    thread.start()
-    return thread, box
-
-
-def _wait(
-    thread: threading.Thread,
-    box: list[Result | BaseException],
-    give_up: Callable[[], bool],
-    check: Callable[[], None],
-) -> Result | None:
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if thread.is_alive():
-            check()
-            if give_up():
-                return None
-    if isinstance(box[0], BaseException):
-        raise box[0]
-    return box[0]
 
 
 def collective_timeout_seconds(recipe: Recipe) -> float:

@@ -25,10 +25,12 @@ from torch.distributed.rendezvous import rendezvous
 from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
-from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_peer, run_attempt, run_in_thread
+from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_peer, run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.limit import Call
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
@@ -102,7 +104,9 @@ class TorchrunRanks:
         stop = StopRequest()
         with handle_signals(stop.request):
             try:
-                world = run_in_thread(lambda: self._join(attempt, gpu=gpu), stop.requested)
+                world = Call(lambda: self._join(attempt, gpu=gpu), TRAINING_THREAD).answer_unless(
+                    stop.requested
+                )
                 if world is None:
                     return None
                 outcome = run_attempt(attempt, world, stop.requested, stop.expired)

@@ -3,4 +3,5 @@
 storage/  a folder or a bucket, behind one interface
 folder  the objects of a run folder, its lock, and what run.json records
 choose  find or name a run; refuse to resume it with a recipe that would change its curve
+study_folder  the folder of a study, what study.json records, and its lock
 """

@@ -21,6 +21,10 @@ SCHEMES = ("http", "https", *DATABASES, "databricks", "databricks-uc", "uc")
 _HOST_AND_PORT = re.compile(r"([^/@\s]*@)?[A-Za-z0-9._-]+:\d+(/.*)?")
 
 
+class TrackerRefuses(UserError):
+    """A tracker that refuses this person, such as by a wrong password: it refuses every other request too."""
+
+
 def store_folder(output: Path | str) -> Path:
     """Return the folder of the embedded store: the output itself, or a local one where the output is a URL."""
     return LOCAL_FOLDER.absolute() if is_url(output) else Path(output)

@@ -16,13 +16,14 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
+from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.mlflow import values
 from resnet_dist.tracking.mlflow.database import connect, identity, relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.origin import origin_tags
-from resnet_dist.tracking.protocol import RunRecord, StudyRecord
+from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -81,16 +82,22 @@ class MlflowRun:
         return cls._find(record.output, experiment, run.name, run.run_id, run.key, record.start_ms)
 
     @classmethod
-    def open_parent(cls, record: StudyRecord, run_id: str | None, key: str) -> Self:
+    def open_parent(cls, study: StudyFolder) -> Self:
         """Create or resume the run of a study, which has no metrics of its own.
 
         Other runs become its children by PARENT_TAG. Raises as `open` does.
         """
-        run = cls._find(record.output, record.study.experiment, record.name, run_id, key, None)
+        run = cls.find_parent(study)
         run.client.update_run(run.run_id, status="RUNNING")
         with run._closed_where_it_fails():
-            run.set_tags(origin_tags(record.source, record.study.description))
+            run.describe_study(study)
         return run
+
+    @classmethod
+    def find_parent(cls, study: StudyFolder) -> Self:
+        """Return the run of a study as it is, or create it."""
+        assert study.experiment is not None
+        return cls._find(study.output, study.experiment, study.name, study.run_id, study.key, None)
 
     @classmethod
     def _find(
@@ -127,6 +134,9 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, ATTEMPT_TAG: str(run.attempt), **redact_all(dict(record.tags))}
         self.set_tags(tags)
+
+    def describe_study(self, study: StudyFolder) -> None:
+        self.set_tags({**origin_tags(study.source, study.description), STUDY_TAG: study.name})
 
     def newest_steps(self) -> dict[str, int]:
         """Return the newest step of every metric in the store."""
