@@ -20,7 +20,8 @@ from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.mlflow import values
-from resnet_dist.tracking.mlflow.database import connect, identity, relocate
+from resnet_dist.tracking.mlflow.database.connect import connect, identity
+from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import RunRecord
