@@ -22,7 +22,7 @@ STUDIES_FOLDER = "studies"  # in the output folder
 STUDY_FILE = "study.json"
 FIGURE_FILE, TABLE_FILE = "figure.png", "runs.csv"
 LOCK_FILE = ".lock"
-STUDY_TAG = "study"  # of a run: the name of its study
+STUDY_TAG = "study"  # the tag of a run with the name of its study
 
 
 class StudyHeld(UserError):
@@ -35,11 +35,11 @@ class StudyFolder:
 
     path: Path
     key: str  # a unique tag in MLflow, by which a restarted driver finds the run that it had created
-    run_id: str | None = None  # of the parent run in MLflow, once it exists there
+    run_id: str | None = None  # the id of the parent run in MLflow, once it exists there
     experiment: str | None = None  # None: an earlier version began the study
     description: str = ""
     source: str = ""  # the job file, as it was typed
-    tracker: str | None = None  # as of RunFolder
+    tracker: str | None = None  # see RunFolder.tracker
     status: Status | None = None  # None while it is trained, and where its driver died
     conclusion: str = ""
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words

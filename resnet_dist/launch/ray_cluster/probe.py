@@ -53,8 +53,8 @@ class Answer:
 
     kind: Kind
     detail: str = ""
-    ray_version: str = ""  # of a dashboard
-    session: str = ""  # of a dashboard: the name that its cluster has in the GCS too
+    ray_version: str = ""  # the version that a dashboard names
+    session: str = ""  # the name of a dashboard's cluster, which its GCS has too
 
 
 class _End(Exception):

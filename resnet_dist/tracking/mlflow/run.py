@@ -59,7 +59,7 @@ class MlflowRun:
     experiment_id: str
     run_id: str
     was_deleted: bool = False  # The run that run.json names is gone; this one replaces it.
-    file: tuple[int, int] | None = None  # of a SQLite store, see database.identity
+    file: tuple[int, int] | None = None  # the file of a SQLite store, see `identity`
     # Parameters, tags and metrics that the store does not take.
     refused: list[str] = field(default_factory=list)
 

@@ -101,8 +101,8 @@ class Uploader(Generic[Store]):
         self._poll_seconds = spool.poll_seconds
         self._open_store, self._explain, self._report = open_store, explain, report
         self.store: Store | None = None
-        self.first_error: BaseException | None = None  # of opening the store for the first time
-        self.has_tried = threading.Event()  # The store was opened, or that has failed once.
+        self.first_error: BaseException | None = None  # the error of the first attempt to open the store
+        self.has_tried = threading.Event()  # The store was opened, or opening it has failed once.
         self._failures = 0
         self._retry_at = 0.0
         self._last_reason = ""
