@@ -27,10 +27,8 @@ errors    the errors that a person sees as one sentence, with their exit codes
 search_path  where Python finds modules: no file of the working folder may hide a library
 """
 
-from resnet_dist.search_path import put_working_folder_last
-
-put_working_folder_last()
-
+# First: it keeps files of the working folder from hiding libraries.
+import resnet_dist.search_path  # noqa: F401
 from resnet_dist.config import Data, Model, Optim, Recipe, Result, Schedule, Study, Train, Trial, scaled_lr
 from resnet_dist.errors import RecipeError
 

@@ -1,18 +1,34 @@
 """The folders where Python finds modules: no file of the working folder may hide a library.
 
-Imported before everything else of the package, so it imports next to nothing.
+Imported before everything else of the package. Above `leave_out_working_folder()` it imports what Python itself has
+loaded by then, so no `from __future__` either: that is a module too.
 """
-
-from __future__ import annotations
 
 import os
 import sys
+
+_PARENT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+
+def leave_out_working_folder() -> None:
+    """Stop the search of the working folder, where `python -m` looks first: a queue.py there is no library.
+
+    `resnet-dist` does not search it at all. Where this package lies there, it is searched last.
+    """
+    if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path:
+        folder = sys.path.pop(0)
+        if os.path.realpath(folder) == _PARENT:
+            sys.path.append(folder)
+
+
+leave_out_working_folder()
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SAFE_PATH_VARIABLE = "PYTHONSAFEPATH"
-PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+PACKAGE_PARENT = Path(_PARENT)
 # The libraries that every rank imports; with Python's own modules, no neighbour of the package may have their names.
 LIBRARIES = frozenset(
     {
@@ -32,15 +48,6 @@ LIBRARIES = frozenset(
         "webdataset",
     }
 )
-
-
-def put_working_folder_last() -> None:
-    """Search the working folder after all others, where `python -m` has put it first: a queue.py there is no library.
-
-    `resnet-dist` does not search it at all.
-    """
-    if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path:
-        sys.path.append(sys.path.pop(0))
 
 
 @contextmanager

@@ -15,8 +15,16 @@ from resnet_dist.launch.ray_train import connected
 from resnet_dist.search_path import SAFE_PATH_VARIABLE, neutral_folder, safe_children
 from tests.paths import JOBS, ROOT
 
-# Not types.py: `python -m` imports that before any code of a package, so that no command works beside it.
-NAMES = ("ray", "mlflow", "queue", "logging", "torch", "random", "numpy", "selectors")
+# `python -m` imports these before any code of a package, so that no command works beside them without -P.
+BEFORE_ANY_PACKAGE = {
+    *("collections", "contextlib", "functools", "importlib", "keyword"),
+    *("operator", "reprlib", "types", "warnings"),
+}
+# With modules of other systems, which libraries try to import here too.
+NAMES = sorted(
+    {name for name in sys.stdlib_module_names if name == "__future__" or not name.startswith("_")}
+    | {"ray", "mlflow", "torch", "numpy", "tensorflow", "pandas"}
+)
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
@@ -27,19 +35,30 @@ ENVIRONMENT = {
 @pytest.fixture
 def wrong(tmp_path: Path) -> Path:
     """Return a folder of files that end whoever imports them."""
-    for name in NAMES:
+    for name in {*NAMES} - BEFORE_ANY_PACKAGE:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
     return tmp_path
 
 
-def run(wrong: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "resnet_dist", *words]
+def run(wrong: Path, *words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *options, "-m", "resnet_dist", *words]
     pipes = {"capture_output": True, "text": True}
     return subprocess.run(command, cwd=wrong, env=ENVIRONMENT, timeout=400, check=False, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
 def test_a_command_in_such_a_folder(wrong: Path) -> None:
     done = run(wrong, "train", "gone.py", "--local")
+    assert (done.returncode, done.stderr.startswith("error: gone.py: no such recipe file")) == (2, True), (
+        done.stderr
+    )
+
+
+def test_the_remedy_of_the_page_where_python_itself_does_not_start(wrong: Path) -> None:
+    """docs/troubleshooting.md names `python -P -m resnet_dist`."""
+    for name in BEFORE_ANY_PACKAGE:
+        (wrong / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
+    assert "the wrong" in run(wrong, "--help").stderr
+    done = run(wrong, "train", "gone.py", "--local", options=("-P",))
     assert (done.returncode, done.stderr.startswith("error: gone.py: no such recipe file")) == (2, True), (
         done.stderr
     )
@@ -76,7 +95,7 @@ def test_ray_starts_in_a_folder_without_them(wrong: Path, monkeypatch: pytest.Mo
 def test_a_library_hidden_by_a_neighbour_of_the_package(wrong: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_path, "PACKAGE_PARENT", wrong)
     with (
-        pytest.raises(UserError, match=rf"{wrong}/logging\.py: has the name of a library.*; rename it"),
+        pytest.raises(UserError, match=rf"{wrong}/__future__\.py: has the name of a library.*; rename it"),
         connected(None, workers=1),
     ):
         pass

@@ -223,7 +223,7 @@ class Turns(Progress):
         super().__init__()
         self._world, self._bare, self._batches, self._pace = world, bare, batches, pace
         self.turns: list[Turn] = []
-        self.losses: list[float] = []  # of the bare loop, step by step
+        self.losses: list[float] = []  # the losses of the bare loop, step by step
         self._start = 0.0
 
     def at(self, phase: str, step: int | None = None) -> None:

@@ -101,7 +101,7 @@ def _model_folder(model: str, output: str) -> Path | str:
         raise UserError(
             f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"
         )
-    from resnet_dist.tracking.mlflow.database import relocate
+    from resnet_dist.tracking.mlflow.database.relocate import relocate
     from resnet_dist.tracking.mlflow.model import download_model
 
     store = store_folder(output)

@@ -13,10 +13,12 @@ from resnet_dist.system.signals import handle_signals
 
 @on_interrupt(RESUMES)
 def sync(
-    name: Annotated[str | None, typer.Argument(help="A run; default: all runs of the output folder.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A run or a study; default: all of the output folder.")
+    ] = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
-    """Send what MLflow did not get of a run, and close what a driver that died left open there."""
+    """Send what MLflow did not get of a run or a study, and close what a driver that died left open there."""
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(RESUMES)):
         from resnet_dist.runs.storage.open import resolved

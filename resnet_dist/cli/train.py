@@ -37,6 +37,7 @@ from resnet_dist.config import (
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.runs.folder import RunFolder, unsent_summary
+from resnet_dist.runs.study_folder import unsent_line
 from resnet_dist.system.command import (
     command_line,
     quoted,
@@ -170,7 +171,7 @@ def study(
         f"figure     {_short(summary.figure)}\n"
         f"table      {_short(summary.table)}{_browse_line(output)}"
     )
-    exit_where_unsent(summary.runs)
+    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
 
 
 def load(recipe: Path, overrides: list[str] | None) -> Recipe:
@@ -197,12 +198,17 @@ def _torchrun_ranks() -> TorchrunRanks | None:
     return TorchrunRanks()
 
 
-def exit_where_unsent(runs: Sequence[RunFolder]) -> None:
-    """End the command, whose runs are finished, with UNSENT_EXIT_CODE where MLflow did not get everything."""
-    unsent = [run for run in runs if run.unsent]
-    for run in unsent:
-        err.print(f"exit code {UNSENT_EXIT_CODE}: run {run.name} is trained, but {unsent_summary(run)}")
-    if unsent:
+def exit_where_unsent(runs: Sequence[RunFolder], study: tuple[Path, Sequence[str]] = (Path(), ())) -> None:
+    """End the command, whose runs are finished, with UNSENT_EXIT_CODE where MLflow did not get everything.
+
+    study: the folder of the study that they belong to, and what MLflow did not get of it besides the runs.
+    """
+    lines = [f"run {run.name} is trained, but {unsent_summary(run)}" for run in runs if run.unsent]
+    folder, unsent = study
+    lines += [f"study {folder.name} is complete, but {unsent_line(folder, unsent)}"] if unsent else []
+    for line in lines:
+        err.print(f"exit code {UNSENT_EXIT_CODE}: {line}")
+    if lines:
         raise typer.Exit(UNSENT_EXIT_CODE)
 
 

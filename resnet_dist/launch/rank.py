@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import TypeVar
 
 import torch
 
@@ -33,6 +31,7 @@ from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
+from resnet_dist.system.limit import Call
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.tracker import NullTracker
@@ -41,9 +40,7 @@ from resnet_dist.train.watch.progress import Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
-Result = TypeVar("Result")
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
-POLL_SECONDS = 0.2  # between two checks of the training thread
 
 
 def run_attempt(
@@ -71,9 +68,11 @@ def run_attempt(
     def must_stop() -> bool:  # An abandoned thread must not train on in a process that stays.
         return stop_requested() or fence.is_over
 
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence))
+    training = Call(
+        lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence), TRAINING_THREAD
+    )
     stalls = StallWriter(attempt, world)
-    watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds, report=stalls.write)
+    watchdog = Watchdog(progress, training.thread, world, recipe.train.stall_timeout_seconds, report=stalls.write)
     stopped_at: float | None = None
 
     def has_nothing_to_save() -> bool:
@@ -94,7 +93,7 @@ def run_attempt(
     try:
         # With several ranks, another one may have taken the step: only the end of the grace time gives up.
         alone = world.world_size == 1
-        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), look)
+        return training.answer_unless(lambda: give_up() or (alone and has_nothing_to_save()), look)
     finally:
         if own_fence:
             fence.close()
@@ -102,44 +101,6 @@ def run_attempt(
         stalls.close()
 
 
-def run_in_thread(function: Callable[[], Result], give_up: Callable[[], bool]) -> Result | None:
-    """Call `function` in a thread of its own and return its result.
-
-    Returns None, and abandons the thread, where `give_up()` returned true first. Raises what `function`
-    raises.
-    """
-    return _wait(*_start(function), give_up, lambda: None)
-
-
-def _start(function: Callable[[], Result]) -> tuple[threading.Thread, list[Result | BaseException]]:
-    box: list[Result | BaseException] = []
-
-    def run() -> None:
-        try:
-            box.append(function())
-        except BaseException as error:  # `_wait` raises it again in the main thread.
-            box.append(error)
-
-    thread = threading.Thread(target=run, name=TRAINING_THREAD, daemon=True)
-    thread.start()
-    return thread, box
-
-
-def _wait(
-    thread: threading.Thread,
-    box: list[Result | BaseException],
-    give_up: Callable[[], bool],
-    check: Callable[[], None],
-) -> Result | None:
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if thread.is_alive():
-            check()
-            if give_up():
-                return None
-    if isinstance(box[0], BaseException):
-        raise box[0]
-    return box[0]
 
 
 def is_echo(error: BaseException) -> bool:

@@ -27,10 +27,12 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
 from resnet_dist.launch.fence import Fence
-from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt, run_in_thread
+from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.limit import Call
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
@@ -105,7 +107,9 @@ class TorchrunRanks:
         stop = StopRequest()
         with handle_signals(stop.request):
             try:
-                world = run_in_thread(lambda: self._join(attempt, gpu=gpu), stop.requested)
+                world = Call(lambda: self._join(attempt, gpu=gpu), TRAINING_THREAD).answer_unless(
+                    stop.requested
+                )
                 if world is None:
                     return None
                 # Rank 0 is in the driver's process, which ends by itself.

@@ -33,7 +33,7 @@ from resnet_dist.order.versions import FIRST_VERSION
 
 Ids = NDArray[np.int64]
 
-_FRACTION_BITS = np.uint64(32)  # of a key in fixed point
+_FRACTION_BITS = np.uint64(32)  # the bits of a fixed-point key behind its point
 
 
 def emissions(

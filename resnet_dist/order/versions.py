@@ -5,6 +5,6 @@ Knows no NumPy, whose import takes long: a command reads what a run records befo
 
 from __future__ import annotations
 
-FIRST_VERSION = 1  # of runs that recorded none
+FIRST_VERSION = 1  # the order of runs that recorded no version
 NEWEST_VERSION = 2
 VERSIONS = (FIRST_VERSION, NEWEST_VERSION)

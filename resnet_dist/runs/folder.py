@@ -76,9 +76,9 @@ class Restarted:
 class RunFolder:
     """A run and what its run.json records. A value: nothing is in the storage before `write` or `lock`."""
 
-    storage: Storage  # of this run alone
+    storage: Storage  # the place of this run alone
     name: str
-    run_id: str | None  # of MLflow, once the run exists there
+    run_id: str | None  # the id in MLflow, once the run exists there
     attempt: int  # 1 for the first
     recipe: dict[str, object]  # without passwords and signatures, see `stored_recipe`
     key: str = ""  # a unique tag in MLflow, by which a restarted driver finds the run that it had created
@@ -89,7 +89,7 @@ class RunFolder:
     tags: dict[str, str] = field(default_factory=dict)
     # MLFLOW_TRACKING_URI without a password; empty: the store in the output folder; None: an earlier version's run
     tracker: str | None = None
-    status: Status | None = None  # of the newest attempt; None while it runs, and where its driver died
+    status: Status | None = None  # that of the newest attempt; None while it runs, and where its driver died
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
     restarts: tuple[Restarted, ...] = ()  # of all attempts, oldest first
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.

@@ -27,7 +27,7 @@ INCHES = (13.0, 5.2)
 DOTS_PER_INCH = 130
 # An axis whose ends have at most this ratio has labels at 1, 2 and 5 of each decade; a longer one at 1 alone.
 MAX_DENSE_RATIO = 10**2.5
-MAX_LINE_LETTERS, MAX_WORD_LETTERS = 100, 10  # of the title
+MAX_LINE_LETTERS, MAX_WORD_LETTERS = 100, 10  # the longest line and word of the title
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from statistics import fmean
 from resnet_dist.config import Result, Study, Trial
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.study_folder import FIGURE_FILE, TABLE_FILE
 from resnet_dist.study.figure import Curve, draw_study
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.tracking.spool import Entry, Follower, read_layers
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
-FIGURE_FILE, TABLE_FILE = "figure.png", "runs.csv"
 TRAINING_METRICS = ("train/loss", "train/top1")
 
 
@@ -30,6 +30,8 @@ class StudySummary:
     table: Path
     # Not compared: a run that was finished before is read from its file.
     runs: tuple[RunFolder, ...] = field(default=(), compare=False)
+    # What MLflow did not get besides them, in words.
+    unsent: tuple[str, ...] = field(default=(), compare=False)
 
 
 def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:

@@ -8,6 +8,8 @@ output/studies/NAME/   study.json  figure.png  runs.csv        output/runs/NAME-
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from resnet_dist.config import Recipe, Trial
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.driver.output import check_output
@@ -18,6 +20,7 @@ from resnet_dist.errors import INTERRUPTED_EXIT_CODE, StorageError, UserError
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.study_folder import held, unsent_line
 from resnet_dist.study.report import StudySummary, report
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
@@ -44,6 +47,13 @@ def run_study(
     """
     check_trials(request)
     check_output(request.output)
+    with held(request.folder):
+        return _run_held(request, reporter, open_study, open_publisher)
+
+
+def _run_held(
+    request: StudyRequest, reporter: Reporter, open_study: OpenStudy, open_publisher: OpenPublisher
+) -> StudySummary:
     finished: list[RunFolder] = []
     publisher: StudyPublisher | None = None
     status: Status = "FAILED"
@@ -64,6 +74,8 @@ def run_study(
     finally:
         if publisher is not None:
             summary = _report_and_close(request, finished, publisher, status)
+            if publisher.unsent and status != "FINISHED":  # A finished study is summed up by the command.
+                reporter.note(f"study {request.full_name}: {unsent_line(request.folder, publisher.unsent)}")
     assert summary is not None  # A study has at least one trial.
     return summary
 
@@ -88,7 +100,7 @@ def _report_and_close(
         raise
     finally:
         publisher.close(status, summary.conclusion if summary else "")
-    return summary
+    return None if summary is None else replace(summary, unsent=publisher.unsent)
 
 
 def check_trials(request: StudyRequest) -> None:

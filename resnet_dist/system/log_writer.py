@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_LOG_BYTES = 4 * 2**20  # A full file is renamed to OLD; the one before it is removed.
-MAX_EARLY_BYTES = 2**20  # of the lines that are kept in memory, before the file is known
+MAX_EARLY_BYTES = 2**20  # the size of the lines in memory, before the file is known
 MAX_LINE_BYTES = 10_000
 SHOWN_LINES, SHOWN_SECONDS = 20, 10.0  # after a fatal error: the last lines of its last seconds
 OLD = "-old"

@@ -29,7 +29,7 @@ End = Literal["silent", "named", "tail"]
 
 LOG_FILE = "log.txt"  # in the run folder
 LOG_WRITER = Path(__file__).with_name("log_writer.py")
-WRITER_SECONDS = 2.0  # that the end of a command waits for the end of its log
+WRITER_SECONDS = 2.0  # the wait at the end of a command for the end of its log
 PIPE_BYTES = 2**20
 ERRORS = "resnet_dist.person"  # the name of `_replace` among codecs
 # Signs that messages use, for a terminal that shows ASCII alone.

@@ -31,7 +31,7 @@ def check_tracker(output: Path, experiment: str) -> None:
     check_tracking_uri()
     if not has_mlflow():
         return
-    from resnet_dist.tracking.mlflow.database import check_database
+    from resnet_dist.tracking.mlflow.database.check import check_database
 
     check_database(tracking_uri(output))
     if len(experiment) > MAX_EXPERIMENT:

@@ -75,7 +75,14 @@ class Publisher(Protocol):
 
 
 class StudyPublisher(Protocol):
-    """Publishes a study: the runs that belong together, their figure, table and conclusion."""
+    """Publishes a study: the runs that belong together, their figure, table and conclusion.
+
+    As with Publisher, only opening it may raise.
+    """
+
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        """The things that MLflow did not get, in words such as "the conclusion"; complete after `close`."""
 
     def member_tags(self) -> dict[str, str]:
         """Return the tags that make a run one of the study."""

@@ -14,11 +14,15 @@ from resnet_dist.system.redact import HIDDEN, redact
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 STORE_FILE = "mlflow.db"  # the embedded store, in the output folder
-ARTIFACTS_FOLDER = "artifacts"  # of the embedded store, beside it
+ARTIFACTS_FOLDER = "artifacts"  # the folder of artifacts beside the embedded store
 LOCAL_FOLDER = Path("output")  # holds the store of an output that is a URL
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # and with a driver, as postgresql+psycopg2
 SCHEMES = ("http", "https", *DATABASES, "databricks", "databricks-uc", "uc")
 _HOST_AND_PORT = re.compile(r"([^/@\s]*@)?[A-Za-z0-9._-]+:\d+(/.*)?")
+
+
+class TrackerRefuses(UserError):
+    """A tracker that refuses this person, such as by a wrong password: it refuses every other request too."""
 
 
 def store_folder(output: Path | str) -> Path:

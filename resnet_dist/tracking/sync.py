@@ -1,58 +1,138 @@
-"""Send what a tracker did not get of the runs of an output folder, and close what a dead driver left open."""
+"""Send what a tracker did not get of the runs and studies of an output folder, and close what a dead driver left open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from resnet_dist.errors import UserError
+from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
-from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.open import is_url, open_storage
+from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, read_study, studies_in
 from resnet_dist.tracking.open import check_tracker, has_mlflow
-from resnet_dist.tracking.store import URI_VARIABLE, shown_tracker, store_folder
+from resnet_dist.tracking.store import URI_VARIABLE, TrackerRefuses, shown_tracker, store_folder
+
+Report = Callable[[str], None]
 
 
-def sync_runs(output: Path | str, name: str | None, report: Callable[[str], None]) -> bool:
-    """Send what MLflow lacks of the named run, or of all runs of `output`; report whether nothing is left to send.
+def sync_runs(output: Path | str, name: str | None, report: Report) -> bool:
+    """Send what MLflow lacks of the named run or study, or of all of `output`; report whether nothing is left to send.
 
-    Runs that are being trained, and those that were sent completely, are skipped. Raises UserError where a person must
-    act, and where there is no such run.
+    Of all, those that are being trained, belong to another tracker or cannot be sent are skipped with a line each.
+    Raises UserError where a person must act for a named one or for the tracker, and where there is no such run.
     """
     store = store_folder(output)
     check_tracker(store, "")
     if not has_mlflow():
         raise UserError("MLflow, which this command sends runs to, is not installed")
-    from resnet_dist.tracking.mlflow.sync import sync_run
-
     place = open_storage(output).at(RUNS_FOLDER)
-    found = (read_run(place.at(folder)) for folder in ([name] if name else place.folders()))
-    runs = [run for run in found if run is not None]
-    if not runs:
-        raise UserError(f"{place.location}: no run{f' named {name}' if name else 's'} there")
-    left = 0
-    for run in runs:
-        if name is None and run.status is not None and not run.unsent:
-            continue
-        try:
-            with run.lock(report):
-                again = read_run(run.storage) or run  # Its driver may have ended since.
-                _check_same_tracker(again)
-                synced = sync_run(again, store, report)
-                synced.write()
-                left += bool(synced.unsent)
-        except RunHeld:
-            left += 1
-            report(f"run {run.name}: is being trained by another process, which sends it")
+    studies = [] if is_url(output) else studies_in(store)
     if name is None:
-        report(f"{len(runs) - left} of {len(runs)} runs are complete in MLflow")
+        return _sync_all(place, studies, store, report)
+    run, named = read_run(place.at(name)), [folder for folder in studies if folder.name == name]
+    if run is None and not named:
+        raise UserError(f"{place.location}: no run named {name} there")
+    sent = [_sync_run(run, store, report)] if run is not None else []
+    for folder in named:
+        members = [member for member in _study_in(folder).runs() if not _is_complete(member)]
+        sent += [_sync_run(member, store, report) for member in members]
+        sent.append(_sync_study(folder, report))
+    return all(sent)
+
+
+def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) -> bool:
+    """Send whatever is not complete in MLflow; report whether nothing is left."""
+
+    def send_run(name: str) -> bool | None:
+        run = read_run(place.at(name))
+        return None if run is None else _is_complete(run) or _sync_run(run, store, report)
+
+    def send_study(folder: Path) -> bool:
+        return _is_complete(_study_in(folder)) or _sync_study(folder, report)
+
+    # The studies come last: the runs that they adopt then exist.
+    tasks: list[tuple[str, Callable[[], bool | None]]] = [
+        (f"run {name}", partial(send_run, name)) for name in place.folders()
+    ]
+    tasks += [(f"study {folder.name}", partial(send_study, folder)) for folder in studies]
+    complete: list[str] = []
+    left: list[str] = []
+    for name, task in tasks:
+        try:
+            is_sent = task()
+        except TrackerRefuses:
+            raise
+        except (UserError, StorageError) as error:
+            report(f"{name}: skipped; {error}")
+            is_sent = False
+        if is_sent is not None:
+            (complete if is_sent else left).append(name)
+    if not complete and not left:
+        raise UserError(f"{place.location}: no runs there")
+    things = "runs and studies" if studies else "runs"
+    rest = f"; left: {', '.join(left)}" if left else ""
+    report(f"{len(complete)} of {len(complete) + len(left)} {things} are complete in MLflow{rest}")
     return not left
 
 
-def _check_same_tracker(run: RunFolder) -> None:
-    """Raise UserError where the run belongs to another tracker than the one that the environment names."""
-    if run.tracker is not None and run.tracker != shown_tracker():
-        advice = f"set {URI_VARIABLE} to that address" if run.tracker else f"unset {URI_VARIABLE}"
+def _sync_run(run: RunFolder, store: Path, report: Report) -> bool:
+    """Send a run; report whether MLflow has everything then."""
+    from resnet_dist.tracking.mlflow.sync import sync_run
+
+    try:
+        with run.lock(report):
+            again = read_run(run.storage) or run  # Its driver may have ended since.
+            _check_same_tracker(again.tracker, f"run {run.name}")
+            synced = sync_run(again, store, report)
+            synced.write()
+    except RunHeld:
+        report(f"run {run.name}: is being trained by another process, which sends it")
+        return False
+    return not synced.unsent
+
+
+def _sync_study(folder: Path, report: Report) -> bool:
+    """Send the run of a study that is the parent of the others; report whether MLflow has everything then."""
+    from resnet_dist.tracking.mlflow.sync import sync_study
+
+    try:
+        with held(folder):
+            study = _study_in(folder)
+            if study.experiment is None:
+                raise UserError(
+                    f"study {study.name} was begun by an earlier version, which recorded too little; the `study` command "
+                    "that began it continues it"
+                )
+            _check_same_tracker(study.tracker, f"study {study.name}")
+            synced = sync_study(study, report)
+            synced.write()
+    except StudyHeld:
+        report(f"study {folder.name}: is being trained by another process, which sends it")
+        return False
+    return not synced.unsent
+
+
+def _study_in(folder: Path) -> StudyFolder:
+    """Return the study in a folder that has its file. Raises UserError."""
+    study = read_study(folder)
+    assert study is not None
+    return study
+
+
+def _is_complete(kept: RunFolder | StudyFolder) -> bool:
+    """Report whether MLflow has everything of a run or study whose driver has ended."""
+    # An earlier version did not record the end of a study.
+    of_earlier_version = isinstance(kept, StudyFolder) and kept.experiment is None and kept.run_id is not None
+    return of_earlier_version or (kept.status is not None and not kept.unsent)
+
+
+def _check_same_tracker(tracker: str | None, name: str) -> None:
+    """Raise UserError where a run or study is kept in another tracker than the one that the environment names."""
+    if tracker is not None and tracker != shown_tracker():
+        advice = f"set {URI_VARIABLE} to that address" if tracker else f"unset {URI_VARIABLE}"
         now = shown_tracker() or "the store in the output folder"
         raise UserError(
-            f"run {run.name} is kept in {run.tracker or 'the store in the output folder'}, not in {now}; {advice}"
+            f"{name} is kept in {tracker or 'the store in the output folder'}, not in {now}; {advice}"
         )

@@ -32,7 +32,7 @@ from torchvision import datasets, transforms
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CLASSES = 10
-PARAMETERS = 269_722  # of ResNet-20 with option A, He et al. 2015
+PARAMETERS = 269_722  # ResNet-20 with option A has so many, He et al. 2015
 BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.1, 0.9, 1e-4
 
 

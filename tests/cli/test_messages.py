@@ -124,7 +124,7 @@ def test_one_command_started_several_times_is_refused(
 
 
 def test_a_batch_script_of_slurm_starts_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "2")  # of the job, outside srun
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # the tasks of the job, outside srun
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     assert command.task_launcher() is None
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from tests.data.servers import LOCALHOST
 
 SIGNATURE = "X-Amz-Credential=AKIA%2Fs3%2Faws4_request&Signature=a%2Bb%2Fc%3D%7E"
-NUM_FAILURES = 2  # of each file in the modes `flaky-STATUS`
+NUM_FAILURES = 2  # the failures of each file in the modes `flaky-STATUS`
 
 
 class OddServer:

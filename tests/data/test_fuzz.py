@@ -31,7 +31,7 @@ from resnet_dist.errors import UserError
 from tests.data.conftest import decode_image, encoded, picture, write_shards, write_tar
 
 NUM_IMAGES, NUM_TARS, NUM_INDEXES, NUM_IDX_FILES = 9000, 6000, 3000, 2000  # 20,000 damaged files in all
-MAX_GROWTH_BYTES = 700 * 2**20  # of the process in one test; the largest image takes 240 MB
+MAX_GROWTH_BYTES = 700 * 2**20  # the growth of the process in one test; the largest image takes 240 MB
 
 
 def damaged(content: bytes, generator: random.Random) -> bytes:

@@ -39,7 +39,7 @@ from resnet_dist.world import World
 # ready only when its last task is done.
 MAX_PIXELS_PER_TASK, MAX_SAMPLES_PER_TASK = 16 * 224 * 224, 128
 # Images below both limits are decoded by one thread, see `_threads_for`.
-SMALL_SAMPLE_BYTES = 8 * 2**10  # of a sample in its shard, with the tar's headers, on average
+SMALL_SAMPLE_BYTES = 8 * 2**10  # the mean size of a small sample in its shard, headers included
 SMALL_SIZE = 64  # pixels: resizing to more takes longer than the part of the work that holds the GIL
 CHUNK_BYTES = 256 * 2**20  # images of a cached set that are decoded before they are copied to its place
 

@@ -21,7 +21,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING
 from resnet_dist.system.memory import available_memory, ranks_of_this_node
 
-MAX_SHARE_OF_FREE = 0.8  # of the free memory: the rest of the process needs some too
+MAX_SHARE_OF_FREE = 0.8  # a share of the free memory: the rest of the process needs some too
 
 
 class Buffers:

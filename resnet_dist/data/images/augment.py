@@ -49,7 +49,7 @@ def augment_(
         for row, pixels_SSC in enumerate(images_NSSC.numpy()):
             pixels_SSC[:] = recolored(pixels_SSC, data, random, row)
     if moves(data, wide, size):
-        num_places = wide + 2 * data.pad - size + 1  # of the window along each axis of the padded image
+        num_places = wide + 2 * data.pad - size + 1  # places of the window along an axis of the padded image
         down_B, right_B = (random.batch_N4[:, 1:3] * num_places).astype(np.int64).T - data.pad
         images_NSSC = windows(images_NSSC, rows_B, down_B, right_B, size)
     elif wide != size:

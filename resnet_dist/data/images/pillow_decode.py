@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     Opener = Callable[[io.BytesIO, str], ImageFile]
 
 LARGE_PIXELS = 8_000_000  # Decode images from this size on one at a time: many threads would need gigabytes.
-STRIP_PIXELS = 1_000_000  # of such an image that are converted at a time
+STRIP_PIXELS = 1_000_000  # the pixels of such an image that are converted at a time
 # The lock is reentrant: a thread that falls back to Pillow may hold it already.
 one_large_image = threading.RLock()
 
@@ -69,12 +69,12 @@ _MODULES = {
     HEIF: "pillow_heif",
     JXL: "pillow_jxl",
 }
-_CODECS = {WEBP: "webp", AVIF: "avif", JPEG2000: "jpg_2000"}  # that Pillow may have been built without
+_CODECS = {WEBP: "webp", AVIF: "avif", JPEG2000: "jpg_2000"}  # Pillow may have been built without them
 # Readers that parse an EXIF block where they open a file, although pixels do not depend on it.
 _OPENED_WITHOUT_METADATA = (JPEG, AVIF, HEIF)
 _QUIETLY_OPENED = (TIFF, GIF)  # Pillow warns of damaged tags, and of frames whose size is checked here.
 _opening_quietly = threading.Lock()
-MIN_TILE_BYTES = 14  # of a tile in a JPEG 2000: its two markers
+MIN_TILE_BYTES = 14  # the two markers of a tile in a JPEG 2000
 _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT = 258, 322, 323  # tags of TIFF
 
 

@@ -24,10 +24,10 @@ OUTSIDE_CLASSES = "a folder that is no class"
 class FolderOptions:
     """The options of a folder of images."""
 
-    seed: int = 0  # of the held-out share, where the folder has no splits
+    seed: int = 0  # chooses the held-out share where the folder has no splits
     whole_split: str | None = None  # scan this split alone; a folder without splits goes into it whole
     allow_empty: bool = False  # keep classes without samples
-    output: Path | None = None  # the output folder, which is passed over
+    output: Path | None = None  # the output folder, which is no part of the source
 
 
 def open_image_folder(path: Path, options: FolderOptions) -> Source:

@@ -21,7 +21,7 @@ class Item:
     extension: str  # without a dot; the format of the encoded bytes, as its name has it
     read: Callable[[], bytes]
     name: str = ""  # for messages: the file relative to its split's folder, or the number in the set
-    num_bytes: int = 0  # of the file; 0: unknown until it is read
+    num_bytes: int = 0  # the size of the file; 0: unknown until it is read
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Scan:
 
     def images(self, folder: Folder, findings: Findings) -> Iterator[ImageFile]:
         """Yield the images at any depth of a class's folder, sorted by the parts of their names."""
-        names: list[str] = []  # of its subfolders
+        names: list[str] = []  # the names of its subfolders
         yield from self._walk(folder, findings, names)
         self._check_no_splits(folder, names)
 

@@ -41,7 +41,7 @@ class Prepared:
     """A split on disk."""
 
     index: Index
-    findings: Findings  # of the split, with those of the whole source in the first that is prepared
+    findings: Findings  # the split's; in the first that is prepared, the whole source's too
     report: Path  # lists the findings; missing where there are none
 
 
@@ -53,7 +53,7 @@ class _SplitJob:
     split: str
     folder: Path
     options: PrepareOptions
-    findings: Findings  # of the scan
+    findings: Findings  # those of the scan
     workers: int
     progress: Progress
 

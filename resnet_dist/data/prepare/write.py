@@ -41,10 +41,10 @@ class PrepareOptions:
     shard_bytes: int = SHARD_BYTES
     # Pixels. An image with a longer short side is shrunk to it, and encoded as JPEG.
     resize_short: int | None = None
-    quality: int = 92  # of these JPEGs
+    quality: int = 92  # the quality of these JPEGs
     max_pixels: int = MAX_PIXELS  # larger images are left out
     strict: bool = False  # fail where anything would be left out
-    allow_empty: bool = False  # keep classes none of whose images can be read
+    allow_empty: bool = False  # Keep classes without an image that can be read.
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _write_tar(task: ShardTask) -> None:
                     writer.write({"__key__": _key(number), extension: data, "cls": b"%d" % item.label})
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:  # of the output, such as a full disk: errors of an image are caught above
+    except OSError as error:  # The output failed, as on a full disk: errors of an image are caught above.
         partial_path.unlink(missing_ok=True)
         raise UserError(
             f"{task.path}: could not be written ({error}); repeat the same call to resume"

@@ -64,7 +64,7 @@ class Index:
     location: str  # path or URL of the index file
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]  # by label
-    rules: MemberRules = WEBDATASET  # by which the members of its shards are samples
+    rules: MemberRules = WEBDATASET  # They group the members of its shards into samples.
 
     @cached_property
     def counts(self) -> tuple[int, ...]:

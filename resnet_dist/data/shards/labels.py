@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-LABEL_FIELDS = ("label", "cls", "class_id")  # of a .json label, the first that exists
+LABEL_FIELDS = ("label", "cls", "class_id")  # the fields of a .json label; the first that exists counts
 MAX_QUOTED = 40  # characters of a label, in a message
 MAX_NAMES = 5  # classes that a message names
 NO_IDS: Mapping[str, int] = MappingProxyType({})

@@ -20,10 +20,10 @@ from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.storage.urls import IDX_SUFFIX
 from resnet_dist.system.files import write_text_atomically
 
-IDX_VERSION = "v1.2"  # of DALI's format
+IDX_VERSION = "v1.2"  # the version of DALI's format
 TAR_SUFFIX = ".tar"
-FULL_KEYS_SUFFIX = ".full.idx"  # of a file whose members are grouped by full keys
-BESIDE_INDEX_SUFFIX = ".offsets"  # of the folder beside an index, in place of .json
+FULL_KEYS_SUFFIX = ".full.idx"  # the name's end where members are grouped by full keys
+BESIDE_INDEX_SUFFIX = ".offsets"  # the end of the folder's name beside an index, in place of .json
 MAX_HEADER_LINE = 100  # characters
 
 

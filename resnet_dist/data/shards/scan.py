@@ -32,7 +32,7 @@ class ScannedShard:
     """The result of reading one shard."""
 
     shard: Shard  # with its number of samples, bytes and checksum
-    labels: frozenset[int]  # of the samples that can be used
+    labels: frozenset[int]  # those of the samples that can be used
     findings: Findings = field(default_factory=Findings)
 
 

@@ -80,7 +80,7 @@ _SIGNING_WITH_SIG = frozenset(
         "scid",
     ]
 )
-_VERSION = re.compile(r"\?versionId=[^/]*$|#\d+$")  # of an object, as s3fs and gcsfs write it
+_VERSION = re.compile(r"\?versionId=[^/]*$|#\d+$")  # the version of an object, as s3fs and gcsfs write it
 
 
 def is_local(url: str) -> bool:

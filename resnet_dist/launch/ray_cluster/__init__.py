@@ -2,6 +2,7 @@
 
 address   the address that a person typed, or left in a variable, in its parts
 probe     find out with plain sockets what answers there
+tls       the files with which this shell speaks TLS, as Ray's variables name them
 gcs       ask what speaks gRPC: the GCS knows the versions, the nodes and the dashboard of its cluster
 check     the address to connect to, or one sentence: what was tried, what answered, what to type instead
 advice    the sentences

@@ -26,8 +26,8 @@ class Address:
     scheme: str = ""
     host: str = ""
     port: int = 0
-    path: str = ""  # of a dashboard behind a web server, without a slash at its end
-    user_info: str = ""  # of a dashboard behind a web server: `NAME:PASSWORD@`
+    path: str = ""  # the path of a dashboard behind a web server, without a slash at its end
+    user_info: str = ""  # `NAME:PASSWORD@` of a dashboard behind a web server
     has_port: bool = True  # false: the port is the default of the scheme
     word: str = ""  # auto or local
     typed: str = ""

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from resnet_dist.launch.ray_cluster.address import DASHBOARD_PORT, GCS_PORT, Address, bracketed
 from resnet_dist.launch.ray_cluster.gcs import Gcs
 from resnet_dist.launch.ray_cluster.probe import Answer, Kind
+from resnet_dist.launch.ray_cluster.tls import AUTHORITY, CERTIFICATE, KEY, TLS_VARIABLE, uses_tls
 
 PYTHON_LEVEL_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
 TYPE_DASHBOARD = f"submit and the commands about jobs need the dashboard of a cluster, such as http://HOST:{DASHBOARD_PORT}"
@@ -55,11 +56,14 @@ def refuse_for_training(address: Address, source: str, answer: Answer) -> str:
             f"{found}; this command needs the cluster's GCS, usually {host}:{GCS_PORT} (auto on a node of the cluster); "
             f"from elsewhere: resnet-dist submit … --address {address.url}"
         )
-    if answer.kind is Kind.TLS:
+    files = f"{CERTIFICATE}, {KEY} and {AUTHORITY}"
+    if uses_tls() and answer.kind in (Kind.TLS, Kind.SILENT):
         return (
-            f"{found}; where it is the GCS, set RAY_USE_TLS=1 and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and "
-            "RAY_TLS_CA_CERT as on the cluster"
+            f"{found}; over TLS, with the files of {files}, no GCS answers: they must be those of the cluster, and its "
+            "certificate must be for this host"
         )
+    if answer.kind is Kind.TLS:
+        return f"{found}; where it is the GCS, set {TLS_VARIABLE}=1 and {files} as on the cluster"
     return f"{found}; {type_gcs(source)}"
 
 
@@ -71,6 +75,14 @@ def refuse_for_jobs(address: Address, answer: Answer, tried_proxy: str) -> str:
     if answer.kind is Kind.NO_TLS:
         return f"{found}; use http://{address.target}{address.path}"
     return f"{found}; {TYPE_DASHBOARD}, as `ray start --head` printed it"
+
+
+def without_tls(address: Address) -> str:
+    """Return the sentence for a cluster that speaks no TLS, where the variables of this shell ask for it."""
+    return (
+        f"{address.label}: a server of gRPC without TLS answers on {address.target}, but this shell has "
+        f"{TLS_VARIABLE}={os.environ[TLS_VARIABLE]}; unset it, or start the cluster with it"
+    )
 
 
 def client_server(address: Address) -> str:

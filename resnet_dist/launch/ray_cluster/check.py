@@ -32,6 +32,7 @@ from resnet_dist.launch.ray_cluster.gcs import (
     token_headers,
 )
 from resnet_dist.launch.ray_cluster.probe import VERSION_PATH, Answer, Kind, probe
+from resnet_dist.launch.ray_cluster.tls import uses_tls
 from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
 from resnet_dist.system.redact import redact
 
@@ -79,9 +80,11 @@ def _check_cluster(address: Address, source: str, headers: Mapping[str, str]) ->
     if address.scheme not in ("", "http", "https", "ray"):
         raise UserError(f"{address.label}: Ray has no addresses of this scheme; {advice.type_gcs(source)}")
     answer = probe(address)
-    if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true") and answer.kind in (Kind.TLS, Kind.SILENT):
-        return address.target
-    gcs = _ask(address, headers) if answer.kind is Kind.HTTP2 else NoGcs.OTHER
+    if uses_tls() and answer.kind is Kind.HTTP2:
+        raise UserError(advice.without_tls(address))
+    # A server of gRPC over TLS sends an alert, or closes the connection, where a client begins without it.
+    may_be_gcs = answer.kind in (Kind.TLS, Kind.SILENT) if uses_tls() else answer.kind is Kind.HTTP2
+    gcs = _ask(address, headers) if may_be_gcs else NoGcs.OTHER
     if gcs is NoGcs.CLIENT_SERVER:
         if address.scheme != "ray":
             raise UserError(advice.client_server(address))

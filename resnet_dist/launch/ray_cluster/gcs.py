@@ -14,6 +14,7 @@ from enum import Enum, auto
 from typing import Any
 
 from resnet_dist.errors import UserError
+from resnet_dist.launch.ray_cluster.tls import channel_credentials, uses_tls
 from resnet_dist.launch.ray_settings import set_defaults
 
 CALL_SECONDS = 2.0
@@ -39,9 +40,9 @@ class Gcs:
 
 
 def read_gcs(target: str, headers: Mapping[str, str]) -> Gcs | NoGcs:
-    """Return what the GCS at `target` knows, or what speaks gRPC there instead.
+    """Return what the GCS at `target` knows, or what speaks gRPC there instead; over TLS where RAY_USE_TLS is set.
 
-    headers: the token that is sent, if any.
+    headers: the token that is sent, if any. Raises UserError where a file for TLS is missing.
     """
     set_defaults()
     import grpc
@@ -49,7 +50,11 @@ def read_gcs(target: str, headers: Mapping[str, str]) -> Gcs | NoGcs:
     # Ray's GCS client does not use a proxy either.
     options = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
     metadata = tuple((name.lower(), value) for name, value in headers.items())
-    with grpc.insecure_channel(target, options=options) as channel:
+    if uses_tls():
+        opened = grpc.secure_channel(target, channel_credentials(), options=options)
+    else:
+        opened = grpc.insecure_channel(target, options=options)
+    with opened as channel:
         try:
             return _read(channel, metadata)
         except grpc.RpcError as error:

@@ -71,7 +71,7 @@ def packages_here() -> dict[str, str]:
     except Exception as error:  # Mostly ImportError: it, or a library that it imports, is missing or broken.
         found["reason"] = " ".join(str(error).split()) or type(error).__name__
     try:
-        found["torch"] = version("torch").partition("+")[0]  # without the build for a kind of GPU
+        found["torch"] = version("torch").partition("+")[0]  # The build for a kind of GPU is left out.
     except PackageNotFoundError:
         found["torch"] = ""
     return found

@@ -53,8 +53,8 @@ class Answer:
 
     kind: Kind
     detail: str = ""
-    ray_version: str = ""  # of a dashboard
-    session: str = ""  # of a dashboard: the name that its cluster has in the GCS too
+    ray_version: str = ""  # the version that a dashboard names
+    session: str = ""  # the name of a dashboard's cluster, which its GCS has too
 
 
 class _End(Exception):
@@ -86,9 +86,33 @@ def _exchange(address: Address, headers: Mapping[str, str]) -> bytes:
             data = b""
         except OSError as error:  # What listens has closed the connection at once.
             raise _End(Kind.SILENT, f"it closes the connection ({error.strerror or error})") from None
+        # A server of gRPC over TLS closes the connection of a client that begins without it.
+        if not data and address.scheme != "https" and _is_closed(connection) and _answers_tls(address):
+            raise _End(Kind.TLS, "it closes a connection without TLS")
         if not data:
             raise _End(Kind.SILENT, "it accepts a connection but sends nothing")
         return data
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Report whether the other side has closed the connection."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:  # It was reset.
+        return True
+
+
+def _answers_tls(address: Address) -> bool:
+    """Report whether a new connection to `address` can be one of TLS."""
+    try:
+        with _connect(_resolve(address.host, address.port)) as connection:
+            _start_tls(connection, address.host).close()
+    except (_End, OSError):
+        return False
+    return True
 
 
 def _resolve(host: str, port: int) -> list[Any]:

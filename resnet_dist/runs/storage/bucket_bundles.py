@@ -21,9 +21,9 @@ from resnet_dist.runs.storage.scratch import fetched_folder, scratch_file_lock, 
 if TYPE_CHECKING:
     from resnet_dist.runs.storage.bucket import Bucket
 
-PART_BYTES = 8 * 2**20  # of an upload and of a download; a broken one costs at most this
-NUM_PARTS = 8  # of a file that travel at the same time
-NUM_FILES = 4  # that are uploaded at the same time
+PART_BYTES = 8 * 2**20  # the size of a part of an upload or download; a broken one costs no more
+NUM_PARTS = 8  # the parts of a file that travel at the same time
+NUM_FILES = 4  # the files that are uploaded at the same time
 # Objects of a bundle without its commit: an upload that broke off, if the newest of them is this old.
 ORPHAN_SECONDS = 3600.0
 

@@ -20,9 +20,9 @@ SHARED_MEMORY = Path("/dev/shm")
 class Limit:
     """A limit of the shell's `ulimit`, and the least that works here, measured on two CPUs."""
 
-    number: int  # of the resource module
-    option: str  # of ulimit
-    unit: int  # of ulimit's numbers
+    number: int  # the number in Python's resource module
+    option: str  # the option of ulimit
+    unit: int  # the unit of ulimit's numbers, in bytes or pieces
     counted: str  # the thing that it limits
     advice: str  # a value for ulimit
     local: int

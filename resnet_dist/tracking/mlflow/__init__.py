@@ -1,6 +1,6 @@
 """MLflow: the run, its metrics and its model. Only the driver and the commands use it, never a rank.
 
-database   the SQLite file or database that holds runs: checked, created, kept with its folder
+database/  the SQLite file or database that holds runs: checked, created, kept with its folder
 run        the MLflow run: created, resumed, described and closed
 values     values and names as MLflow takes them
 failure    explain the failure of a tracker; tell a mistake from an outage

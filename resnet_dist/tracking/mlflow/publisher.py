@@ -158,7 +158,7 @@ class MlflowPublisher:
         return not self._recipe_thread.is_alive() and self._recipe_error is None
 
     def _explain(self, error: BaseException) -> str:
-        if isinstance(error, StorageError):  # of the spool
+        if isinstance(error, StorageError):  # The spool cannot be read.
             return str(error)
         self._failure = explain(error, self._uri)
         return f"{place_of(self._uri)}: {self._failure.reason}"

@@ -16,10 +16,12 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.mlflow import values
-from resnet_dist.tracking.mlflow.database import connect, identity, relocate
+from resnet_dist.tracking.mlflow.database.connect import connect, identity
+from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
@@ -57,7 +59,7 @@ class MlflowRun:
     experiment_id: str
     run_id: str
     was_deleted: bool = False  # The run that run.json names is gone; this one replaces it.
-    file: tuple[int, int] | None = None  # of a SQLite store, see database.identity
+    file: tuple[int, int] | None = None  # the file of a SQLite store, see `identity`
     # Parameters, tags and metrics that the store does not take.
     refused: list[str] = field(default_factory=list)
 
@@ -81,16 +83,22 @@ class MlflowRun:
         return cls._find(record.output, experiment, run.name, run.run_id, run.key, record.start_ms)
 
     @classmethod
-    def open_parent(cls, record: StudyRecord, run_id: str | None, key: str) -> Self:
+    def open_parent(cls, study: StudyFolder) -> Self:
         """Create or resume the run of a study, which has no metrics of its own.
 
         Other runs become its children by PARENT_TAG. Raises as `open` does.
         """
-        run = cls._find(record.output, record.study.experiment, record.name, run_id, key, None)
+        run = cls.find_parent(study)
         run.client.update_run(run.run_id, status="RUNNING")
         with run._closed_where_it_fails():
-            run.set_tags(origin_tags(record.source, record.study.description))
+            run.describe_study(study)
         return run
+
+    @classmethod
+    def find_parent(cls, study: StudyFolder) -> Self:
+        """Return the run of a study as it is, or create it."""
+        assert study.experiment is not None
+        return cls._find(study.output, study.experiment, study.name, study.run_id, study.key, None)
 
     @classmethod
     def _find(
@@ -136,6 +144,9 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags(tags)
+
+    def describe_study(self, study: StudyFolder) -> None:
+        self.set_tags({**origin_tags(study.source, study.description), STUDY_TAG: study.name})
 
     def newest_steps(self) -> dict[str, int]:
         """Return the newest step of every metric in the store."""

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
-from resnet_dist.system.files import write_text_atomically
+from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder, read_study
 from resnet_dist.system.limit import within
+from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.publisher import START_SECONDS, START_SECONDS_OF_FILE
-from resnet_dist.tracking.mlflow.run import (
-    CLOSE_SECONDS,
-    KEY_TAG,
-    PARENT_TAG,
-    MlflowRun,
-    place_of,
-    warn_on_error,
-)
+from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, GONE, PARENT_TAG, MlflowRun, place_of
 from resnet_dist.tracking.protocol import StudyRecord
-from resnet_dist.tracking.store import sqlite_file, tracking_uri
+from resnet_dist.tracking.store import shown_tracker, sqlite_file, tracking_uri
 
 log = logging.getLogger(__name__)
 
-STUDY_FILE = "study.json"
-STUDY_TAG = "study"
+Task = tuple[str, Callable[[], object]]  # the name of what is sent, and a function that sends it
 
 
 class MlflowStudy:
     """The parent run, opened before the first run trains, or at the end where its store does not answer before.
 
-    Later failures are warnings and never stop the study.
+    Later failures are warnings and never stop the study; `sync` sends what is in `unsent` then.
     """
 
     def __init__(self, record: StudyRecord) -> None:
@@ -41,14 +37,12 @@ class MlflowStudy:
 
         Raises UserError for a person's mistake, such as a wrong password.
         """
-        self._record, self._uri = record, tracking_uri(record.output)
-        self._file = record.folder / STUDY_FILE
-        known = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._run_id, self._key = known.get("run_id"), known.get("key") or uuid.uuid4().hex
+        self._uri = tracking_uri(record.output)
+        self._study = _begun(record)
         self._run: MlflowRun | None = None
-        record.folder.mkdir(parents=True, exist_ok=True)
+        self._unsent: list[str] = []
         # Write the key first: a process that died before it knew the id finds its run by the key.
-        self._write(self._run_id)
+        self._study.write()
         seconds = START_SECONDS if sqlite_file(self._uri) is None else START_SECONDS_OF_FILE
         try:
             self._run = within(seconds, self._open)
@@ -60,10 +54,14 @@ class MlflowStudy:
                 "%s: %s; the study is published there at its end", place_of(self._uri), failure.reason
             )
 
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        return tuple(self._unsent)
+
     def member_tags(self) -> dict[str, str]:
         """Return the tags that make a run one of the study."""
         parent = {} if self._run is None else {PARENT_TAG: self._run.run_id}
-        return {**parent, STUDY_TAG: self._record.name}
+        return {**parent, STUDY_TAG: self._study.name}
 
     def is_finished(self, run_id: str) -> bool:
         """Report whether the run was closed as FINISHED; false for an unknown run, and where MLflow does not answer."""
@@ -76,38 +74,92 @@ class MlflowStudy:
             return False
 
     def log_files(self, *files: Path) -> None:
-        for file in files:
-            with warn_on_error(
-                f"{file.name} was not logged to MLflow; it is in {self._record.folder}", self._uri
-            ):
-                run = self._opened()
-                run.client.log_artifact(run.run_id, str(file))
+        self._send([(file.name, _logging(self._opened, file)) for file in files])
 
     def close(self, status: Status, conclusion: str) -> None:
-        with warn_on_error("the conclusion of the study was not logged to MLflow", self._uri):
-            self._opened().set_tags({"conclusion": conclusion})
-        with warn_on_error(f"the MLflow run of the study could not be closed as {status}", self._uri):
-            self._opened().close(status, CLOSE_SECONDS)
+        self._send([("the conclusion", lambda: self._opened().set_tags({"conclusion": conclusion}))])
+        self._send([("the status", lambda: self._opened().close(status, CLOSE_SECONDS))])
+        self._study = self._study.ended(status, conclusion, self._unsent)
+        self._study.write()
+
+    def _send(self, tasks: Sequence[Task]) -> None:
+        if self._run is None and self._unsent:  # One wait at the end, for the first thing to send, is enough.
+            self._unsent += [name for name, _ in tasks]
+            return
+        self._unsent += send(tasks, self._study, self._uri, log.warning)
 
     def _opened(self) -> MlflowRun:
         """Return the parent run. One that could not be opened before the runs is opened now, and gets its children."""
         if self._run is None:
             self._run = within(START_SECONDS, self._open)
-            self._adopt(self._run)
+            adopt_runs(self._run, self._study)
         return self._run
 
     def _open(self) -> MlflowRun:
-        run = MlflowRun.open_parent(self._record, self._run_id, self._key)
-        self._write(run.run_id)
-        run.set_tags({STUDY_TAG: self._record.name})
+        run = MlflowRun.open_parent(self._study)
+        self._study = replace(self._study, run_id=run.run_id)
+        self._study.write()
         return run
 
-    def _adopt(self, parent: MlflowRun) -> None:
-        """Make the runs of the study, which were created without it, children of `parent`."""
-        query = f"tags.`{STUDY_TAG}` = '{self._record.name}'"
-        for found in parent.client.search_runs([parent.experiment_id], query):
-            if found.data.tags.get(KEY_TAG) != self._key:
-                parent.client.set_tag(found.info.run_id, PARENT_TAG, parent.run_id)
 
-    def _write(self, run_id: str | None) -> None:
-        write_text_atomically(self._file, json.dumps({"run_id": run_id, "key": self._key}) + "\n")
+def send(tasks: Sequence[Task], study: StudyFolder, uri: str, report: Callable[[str], object]) -> list[str]:
+    """Send one thing after another; return the names of those from the first failure on, whose reason is reported."""
+    for number, (_, task) in enumerate(tasks):
+        try:
+            task()
+        except Exception as error:  # A server may fail in any way; the study is trained.
+            unsent = [name for name, _ in tasks[number:]]
+            reason = explain(error, uri).reason
+            report(f"{place_of(uri)} did not get {' and '.join(unsent)} of study {study.name}: {reason}")
+            return unsent
+    return []
+
+
+def sync_parent(
+    run: MlflowRun, study: StudyFolder, status: Status, report: Callable[[str], None]
+) -> list[str]:
+    """Send the run of a study, which is open, all that its folder holds, and close it; return what could not be sent."""
+    tasks: list[Task] = [
+        ("the description", lambda: run.describe_study(study)),
+        ("its runs", lambda: adopt_runs(run, study)),
+        *((file.name, _logging(lambda: run, file)) for file in study.files),
+        ("the conclusion", lambda: run.set_tags({"conclusion": study.conclusion})),
+        ("the status", lambda: run.close(status, CLOSE_SECONDS)),
+    ]
+    return send(tasks, study, run.uri, report)
+
+
+def adopt_runs(parent: MlflowRun, study: StudyFolder) -> None:
+    """Make the runs of the study, which may have been created without it, children of `parent`."""
+    for run in study.runs():
+        if run.run_id is None:
+            continue  # It gets the tag when it is created.
+        try:
+            parent.client.set_tag(run.run_id, PARENT_TAG, parent.run_id)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
+
+
+def _begun(record: StudyRecord) -> StudyFolder:
+    """Return the study as it is when its driver begins."""
+    known = read_study(record.folder)
+    return StudyFolder(
+        record.folder,
+        key=known.key if known else uuid.uuid4().hex,
+        run_id=known.run_id if known else None,
+        experiment=record.study.experiment,
+        description=redact(record.study.description),
+        source=record.source,
+        tracker=shown_tracker(),
+    )
+
+
+def _logging(opened: Callable[[], MlflowRun], file: Path) -> Callable[[], None]:
+    """Return a function that logs a file with the run that `opened` returns."""
+
+    def task() -> None:
+        run = opened()
+        run.client.log_artifact(run.run_id, str(file))
+
+    return task

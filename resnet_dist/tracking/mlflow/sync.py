@@ -1,4 +1,4 @@
-"""Send what a tracker did not get of a run, and close what a dead driver left open. Repeating it changes nothing."""
+"""Send what a tracker did not get of a run or a study, and close what a dead driver left open. Repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
+from resnet_dist.runs.study_folder import StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.results import publish_results
 from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, MlflowRun, RunGone, place_of
+from resnet_dist.tracking.mlflow.study import sync_parent
 from resnet_dist.tracking.mlflow.upload import Backlog
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, Follower, start_seconds
-from resnet_dist.tracking.store import tracking_uri
+from resnet_dist.tracking.store import TrackerRefuses, tracking_uri
 from resnet_dist.train.checkpoint.folder import best_or_newest
 
 OPEN_SECONDS = 60.0
@@ -39,11 +41,7 @@ def sync_run(run: RunFolder, output: Path, report: Callable[[str], None]) -> Run
     except (StorageError, UserError):
         raise
     except Exception as error:  # A server may fail in any way.
-        uri = tracking_uri(output)
-        failure = explain(error, uri)
-        if failure.is_mistake:
-            raise UserError(f"{place_of(uri)}: {failure.reason}") from None
-        report(f"run {run.name}: not sent; {place_of(uri)}: {failure.reason}")
+        report(f"run {run.name}: not sent; {_outage(error, output)}")
         return run.ended(status, run.unsent or ("the metrics",))
     done = [f"{num_sent:,} metrics sent"] if num_sent else []
     unsent = _publish(mlflow_run, record, status, report, done)
@@ -55,6 +53,38 @@ def sync_run(run: RunFolder, output: Path, report: Callable[[str], None]) -> Run
         unsent.append(f"{len(mlflow_run.refused)} values that it does not take")
     report(f"run {run.name}: {', '.join(done) or 'nothing to send'}")
     return run.with_run_id(mlflow_run.run_id).ended(status, unsent)
+
+
+def sync_study(study: StudyFolder, report: Callable[[str], None]) -> StudyFolder:
+    """Send what MLflow lacks of the run of a study, whose lock is held, and close it; return the study as it is then.
+
+    Its runs are sent before it, by `sync_run`. Raises UserError as that does.
+    """
+    status: Status = study.status or "KILLED"
+    try:
+        found = within(OPEN_SECONDS, lambda: MlflowRun.find_parent(study))
+        was = found.status()
+    except (StorageError, UserError):
+        raise
+    except Exception as error:  # A server may fail in any way.
+        report(f"study {study.name}: not sent; {_outage(error, study.output)}")
+        return study.ended(status, study.conclusion, study.unsent or ("everything",))
+    unsent = sync_parent(found, study, status, report)
+    if not unsent:
+        report(f"study {study.name}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
+    return replace(study, run_id=found.run_id).ended(status, study.conclusion, unsent)
+
+
+def _outage(error: Exception, output: Path) -> str:
+    """Return why a store has not answered, with its place.
+
+    Raises TrackerRefuses where a person must act.
+    """
+    uri = tracking_uri(output)
+    failure = explain(error, uri)
+    if failure.is_mistake:
+        raise TrackerRefuses(f"{place_of(uri)}: {failure.reason}") from None
+    return f"{place_of(uri)}: {failure.reason}"
 
 
 def _send(record: RunRecord, report: Callable[[str], None]) -> tuple[MlflowRun, int]:

@@ -16,7 +16,8 @@ import mlflow
 from resnet_dist.errors import UserError
 from resnet_dist.search_path import SAFE_PATH_VARIABLE
 from resnet_dist.system.signals import EXIT_SECONDS
-from resnet_dist.tracking.mlflow.database import check_database, relocate
+from resnet_dist.tracking.mlflow.database.check import check_database
+from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.run import page_of
 from resnet_dist.tracking.store import URI_VARIABLE, is_database, sqlite_file, tracking_uri, without_password
 

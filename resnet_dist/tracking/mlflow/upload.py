@@ -105,8 +105,8 @@ class Uploader(Generic[Store]):
         self._open_store, self._explain, self._report = open_store, explain, report
         self._may_send = may_send
         self.store: Store | None = None
-        self.first_error: BaseException | None = None  # of opening the store for the first time
-        self.has_tried = threading.Event()  # The store was opened, or that has failed once.
+        self.first_error: BaseException | None = None  # the error of the first attempt to open the store
+        self.has_tried = threading.Event()  # The store was opened, or opening it has failed once.
         self._tags: dict[str, str] = {}
         self._sent_tags: dict[str, str] = {}
         self._failures = 0

@@ -82,7 +82,7 @@ class Checkpointer:
         self._free: list[Tensors] = [{}, {}]  # buffers of snapshots, filled at first use
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
-        self._failure: CheckpointFailed | Superseded | None = None  # of the newest write
+        self._failure: CheckpointFailed | Superseded | None = None  # the error of the newest write
         self._damaged: list[str] = []  # newer than what was restored
         self._closing = False
         self._changed = threading.Condition()

@@ -127,7 +127,7 @@ def is_refused(data: bytes) -> bool:
 def test_a_file_damaged_in_its_middle_is_bad_as_a_whole_and_may_be_good_for_a_crop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only here does the region decoder make a difference: without it, the sample is bad for every crop."""
+    """The region decoder makes a difference here alone: without it, the sample is bad for every crop."""
     good = jpeg(photo(400, 300))
     above, plain = Box(0, 0, 60, 60), decode_image(good, 3)[:60, :60]
     half = len(good) // 2

@@ -17,7 +17,7 @@ from resnet_dist.data.images.metadata import exif_orientation, orient, without_m
 from tests.data.conftest import decode_image
 from tests.data.images.pictures import photo, saved
 
-NUM_MUTANTS = 300  # of each format
+NUM_MUTANTS = 300  # the mutants of each format
 PICTURE = photo(20, 28)
 
 

@@ -122,7 +122,7 @@ def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
 
 
 def test_a_loader_closes_while_a_shard_does_not_come(served: Path, limits: CacheLimits) -> None:
-    """Otherwise Ctrl-C would wait until the shard's timeout, which is here beyond the test's own limit."""
+    """Ctrl-C must not wait for the shard's timeout, which is here beyond the test's own limit."""
 
     def fault(number: int) -> str | None:
         return "stall" if number else None

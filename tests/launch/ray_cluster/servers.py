@@ -117,8 +117,10 @@ Method = Callable[[bytes], bytes]
 
 
 @contextmanager
-def grpc_server(methods: dict[str, Method], token: str = "") -> Iterator[tuple[int, list[str]]]:
-    """Yield the port of a server with these methods, and a list of the tokens that it gets."""
+def grpc_server(
+    methods: dict[str, Method], token: str = "", credentials: Any = None
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the port of a server with these methods, and a list of the tokens that it gets; credentials: for TLS."""
     tokens: list[str] = []
 
     class Handler(grpc.GenericRpcHandler):
@@ -142,7 +144,11 @@ def grpc_server(methods: dict[str, Method], token: str = "") -> Iterator[tuple[i
             raise
 
     server = grpc.server(ThreadPoolExecutor(2), handlers=[Handler()])
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = (
+        server.add_secure_port("127.0.0.1:0", credentials)
+        if credentials
+        else server.add_insecure_port("127.0.0.1:0")
+    )
     server.start()
     try:
         yield port, tokens
@@ -151,7 +157,12 @@ def grpc_server(methods: dict[str, Method], token: str = "") -> Iterator[tuple[i
 
 
 def gcs(
-    versions: Sequence[str], *, dashboard: str = "", token: str = "", nodes: Sequence[str] = ("10.0.0.1",)
+    versions: Sequence[str],
+    *,
+    dashboard: str = "",
+    token: str = "",
+    nodes: Sequence[str] = ("10.0.0.1",),
+    credentials: Any = None,
 ) -> Any:
     """Return a context with the GCS of a cluster of these versions of Ray and Python."""
     values = {
@@ -181,7 +192,7 @@ def gcs(
         "/ray.rpc.InternalKVGcsService/InternalKVGet": get,
         "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo": all_nodes,
     }
-    return grpc_server(methods, token)
+    return grpc_server(methods, token, credentials)
 
 
 def client_server(token: str = "") -> Any:

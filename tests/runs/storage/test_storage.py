@@ -78,7 +78,7 @@ def test_one_of_many_creates(storage: Storage) -> None:
     results = race(8, lambda index: storage.create("lease", str(index).encode()))
     assert sorted(map(bool, results)) == [False] * 7 + [True]
     assert storage.read("lease") == str(results.index(True)).encode()
-    assert storage.create("lease", str(results.index(True)).encode())  # whose answer was lost
+    assert storage.create("lease", str(results.index(True)).encode())  # The answer was lost.
 
 
 def test_one_of_many_replaces(storage: Storage) -> None:
@@ -115,7 +115,7 @@ def test_a_log_is_followed_while_it_grows(storage: Storage) -> None:
     writer.write(b"4\n")
     writer.close()
     assert log.read() == (b"1\n2\n3\n4\n", log.end())
-    writer = log.open()  # of another attempt
+    writer = log.open()  # the writer of another attempt
     writer.write(b"5\n")
     writer.close()
     assert log.read(position)[0] == b"4\n5\n"

@@ -10,7 +10,7 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.tracking.mlflow.database import connect
+from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
 from resnet_dist.train.loop import train

@@ -16,8 +16,11 @@ import mlflow
 import pytest
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.mlflow import database
-from resnet_dist.tracking.mlflow.database import check_database, connect, relocate
+from resnet_dist.tracking.mlflow.database import check
+from resnet_dist.tracking.mlflow.database import connect as opening
+from resnet_dist.tracking.mlflow.database.check import check_database
+from resnet_dist.tracking.mlflow.database.connect import connect
+from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.store import STORE_FILE, tracking_uri
 from tests.paths import ROOT
 
@@ -44,7 +47,7 @@ def test_a_store_is_accepted(output: Path) -> None:
 
 
 def test_an_older_schema_names_the_command(output: Path) -> None:
-    set_schema(output, database._known_revisions()[3])
+    set_schema(output, check._known_revisions()[3])
     uri = tracking_uri(output)
     assert refusal(uri).endswith(f"make a copy of it, then upgrade it: mlflow db upgrade {uri}")
 
@@ -62,7 +65,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with closing(sqlite3.connect(tmp_path / "other.db")) as other, other:
         other.execute("create table studies (id integer)")
     assert "the tables of another program" in refusal(f"sqlite:///{tmp_path}/other.db")
-    monkeypatch.setattr(database.os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(check.os, "access", lambda path, mode: False)  # root may write everywhere
     assert "is read-only" in refusal(f"sqlite:///{tmp_path}/other.db")
 
 
@@ -93,7 +96,7 @@ def test_a_postgresql_driver_that_is_missing_names_the_one_that_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.setattr(database, "find_spec", lambda name: name == "psycopg2")
+    monkeypatch.setattr(check, "find_spec", lambda name: name == "psycopg2")
     assert "psycopg is not installed; install it, or write postgresql+psycopg2://…" in refusal(
         "postgresql://anna:hush@host/db"
     )
@@ -101,10 +104,10 @@ def test_a_postgresql_driver_that_is_missing_names_the_one_that_works(
 
 def test_a_database_that_does_not_answer_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(uri: str) -> None:
-        raise database.sqlalchemy.exc.OperationalError("select", {}, Exception("no route to host"))
+        raise check.sqlalchemy.exc.OperationalError("select", {}, Exception("no route to host"))
 
-    monkeypatch.setattr(database, "_check_driver", lambda uri: None)
-    monkeypatch.setattr(database, "_schema", away)
+    monkeypatch.setattr(check, "_check_driver", lambda uri: None)
+    monkeypatch.setattr(check, "_schema", away)
     check_database("postgresql+psycopg2://host/db")
 
 
@@ -114,7 +117,7 @@ def test_a_store_that_is_half_created_is_not_seen(tmp_path: Path, monkeypatch: p
             store.execute("create table experiments (id integer)")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(database.mlflow_database, "_initialize_tables", die)
+    monkeypatch.setattr(opening.mlflow_database, "_initialize_tables", die)
     with pytest.raises(KeyboardInterrupt):
         connect(f"sqlite:///{tmp_path}/mlflow.db")
     assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.lock"]
@@ -123,7 +126,7 @@ def test_a_store_that_is_half_created_is_not_seen(tmp_path: Path, monkeypatch: p
 FIRST_RUN = """
 import sys
 from pathlib import Path
-from resnet_dist.tracking.mlflow.database import connect
+from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.run import _experiment
 output = Path(sys.argv[1])
 uri = f"sqlite:///{output}/mlflow.db"
@@ -164,15 +167,15 @@ def test_a_store_is_created_under_a_lock(
         created.append(shutil.copy(empty_store, file))
 
     asks = threading.Semaphore(0)
-    hold = database.hold_lock
+    hold = opening.hold_lock
 
     def ask(path: Path, seconds: float) -> AbstractContextManager[None]:
         if begun.is_set():
             asks.release()
         return hold(path, seconds)
 
-    monkeypatch.setattr(database, "_create", create)
-    monkeypatch.setattr(database, "hold_lock", ask)
+    monkeypatch.setattr(opening, "_create", create)
+    monkeypatch.setattr(opening, "hold_lock", ask)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = threading.Thread(target=connect, args=(uri,), daemon=True)
     first.start()

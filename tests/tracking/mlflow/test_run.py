@@ -20,10 +20,11 @@ from resnet_dist.config import Recipe, Study, Trial
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Restarted, RunFolder
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.study_folder import STUDY_FILE
 from resnet_dist.tracking.mlflow import run as tracking_run
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.mlflow.run import MlflowRun, RunGone
-from resnet_dist.tracking.mlflow.study import STUDY_FILE, MlflowStudy
+from resnet_dist.tracking.mlflow.study import MlflowStudy
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
 from resnet_dist.tracking.store import STORE_FILE, tracking_uri
 

@@ -21,6 +21,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, read_run, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import model
+from resnet_dist.tracking.mlflow.failure import Failure
 from resnet_dist.tracking.mlflow.model import download_model
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
@@ -177,7 +178,7 @@ def test_a_run_that_is_being_trained_is_left_alone(output: Path, trained: RunFol
             False,
             [
                 "run x: is being trained by another process, which sends it",
-                "0 of 1 runs are complete in MLflow",
+                "0 of 1 runs are complete in MLflow; left: run x",
             ],
         )
 
@@ -203,6 +204,53 @@ def test_a_run_does_not_go_to_another_tracker(
         UserError, match="kept in http://mlflow:5000, not in the store in the output folder; set MLFLOW"
     ):
         synced(output)
+
+
+def test_runs_that_cannot_be_sent_are_skipped_by_name_and_the_others_sent(
+    output: Path, trained: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run of another tracker, damaged, or in an experiment that is deleted costs no other run anything."""
+    for name, change in {
+        "a": {"tracker": "http://mlflow:5000"},
+        "b": {"recipe": {**trained.recipe, "experiment": "gone"}},
+        "z": {"tracker": "http://mlflow:5000", "unsent": ()},  # complete there
+    }.items():
+        place = open_storage(output / "runs" / name)
+        dataclasses.replace(trained, storage=place, name=name, key=name, **change).write()
+    client = mlflow.MlflowClient(tracking_uri(output))
+    client.delete_experiment(client.create_experiment("gone"))
+    (output / "runs/c").mkdir()
+    (output / "runs/c/run.json").write_text("[")
+    monkeypatch.setattr("sys.argv", ["resnet-dist", "sync", "--output", str(output)])
+    assert run_command() == 1
+    a, b, c, x, total = capsys.readouterr().out.splitlines()
+    assert a.startswith(
+        "run a: skipped; run a is kept in http://mlflow:5000, not in the store in the output folder;"
+    )
+    assert b.startswith("run b: skipped; the MLflow experiment 'gone' is deleted")
+    assert c.startswith(f"run c: skipped; {output}/runs/c/run.json: not a run")
+    assert x.endswith("closed as FINISHED, was RUNNING")
+    assert total == "2 of 5 runs are complete in MLflow; left: run a, run b, run c"
+
+
+def test_a_tracker_that_refuses_is_asked_once(
+    output: Path, trained: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataclasses.replace(trained, storage=open_storage(output / "runs/y"), name="y").write()
+    asked = []
+
+    def refuse(record: RunRecord) -> None:
+        asked.append(record.run.name)
+        raise MlflowException("denied")
+
+    monkeypatch.setattr("resnet_dist.tracking.mlflow.sync.MlflowRun.find", refuse)
+    monkeypatch.setattr(
+        "resnet_dist.tracking.mlflow.sync.explain",
+        lambda error, uri: Failure("it answers 401", is_mistake=True),
+    )
+    with pytest.raises(UserError, match="it answers 401"):
+        synced(output, None)
+    assert asked == ["x"]
 
 
 def test_an_unknown_run_is_a_mistake(

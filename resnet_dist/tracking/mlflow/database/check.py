@@ -1,15 +1,14 @@
-"""The databases that MLflow opens without a server: checked before a run begins, created once, kept where they lie."""
+"""Refuse a database that cannot hold runs, before a run begins and anything is created."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import tempfile
-import uuid
 from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
@@ -17,9 +16,9 @@ from mlflow.store.db import utils as mlflow_database
 
 from resnet_dist.errors import UserError
 from resnet_dist.system.limit import within
-from resnet_dist.system.locks import NO_LOCKS, hold_lock
+from resnet_dist.system.locks import NO_LOCKS
 from resnet_dist.system.redact import redact
-from resnet_dist.tracking.store import ARTIFACTS_FOLDER, URI_VARIABLE, is_database, sqlite_file
+from resnet_dist.tracking.store import URI_VARIABLE, is_database, sqlite_file
 
 try:
     import fcntl
@@ -27,7 +26,6 @@ except ImportError:  # Windows, whose file systems have locks
     fcntl = None  # type: ignore[assignment]
 
 CHECK_SECONDS = 5.0  # for a database on another machine
-CREATE_SECONDS = 300.0  # MLflow creates its tables in seconds; many runs may begin at once on a busy machine
 SQLITE_HEADER = b"SQLite format 3\0"
 # The package to install for a kind of database, and the driver in it, as SQLAlchemy names both modules and schemes.
 DRIVERS = {
@@ -36,16 +34,6 @@ DRIVERS = {
     "mssql": ("pyodbc", "pyodbc"),
 }
 MLFLOW_TABLES = {"experiments", "runs"}
-# The SQLite files that this process has opened, by URI, see `identity`.
-_opened: dict[str, tuple[int, int] | None] = {}
-# The columns that hold the place of artifacts as an absolute URI.
-LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
 
 
 def check_database(uri: str) -> None:
@@ -64,94 +52,6 @@ def check_database(uri: str) -> None:
     _check_driver(uri)
     with suppress(sqlalchemy.exc.SQLAlchemyError, TimeoutError):
         _check_schema(within(CHECK_SECONDS, lambda: _schema(uri)), uri)
-
-
-def connect(uri: str) -> mlflow.MlflowClient:
-    """Return a client of the store `uri`; a SQLite store is created where there is none, once for all processes."""
-    file = sqlite_file(uri)
-    if file is None:
-        return mlflow.MlflowClient(uri, uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(file.with_name(f".{file.name}.lock"), CREATE_SECONDS):
-        if not file.exists() or not file.stat().st_size:
-            _create(file)
-        if _opened.setdefault(uri, identity(uri)) != identity(uri):
-            _forget_stores()
-            _opened[uri] = identity(uri)
-        return mlflow.MlflowClient(uri, uri)
-
-
-def identity(uri: str) -> tuple[int, int] | None:
-    """Return what identifies the file of a SQLite store; None for another store, and where the file is gone.
-
-    A connection to a file that was removed or replaced writes to nowhere, without an error.
-    """
-    file = sqlite_file(uri)
-    if file is None or not file.exists():
-        return None
-    return file.stat().st_dev, file.stat().st_ino
-
-
-def relocate(uri: str, output: Path) -> None:
-    """Let the embedded store name the artifacts where they are, after its output folder was moved or renamed.
-
-    MLflow keeps absolute places. They stay where the folder that they name is the same one, seen from elsewhere.
-    """
-    file = sqlite_file(uri)
-    if os.environ.get(URI_VARIABLE) or file is None or not file.exists():
-        return
-    here = (output.absolute() / ARTIFACTS_FOLDER).as_uri()
-    with closing(sqlite3.connect(file, timeout=20)) as database, database:
-        rows = database.execute("select distinct artifact_location from experiments").fetchall()
-        for before in {_artifacts_of(location or "") for (location,) in rows} - {None, here}:
-            assert before is not None
-            if _is_still_there(Path(unquote(urlsplit(before).path)), file):
-                continue
-            for table, column in LOCATIONS:
-                with suppress(sqlite3.OperationalError):  # An earlier version of MLflow has no such column.
-                    database.execute(
-                        f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
-                        (here, len(before) + 1, len(before) + 1, f"{before}/"),
-                    )
-
-
-def _is_still_there(artifacts: Path, file: Path) -> bool:
-    """Report whether `artifacts` are those of the store in `file`: not gone, and not those of another store."""
-    other = artifacts.with_name(file.name)
-    # `file` is a copy, or a new store has taken its old place.
-    if other.exists() and not other.samefile(file):
-        return not file.with_name(artifacts.name).exists()
-    return artifacts.exists()
-
-
-def _artifacts_of(location: str) -> str | None:
-    """Return the URI of the artifacts folder that an experiment's location is in; None where it has another form."""
-    folder, separator, _ = location.rpartition(f"/{ARTIFACTS_FOLDER}/")
-    return f"{folder}/{ARTIFACTS_FOLDER}" if separator and location.startswith("file://") else None
-
-
-def _create(file: Path) -> None:
-    """Create the tables in a file beside `file` and rename it: a store is whole or does not exist."""
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
-    engine = sqlalchemy.create_engine(f"sqlite:///{partial}")
-    try:
-        mlflow_database._initialize_tables(engine)
-        engine.dispose()
-        partial.replace(file)
-    finally:
-        engine.dispose()
-        partial.unlink(missing_ok=True)
-
-
-def _forget_stores() -> None:
-    """Let MLflow open its stores anew: it keeps one per URI, which would still use a file that was removed."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from mlflow.tracking._tracking_service import utils
-
-    with suppress(AttributeError):
-        for engine in SqlAlchemyStore._engine_map.values():
-            engine.dispose()
-        type(utils._tracking_store_registry)._get_store_with_resolved_uri.cache_clear()
 
 
 def _check_sqlite(file: Path) -> None:
