@@ -221,6 +221,7 @@ def _make(stack: ExitStack, tag: str, number: int, name: str, address: str, tabl
     (etc / "hosts").write_text(table)
     folder = base / name
     folder.mkdir()
+    folder.chmod(0o1777)
     host = Host(name, address, namespace, link, folder)
     stack.callback(host.end)
     host.boot()

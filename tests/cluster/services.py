@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.hosts import TEMPORARY, Host, wait_until
 from tests.cluster.ray_hosts import PYTHON
 from tests.data.servers import nginx_configuration
-from tests.s3_server import variables
+from tests.s3_server import variables as variables_of_s3
 
 S3_PORT, MLFLOW_PORT, WEB_PORT, POSTGRES_PORT = 9000, 5000, 8080, 5432
 POSTGRES_USER = "nobody"  # PostgreSQL refuses to run as root.
@@ -42,7 +42,7 @@ def postgres_programs() -> Path | None:
 def start_s3(host: Host) -> tuple[dict[str, str], Wait]:
     """Start an S3 server; return the variables of its users."""
     host.start([PYTHON, "-W", "ignore", "-m", "moto.server", "-H", "0.0.0.0", "-p", str(S3_PORT)])
-    return variables(f"http://{host.address}:{S3_PORT}"), lambda: _wait_for(host, S3_PORT)
+    return variables_of_s3(f"http://{host.address}:{S3_PORT}"), lambda: _wait_for(host, S3_PORT)
 
 
 def make_bucket(host: Host, name: str) -> None:
@@ -70,7 +70,8 @@ def start_mlflow(host: Host) -> tuple[str, Wait]:
     driver = importlib.util.find_spec("psycopg2")
     assert driver is not None
     assert driver.origin is not None
-    host.start(command, {"PYTHONPATH": str(Path(driver.origin).parent.parent)})
+    variables = {"PYTHONPATH": str(Path(driver.origin).parent.parent), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    host.start(command, variables)
     return f"http://{host.address}:{MLFLOW_PORT}", lambda: _wait_for(host, MLFLOW_PORT)
 
 
