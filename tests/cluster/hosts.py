@@ -78,8 +78,28 @@ class Host:
 
     def boot(self) -> None:
         (self.folder / READY_FILE).unlink(missing_ok=True)
-        command = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace, "unshare", *ISOLATION]
-        command += ["--fork", "--kill-child", "--mount-proc", "sh", "-c", BOOT, "sh", self.name, str(self.folder)]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            *ISOLATION,
+        ]
+        command += [
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            BOOT,
+            "sh",
+            self.name,
+            str(self.folder),
+        ]
         with (self.folder / BOOT_LOG).open("a") as file:
             keeper = subprocess.Popen(
                 [*command, *map(str, _needed())],

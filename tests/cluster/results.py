@@ -42,7 +42,9 @@ class Result:
 
     def num_doubled(self, whole: Result) -> int:
         """Return the number of points that are here twice, or that `whole` does not have."""
-        return sum(len(points) - len(whole.steps(name) & self.steps(name)) for name, points in self.points.items())
+        return sum(
+            len(points) - len(whole.steps(name) & self.steps(name)) for name, points in self.points.items()
+        )
 
     def steps(self, name: str) -> set[int]:
         return {step for step, _ in self.points.get(name, [])}

@@ -36,13 +36,26 @@ class Scene:
     def submit(self, name: str, *words: str, log: str) -> subprocess.Popen[str]:
         """Submit a run of digits; its output goes to `log` of the client."""
         place = ["--address", self.cluster.dashboard, "--output", OUTPUT, "--name", name]
-        return self.client.start([PYTHON, "-m", "resnet_dist", "submit", str(RECIPE), *place, *words], log=log)
+        return self.client.start(
+            [PYTHON, "-m", "resnet_dist", "submit", str(RECIPE), *place, *words], log=log
+        )
 
     def train_alone(self, name: str, *words: str, log: str) -> subprocess.Popen[str]:
         """Train digits on the client alone, as two ranks of one thread each."""
         # Ray there gets two CPUs, however many this machine has.
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
-        command = ["taskset", "-c", cores, PYTHON, "-m", "resnet_dist", "train", str(RECIPE), "--workers", "2"]
+        command = [
+            "taskset",
+            "-c",
+            cores,
+            PYTHON,
+            "-m",
+            "resnet_dist",
+            "train",
+            str(RECIPE),
+            "--workers",
+            "2",
+        ]
         return self.client.start([*command, "--output", OUTPUT, "--name", name, *words], log=log)
 
     def run(self, name: str) -> RunFolder:

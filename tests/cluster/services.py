@@ -59,18 +59,30 @@ def start_mlflow(host: Host) -> tuple[str, Wait]:
     shutil.chown(data, POSTGRES_USER)
     as_user = ["setpriv", f"--reuid={POSTGRES_USER}", "--clear-groups"]
     place = ["-D", str(TEMPORARY / "postgres")]
-    host.run([*as_user, f"{programs}/initdb", *place, "-A", "trust", "-U", "mlflow", "--locale=C", "--no-sync"])
+    host.run(
+        [*as_user, f"{programs}/initdb", *place, "-A", "trust", "-U", "mlflow", "--locale=C", "--no-sync"]
+    )
     options = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off")
     host.start([*as_user, f"{programs}/postgres", *place, *(f"--{option}" for option in options)])
     host.wait_for("ready to accept connections", SECONDS)
     store = f"postgresql+psycopg2://mlflow@127.0.0.1:{POSTGRES_PORT}/postgres"
     command = [PYTHON, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    command += ["--artifacts-destination", f"{TEMPORARY}/artifacts", "--host", "0.0.0.0", "--port", str(MLFLOW_PORT)]
+    command += [
+        "--artifacts-destination",
+        f"{TEMPORARY}/artifacts",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(MLFLOW_PORT),
+    ]
     # The driver of PostgreSQL need not lie where the other packages do.
     driver = importlib.util.find_spec("psycopg2")
     assert driver is not None
     assert driver.origin is not None
-    variables = {"PYTHONPATH": str(Path(driver.origin).parent.parent), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    variables = {
+        "PYTHONPATH": str(Path(driver.origin).parent.parent),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     host.start(command, variables)
     return f"http://{host.address}:{MLFLOW_PORT}", lambda: _wait_for(host, MLFLOW_PORT)
 

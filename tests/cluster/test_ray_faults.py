@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.fault_table import FaultTable, Row
-from tests.cluster.hosts import needs_hosts
+from tests.cluster.hosts import needs_hosts, wait_until
 from tests.cluster.ray_hosts import GCS, RANK, RAYLET
 from tests.cluster.results import Result, journal, next_step_time
 from tests.cluster.scene import Scene
 
 pytestmark = [needs_hosts, pytest.mark.long, pytest.mark.timeout(1200)]
 SECONDS = 600.0  # limit for each wait
+ORPHAN_SECONDS = 180.0  # limit for a rank that lost its driver
 STRIKE_STEP = 25
 DRIVER = "-m resnet_dist train"  # in the command line of the driver of a submitted job
 # The net is deep enough for all of it to happen while it trains, on a fast machine too.
@@ -38,7 +39,8 @@ class Fault:
     name: str
     strike: Callable[[Scene, str], None]
     num_nodes: int = 2  # at the start of the run
-    ends_driver: bool = False  # A person submits again.
+    # Where the driver ends too, a person prepares the cluster by this, and submits again.
+    repair: Callable[[Scene], None] | None = None
     # The number of ranks changes: sums over them may differ in their last bits.
     resizes: bool = False
 
@@ -83,6 +85,18 @@ def kill_gcs(scene: Scene, run: str) -> None:
     scene.cluster.head.kill(GCS)
 
 
+def leave_as_it_is(scene: Scene) -> None:
+    pass
+
+
+def restart_head(scene: Scene) -> None:
+    """Start a head in place of the one that died, and then nodes, once the ranks of the old ones have ended."""
+    scene.cluster.head.crash()
+    scene.cluster.start_head()
+    wait_until(lambda: not scene.rank_processes(), ORPHAN_SECONDS, lambda: "ranks outlive their driver")
+    scene.prepare(scene.nodes)
+
+
 FAULTS = [
     Fault("kill -9 of a rank", kill_rank),
     Fault("kill -9 of a raylet", kill_raylet, resizes=True),
@@ -91,9 +105,32 @@ FAULTS = [
     Fault("link of the node of rank 0 cut for good", cut_link, resizes=True),
     Fault("a node added", add_node, num_nodes=1, resizes=True),
     Fault("a node drained", drain_node, resizes=True),
-    Fault("kill -9 of the driver", kill_driver, ends_driver=True),
-    Fault("kill -9 of the GCS", kill_gcs, ends_driver=True),
+    Fault("kill -9 of the driver", kill_driver, repair=leave_as_it_is),
+    Fault("kill -9 of the GCS", kill_gcs, repair=restart_head),
 ]
+
+
+class RanksWatch:
+    """Sees, in a thread, when the last of some processes has gone."""
+
+    def __init__(self, processes: Sequence[int]) -> None:
+        self._processes = processes
+        self._gone_at: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> float | None:
+        """Wait for the end of the processes; return its time, or None where they outlive ORPHAN_SECONDS."""
+        self._thread.join(ORPHAN_SECONDS)
+        self._stop.set()
+        return self._gone_at
+
+    def _watch(self) -> None:
+        while any(Path(f"/proc/{pid}").exists() for pid in self._processes):
+            if self._stop.wait(0.1):
+                return
+        self._gone_at = time.time()
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +167,14 @@ def test_a_run_survives(
     scene.prepare(scene.nodes[: fault.num_nodes])
     process = scene.submit(name, *flags, log=log)
     scene.client.wait_for(f"\nstep {STRIKE_STEP}/", SECONDS, log=log)
-    ranks, struck = scene.rank_processes(), time.time()
+    ranks, struck = RanksWatch(scene.rank_processes()), time.time()
     fault.strike(scene, name)
-    code, gone = wait_for_end(process, ranks)
-    codes = [code]
-    if fault.ends_driver:
-        codes.append(submit_again(scene, name, flags, ranks))
+    codes = [process.wait(SECONDS)]
+    if fault.repair is not None:
+        fault.repair(scene)
+        again = scene.submit(name, *flags, log=log)
+        codes.append(again.wait(SECONDS))
+    gone = ranks.wait()
     result = Result.of(scene.mlflow, scene.run(name))
     row = Row(
         fault.name,
@@ -156,25 +195,6 @@ def test_a_run_survives(
     assert codes[-1] == 0, output[-3000:]
     assert "Traceback" not in output
     assert (result.status, row.lost, row.doubled) == ("FINISHED", 0, 0)
+    assert gone is not None, "a rank that lost its driver is alive"
     assert row.difference <= (1e-4 if fault.resizes else 0.0)
     assert fault.resizes or result.weights == undisturbed.weights
-
-
-def wait_for_end(process: subprocess.Popen[str], ranks: Sequence[int]) -> tuple[int, float | None]:
-    """Wait for a command; return its exit code, and when the last of `ranks` was gone, if that was before."""
-    gone, deadline = None, time.monotonic() + SECONDS
-    while process.poll() is None:
-        if gone is None and not any(Path(f"/proc/{pid}").exists() for pid in ranks):
-            gone = time.time()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return process.returncode, gone
-
-
-def submit_again(scene: Scene, name: str, flags: Sequence[str], ranks: Sequence[int]) -> int:
-    """Submit a run a second time, as a person does; start a head before where there is none."""
-    log = f"{name}-again.txt"
-    if not scene.cluster.alive():
-        scene.prepare(scene.nodes)
-    again = scene.submit(name, *flags, log=log)
-    return again.wait(SECONDS)

@@ -134,7 +134,9 @@ def test_one_in_twenty_requests_fails_or_is_cut(s3: S3Server, runner: Runner, un
     assert_undisturbed(runner.result(output), undisturbed)
 
 
-def test_a_damaged_checkpoint_costs_its_steps_alone(s3: S3Server, runner: Runner, undisturbed: Result) -> None:
+def test_a_damaged_checkpoint_costs_its_steps_alone(
+    s3: S3Server, runner: Runner, undisturbed: Result
+) -> None:
     output = f"s3://{s3.new_bucket()}/output"
     command = runner.train(output)
     command.wait_for("\nstep 20/")
