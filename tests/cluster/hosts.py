@@ -1,15 +1,18 @@
-"""Hosts on one machine, as network namespaces: each with an address, a host name, processes, and a link to cut.
+"""Hosts on one machine that share nothing: each with an address, a name, processes and temporary files of its own.
 
-Needs root and iproute2. Everything that is started in a host ends with it, by pid, also where a test fails.
+A host is a network namespace, and namespaces of processes, mounts, names and shared memory that end with one process: a
+host cannot outlive its test, whatever ends that. Needs root, iproute2 and util-linux.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,16 +22,41 @@ from pathlib import Path
 
 import pytest
 
-END_SECONDS = 10.0  # for processes to end after SIGTERM
+from tests.paths import ROOT
+
+ISOLATION = ["--uts", "--ipc", "--mount", "--pid"]
+TEMPORARY = Path("/tmp")  # of each host its own; its working folder too
+READY_FILE, BOOT_LOG = ".ready", "boot.log"
+# The first process of a host: it hides the temporary files of this machine, and reaps what its parents have left.
+BOOT = f"""
+set -e
+hostname "$1"
+folder=$2
+shift 2
+for path in "$@"; do
+    mkdir -p "$folder/${{path#{TEMPORARY}/}}"
+    mount --bind "$path" "$folder/${{path#{TEMPORARY}/}}"
+done
+mount -t tmpfs tmpfs /dev/shm
+mount --rbind "$folder" {TEMPORARY}
+cd {TEMPORARY}
+touch {READY_FILE}
+while :; do sleep 3600 & wait $!; done
+"""
+# Of the shell that runs the tests; a host has its own.
+OWN_VARIABLES = ("AWS_", "RAY_", "MLFLOW_", "XDG_", "TMPDIR")
+_numbers = itertools.count()
 
 
 def why_not() -> str | None:
     """Return why this machine cannot make hosts, or None."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    if shutil.which("ip") is None:
-        return "needs iproute2 (`ip`), to make network namespaces"
-    done = subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True, check=False)
+    for program in ("ip", "unshare", "nsenter", "setpriv"):
+        if shutil.which(program) is None:
+            return f"needs {program} (iproute2, util-linux), to make network namespaces"
+    tried = ["unshare", "--net", *ISOLATION, "--fork", "--mount-proc", "true"]
+    done = subprocess.run(tried, capture_output=True, check=False)
     return None if done.returncode == 0 else "needs a kernel that allows network namespaces"
 
 
@@ -37,15 +65,67 @@ needs_hosts = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 @dataclass
 class Host:
-    """One host: its processes see only its own network, and other hosts by name and address."""
+    """One host: its processes see only its own network and temporary files, and other hosts by name and address."""
 
     name: str
     address: str
     namespace: str
     link: str  # the end of its cable that lies in the switch
-    folder: Path  # its working folder
+    folder: Path  # its temporary files, which its own processes see as /tmp
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    init: int = 0  # its first process, with which all others end
+
+    def boot(self) -> None:
+        (self.folder / READY_FILE).unlink(missing_ok=True)
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            *ISOLATION,
+        ]
+        command += [
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            BOOT,
+            "sh",
+            self.name,
+            str(self.folder),
+        ]
+        with (self.folder / BOOT_LOG).open("a") as file:
+            keeper = subprocess.Popen(
+                [*command, *map(str, _needed())],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        self.processes.append(keeper)
+        wait_until(lambda: (self.folder / READY_FILE).exists(), 60, lambda: self.output(BOOT_LOG))
+        self.init = int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text())
+
+    def crash(self) -> None:
+        """End all processes at once, as a power cut does, and boot; the files and the link stay."""
+        self.end()
+        self.boot()
+
+    def end(self) -> None:
+        """End all processes, and wait for that."""
+        with suppress(ProcessLookupError):
+            if self.init:
+                os.kill(self.init, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        self.processes.clear()
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, log: str = "log"
@@ -54,8 +134,8 @@ class Host:
         with (self.folder / log).open("a") as file:
             process = subprocess.Popen(
                 self._inside(command),
-                cwd=self.folder,
-                env={**os.environ, **self.environment, **(environment or {})},
+                env=self._variables(environment or {}),
+                stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -65,39 +145,42 @@ class Host:
         return process
 
     def run(self, command: Sequence[str], timeout: float = 120.0) -> str:
-        """Run a command to its end and return its output. Raises CalledProcessError where it fails."""
+        """Run a command to its end and return its output. Raises AssertionError with it where it fails."""
         done = subprocess.run(
             self._inside(command),
-            cwd=self.folder,
-            env={**os.environ, **self.environment},
-            capture_output=True,
+            env=self._variables({}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=timeout,
-            check=True,
+            check=False,
         )
+        assert done.returncode == 0, done.stdout[-3000:]
         return done.stdout
 
+    def _variables(self, environment: Mapping[str, str]) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
+        return {**ours, "HOME": str(TEMPORARY), **self.environment, **environment}
+
     def _inside(self, command: Sequence[str]) -> list[str]:
-        shell = f"hostname {self.name} && exec {shlex.join(command)}"
-        return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", shell]
+        shell = f"cd {TEMPORARY} && exec {shlex.join(command)}"
+        return ["nsenter", f"--target={self.init}", "--net", *ISOLATION, "sh", "-c", shell]
 
-    def pids(self) -> list[int]:
-        return [int(pid) for pid in _ip("netns", "pids", self.namespace).split()]
-
-    def find(self, word: str) -> list[int]:
-        """Return the processes whose command line holds `word`."""
+    def find(self, words: str) -> list[int]:
+        """Return the processes whose command line, or title, holds `words`."""
         found = []
-        for pid in self.pids():
+        for pid in _ip("netns", "pids", self.namespace).split():
             with suppress(OSError):
-                if word in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(
-                    errors="replace"
-                ):
-                    found.append(pid)
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if words in line and not line.startswith("nsenter"):
+                    found.append(int(pid))
         return found
 
-    def kill(self, number: int = signal.SIGKILL, word: str = "") -> None:
-        """Send a signal to all its processes whose command line holds `word`."""
-        for pid in self.find(word):
+    def kill(self, words: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to all its processes whose command line holds `words`; there must be one."""
+        pids = self.find(words)
+        assert pids, f"{self.name} has no process {words!r}"
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -115,50 +198,28 @@ class Host:
         )
         return self.output(log)
 
-    def wait_until_steps_follow(self, text: str, seconds: float, log: str = "log") -> None:
-        """Wait until a step was logged after the last line that holds `text`."""
-
-        def follows() -> bool:
-            output = self.output(log)
-            return text in output and "\nstep " in output.rpartition(text)[2]
-
-        wait_until(follows, seconds, lambda: f"no step after {text!r}:\n{self.output(log)[-3000:]}")
-
-    def end(self) -> None:
-        """End all its processes: they share its network with nobody."""
-        self.set_link(up=True)
-        self.kill(signal.SIGTERM)
-        deadline = time.monotonic() + END_SECONDS
-        while self.pids() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        self.kill()
-        for process in self.processes:
-            process.wait()
-
 
 @contextmanager
-def hosts(*names: str, environment: Mapping[str, str] | None = None) -> Iterator[list[Host]]:
-    """Yield hosts that are connected to one another, and to nothing else."""
-    tag = f"rd{os.getpid() % 100_000}"
-    subnet = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
+def hosts(*names: str) -> Iterator[list[Host]]:
+    """Yield hosts that reach one another and this machine, which reaches them; nothing else."""
+    tag, number = f"rd{os.getpid()}", os.getpid() + next(_numbers)
+    subnet = f"10.{100 + number % 100}.{number // 100 % 250}"
     with ExitStack() as stack:
         # Ray puts sockets into these folders, and the path of a socket must be short.
         base = Path(tempfile.mkdtemp(prefix="rd"))
         stack.callback(shutil.rmtree, base, ignore_errors=True)
         _ip("link", "add", tag, "type", "bridge")
         stack.callback(_ip, "link", "del", tag)
+        _ip("addr", "add", f"{subnet}.254/24", "dev", tag)
         _ip("link", "set", tag, "up")
         addresses = {name: f"{subnet}.{number}" for number, name in enumerate(names, start=1)}
         table = "127.0.0.1 localhost\n" + "".join(
             f"{address} {name}\n" for name, address in addresses.items()
         )
-        made = [
+        yield [
             _make(stack, tag, number, name, addresses[name], table, base)
             for number, name in enumerate(names, start=1)
         ]
-        for host in made:
-            host.environment.update(environment or {})
-        yield made
 
 
 def _make(stack: ExitStack, tag: str, number: int, name: str, address: str, table: str, base: Path) -> Host:
@@ -180,13 +241,23 @@ def _make(stack: ExitStack, tag: str, number: int, name: str, address: str, tabl
     (etc / "hosts").write_text(table)
     folder = base / name
     folder.mkdir()
+    folder.chmod(0o1777)
     host = Host(name, address, namespace, link, folder)
     stack.callback(host.end)
+    host.boot()
     return host
 
 
+def _needed() -> list[Path]:
+    """Return the folders below /tmp that Python needs on every host."""
+    paths = {Path(path).resolve() for path in (str(ROOT), sys.prefix, sys.base_prefix, *sys.path) if path}
+    return sorted(path for path in paths if path.is_dir() and TEMPORARY in path.parents)
+
+
 def _ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {shlex.join(words)}: {done.stderr}"
+    return done.stdout
 
 
 def wait_until(check: Callable[[], bool], seconds: float, describe: Callable[[], str]) -> None:

@@ -6,25 +6,28 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cluster.hosts import Host, hosts, wait_until
+from tests.cluster.hosts import TEMPORARY, Host, wait_until
 from tests.paths import ROOT
 
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 PYTHON = sys.executable
+LOG = "ray.log"
+START_SECONDS = 180.0
+# In the command lines of the processes of Ray.
+RANK, RAYLET, GCS = "RayTrainWorker", "/raylet/raylet ", "/gcs/gcs_server "
 
 
 @dataclass
 class RayCluster:
-    """A head, its nodes, and hosts that are no nodes yet."""
+    """A head, and hosts that are its nodes or can become some."""
 
     head: Host
     nodes: list[Host]
-    spare: list[Host]
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
 
     @property
     def address(self) -> str:
@@ -34,25 +37,50 @@ class RayCluster:
     def dashboard(self) -> str:
         return f"http://{self.head.address}:{DASHBOARD_PORT}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of all processes of the cluster, and of its clients."""
+        return {
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start_head(self) -> None:
+        self.head.start(
+            [
+                *_ray("start"),
+                "--head",
+                f"--port={GCS_PORT}",
+                "--dashboard-host=0.0.0.0",
+                f"--dashboard-port={DASHBOARD_PORT}",
+                "--num-cpus=0",
+                *_place(self.head),
+            ],
+            log=LOG,
+        )
+        wait_until(lambda: self.head.address in self.alive(), START_SECONDS, lambda: self.head.output(LOG))
+
     def join(self, host: Host) -> None:
         """Start a host as a node of one CPU."""
-        host.start(
-            [*_ray("start"), "--address", self.address, "--num-cpus", "1", *_place(host)], log="ray.log"
+        host.start([*_ray("start"), "--address", self.address, "--num-cpus", "1", *_place(host)], log=LOG)
+
+    def wait_for_nodes(self, *wanted: Host) -> None:
+        """Wait until these hosts, and no others, are nodes beside the head."""
+        addresses = {self.head.address, *(host.address for host in wanted)}
+        wait_until(
+            lambda: self.alive() == addresses, START_SECONDS, lambda: f"{self.alive()} instead of {addresses}"
         )
 
     def drain(self, host: Host, seconds: int) -> None:
         """Announce that a node will be taken away, as a cloud does with a preemptible one."""
-        program = (
-            f"import ray; ray.init(address={self.address!r}, logging_level='ERROR', log_to_driver=False); "
-            f"print([node['NodeID'] for node in ray.nodes() if node['NodeManagerAddress'] == {host.address!r}][0])"
-        )
-        node = self.head.run([PYTHON, "-c", program]).splitlines()[-1]
+        (node,) = [node["node_id"] for node in self._alive_nodes() if node["node_ip"] == host.address]
         self.head.run(
             [
-                PYTHON,
-                "-m",
-                "ray.scripts.scripts",
-                "drain-node",
+                *_ray("drain-node"),
                 f"--address={self.address}",
                 f"--node-id={node}",
                 "--reason=DRAIN_NODE_REASON_PREEMPTION",
@@ -61,72 +89,29 @@ class RayCluster:
             ]
         )
 
-    def alive(self) -> int:
-        """Return the number of nodes that the cluster counts as alive, with the head."""
-        program = (
-            f"import json, ray; ray.init(address={self.address!r}, logging_level='ERROR', log_to_driver=False); "
-            "print(json.dumps([node['Alive'] for node in ray.nodes()]))"
-        )
-        return sum(json.loads(self.head.run([PYTHON, "-c", program]).splitlines()[-1]))
+    def alive(self) -> set[str]:
+        """Return the addresses of the nodes that the cluster counts as alive, with the head; none without a head."""
+        return {node["node_ip"] for node in self._alive_nodes()}
 
-    def train(self, *words: str, log: str = "log", environment: Mapping[str, str] | None = None):  # type: ignore[no-untyped-def]
-        """Start `train` on the head, which is where a job's driver runs."""
-        command = [
-            PYTHON,
-            "-m",
-            "resnet_dist",
-            "train",
-            str(ROOT / "jobs/digits.py"),
-            "--address",
-            self.address,
-        ]
-        return self.head.start([*command, *words], environment, log=log)
-
-
-@contextmanager
-def ray_cluster(nodes: int, spare: int = 0) -> Iterator[RayCluster]:
-    """Yield a cluster of `nodes` nodes, h1 and so on, whose head is h0, and of spare hosts."""
-    names = [f"h{number}" for number in range(1 + nodes + spare)]
-    token = secrets.token_hex(32)
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_TRACKING_URI": "",
-    }
-    with hosts(*names, environment=environment) as made:
-        cluster = RayCluster(made[0], made[1 : 1 + nodes], made[1 + nodes :])
-        cluster.head.start(
-            [
-                *_ray("start"),
-                "--head",
-                f"--port={GCS_PORT}",
-                "--dashboard-host=0.0.0.0",
-                f"--dashboard-port={DASHBOARD_PORT}",
-                "--num-cpus=0",
-                *_place(cluster.head),
-            ],
-            log="ray.log",
-        )
-        cluster.head.wait_for("Ray runtime started", 120, log="ray.log")
-        for node in cluster.nodes:
-            cluster.join(node)
-        for node in cluster.nodes:
-            node.wait_for("Ray runtime started", 120, log="ray.log")
-        wait_until(lambda: cluster.alive() == 1 + nodes, 120, lambda: "the nodes do not join")
-        yield cluster
+    def _alive_nodes(self) -> list[dict[str, str]]:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/v0/nodes", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                nodes = json.load(answer)["data"]["result"]["result"]
+        except OSError:
+            return []
+        return [node for node in nodes if node["state"] == "ALIVE"]
 
 
 def _ray(command: str) -> list[str]:
-    return [PYTHON, "-m", "ray.scripts.scripts", command, "--block", "--disable-usage-stats"]
+    options = ["--block", "--disable-usage-stats"] if command == "start" else []
+    return [PYTHON, "-m", "ray.scripts.scripts", command, *options]
 
 
 def _place(host: Host) -> list[str]:
     return [
         f"--node-ip-address={host.address}",
-        f"--temp-dir={host.folder}/r",
+        f"--temp-dir={TEMPORARY}/r",
         f"--object-store-memory={2**27}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import struct
@@ -31,6 +32,18 @@ def wait_for_port(port: int, seconds: float = 30.0) -> None:
             return
         time.sleep(0.02)
     raise TimeoutError(f"nothing listens on port {port} after {seconds} s")
+
+
+def nginx_configuration(files: Path, folder: Path, address: str) -> str:
+    """Return the configuration of an nginx that serves `files` at `address`, and writes into `folder` alone."""
+    user = "user root;" if os.getuid() == 0 else ""
+    places = " ".join(
+        f"{name}_temp_path {folder}/t;" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return (
+        f"daemon off; {user} pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}\n"
+        f"http {{ access_log off; {places}\nserver {{ listen {address}; root {files}; }} }}\n"
+    )
 
 
 class FileServer:

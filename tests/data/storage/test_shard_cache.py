@@ -35,7 +35,14 @@ from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
 from tests.data.conftest import data_of, loaders, write_shards
-from tests.data.servers import LOCALHOST, faulty_proxy, file_server, free_port, wait_for_port
+from tests.data.servers import (
+    LOCALHOST,
+    faulty_proxy,
+    file_server,
+    free_port,
+    nginx_configuration,
+    wait_for_port,
+)
 
 COUNTS = (40, 7, 60, 33, 52, 24)
 STEPS = sum(COUNTS) // 48
@@ -509,13 +516,7 @@ def nginx(served: Path, tmp_path: Path) -> Iterator[int]:
         pytest.skip("needs nginx (apt-get install nginx-light)")
     port = free_port()
     configuration = tmp_path / "nginx.conf"
-    user = "user root;" if os.getuid() == 0 else ""
-    configuration.write_text(
-        f"daemon off; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log; events {{}}\n"
-        f"http {{ access_log off; client_body_temp_path {tmp_path}/t; proxy_temp_path {tmp_path}/t; "
-        f"fastcgi_temp_path {tmp_path}/t; uwsgi_temp_path {tmp_path}/t; scgi_temp_path {tmp_path}/t;\n"
-        f"server {{ listen {LOCALHOST}:{port}; root {served}; }} }}\n"
-    )
+    configuration.write_text(nginx_configuration(served, tmp_path, f"{LOCALHOST}:{port}"))
     process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(configuration)])
     try:
         wait_for_port(port)

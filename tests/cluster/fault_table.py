@@ -1,0 +1,57 @@
+"""The table of faults: one row for each, printed and written to the file that RESNET_DIST_FAULT_TABLE names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+TABLE_VARIABLE = "RESNET_DIST_FAULT_TABLE"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault, and the run that went through it."""
+
+    fault: str
+    next_step_seconds: float  # from the fault to the next optimizer step
+    ranks_gone_seconds: (
+        float | None
+    )  # from the fault until none of the ranks that ran then is left; None: not waited for
+    exit_codes: str
+    status: str
+    attempts: int
+    lost: int
+    doubled: int
+    difference: float  # relative, of the metrics; 0: bitwise equal
+
+    def cells(self) -> list[str]:
+        def cell(value: object) -> str:
+            if isinstance(value, float):
+                return "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.1f}"
+            return "–" if value is None else str(value)
+
+        return [cell(value) for value in astuple(self)]
+
+
+class FaultTable:
+    """The rows so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Add a row, and write all of them."""
+        self.rows.append(row)
+        if path := os.environ.get(TABLE_VARIABLE):
+            Path(path).write_text(f"{self}\n")
+
+    def keep(self, name: str, output: str) -> None:
+        """Keep the output of a run beside the table."""
+        if path := os.environ.get(TABLE_VARIABLE):
+            Path(path).with_name(name).write_text(output)
+
+    def __str__(self) -> str:
+        titles = [field.name.replace("_", " ") for field in fields(Row)]
+        lines = [titles, ["---"] * len(titles), *(row.cells() for row in self.rows)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,123 @@
+"""The whole scene: a cluster, its servers and a client, each on a host of its own, sharing nothing but S3 and MLflow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.runs.folder import RunFolder, read_run
+from resnet_dist.runs.storage.open import open_storage
+from tests.cluster.hosts import Host, hosts, wait_until
+from tests.cluster.ray_hosts import PYTHON, RANK, RayCluster
+from tests.cluster.services import make_bucket, start_mlflow, start_nginx, start_s3
+from tests.paths import ROOT
+
+OUTPUT = "s3://runs/output"
+RECIPE = ROOT / "jobs/digits.py"
+
+
+@dataclass
+class Scene:
+    """Three hosts with Ray (h0 is the head), a fourth that submits, and what they all reach."""
+
+    cluster: RayCluster
+    client: Host
+    mlflow: str  # its address
+    shards: str  # the address of folders train and eval
+
+    @property
+    def nodes(self) -> list[Host]:
+        return self.cluster.nodes
+
+    def submit(self, name: str, *words: str, log: str) -> subprocess.Popen[str]:
+        """Submit a run of digits; its output goes to `log` of the client."""
+        place = ["--address", self.cluster.dashboard, "--output", OUTPUT, "--name", name]
+        return self.client.start(
+            [PYTHON, "-m", "resnet_dist", "submit", str(RECIPE), *place, *words], log=log
+        )
+
+    def train_alone(self, name: str, *words: str, log: str) -> subprocess.Popen[str]:
+        """Train digits on the client alone, as two ranks of one thread each."""
+        # Ray there gets two CPUs, however many this machine has.
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
+        command = [
+            "taskset",
+            "-c",
+            cores,
+            PYTHON,
+            "-m",
+            "resnet_dist",
+            "train",
+            str(RECIPE),
+            "--workers",
+            "2",
+        ]
+        return self.client.start([*command, "--output", OUTPUT, "--name", name, *words], log=log)
+
+    def run(self, name: str) -> RunFolder:
+        """Return a run as its storage has it."""
+        run = read_run(open_storage(f"{OUTPUT}/runs/{name}"))
+        assert run is not None
+        return run
+
+    def host_of_rank(self, run: str, rank: int) -> Host:
+        places = self.run(run).ranks()
+        assert places is not None
+        (host,) = [host for host in self.nodes if host.name == places.hosts[rank]]
+        return host
+
+    def rank_processes(self) -> list[int]:
+        return [pid for host in self.nodes for pid in host.find(RANK)]
+
+    def prepare(self, nodes: Sequence[Host]) -> None:
+        """Make these the nodes of the cluster, whatever happened to it before."""
+        if not self.cluster.alive():
+            for host in (self.cluster.head, *self.nodes):
+                host.crash()
+            self.cluster.start_head()
+        alive = self.cluster.alive()
+        for host in self.nodes:
+            host.set_link(up=True)
+            if (host.address in alive) != (host in nodes):
+                host.crash()
+                if host in nodes:
+                    self.cluster.join(host)
+        self.cluster.wait_for_nodes(*nodes)
+        wait_until(lambda: not self.rank_processes(), 60, lambda: "ranks of an earlier run are alive")
+
+
+@contextmanager
+def scene(shards: Path) -> Iterator[Scene]:
+    """Yield the scene, with its servers and a cluster of two nodes. shards: a folder with train and eval."""
+    with hosts("h0", "h1", "h2", "client", "s3", "mlflow", "web") as (head, h1, h2, client, s3, mlflow, web):
+        cluster = RayCluster(head, [h1, h2])
+        for host in (head, h1, h2, client, s3, mlflow, web):
+            host.environment.update(cluster.environment)
+        keys, wait_for_s3 = start_s3(s3)
+        tracking, wait_for_mlflow = start_mlflow(mlflow)
+        files, wait_for_nginx = start_nginx(web, shards)
+        for host in (head, h1, h2, client):
+            host.environment.update(keys)
+        client.environment["MLFLOW_TRACKING_URI"] = tracking
+        cluster.start_head()
+        for host in cluster.nodes:
+            cluster.join(host)
+        wait_for_s3()
+        make_bucket(s3, OUTPUT.split("/")[2])
+        wait_for_nginx()
+        wait_for_mlflow()
+        cluster.wait_for_nodes(*cluster.nodes)
+        before = {name: os.environ.get(name) for name in keys}
+        os.environ.update(keys)  # The test reads what the runs have written.
+        try:
+            yield Scene(cluster, client, tracking, files)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
