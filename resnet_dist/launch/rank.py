@@ -72,7 +72,9 @@ def run_attempt(
         lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence), TRAINING_THREAD
     )
     stalls = StallWriter(attempt, world)
-    watchdog = Watchdog(progress, training.thread, world, recipe.train.stall_timeout_seconds, report=stalls.write)
+    watchdog = Watchdog(
+        progress, training.thread, world, recipe.train.stall_timeout_seconds, report=stalls.write
+    )
     stopped_at: float | None = None
 
     def has_nothing_to_save() -> bool:
@@ -99,8 +101,6 @@ def run_attempt(
             fence.close()
         watchdog.close()
         stalls.close()
-
-
 
 
 def is_echo(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.origin import origin_tags
-from resnet_dist.tracking.protocol import RunRecord, StudyRecord
+from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
 
 log = logging.getLogger(__name__)
