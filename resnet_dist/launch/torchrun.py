@@ -29,6 +29,7 @@ from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt, run_in_thre
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.limit import within
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
@@ -108,7 +109,10 @@ class TorchrunRanks:
                     return None
                 outcome = run_attempt(attempt, world, stop.requested, stop.expired)
             except Exception as error:
-                raise self._explain(error) from error
+                explained = self._explain(error)
+                if explained is error:
+                    raise
+                raise explained from error
         if outcome is not None:
             dist.destroy_process_group()
         return outcome
@@ -155,8 +159,8 @@ class TorchrunRanks:
                     f"rank {self.rank} lost another one, which was killed or cut off ({cause})"
                 )
         try:
-            first = self._store.add(FAILED_KEY, 1) == 1
-        except RuntimeError:  # The store has gone with its process.
+            first = within(FIRST_REPORT_SECONDS, lambda: self._store.add(FAILED_KEY, 1)) == 1
+        except (RuntimeError, TimeoutError):  # The store has gone with its process, or is stopped with it.
             first = True
         return error if first else AlreadyReported(str(error))
 
