@@ -32,7 +32,11 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.cpus import cpu_count
+<<<<<<< HEAD
 from resnet_dist.system.limit import Call
+=======
+from resnet_dist.system.limit import within
+>>>>>>> w-straggle
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
@@ -116,7 +120,10 @@ class TorchrunRanks:
                 with closing(Fence.of(attempt, exits=self.rank > 0)) as fence:
                     outcome = run_attempt(attempt, world, stop.requested, stop.expired, fence=fence)
             except Exception as error:
-                raise self._explain(error) from error
+                explained = self._explain(error)
+                if explained is error:
+                    raise
+                raise explained from error
         if outcome is not None:
             dist.destroy_process_group()
         return outcome
@@ -163,8 +170,8 @@ class TorchrunRanks:
                     f"rank {self.rank} lost another one, which was killed or cut off ({cause})"
                 )
         try:
-            first = self._store.add(FAILED_KEY, 1) == 1
-        except RuntimeError:  # The store has gone with its process.
+            first = within(FIRST_REPORT_SECONDS, lambda: self._store.add(FAILED_KEY, 1)) == 1
+        except (RuntimeError, TimeoutError):  # The store has gone with its process, or is stopped with it.
             first = True
         return error if first else AlreadyReported(str(error))
 

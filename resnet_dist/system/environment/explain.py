@@ -46,6 +46,8 @@ def _limit_of(error: BaseException) -> Limit | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:  # `raise error from error` makes a circle.
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

@@ -31,7 +31,7 @@ STORE_SECONDS = 5.0  # limit for one exchange with the store
 
 @dataclass(frozen=True)
 class Position:
-    """The position of a rank, as it publishes it."""
+    """The position of a rank, as it publishes it. Without a phase: nothing but the host is known."""
 
     moves: int  # phases entered so far
     step: int
@@ -43,6 +43,7 @@ class Position:
 
     @property
     def where(self) -> str:
+        """The step, the phase and the line, as text."""
         return f"step {self.step}, {self.phase}" + (f" ({self.line})" if self.line else "")
 
 
@@ -50,7 +51,7 @@ class Position:
 class Reading:
     """The newest known positions of all ranks, by rank, and the ranks that do not answer."""
 
-    positions: tuple[Position | None, ...]  # None: it has not published yet
+    positions: tuple[Position, ...]
     silent: tuple[int, ...] = ()
     store_answers: bool = True
     is_complete: bool = True  # whether there were polls enough to know who is silent
@@ -117,9 +118,7 @@ class Board:
         store = dist.distributed_c10d._get_default_store().clone()
         self._store = dist.PrefixStore("watchdog", store)  # type: ignore[attr-defined]
         self._readings: tuple[list[Position], ...] = ()  # the newest, of the current stall
-        self._first: list[
-            Position
-        ] = []  # Keep it: a rank that does not answer has published its host before.
+        self._hosts: list[str] = []  # of all ranks, once all have published
         self._missing: list[int] = []  # ranks that have published nothing yet
         self._answered_at = time.monotonic()
         self.reads = False  # Set it while the positions of the others are needed.
@@ -133,8 +132,9 @@ class Board:
     def read(self) -> Reading:
         """Return every rank's position, and the ranks that have not published in the last polls."""
         readings = self._readings  # The thread replaces it.
-        known: tuple[Position | None, ...] = tuple(readings[-1] if readings else self._first)
-        known = known or (None,) * len(self._keys)
+        # Without a reading of this stall nothing but the hosts is known.
+        hosts = [Position(-1, -1, "", "", 0, host) for host in self._hosts or [""] * len(self._keys)]
+        known = tuple(readings[-1] if readings else hosts)
         age = time.monotonic() - self._answered_at
         if age > POLLS_TO_ANSWER * self._poll_seconds + STORE_SECONDS:
             return Reading(
@@ -152,7 +152,7 @@ class Board:
             beat += 1
             try:
                 self._store.set(self._own, json.dumps(asdict(self._position(beat))))
-                if self.reads or not self._first:
+                if self.reads or not self._hosts:
                     self._read_all()
                 else:
                     self._readings = ()
@@ -160,7 +160,7 @@ class Board:
                 self._answered_at = time.monotonic()
             except RuntimeError:
                 return  # the process with the store has ended: the next collective reports it
-            if self._stop.wait(self._poll_seconds if self._first else self._first_poll_seconds):
+            if self._stop.wait(self._poll_seconds if self._hosts else self._first_poll_seconds):
                 return
 
     def _read_all(self) -> None:
@@ -170,8 +170,9 @@ class Board:
             return
         self._missing = []
         positions = [_parse(text) for text in self._store.multi_get(self._keys)]
-        self._first = self._first or positions
-        self._readings = (*self._readings, positions)[-POLLS_TO_ANSWER:]
+        self._hosts = [position.host for position in positions]
+        if self.reads:
+            self._readings = (*self._readings, positions)[-POLLS_TO_ANSWER:]
 
 
 def _parse(text: bytes) -> Position:

@@ -22,15 +22,14 @@ class Stall:
     def of(cls, reading: Reading, own_rank: int) -> Stall:
         ranks = reading.silent
         if not ranks:
-            moves = [-1 if position is None else position.moves for position in reading.positions]
-            ranks = tuple(rank for rank, count in enumerate(moves) if count == min(moves))
+            fewest = min(position.moves for position in reading.positions)
+            ranks = tuple(rank for rank, position in enumerate(reading.positions) if position.moves == fewest)
         return cls(ranks, reading, own_rank)
 
     @property
     def moves(self) -> int:
         """The number of phases that the first of them has entered, as far as it is known."""
-        position = self.reading.positions[self.ranks[0]]
-        return -1 if position is None else position.moves
+        return self.reading.positions[self.ranks[0]].moves
 
     @property
     def of_all(self) -> bool:
@@ -42,9 +41,8 @@ class Stall:
             return False
         for rank in self.ranks:
             before, after = self.reading.positions[rank], now.positions[rank]
-            moved = after is not None and (before is None or after.moves > before.moves)
             answers = rank in self.reading.silent and rank not in now.silent
-            if not moved and not answers:
+            if after.moves == before.moves and not answers:
                 return False
         return True
 
@@ -52,14 +50,13 @@ class Stall:
         """Return one line: which ranks, on which hosts, have stood still for how long, and where."""
         positions, first = self.reading.positions, self.reading.positions[self.ranks[0]]
         if self.reading.silent:
-            last = f", last seen at {first.where}" if first is not None and len(self.ranks) == 1 else ""
+            last = f", last seen at {first.where}" if first.phase and len(self.ranks) == 1 else ""
             own = positions[self.own_rank]
-            here = f", while rank {self.own_rank} is at {own.where}" if own is not None else ""
+            here = f", while rank {self.own_rank} is at {own.where}" if own.phase else ""
             return (
                 f"{self._names()} {_plural(self.ranks, 'has', 'have')} not answered for {seconds:.0f} s{last}{here}: "
                 "stopped, or cut off"
             )
-        assert first is not None  # Only a rank that is silent may have published nothing.
         if len(positions) == 1:
             return f"nothing has moved on {first.host} for {seconds:.0f} s: at {first.where}"
         if not self.of_all:
@@ -67,26 +64,26 @@ class Stall:
                 f"{self._names()} {_plural(self.ranks, 'has', 'have')} not moved for {seconds:.0f} s: at {first.where}; "
                 "the others wait"
             )
-        lines = {position.line for position in positions if position is not None}
+        lines = {position.line for position in positions}
         if len(lines) == 1:
             return f"none of {len(positions)} ranks has moved for {seconds:.0f} s: all are at {first.where}"
         # In one phase, such as the start, some ranks are further on.
-        each = _listed([f"{_name(rank, p)} ({p.line or '?'})" for rank, p in enumerate(positions) if p])
+        each = _listed([f"{_name(rank, p)} ({p.line or '?'})" for rank, p in enumerate(positions)])
         return f"none of {len(positions)} ranks has moved for {seconds:.0f} s: at step {first.step}, {first.phase}, are {each}"
 
     def describe_end(self, seconds: float) -> str:
-        first = self.reading.positions[self.ranks[0]]
-        at = f" at step {first.step}" if first is not None else ""
+        positions = self.reading.positions
+        first = positions[self.ranks[0]] if self.reading.store_answers else positions[self.own_rank]
         who = "training" if self.of_all else self._names()
         verb = "moves" if self.of_all or len(self.ranks) == 1 else "move"
-        return f"{who} {verb} again, after {seconds:.0f} s without progress{at}"
+        return f"{who} {verb} again, after {seconds:.0f} s without progress at step {first.step}"
 
     def stacks(self) -> list[str]:
         """Return the stacks of these ranks as lines, innermost last."""
         lines = []
         for rank in self.ranks[:MAX_NAMED]:
             position = self.reading.positions[rank]
-            if position is not None:
+            if position.phase:
                 known = ", as it was last seen" if rank in self.reading.silent else ""
                 lines += [f"{_name(rank, position)}, at step {position.step}, {position.phase}{known}:"]
                 lines += [f"  {frame}" for frame in position.stack]
@@ -99,8 +96,8 @@ class Stall:
         return f"{_plural(self.ranks, 'rank', 'ranks')} {_listed(names)}"
 
 
-def _name(rank: int, position: Position | None) -> str:
-    return f"rank {rank} on {position.host}" if position is not None and position.host else f"rank {rank}"
+def _name(rank: int, position: Position) -> str:
+    return f"rank {rank} on {position.host}" if position.host else f"rank {rank}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -104,7 +104,9 @@ class Watchdog:
         allowed = self._timeout * self._progress.patience
         # Ranks stop moving at different moments: wait until each has published where it stands now.
         if self._still_for >= allowed + POLLS_TO_ANSWER * self.poll_seconds:
-            line = Stall.of(self._read(), self._world.rank).describe(allowed)
+            reading = self._read()
+            known = reading if reading.is_complete else Reading((self.position(),))
+            line = Stall.of(known, self._world.rank).describe(allowed)
             raise Stalled(f"{line} (train.stall_timeout_seconds={self._timeout:g})")
 
     def _begin_phase(self) -> None:

@@ -135,3 +135,9 @@ def test_other_errors_have_no_limit_behind_them(shell: Shell) -> None:
         shell.limits[limit.number] = (4096, 4096)
     assert limit_behind(KeyError("x")) is None
     assert limit_behind(FileNotFoundError(2, "No such file")) is None
+
+
+def test_errors_that_are_each_others_cause_come_to_an_end(shell: Shell) -> None:
+    error, other = KeyError("x"), KeyError("y")
+    error.__cause__, other.__cause__ = other, error
+    assert limit_behind(error) is None

@@ -113,7 +113,11 @@ def test_a_rank_that_stands_still_is_named_within_a_minute() -> None:
             "rank 3 on h3 has not answered for 45 s, last seen at step 120",
         ),
         (Reading(positions(), silent=(0, 1)), 2, "ranks 0 on h0, 1 on h1 have not answered for 45 s"),
-        (Reading((None, *positions()[1:]), silent=(0,)), 1, "rank 0 has not answered for 45 s, while rank 1"),
+        (
+            Reading((Position(-1, -1, "", "", 0), *positions()[1:]), silent=(0,)),
+            1,
+            "rank 0 has not answered for 45 s, while rank 1",
+        ),
         (
             Reading(positions()),
             0,
@@ -141,7 +145,8 @@ def test_one_rank_that_answers_reports_it(reading: Reading, writer: int, text: s
 
 
 def test_without_the_store_all_report_under_one_name_and_the_lowest_rank_first() -> None:
-    FakeBoard.reading = Reading(positions(), silent=(0,), store_answers=False)
+    hosts = tuple(Position(-1, -1, "", "", 0, f"h{rank}") for rank in range(RANKS))
+    FakeBoard.reading = Reading(hosts, silent=(0,), store_answers=False)
     ranks = [Rank(number) for number in range(1, RANKS)]
     for rank in ranks:
         rank.stand(60)
@@ -150,7 +155,12 @@ def test_without_the_store_all_report_under_one_name_and_the_lowest_rank_first()
     assert [len(rank.reports) for rank in ranks] == [2, 2, 2]
     first = [rank.reported_at[0] for rank in ranks]
     assert first == sorted(set(first))
-    assert ranks[0].lines[0].startswith("rank 0 on h0 has not answered for 47 s, last seen at step 120")
+    assert (
+        ranks[0]
+        .lines[0]
+        .startswith("rank 0 on h0 has not answered for 47 s, while rank 1 is at step 2, in the f")
+    )
+    assert ranks[0].lines[1] == "rank 0 on h0 moves again, after 60 s without progress at step 2"
 
 
 def test_a_reading_with_too_few_polls_names_nobody() -> None:
