@@ -32,11 +32,7 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.cpus import cpu_count
-<<<<<<< HEAD
-from resnet_dist.system.limit import Call
-=======
-from resnet_dist.system.limit import within
->>>>>>> w-straggle
+from resnet_dist.system.limit import Call, within
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
 from resnet_dist.train.loop import Outcome
