@@ -89,7 +89,8 @@ def train(
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
     It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
-    with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during an evaluation resumes with that evaluation.
+    with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during
+    an evaluation resumes with that evaluation.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """

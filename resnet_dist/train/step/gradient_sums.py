@@ -25,9 +25,8 @@ _KEEP_BUFFERS: dict[str, Any] = {
 class GradientSums(Protocol):
     """The sum of the gradients of one step: `add` is called for every micro-batch, `finish` once at the end."""
 
-    waits_in_backward: (
-        bool  # Whether the last backward pass ends with the wait for the other ranks, or `finish` does.
-    )
+    # True where the last backward pass ends with the wait for the other ranks; False where `finish` does.
+    waits_in_backward: bool
 
     def divisor(self, rank_samples: int, micro_batch_samples: int) -> int:
         """Return the number to divide the sum of a micro-batch's losses by before its backward pass."""

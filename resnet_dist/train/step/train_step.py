@@ -29,10 +29,8 @@ from resnet_dist.train.watch.progress import Progress
 from resnet_dist.world import World
 
 # Calls a function at the end of the backward pass that runs now. torch 2.15 gave it a public name.
-queue_callback: Any = (
-    getattr(torch.autograd.graph, "queue_callback", None)
-    or torch.autograd.Variable._execution_engine.queue_callback
-)  # type: ignore[attr-defined]
+_engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+queue_callback: Any = getattr(torch.autograd.graph, "queue_callback", None) or _engine.queue_callback
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

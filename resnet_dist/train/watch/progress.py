@@ -34,9 +34,8 @@ class Progress:
         self._first_step: int | None = None
         # When the first batch was asked for, when it had come, and when the first step was taken, in seconds since 1970.
         self.start_times: list[float] = []
-        self.on_first_step: Callable[[], None] = lambda: (
-            None
-        )  # called by the loop, in the first phase after it
+        # Called by the loop, in the first phase after that step.
+        self.on_first_step: Callable[[], None] = lambda: None
 
     def at(self, phase: str, step: int | None = None) -> None:
         """Enter a phase. The call is cheap enough for several in every step."""

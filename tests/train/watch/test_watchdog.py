@@ -150,6 +150,9 @@ def test_two_ranks_name_the_one_that_hangs(
 ) -> None:
     recipe = digits_recipe.with_overrides([f"train.stall_timeout_seconds={timeout}"])
     results = run_ranks(2, function, recipe.to_json(), str(tmp_path))
-    for result in results:
+    # The rank that ends first may take the connection of the other one with it.
+    named = [result for result in results if "Connection closed by peer" not in result]
+    assert named, results
+    for result in named:
         assert re.match(text, result), result
         assert result.endswith(f"(train.stall_timeout_seconds={timeout})")
