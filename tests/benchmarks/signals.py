@@ -21,7 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from resnet_dist.config import load_recipe
-from resnet_dist.train.checkpoint.folder import write_checkpoint
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.train.checkpoint.folder import name_of, write_checkpoint
 from resnet_dist.train.start.initial import build
 from tests.paths import ROOT
 
@@ -149,12 +150,12 @@ def arguments(command: str, url: str, folder: Path) -> list[str]:
 
 
 def write_model(folder: Path) -> Path:
-    """Write a checkpoint of a model of two classes, as it is before its first step."""
+    """Write a checkpoint of a model of two classes below `folder`, as it is before its first step; return it."""
     recipe = load_recipe(ROOT / "jobs/digits.py", ["model.name=resnet8"])
     model = build(recipe, len(INDEX["classes"]))  # type: ignore[arg-type]
     manifest = {"scalars": {"step": 0}, "recipe": recipe.model_dump(mode="json"), "classes": INDEX["classes"]}
-    write_checkpoint(folder, {"model": model.state_dict()}, manifest)
-    return folder
+    write_checkpoint(open_storage(folder), 0, {"model": model.state_dict()}, manifest)
+    return folder / name_of(0)
 
 
 def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> float | None:
