@@ -150,7 +150,7 @@ def arguments(command: str, url: str, folder: Path) -> list[str]:
 
 
 def write_model(folder: Path) -> Path:
-    """Write a checkpoint of a model of two classes, as it is before its first step."""
+    """Write a checkpoint of a model of two classes below `folder`, as it is before its first step; return it."""
     recipe = load_recipe(ROOT / "jobs/digits.py", ["model.name=resnet8"])
     model = build(recipe, len(INDEX["classes"]))  # type: ignore[arg-type]
     manifest = {"scalars": {"step": 0}, "recipe": recipe.model_dump(mode="json"), "classes": INDEX["classes"]}
