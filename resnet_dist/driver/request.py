@@ -31,9 +31,8 @@ class Request:
     torchrun: TorchrunRanks | None = None  # set: this process is their rank 0
     tags: Mapping[str, str] = field(default_factory=dict)  # additional tags of the run in MLflow
     max_restarts: int = 0  # of lost ranks, within an hour
-    wait_seconds: float | None = (
-        None  # limit for a wait for nodes; None: refuse a cluster that is too small now
-    )
+    # Limit for a wait for nodes; None: refuse a cluster that is too small now.
+    wait_seconds: float | None = None
 
     @property
     def ranks(self) -> WorkerRange:

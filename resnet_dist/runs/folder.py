@@ -63,9 +63,8 @@ class Restarted:
     attempt: int
     cause: str
     step: int  # of the checkpoint that it began with; 0: of none
-    seconds: float | None = (
-        None  # from the cause to the first step; None: there was none, or it is not known yet
-    )
+    # From the cause to the first step; None: there was none, or it is not known yet.
+    seconds: float | None = None
 
     def __str__(self) -> str:
         where = f"resumed from step {self.step}" if self.step else "began anew"

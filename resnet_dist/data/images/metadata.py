@@ -63,9 +63,8 @@ def exif_orientation(block: bytes) -> int | None:
             tag, kind, num_values = struct.unpack_from(order + "HHI", block, entry)
             if tag == ORIENTATION and kind in _INTEGERS and num_values:
                 code = order + _INTEGERS[kind]
-                fits = (
-                    num_values * struct.calcsize(code) <= 4
-                )  # Otherwise the entry holds the values' position.
+                # An entry that is too small for the values holds their position.
+                fits = num_values * struct.calcsize(code) <= 4
                 place = entry + 8 if fits else struct.unpack_from(order + "I", block, entry + 8)[0]
                 (value,) = struct.unpack_from(code, block, place)
                 return value if value in range(1, 9) else 1

@@ -35,9 +35,8 @@ class Job:
     command: str = ""  # the `submit` command as it was typed, without secrets
     started: float | None = None  # seconds since 1970, by the clock of the cluster
     ended: float | None = None
-    driver_exit_code: int | None = (
-        None  # of the process that ran `train`; negative: the signal that killed it
-    )
+    # Of the process that ran `train`; negative: the signal that killed it.
+    driver_exit_code: int | None = None
     error_type: str = ""  # Ray's name of what ended a job that failed
     message: str = ""  # Ray's text, of any number of lines
 

@@ -137,9 +137,8 @@ class Board:
         known = tuple(readings[-1] if readings else hosts)
         age = time.monotonic() - self._answered_at
         if age > POLLS_TO_ANSWER * self._poll_seconds + STORE_SECONDS:
-            return Reading(
-                known, (0,), store_answers=False
-            )  # Rank 0 keeps the store, or is the nearest to it.
+            # Rank 0 keeps the store, or is the nearest to it.
+            return Reading(known, (0,), store_answers=False)
         if len(readings) < POLLS_TO_ANSWER:
             return Reading(known, tuple(self._missing), is_complete=bool(self._missing))
         before, last = readings[0], readings[-1]
