@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import shlex
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_dist.launch.jobs.advice import JobLeft, commands
 from resnet_dist.launch.jobs.client import connect, first_line
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 PACKAGE_FILE = "job.zip"
+# A head that has just started answers before the agent that begins its jobs does, and then begins none.
+NO_AGENT = "No available agent"
+AGENT_SECONDS, POLL_SECONDS = 60.0, 2.0
 
 
 def submit_job(submission: Submission, write: Write, report: Write) -> int:
@@ -48,7 +52,7 @@ def submit_job(submission: Submission, write: Write, report: Write) -> int:
         command=shown_command(submission),
     )
     try:
-        _send(client, submission, job)
+        _send(client, submission, job, report)
         write(f"{job.title}\n")
         if submission.detach:
             write(f"{commands(job, address)}\n")
@@ -58,18 +62,37 @@ def submit_job(submission: Submission, write: Write, report: Write) -> int:
         raise left_alone(job, address) from None
 
 
-def _send(client: JobSubmissionClient, submission: Submission, job: Job) -> None:
+def _send(client: JobSubmissionClient, submission: Submission, job: Job, report: Write) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The recipe travels as a value: the cluster needs the package, not the person's files.
         package = Path(folder) / PACKAGE_FILE
         pack(package, submission.recipe.to_json(), submission.working)
+        request = {
+            "entrypoint": shlex.join(entrypoint(submission)),
+            "submission_id": job.id,
+            "runtime_env": {"working_dir": str(package), "env_vars": job_environment(submission)},
+            "metadata": job_metadata(submission),
+        }
         try:
-            client.submit_job(
-                entrypoint=shlex.join(entrypoint(submission)),
-                submission_id=job.id,
-                runtime_env={"working_dir": str(package), "env_vars": job_environment(submission)},
-                metadata=job_metadata(submission),
-            )
+            _request(client, request, report)
         except Exception as error:  # Ray raises several types, see client.connect.
             reason = f"the job may not have begun ({first_line(error)})"
             raise JobLeft(reason, job, client.get_address(), exit_code=1) from None
+
+
+def _request(client: JobSubmissionClient, request: dict[str, Any], report: Write) -> None:
+    """Request a job, again for AGENT_SECONDS from a head that cannot begin jobs yet. Raises what Ray raises."""
+    deadline, reported = time.monotonic() + AGENT_SECONDS, False
+    while True:
+        try:
+            client.submit_job(**request)
+            return
+        except Exception as error:  # Ray raises several types, see client.connect.
+            if NO_AGENT not in str(error) or time.monotonic() >= deadline:
+                raise
+        if not reported:
+            report(
+                f"the cluster cannot begin jobs yet ({NO_AGENT}); trying for up to {AGENT_SECONDS:.0f} s"
+            )
+            reported = True
+        time.sleep(POLL_SECONDS)

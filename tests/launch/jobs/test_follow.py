@@ -100,6 +100,28 @@ def test_detached_prints_the_lines_that_come_next(follow: Follow) -> None:
     ]
 
 
+@pytest.mark.parametrize(("seconds", "sent"), [(60.0, True), (0.0, False)])
+def test_a_head_that_has_just_started_gets_the_job_when_it_can(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch, seconds: float, sent: bool
+) -> None:
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "AGENT_SECONDS", seconds)
+    answers = iter([500, 500])
+
+    def refuse(call: str) -> None:
+        if call == "submit" and next(answers, None):
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try …"
+            )
+
+    followed = follow(Cluster(refuse))
+    if sent:
+        assert followed.end == 0
+        assert followed.lines.count("the cluster cannot begin jobs yet") == 1
+    else:
+        assert "the job may not have begun (Request failed with status code 500" in str(followed.end)
+
+
 def test_a_cluster_that_is_back_in_time_is_followed_on(follow: Follow) -> None:
     failures = iter([False, True, True, False, True] + [False] * 9)
     cluster = Cluster(after(0, lambda: next(failures) and fail()))
