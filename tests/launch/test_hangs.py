@@ -65,13 +65,9 @@ def test_a_rank_that_is_stopped_is_named_and_continues(folder: Path, rank: int) 
     stream = process.stdout if rank else process.stderr
     assert stream is not None
     text = ""
-    # The process of rank 0 has the store, through which ranks publish where they are.
-    where = (
-        "last seen at step 14, waiting for data"
-        if rank
-        else "while rank 1 is at step 14, in the backward pass"
-    )
-    pattern = rf"rank {rank} on {HOST} has not answered for 1\d s, {where} .*: stopped, or cut off"
+    # It was seen last up to a poll before it stopped; not at all where its process has the store.
+    where = rf"(last seen at step \d+, .*, )?while rank {1 - rank} is at step 14, in the backward pass"
+    pattern = rf"rank {rank} on {HOST} has not answered for \d+ s, {where} .*: stopped, or cut off"
     while not re.search(pattern, text):
         line = stream.readline()
         assert line, (text, process.communicate())
@@ -96,11 +92,11 @@ if "RANK" in os.environ:
 if os.environ.get("RANK") == "1":
     import time
     from resnet_dist.data.shards.reader import ShardReader
-    read = ShardReader.read
-    def slow_read(self, sample_id):
-        time.sleep(0.05)
-        return read(self, sample_id)
-    ShardReader.read = slow_read
+    read_at = ShardReader.read_at
+    def slow_read(self, number, position):
+        time.sleep(0.01)
+        return read_at(self, number, position)
+    ShardReader.read_at = slow_read
 """
 
 

@@ -72,11 +72,11 @@ class Stall:
         return f"none of {len(positions)} ranks has moved for {seconds:.0f} s: at step {first.step}, {first.phase}, are {each}"
 
     def describe_end(self, seconds: float) -> str:
-        positions = self.reading.positions
-        first = positions[self.ranks[0]] if self.reading.store_answers else positions[self.own_rank]
+        # A rank that does not answer has published its last position some seconds before it stopped.
+        rank = self.own_rank if self.reading.silent else self.ranks[0]
         who = "training" if self.of_all else self._names()
         verb = "moves" if self.of_all or len(self.ranks) == 1 else "move"
-        return f"{who} {verb} again, after {seconds:.0f} s without progress at step {first.step}"
+        return f"{who} {verb} again, after {seconds:.0f} s without progress at step {self.reading.positions[rank].step}"
 
     def stacks(self) -> list[str]:
         """Return the stacks of these ranks as lines, innermost last."""

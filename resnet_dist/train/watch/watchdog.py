@@ -134,8 +134,12 @@ class Watchdog:
         reading = self._board.read()
         if reading.store_answers:
             return reading
-        positions = list(reading.positions)
-        positions[self._world.rank] = self.position()
+        here, positions = self.position(), list(reading.positions)
+        if (
+            positions[self._world.rank].moves != here.moves
+        ):  # Read before this stall: only the hosts are of use.
+            positions = [replace(position, phase="") for position in positions]
+        positions[self._world.rank] = here
         return replace(reading, positions=tuple(positions))
 
     def _report_stall(self) -> None:

@@ -144,9 +144,16 @@ def test_one_rank_that_answers_reports_it(reading: Reading, writer: int, text: s
     assert ranks[writer].lines[0].startswith(text)
 
 
+def test_without_the_store_what_was_read_before_the_stall_is_not_used() -> None:
+    FakeBoard.reading = Reading(positions(), silent=(0,), store_answers=False)
+    rank = Rank(1)
+    rank.stand(60)
+    assert "last seen" not in rank.lines[0]
+    assert rank.reports[0].details == ()
+
+
 def test_without_the_store_all_report_under_one_name_and_the_lowest_rank_first() -> None:
-    hosts = tuple(Position(-1, -1, "", "", 0, f"h{rank}") for rank in range(RANKS))
-    FakeBoard.reading = Reading(hosts, silent=(0,), store_answers=False)
+    FakeBoard.reading = Reading(positions(), silent=(0,), store_answers=False)
     ranks = [Rank(number) for number in range(1, RANKS)]
     for rank in ranks:
         rank.stand(60)
