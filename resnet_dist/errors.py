@@ -63,6 +63,10 @@ class RanksLost(RankFailed):
         self.preempted = preempted
 
 
+class Superseded(StorageError):
+    """A driver or a rank whose run belongs to another one now, or whose driver is gone: it must write no more."""
+
+
 class AlreadyReported(RankFailed):
     """Another rank failed first and has reported the cause: nothing more is printed."""
 

@@ -14,7 +14,8 @@ from datetime import datetime
 
 from resnet_dist.errors import RankFailed, RanksLost, StorageError
 from resnet_dist.launch.attempt import ClusterChanged, RankLauncher
-from resnet_dist.runs.folder import RunFolder, failure_name
+from resnet_dist.launch.start_times import BEGIN, ENDED
+from resnet_dist.runs.folder import Restarted, RunFolder, failure_name
 from resnet_dist.system.redact import redact
 from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
@@ -76,6 +77,7 @@ def launch_with_restarts(
     begin: called before each restart, with the run as of its next attempt. Raises TrainingError for a mistake,
     RankFailed for a defect, and where the restarts are used up.
     """
+    run = replace(run, marks={BEGIN: time.time()})
     while True:
         try:
             return run, launch(run)
@@ -83,8 +85,16 @@ def launch_with_restarts(
             keep_details(run, cause)
             if isinstance(cause, RankFailed) and not isinstance(cause, RanksLost):
                 raise
+            ended_at, seen_at = time.time(), getattr(cause, "seen_at", None)
             restart = restarts.add(cause, newest_step(run))
-        run = replace(run, attempt=run.attempt + 1, token=uuid.uuid4().hex)
+        number = run.attempt + 1
+        run = replace(
+            run,
+            attempt=number,
+            token=uuid.uuid4().hex,
+            restarts=(*run.restarts, Restarted(number, redact(restart.cause), restart.step)),
+            marks={BEGIN: seen_at or ended_at, ENDED: ended_at},
+        )
         run.write()
         begin(run, restart)
 
@@ -94,6 +104,7 @@ def keep_details(run: RunFolder, cause: Exception) -> None:
     if details := getattr(cause, "details", ""):
         title = f"{datetime.now():%Y-%m-%d %H:%M:%S}  attempt {run.attempt}: {cause}"
         with suppress(StorageError):  # A full disk must not hide the failure itself.
+            run.check_lease()
             run.storage.write(failure_name(run.attempt), redact(f"{title}\n{details}\n").encode())
 
 

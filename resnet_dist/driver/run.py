@@ -6,15 +6,14 @@ Everything that can be refused is refused before Ray starts or a file is written
 from __future__ import annotations
 
 import logging
-import os
 import platform
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+from resnet_dist.driver.hold import choose, has_lost, locked, loss_reported
 from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import (
     check_continued,
@@ -25,13 +24,18 @@ from resnet_dist.driver.preflight import (
 )
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
-from resnet_dist.errors import AlreadyReported, RankFailed, StorageError, TrainingError, UserError
+from resnet_dist.errors import (
+    AlreadyReported,
+    RankFailed,
+    StorageError,
+    Superseded,
+    TrainingError,
+    UserError,
+)
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
-from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_summary
-from resnet_dist.runs.storage.lease import Holder, log_loss
 from resnet_dist.runs.storage.open import resolved
 from resnet_dist.system.command import resume_advice
 from resnet_dist.system.redact import redact_all
@@ -39,7 +43,7 @@ from resnet_dist.system.signals import defer_signals, handle_signals, raise_inte
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
-from resnet_dist.tracking.spool import has_steps
+from resnet_dist.tracking.spool import Entry, has_steps, start_seconds
 from resnet_dist.tracking.store import shown_tracker, store_folder, store_note
 from resnet_dist.train.checkpoint.folder import best_or_newest, list_checkpoints
 from resnet_dist.train.loop import Outcome
@@ -68,8 +72,8 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     """Train `request.recipe` to its end.
 
     Raises UserError before anything is started; Interrupted after SIGINT or SIGTERM (KeyboardInterrupt before
-    the run exists); TrainingError or RankFailed where the training failed. The MLflow run is closed on every
-    way out.
+    the run exists); TrainingError or RankFailed where the training failed; Superseded where another driver has taken
+    the run over. The MLflow run is closed on every other way out.
     """
     start = time.monotonic()
     request = replace(request, output=resolved(request.output))
@@ -77,11 +81,12 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     check_request(request)
     with handle_signals(raise_interrupt), ExitStack() as stack:
         check_output(request.output)
-        run = _choose_run(request)
+        run = choose(request)
         is_new = not list_checkpoints(run.checkpoints)
         indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
         run = stack.enter_context(locked(request, run, reporter.note))
+        stack.enter_context(loss_reported(run))
         run = run.with_data([index.digest() for index in indexes])
         check_continued(run, request.recipe, indexes[0])
         launch = stack.enter_context(_launcher(request, reporter))
@@ -89,6 +94,8 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
             ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
         except AlreadyReported:
             raise
+        except Superseded as stale:
+            raise RankFailed(f"{stale}\n{resume_advice(run.name)}") from None
         except RankFailed as failed:
             details = f"\ndetails are in {run.location}/{FAILURES_FOLDER}" if failed.details else ""
             raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
@@ -115,15 +122,25 @@ def _train_published(
     publisher: Publisher | None = None
     status: Status = "FAILED"
     outcome = None
+    seconds: dict[int, float] = {}  # of starts, by attempt
 
     def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
         nonlocal run
         run = next_attempt  # also where this attempt fails
         _report_restart(reporter, run, restart)
+        if publisher is not None:
+            publisher.describe_attempt(run.with_seconds(seconds))
+
+    def show(entry: Entry) -> None:
+        if entry.start is not None:
+            seconds.update(start_seconds([entry]))
+            if publisher is not None:
+                publisher.describe_attempt(run.with_seconds(seconds))
+        reporter.entry(entry)
 
     try:
         with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
-            run, publisher = _open(request, run, reporter, open_publisher)
+            run, publisher = _open(request, run, reporter, open_publisher, show)
         log_to(run.log)
         publisher.start()
         reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
@@ -141,6 +158,7 @@ def _train_published(
         if publisher is not None:
             status, unread = _close(publisher, run, status)
             unsent = (*publisher.unsent, *unread)
+            run = run.with_seconds(seconds)
             run = _record_end(run.with_run_id(publisher.run_id).ended(status, unsent), reporter)
     return _Ended(run, status, outcome)
 
@@ -150,44 +168,12 @@ def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> Non
     reporter.note(f"{restart.cause}; attempt {run.attempt} resumes from {where}")
 
 
-def _choose_run(request: Request) -> RunFolder:
-    ranks, name = request.torchrun, request.name
-    # torchrun --max-restarts starts the same command again, which must then resume its own run.
-    if name is None and ranks is not None and ranks.restarted:
-        name = run_of_launch(request.output, request.recipe, ranks.launch)
-    run = choose_run(request.output, request.recipe, name, resume=request.resume)
-    return replace(run, launch=ranks.launch if ranks is not None else "")
-
-
-@contextmanager
-def locked(
-    request: Request, run: RunFolder, report: Callable[[str], None] = lambda text: None
-) -> Iterator[RunFolder]:
-    """Hold the lock of `run`; yield the run as read again under it.
-
-    Another process may have begun or ended an attempt since `run` was chosen. A new run whose name we made up
-    is replaced by one with an unused name. Raises UserError where a run that the person named is being
-    trained.
-    """
-    named_by_us = run.attempt == 1 and run.name != request.name
-    while True:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(run.lock(report, _stop_after_loss))
-            except UserError:
-                if not named_by_us:
-                    raise
-            else:
-                again = _choose_run(replace(request, name=run.name, resume=False))
-                if again.attempt == run.attempt or not named_by_us:
-                    yield again
-                    return
-        # A run that began in the same second has taken the name: choose another one.
-        run = _choose_run(request)
-
-
 def _open(
-    request: Request, run: RunFolder, reporter: Reporter, open_publisher: OpenPublisher
+    request: Request,
+    run: RunFolder,
+    reporter: Reporter,
+    open_publisher: OpenPublisher,
+    show: Callable[[Entry], None],
 ) -> tuple[RunFolder, Publisher]:
     """Write the run folder, then open the publisher: no MLflow run is left unknown where the driver dies.
 
@@ -204,7 +190,7 @@ def _open(
         reporter.note(note)
     try:
         record = RunRecord(run, request.recipe, store_folder(request.output))
-        publisher = open_publisher(record, reporter.entry)
+        publisher = open_publisher(record, show)
     except UserError:
         if run.attempt == 1:
             run.remove()
@@ -217,9 +203,13 @@ def _open(
 def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status, list[str]]:
     """Send the last metrics, log the model of a finished run, and close the MLflow run.
 
-    Return the status that it was closed with, and what was not sent because the run's storage could not be read.
+    Return the status that it was closed with, and what was not sent because the run's storage could not be read. A run
+    that was lost to another driver is left to that one.
     """
-    unread = []
+    unread: list[str] = []
+    if has_lost(run):
+        publisher.abandon()
+        return status, unread
     try:
         if status == "KILLED":
             publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
@@ -249,6 +239,8 @@ def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status
 def _record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
     """Write the end of an attempt to the run folder, where the next command looks for it."""
     try:
+        if run.is_lost:  # Its record is the new driver's.
+            return run
         if not run.storage.is_gone():  # A new folder would be in the way of the one that was moved.
             run.write()
     except OSError as error:  # A full disk must not hide what ended the training.
@@ -268,12 +260,6 @@ def check_results(run: RunFolder) -> None:
             f"the ranks have reached the end, but {run.location} has no {' and no '.join(missing)} on {platform.node()}; "
             "--output must be a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX"
         )
-
-
-def _stop_after_loss(holder: Holder | None) -> None:
-    """Stop this process as SIGTERM does: another one has taken its run over, while it could not renew the lease."""
-    log_loss(holder)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:

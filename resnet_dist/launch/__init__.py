@@ -2,6 +2,8 @@
 
 attempt       the orders that every rank receives, and the type of a launcher
 rank          train as one rank: a training thread, and a main thread that watches it
+fence         end a rank whose attempt is not the newest, or whose driver is gone, before it writes
+start_times   the seconds from the cause of a start to its first step, by phase
 local         one rank in this process
 ray_train     ranks on a Ray cluster, placed and started by Ray Train
 torchrun      ranks that torchrun has started

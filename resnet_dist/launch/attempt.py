@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from resnet_dist.config import Recipe
 from resnet_dist.order.versions import NEWEST_VERSION
@@ -27,9 +28,19 @@ class Attempt:
     token: str  # the name of what the driver has written to that location
     host: str  # of the driver
     order_version: int = NEWEST_VERSION  # of the run, see order/lanes.py
+    holder: str = ""  # id of the driver's lease of the run
+    marks: dict[str, float] = field(default_factory=dict)  # of the driver, see start_times
+    restarts: int = 0  # of the run so far
 
     @classmethod
-    def of(cls, recipe: Recipe, folder: RunFolder, *, threads: int) -> Attempt:
+    def of(
+        cls,
+        recipe: Recipe,
+        folder: RunFolder,
+        *,
+        threads: int,
+        marks: Mapping[str, float] = MappingProxyType({}),
+    ) -> Attempt:
         return cls(
             recipe.to_json(),
             folder.location,
@@ -38,6 +49,9 @@ class Attempt:
             folder.token,
             platform.node(),
             folder.order,
+            folder.lease.holder.id if folder.lease is not None else "",
+            {**folder.marks, **marks},
+            len(folder.restarts),
         )
 
     @property
@@ -46,4 +60,11 @@ class Attempt:
 
 
 class ClusterChanged(Exception):
-    """The ranks have stopped with a checkpoint, to start again on the nodes that the cluster has now."""
+    """The ranks have stopped with a checkpoint, to start again on the nodes that the cluster has now.
+
+    seen_at: when the change was seen, in seconds since 1970; None: now.
+    """
+
+    def __init__(self, message: str, seen_at: float | None = None) -> None:
+        super().__init__(message)
+        self.seen_at = seen_at

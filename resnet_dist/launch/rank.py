@@ -12,11 +12,26 @@ from typing import TypeVar
 import torch
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import StorageError, TrainingError, UserError
+from resnet_dist.errors import StorageError, Superseded, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.run_storage import StopWatch, check_shared
+from resnet_dist.launch.start_times import (
+    BEGIN,
+    CHECKPOINT,
+    CONNECTED,
+    DATA,
+    ENDED,
+    IMPORTS,
+    PROCESSES,
+    STEP,
+    describe_start,
+    phases_of,
+    process_start,
+)
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
@@ -37,17 +52,26 @@ def run_attempt(
     stop_requested: Callable[[], bool] = lambda: False,
     give_up: Callable[[], bool] = lambda: False,
     node: str = "",
+    fence: Fence | None = None,
 ) -> Outcome | None:
     """Train as one rank of `world`; return None where `give_up()` returned true first.
 
-    node: Ray's id of this machine, recorded with the place of the rank.
+    node: Ray's id of this machine, recorded with the place of the rank. fence: started by the caller, who closes
+    it; None: one for a process that the driver is in, too. Raises Superseded where the rank may write no more.
 
     Training runs in a thread of its own, and this thread watches it: a collective that never ends runs no
     Python, so its thread could handle neither a signal nor the watchdog. After Stalled or None, the training
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
-    thread, box = _start(lambda: _train_rank(attempt, recipe, world, stop_requested, progress, node))
+    attempt.marks.update({PROCESSES: process_start(), IMPORTS: time.time()})
+    own_fence = fence is None
+    fence = fence or Fence.of(attempt)
+
+    def must_stop() -> bool:  # An abandoned thread must not train on in a process that stays.
+        return stop_requested() or fence.is_over
+
+    thread, box = _start(lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence))
     watchdog = Watchdog(progress, thread, world, recipe.train.stall_timeout_seconds)
     stopped_at: float | None = None
 
@@ -62,11 +86,17 @@ def run_attempt(
             and time.monotonic() - stopped_at >= FIRST_STEP_SECONDS
         )
 
+    def look() -> None:
+        fence.raise_if_over(progress.moves)
+        watchdog.look()
+
     try:
         # With several ranks, another one may have taken the step: only the end of the grace time gives up.
         alone = world.world_size == 1
-        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), watchdog.look)
+        return _wait(thread, box, lambda: give_up() or (alone and has_nothing_to_save()), look)
     finally:
+        if own_fence:
+            fence.close()
         watchdog.close()
 
 
@@ -139,24 +169,32 @@ def _train_rank(
     stop_requested: Callable[[], bool],
     progress: Progress,
     node: str,
+    fence: Fence,
 ) -> Outcome:
     try:
         torch.set_num_threads(attempt.threads)
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
         check_shared(attempt, world)
+        attempt.marks[CONNECTED] = time.time()
         places, version = world.gather((platform.node(), node)), attempt.order_version
         if not world.is_main:
-            return train(recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version)
+            return train(
+                recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version, fence
+            )
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
+        wait_for_permit(fence)
         RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(storage)
-        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE)) as tracker:
+        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE), fence) as tracker:
 
             def stop() -> bool:
                 return stop_requested() or watch.requested()
 
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version)
+            progress.on_first_step = lambda: log_start(attempt, progress, tracker)
+            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
+    except Superseded:
+        raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None
@@ -164,3 +202,18 @@ def _train_rank(
         if (explained := out_of_memory(error, recipe, world)) is not None:
             raise explained from None
         raise
+
+
+def log_start(attempt: Attempt, progress: Progress, tracker: Spool) -> None:
+    """Record the seconds that the start of this attempt took; a restart is shown to the person, and a metric."""
+    if BEGIN not in attempt.marks:  # of a caller without a driver
+        return
+    times = zip((CHECKPOINT, DATA, STEP), progress.start_times, strict=True)
+    phases = phases_of({**attempt.marks, **dict(times)})
+    seconds = round(sum(phases.values()), 3)
+    start = {"attempt": attempt.number, "host": platform.node(), "seconds": seconds, "phases": phases}
+    if ENDED in attempt.marks:
+        metrics = {"perf/restarts": float(attempt.restarts), "perf/restart_seconds": seconds}
+        tracker.log_start(start, progress.step, metrics, describe_start(attempt.number, phases))
+    else:
+        tracker.log_start(start, progress.step, {}, None)

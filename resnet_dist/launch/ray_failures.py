@@ -17,7 +17,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
-from resnet_dist.errors import RankFailed, RanksLost, TrainingError, UserError
+from resnet_dist.errors import RankFailed, RanksLost, Superseded, TrainingError, UserError
 from resnet_dist.launch.rank import is_echo
 from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.train.watch.watchdog import Stalled
@@ -52,7 +52,7 @@ def _first_failure(error: WorkerGroupError) -> Exception:
     """Return the failure that caused the others: a mistake, then a defect, then a loss, then a broken connection."""
     failures = {rank: _unwrap(failure) for rank, failure in sorted(error.worker_failures.items())}
     for failure in failures.values():
-        if isinstance(failure, Stalled):
+        if isinstance(failure, (Stalled, Superseded)):
             return RanksLost(str(failure), str(error))
         if isinstance(failure, (TrainingError, UserError)):
             return TrainingError(str(failure))

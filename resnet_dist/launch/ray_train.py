@@ -32,6 +32,7 @@ import torch
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
+from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.rank import collective_timeout_seconds, run_attempt
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
@@ -46,6 +47,7 @@ from resnet_dist.launch.ray_nodes import (
     nodes,
     resources_of,
 )
+from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.search_path import hiding_file, neutral_folder
 from resnet_dist.system.cpus import cpu_count
@@ -56,6 +58,7 @@ from resnet_dist.system.signals import (
     StopRequest,
     handle_signals,
     kept_from_children,
+    limit_exit,
     raise_on_second,
 )
 from resnet_dist.train.loop import Outcome
@@ -66,6 +69,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 0.2
 LONG_START_SECONDS = 60.0  # A start that takes longer is reported.
 DEFAULT_WAIT_SECONDS = 600.0  # for nodes
+ORPHAN_SECONDS = 60.0  # after which the process of a rank that has failed ends by itself
 
 
 @contextmanager
@@ -205,6 +209,9 @@ def _fit_placed(
 
     def request_stop(count: int) -> None:
         stop.request(count)
+        if folder.is_lost:  # The stop file would be the new driver's.
+            stop.give_up()
+            return
         # A signal does not reach other nodes; the run's storage is seen by all. Its answer may take long.
         threading.Thread(target=request_stop_of, args=(folder, report), name="stop", daemon=True).start()
         if not start.have_begun():
@@ -217,10 +224,12 @@ def _fit_placed(
         return stop.expired()
 
     with handle_signals(request_stop):
-        attempt = Attempt.of(recipe, folder, threads=placement.threads)
+        attempt = Attempt.of(recipe, folder, threads=placement.threads, marks={PLACED: time.time()})
         outcome = train_on_ray(attempt, placement, give_up)
     if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
-        raise ClusterChanged(f"{change.reason}; the ranks saved step {outcome.step} and start again")
+        raise ClusterChanged(
+            f"{change.reason}; the ranks saved step {outcome.step} and start again", change.seen_at
+        )
     return outcome
 
 
@@ -231,6 +240,7 @@ class _Change:
         self, folder: RunFolder, placement: Placement, sizes: Sequence[int], report: Callable[[str], None]
     ) -> None:
         self.reason: str | None = None
+        self.seen_at: float | None = None  # in seconds since 1970
         self._folder, self._report = folder, report
         self._hosts: list[str] = []
         self._watch = ClusterWatch(placement, sizes, self._find_hosts)
@@ -243,7 +253,7 @@ class _Change:
         except Exception:  # Ray raises several types where its head does not answer; then `fit()` ends too.
             return
         if reason:
-            self.reason = reason
+            self.reason, self.seen_at = reason, time.time()
             self._report(f"{reason}: saving a checkpoint")
             request_stop_of(self._folder, self._report)
 
@@ -347,7 +357,14 @@ def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     world = World.from_process_group(local_rank=context.get_local_rank(), device=device)
     assert (device.type == "cuda") == gpu
-    node = ray.get_runtime_context().get_node_id()
-    outcome = run_attempt(Attempt(**config), world, node=node)
+    node, attempt = ray.get_runtime_context().get_node_id(), Attempt(**config)
+    # It is not closed: this process ends with its driver's run, also while it waits for the other ranks to return.
+    fence = Fence.of(attempt, exits=True)
+    try:
+        outcome = run_attempt(attempt, world, node=node, fence=fence)
+    except BaseException:
+        # Ray ends this process in seconds, unless its controller is dead or out of reach.
+        limit_exit(ORPHAN_SECONDS, 1)
+        raise
     assert outcome is not None  # Only the driver gives up; a rank has no `give_up`.
     return asdict(outcome)

@@ -13,6 +13,7 @@ import os
 import platform
 import threading
 import time
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from types import TracebackType
@@ -25,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
+from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.rank import collective_timeout_seconds, is_echo, lost_peer, run_attempt, run_in_thread
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
@@ -105,7 +107,9 @@ class TorchrunRanks:
                 world = run_in_thread(lambda: self._join(attempt, gpu=gpu), stop.requested)
                 if world is None:
                     return None
-                outcome = run_attempt(attempt, world, stop.requested, stop.expired)
+                # Rank 0 is in the driver's process, which ends by itself.
+                with closing(Fence.of(attempt, exits=self.rank > 0)) as fence:
+                    outcome = run_attempt(attempt, world, stop.requested, stop.expired, fence=fence)
             except Exception as error:
                 raise self._explain(error) from error
         if outcome is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Literal
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
-from resnet_dist.runs.storage.lease import Holder, LeaseHeld, held_lease, log_loss
+from resnet_dist.runs.storage.holder import Holder
+from resnet_dist.runs.storage.lease import Lease, LeaseHeld, held_lease, log_loss
 from resnet_dist.runs.storage.protocol import Log, Report, Storage
 from resnet_dist.system.command import sync_advice
 from resnet_dist.system.streams import LOG_FILE
@@ -34,6 +35,7 @@ FAILURES_FOLDER = "failures"  # everything that is known of each failure, for a 
 STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
 TOKENS_FOLDER = "tokens"
 CHECKPOINTS_FOLDER = "checkpoints"
+NOT_RECORDED = ("storage", "token", "lease", "marks")  # fields of a RunFolder that are not in run.json
 
 
 class RunHeld(UserError):
@@ -51,6 +53,22 @@ class RankPlaces:
 
     def write(self, storage: Storage) -> None:
         storage.write(RANKS_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """A start of the ranks after the first one of a submission, as run.json and MLflow record it."""
+
+    attempt: int
+    cause: str
+    step: int  # of the checkpoint that it began with; 0: of none
+    seconds: float | None = (
+        None  # from the cause to the first step; None: there was none, or it is not known yet
+    )
+
+    def __str__(self) -> str:
+        where = f"resumed from step {self.step}" if self.step else "began anew"
+        return f"{self.cause}; {where}" + (f", {self.seconds:.0f} s" if self.seconds is not None else "")
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,18 @@ class RunFolder:
     tracker: str | None = None
     status: Status | None = None  # of the newest attempt; None while it runs, and where its driver died
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
+    restarts: tuple[Restarted, ...] = ()  # of all attempts, oldest first
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    # Of the driver that trains the run: once it is lost, nothing more is written. Not in run.json.
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+    # The driver's times of the start under way, see launch/start_times. Not in run.json.
+    marks: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_lost(self) -> bool:
+        """Report whether another driver has taken this run over."""
+        return self.lease is not None and self.lease.is_lost
 
     @property
     def location(self) -> str:
@@ -94,7 +122,8 @@ class RunFolder:
         return self.storage.at(CHECKPOINTS_FOLDER)
 
     def request_stop(self) -> None:
-        """Request that the ranks of this run save and stop, on whatever machine they are."""
+        """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded."""
+        self.check_lease()
         self.storage.write(STOP_FILE, b"")
 
     def ranks(self) -> RankPlaces | None:
@@ -106,6 +135,11 @@ class RunFolder:
 
     def with_run_id(self, run_id: str | None) -> RunFolder:
         return replace(self, run_id=run_id or self.run_id)
+
+    def with_seconds(self, seconds: Mapping[int, float]) -> RunFolder:
+        """Return the run with the seconds that its restarts took, by attempt, as far as they are known."""
+        restarts = [replace(one, seconds=seconds.get(one.attempt, one.seconds)) for one in self.restarts]
+        return replace(self, restarts=tuple(restarts))
 
     def ended(self, status: Status, unsent: Sequence[str]) -> RunFolder:
         """Return the run as it is after an attempt; unsent: what MLflow did not get."""
@@ -132,8 +166,8 @@ class RunFolder:
         self,
         report: Report = lambda text: None,
         on_lost: Callable[[Holder | None], None] = log_loss,
-    ) -> Iterator[None]:
-        """Hold the lease of the run, so that one attempt at a time trains it.
+    ) -> Iterator[Lease]:
+        """Hold the lease of the run, so that one attempt at a time trains it; yield it, for `lease` of the run.
 
         Raises RunHeld where another process holds it; the lease of a driver that died ends by itself, see `lease`.
         A run that was never written is removed at the end.
@@ -141,9 +175,10 @@ class RunFolder:
         try:
             with held_lease(self.storage, report, on_lost) as lease:
                 try:
-                    yield
+                    yield lease
                 finally:
-                    with suppress(StorageError):
+                    with suppress(StorageError):  # among them Superseded: the run is another driver's
+                        lease.check()
                         self.storage.at(TOKENS_FOLDER).delete_all()
                         # The attempt ended before the run was written.
                         if self.storage.read(RUN_FILE) is None:
@@ -160,12 +195,21 @@ class RunFolder:
         self.storage.delete_all()
 
     def write(self) -> None:
-        """Create or update run.json, and write the token by which ranks find out whether they share this storage."""
+        """Create or update run.json, and write the token by which ranks find out whether they share this storage.
+
+        Raises Superseded where another driver has taken the run over.
+        """
+        self.check_lease()
         self.storage.delete(STOP_FILE)  # An earlier attempt may have been stopped by it.
-        recorded = [one.name for one in fields(self) if one.name not in ("storage", "token")]
+        recorded = [one.name for one in fields(self) if one.name not in NOT_RECORDED]
         value = {name: getattr(self, name) for name in recorded}
-        self.storage.write(RUN_FILE, (json.dumps(value, indent=1) + "\n").encode())
+        self.storage.write(RUN_FILE, (json.dumps(value, indent=1, default=asdict) + "\n").encode())
         self.storage.write(token_name(self.token), b"")
+
+    def check_lease(self) -> None:
+        """Raise Superseded where another driver has taken this run over."""
+        if self.lease is not None:
+            self.lease.check()
 
 
 def failure_name(attempt: int) -> str:
@@ -201,7 +245,9 @@ def read_run(storage: Storage) -> RunFolder | None:
     place = f"{storage.location}/{RUN_FILE}"
     try:
         value = json.loads(content)
-        run = RunFolder(storage=storage, **{**value, "unsent": tuple(value.get("unsent", ()))})
+        restarts = tuple(Restarted(**one) for one in value.get("restarts", ()))
+        unsent = tuple(value.get("unsent", ()))
+        run = RunFolder(storage=storage, **{**value, "unsent": unsent, "restarts": restarts})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: not a run ({error})") from None
     if run.order not in VERSIONS:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from resnet_dist.runs.folder import Status
+from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.runs.storage.protocol import Log, Unreachable
 from resnet_dist.tracking.spool import Entry, Follower
 
@@ -69,6 +69,9 @@ class ConsolePublisher:
     def start(self) -> None:
         self._thread.start()
 
+    def describe_attempt(self, run: RunFolder) -> None:
+        pass  # run.json has it.
+
     def finish(self, timeout_seconds: float) -> None:
         self._thread.finish(timeout_seconds)
 
@@ -77,3 +80,6 @@ class ConsolePublisher:
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         pass
+
+    def abandon(self) -> None:
+        self._thread.finish(0)

@@ -58,6 +58,9 @@ class Publisher(Protocol):
     def start(self) -> None:
         """Begin to follow the run's spool."""
 
+    def describe_attempt(self, run: RunFolder) -> None:
+        """Show which attempt trains now, and the restarts of the run with their causes and seconds. Never waits."""
+
     def finish(self, timeout_seconds: float) -> None:
         """Send the rest of the spool, for no longer than the timeout."""
 
@@ -66,6 +69,9 @@ class Publisher(Protocol):
 
     def close(self, status: Status, timeout_seconds: float) -> None:
         """Close the run with its status; wait no longer than the timeout."""
+
+    def abandon(self) -> None:
+        """Publish nothing more, and leave the run open: another driver publishes it now."""
 
 
 class StudyPublisher(Protocol):

@@ -11,11 +11,12 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from resnet_dist.runs.storage.protocol import Log
+from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit
 from resnet_dist.system.redact import redact
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 class Entry:
     """One line: the metrics of a step, or a quantity of a step by layer, or a note to the person.
 
-    An entry with none of these marks the beginning of an attempt.
+    An entry with time alone marks the beginning of an attempt.
     """
 
     time_ms: int
@@ -34,6 +35,8 @@ class Entry:
     # By quantity, then by layer. Kept apart from `metrics` because MLflow would draw a chart for every layer.
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str | None = None
+    # The first step of an attempt: its number, and the seconds since the cause of its start, in all and by phase.
+    start: dict[str, Any] | None = None
 
 
 class Spool:
@@ -42,8 +45,8 @@ class Spool:
     Writing never raises: a full disk loses metrics, but does not stop the training.
     """
 
-    def __init__(self, lines: Log) -> None:
-        self._lines = lines.open()  # The driver sees each entry at once, or after some seconds.
+    def __init__(self, lines: Log, permit: Permit = ALWAYS) -> None:
+        self._lines = lines.open(permit)  # The driver sees each entry at once, or after some seconds.
         self._failed = False
         self._lock = threading.Lock()  # The thread that writes checkpoints appends notes too.
         self._append({})  # Show the driver that rank 0 has begun.
@@ -56,6 +59,12 @@ class Spool:
 
     def note(self, text: str) -> None:
         self._append({"note": redact(text)})
+
+    def log_start(
+        self, start: dict[str, Any], step: int, metrics: dict[str, float], note: str | None
+    ) -> None:
+        """Record the first step of an attempt, with metrics and a note where a person should see it."""
+        self._append({"step": step, "start": start, "metrics": metrics, "note": note})
 
     def flush(self) -> None:
         self._lines.flush()
@@ -106,9 +115,17 @@ class Follower:
         self._position = self._lines.end()
 
 
+def start_seconds(entries: Iterable[Entry]) -> dict[int, float]:
+    """Return the seconds to the first step of each attempt that took one, by its number."""
+    starts = [entry.start for entry in entries if entry.start is not None]
+    return {start["attempt"]: start["seconds"] for start in starts}
+
+
 def has_steps(spool: Log) -> bool:
     """Report whether the metrics of any step were recorded."""
-    return any(entry.step is not None and entry.metrics for entry in Follower(spool).read())
+    return any(
+        entry.step is not None and entry.metrics and entry.start is None for entry in Follower(spool).read()
+    )
 
 
 def read_layers(spool: Log, name: str) -> dict[int, dict[str, float]]:

@@ -32,6 +32,7 @@ from resnet_dist.order.samples import Order
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -81,16 +82,17 @@ def train(
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
     order_version: int = NEWEST_VERSION,
+    permit: Permit = ALWAYS,
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
     It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
-    with the same `order_version`. A run that stopped before or during an evaluation resumes with that evaluation.
+    with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during an evaluation resumes with that evaluation.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
-    with set_up(recipe, location, world, tracker, stop_requested, progress, order_version) as parts:
+    with set_up(recipe, location, world, tracker, stop_requested, progress, order_version, permit) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
         while not state.finished(plan.total):
             if not state.evaluation_pending:
@@ -139,6 +141,7 @@ def set_up(
     stop_requested: Callable[[], bool],
     progress: Progress,
     order_version: int,
+    permit: Permit,
 ) -> Iterator[Parts]:
     """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
 
@@ -166,6 +169,7 @@ def set_up(
             world,
             tracker.note,
             tracker.flush,
+            permit,
         ) as checkpoints,
         Control(world, stop_requested=stop_requested, save_requested=checkpoints.due_by_time) as control,
     ):

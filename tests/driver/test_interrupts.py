@@ -15,7 +15,7 @@ from resnet_dist.driver import preflight
 from resnet_dist.driver.request import Interrupted, Request, Summary
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import read_run
+from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system import signals
 from resnet_dist.system.signals import (
@@ -107,6 +107,12 @@ class SignallingPublisher:
 
     def start(self) -> None:
         self._call("start")
+
+    def describe_attempt(self, run: RunFolder) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self._call("abandon")
 
     def finish(self, timeout_seconds: float) -> None:
         self._call("finish")

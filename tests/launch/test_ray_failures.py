@@ -13,7 +13,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from resnet_dist.errors import RankFailed, RanksLost, TrainingError
+from resnet_dist.errors import RankFailed, RanksLost, Superseded, TrainingError
 from resnet_dist.launch.ray_failures import NotPlaced, explain
 from resnet_dist.train.watch.watchdog import Stalled
 
@@ -51,6 +51,14 @@ def test_a_rank_that_went_away_is_named_with_its_host_and_starts_again(text: str
     assert str(error).startswith(f"rank 1 on h2 (10.0.0.2) {meaning}")
     assert not error.preempted
     assert "long\ndump" in error.details
+
+
+def test_ranks_that_did_not_see_their_driver_live_start_again() -> None:
+    """It stood still for some seconds, and nobody has taken its run over."""
+    stale = Superseded("the driver has not renewed its lease for 45 s: attempt 1 ends")
+    error = explained(stale, ECHO)
+    assert isinstance(error, RanksLost)
+    assert str(error) == str(stale)
 
 
 def test_a_preemption_is_recognised() -> None:

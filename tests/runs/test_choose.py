@@ -11,8 +11,8 @@ import pytest
 
 from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.config.part import fields
+from resnet_dist.driver.hold import locked
 from resnet_dist.driver.request import Request
-from resnet_dist.driver.run import locked
 from resnet_dist.errors import UserError
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.choose import MAY_CHANGE, choose_run

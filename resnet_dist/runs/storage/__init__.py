@@ -10,4 +10,5 @@ client          the calls to an object store, its retries, and its errors in wor
 scratch         the local folder that uploads and downloads pass through
 logs            append-only logs: a file, or numbered segments
 lease           the right to write to a run: one holder, a heartbeat, and an end for holders that died
+holder          the process that holds a lease
 """

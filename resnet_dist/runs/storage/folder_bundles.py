@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit
+
 
 class FolderBundles:
     """See protocol.Bundles. A bundle is used where it lies."""
@@ -27,7 +29,7 @@ class FolderBundles:
         return str(self._path / name)
 
     @contextmanager
-    def write(self, name: str) -> Iterator[Path]:
+    def write(self, name: str, permit: Permit = ALWAYS) -> Iterator[Path]:
         folder = self._path / name
         partial = self._path / f".{name}.{uuid.uuid4().hex[:8]}.partial"
         try:
@@ -37,6 +39,7 @@ class FolderBundles:
             yield partial
             for path in [*partial.iterdir(), partial]:
                 flush_to_disk(path)
+            permit.check()
             _replace(folder, partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

@@ -3,74 +3,33 @@
 A storage with locks of the kernel tells at once whether the holder lives. Without them, or from another host, a holder
 counts as dead when its counter has not moved for EXPIRY_SECONDS on the clock of the one who waits: the clocks of two
 machines are never compared.
+
+What is written must have arrived before another process may take the lease. So a holder, and whoever writes for it, asks
+whether the lease was renewed in the last FRESH_SECONDS, and leaves the rest of EXPIRY_SECONDS to the request.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import platform
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 
-from resnet_dist.errors import StorageError
+from resnet_dist.errors import StorageError, Superseded
+from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.protocol import Report, Storage
 from resnet_dist.system.locks import LockHeld
-from resnet_dist.system.provenance import user_name
 
 log = logging.getLogger(__name__)
 
 LEASE_FILE, LOCK_FILE = "lease.json", "lock"
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
+FRESH_SECONDS = 30.0
 WATCH_SECONDS = 1.0  # between two looks at the lease of another
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a lease, as the lease records it."""
-
-    id: str  # unique
-    host: str
-    user: str
-    pid: int
-    process: str  # identifies the process on its machine; empty: unknown
-    since: str
-    beat: int = 0  # grows while the holder lives
-
-    @classmethod
-    def this_process(cls) -> Holder:
-        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        pid = os.getpid()
-        return cls(uuid.uuid4().hex, platform.node(), user_name(), pid, _identity(pid) or "", since)
-
-    @classmethod
-    def parse(cls, content: bytes) -> Holder | None:
-        """Return the holder that a lease names; None where it is free, or was written by another version."""
-        try:
-            return cls(**json.loads(content))
-        except (ValueError, TypeError):
-            return None
-
-    def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-    def is_dead(self) -> bool | None:
-        """Report whether the holder's process has ended; None where this machine cannot know."""
-        machine = self.process.rpartition(" ")[0].rpartition(" ")[0]
-        if not machine or machine != _machine():
-            return None
-        return _identity(self.pid) != self.process
-
-    def __str__(self) -> str:
-        return f"{self.user} on {self.host}, process {self.pid}, since {self.since}"
 
 
 class LeaseHeld(Exception):
@@ -81,40 +40,72 @@ class LeaseHeld(Exception):
         self.holder = holder
 
 
-class Heartbeat:
-    """The age of a lease's heartbeat, by the clock of this process alone. For drivers that wait, and for ranks."""
+def real_seconds() -> float:
+    """Return the time of a clock that runs on while the machine sleeps, from an unknown beginning."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
+
+class Heartbeat:
+    """The age of a lease's heartbeat, by the clock of this process alone."""
+
+    def __init__(self, storage: Storage, clock: Callable[[], float] = real_seconds) -> None:
         self._storage, self._clock = storage, clock
         self._seen: bytes | None = None
-        self._seen_at = clock()
+        self._looked_at = self._beat_after = clock()
 
-    def look(self) -> Holder | None:
-        """Read the lease; return its holder. Raises StorageError."""
+    def look(self) -> tuple[bool, bytes | None]:
+        """Read the lease; return whether it has changed since the last look, and its content. Raises StorageError."""
+        begin = self._clock()
         found = self._storage.read(LEASE_FILE)
-        if found != self._seen:
-            self._seen, self._seen_at = found, self._clock()
-        return None if found is None else Holder.parse(found)
+        changed = found != self._seen
+        if changed:
+            # The beat came after the look before this one: nothing more is known of its time.
+            self._seen, self._beat_after = found, self._looked_at
+        self._looked_at = begin
+        return changed, found
 
     def age_seconds(self) -> float:
-        """Return the time since the lease was seen to change."""
-        return self._clock() - self._seen_at
+        """Return the longest time that may have passed since the newest beat that was seen."""
+        return self._clock() - self._beat_after
 
 
 class Lease:
-    """A lease that this process holds; a thread renews it."""
+    """A lease that this process holds; a thread renews it. It is the Permit of its holder, too."""
+
+    decides = True
 
     def __init__(
         self, storage: Storage, holder: Holder, version: str, on_lost: Callable[[Holder | None], None]
     ) -> None:
         self._storage, self._holder, self._version, self._on_lost = storage, holder, version, on_lost
-        self._closed = threading.Event()
+        self._renewed_at = real_seconds()
+        self._lost: Superseded | None = None
+        self._closed, self._losing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
     @property
     def holder(self) -> Holder:
         return self._holder
+
+    @property
+    def is_lost(self) -> bool:
+        """Report whether another process was seen to hold the lease."""
+        return self._lost is not None
+
+    def is_fresh(self) -> bool:
+        """Report, without a request, whether nobody else can hold the lease now."""
+        return not self.is_lost and real_seconds() - self._renewed_at < FRESH_SECONDS
+
+    def check(self, recent_seconds: float = 0.0) -> None:
+        """Return where this process holds the lease still. See protocol.Permit."""
+        if not self.is_lost and not self.is_fresh():
+            # This process was stopped, its machine has slept, or the storage is away.
+            found = self._storage.read(LEASE_FILE)
+            if found is not None:
+                self._judge(found)
+        if self._lost is not None:
+            raise self._lost
 
     def release(self) -> None:
         """End the heartbeat and free the lease; a second call does nothing."""
@@ -129,21 +120,37 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
-            next_beat = replace(self._holder, beat=self._holder.beat + 1)
+            next_beat, begin = replace(self._holder, beat=self._holder.beat + 1), real_seconds()
             try:
                 version = self._storage.replace(LEASE_FILE, next_beat.encode(), self._version)
                 if version is None:
-                    found = self._storage.read(LEASE_FILE)
-                    self._on_lost(None if found is None else Holder.parse(found))
+                    self._judge(self._storage.read(LEASE_FILE))
                     return
             except StorageError:  # Try again at the next beat.
                 continue
-            self._holder, self._version = next_beat, version
+            self._holder, self._version, self._renewed_at = next_beat, version, begin
+
+    def _judge(self, found: bytes | None) -> None:
+        """Find out who holds the lease by its content; without one, the run was removed, and is nobody's."""
+        holder = None if found is None else Holder.parse(found)
+        if holder is not None and holder.id == self._holder.id:
+            return
+        with self._losing:
+            if self._lost is not None:
+                return
+            if found is not None:
+                self._lost = Superseded(loss_of(holder))
+        self._on_lost(holder)
 
 
 def log_loss(holder: Holder | None) -> None:
     """Log that another process took the run over. holder: None where the lease was removed."""
-    log.error("another process has taken this run over: %s", holder or "its lease was removed")
+    log.error(loss_of(holder))
+
+
+def loss_of(holder: Holder | None) -> str:
+    """Return the sentence about a lease that is lost. holder: the new one; None where there is none."""
+    return f"another process has taken this run over: {holder or 'its lease was removed'}"
 
 
 @contextmanager
@@ -202,21 +209,3 @@ def _is_free(holder: Holder | None, is_locked: bool) -> bool:
     A lock of the kernel proves that only for processes of this host: some network file systems keep locks to one.
     """
     return holder is None or holder.is_dead() is True or (is_locked and holder.host == platform.node())
-
-
-def _machine() -> str:
-    """Return what identifies this machine since its start, and this container on it; empty where that is unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _identity(pid: int) -> str | None:
-    """Return what identifies a process of this machine; None where there is none, or where it is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" or not _machine() else f"{_machine()} {pid} {fields[19]}"

@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from resnet_dist.errors import StorageError
-from resnet_dist.runs.storage.protocol import Storage, Unreachable
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, Unreachable
 
 log = logging.getLogger(__name__)
 
 SHIP_SECONDS = 2.0  # between two segments
 NUM_READERS = 16  # segments that are read at the same time
+PERMIT_SECONDS = 1.0  # for which an answer of the permit holds
 NO_SEGMENT = "0"  # the position before the first segment, whose number is 1
 
 
@@ -30,10 +31,11 @@ class FileLog:
     def __str__(self) -> str:
         return str(self._path)
 
-    def open(self) -> FileLogWriter:
+    def open(self, permit: Permit = ALWAYS) -> FileLogWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        permit.check(PERMIT_SECONDS)
         _end_torn_line(self._path)
-        return FileLogWriter(self._path)
+        return FileLogWriter(self._path, permit)
 
     def read(self, position: str = "") -> tuple[bytes, str]:
         start = int(position or 0)
@@ -51,21 +53,41 @@ class FileLog:
 
 
 class FileLogWriter:
-    """See protocol.LogWriter."""
+    """See protocol.LogWriter. Lines wait in memory while it is not known whether they may be written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, permit: Permit) -> None:
+        self._path, self._permit = path, permit
         self._file = path.open("ab", buffering=0)  # Unbuffered: a reader sees each line at once.
+        self._held: list[bytes] = []
+        self._lock = threading.Lock()
 
     def write(self, line: bytes) -> None:
-        self._file.write(line)
+        with suppress(Unreachable):
+            self._append(line)
 
     def flush(self) -> None:
+        self._append()
         # The lines are in the file already. A disk that cannot be flushed costs metrics, not the checkpoint.
         with suppress(OSError, ValueError):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._append()
+        except StorageError as error:
+            raise StorageError(
+                f"{len(self._held)} line(s) of {self._path} were not written: {error}"
+            ) from None
+        finally:
+            self._file.close()
+
+    def _append(self, *lines: bytes) -> None:
+        with self._lock:
+            self._held += lines
+            if self._held:
+                self._permit.check(PERMIT_SECONDS)
+                text, self._held = b"".join(self._held), []
+                self._file.write(text)
 
 
 class SegmentLog:
@@ -82,8 +104,8 @@ class SegmentLog:
     def poll_seconds(self) -> float:
         return self._storage.poll_seconds
 
-    def open(self) -> SegmentWriter:
-        return SegmentWriter(self, int(self.end()) + 1)
+    def open(self, permit: Permit = ALWAYS) -> SegmentWriter:
+        return SegmentWriter(self, int(self.end()) + 1, permit)
 
     def read(self, position: str = "") -> tuple[bytes, str]:
         if not position:
@@ -119,8 +141,8 @@ class SegmentLog:
 class SegmentWriter:
     """Collects lines and writes them as a segment every SHIP_SECONDS, from a thread. See protocol.LogWriter."""
 
-    def __init__(self, log: SegmentLog, number: int) -> None:
-        self._log, self._number = log, number
+    def __init__(self, log: SegmentLog, number: int, permit: Permit) -> None:
+        self._log, self._number, self._permit = log, number, permit
         self._lines: list[bytes] = []
         self._segment = b""  # Kept as it is until it is written: a request that failed may have written it.
         self._has_begun = self._taken_over = False
@@ -154,14 +176,17 @@ class SegmentWriter:
         self.flush()
 
     def _ship(self) -> None:
-        if not self._taken_over and not self._has_begun:
-            # A request of a writer that was killed may have arrived after this one had counted the segments.
-            while not self._log.add(self._number, self._segment):
-                self._number += 1
-            self._has_begun = True
-        elif self._taken_over or not self._log.add(self._number, self._segment):
-            self._taken_over = True
+        if self._taken_over:
             raise self._error()
+        self._permit.check(PERMIT_SECONDS)
+        while not self._log.add(self._number, self._segment):
+            # A request of a writer that was killed may have arrived after this one had counted the segments.
+            if self._has_begun and not self._permit.decides:
+                self._taken_over = True
+                raise self._error()
+            self._permit.check()
+            self._number += 1
+        self._has_begun = True
         self._number += 1
         self._segment = b""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +17,46 @@ Report = Callable[[str], None]  # shows one line to a person
 
 class Unreachable(StorageError):
     """A storage that does not answer, or answers with errors of its own: another try may succeed."""
+
+
+class Permit(Protocol):
+    """The right to write to a run."""
+
+    # Whether `check` decides between two writers; otherwise the one that finds traces of another gives up.
+    decides: bool
+
+    def check(self, recent_seconds: float = 0.0) -> None:
+        """Return where this process may write. recent_seconds: the age of an earlier answer that is new enough.
+
+        Raises Superseded where another one may, and Unreachable where it is not known at present.
+        """
+
+
+class Always:
+    """The Permit of a process that nobody competes with."""
+
+    decides = False
+
+    def check(self, recent_seconds: float = 0.0) -> None:
+        pass
+
+
+ALWAYS: Permit = Always()
+# Limit for a wait for a permit at a start, where nothing can be done without it.
+PERMIT_WAIT_SECONDS, PERMIT_POLL_SECONDS = 300.0, 1.0
+
+
+def wait_for_permit(permit: Permit) -> None:
+    """Return where this process may write; wait while that is not known. Raises as `Permit.check` does."""
+    deadline, pause = time.monotonic() + PERMIT_WAIT_SECONDS, threading.Event()
+    while True:
+        try:
+            permit.check()
+            return
+        except Unreachable:
+            if time.monotonic() >= deadline:
+                raise
+        pause.wait(PERMIT_POLL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -126,8 +168,8 @@ class Log(Protocol):
     def poll_seconds(self) -> float:
         """The shortest interval at which a reader may look for new lines; 0: as it likes."""
 
-    def open(self) -> LogWriter:
-        """Begin to append, after all lines that are there."""
+    def open(self, permit: Permit = ALWAYS) -> LogWriter:
+        """Begin to append, after all lines that are there. `permit` is asked before each write."""
 
     def read(self, position: str = "") -> tuple[bytes, str]:
         """Return the lines after `position`, and the position after them. An empty position is the beginning."""
@@ -148,10 +190,10 @@ class Bundles(Protocol):
     def location(self, name: str) -> str:
         """Return the path or URL of a bundle, for messages."""
 
-    def write(self, name: str) -> AbstractContextManager[Path]:
+    def write(self, name: str, permit: Permit = ALWAYS) -> AbstractContextManager[Path]:
         """Yield an empty folder on this machine, and publish what it holds at the end of the block.
 
-        A bundle of that name is replaced. Nothing is published, and nothing left behind, where the block raises.
+        `permit` is asked before anything is published, and immediately before the commit. A bundle of that name is replaced. Nothing is published, and nothing left behind, where the block raises.
         Raises FileNotFoundError where the folder above this place has been removed: it is not made anew.
         """
 

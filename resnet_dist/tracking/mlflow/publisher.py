@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.runs.folder import Status
+from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
 from resnet_dist.tracking.mlflow.results import log_recipe, publish_results
-from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
+from resnet_dist.tracking.mlflow.run import MlflowRun, attempt_tags, place_of
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
@@ -40,7 +40,7 @@ class MlflowPublisher:
         self._recipe_thread: threading.Thread | None = None
         self._recipe_error: Exception | None = None
         self._show = SpoolThread(record.run.spool, on_entry)
-        self._uploader = Uploader(record.run.spool, self._open, self._explain, self._report)
+        self._uploader = Uploader(record.run.spool, self._open, self._explain, self._report, self._may_send)
         self._uploader.start()
         self._wait_for_run()
 
@@ -56,6 +56,9 @@ class MlflowPublisher:
     def start(self) -> None:
         self._show.start()
 
+    def describe_attempt(self, run: RunFolder) -> None:
+        self._uploader.set_tags(attempt_tags(run))
+
     def finish(self, timeout_seconds: float) -> None:
         self._show.finish(timeout_seconds)
         try:
@@ -67,6 +70,8 @@ class MlflowPublisher:
             self._unsent += [f"{num_unsent:,} metrics"] if num_unsent else []
         if self._uploader.store is None:
             self._unsent.append("the parameters")
+        elif self._uploader.has_tags:
+            self._unsent.append("the causes of restarts")
 
     def log_results(self, checkpoint: str | None) -> None:
         run = self._uploader.store
@@ -95,6 +100,18 @@ class MlflowPublisher:
             self._report(
                 f"{run.place}: the run could not be closed as {status} ({explain(error, self._uri).reason})"
             )
+
+    def abandon(self) -> None:
+        self._uploader.stop()
+        self._show.finish(0)
+
+    def _may_send(self) -> bool:
+        """Report whether this driver holds the run still: after a pause of this process another one may send it."""
+        try:
+            self._record.run.check_lease()
+        except StorageError:
+            return False
+        return True
 
     def _wait_for_run(self) -> None:
         """Wait a while for the run in MLflow. Raises UserError where a new run cannot have one, and a person must act."""

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import Status
+from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.mlflow import values
@@ -28,8 +28,8 @@ from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_u
 log = logging.getLogger(__name__)
 
 MAX_METRICS_PER_REQUEST = 1000  # MLflow's limit
-KEY_TAG, FOLDER_TAG, ATTEMPT_TAG, MODEL_TAG = (
-    f"resnet_dist.{name}" for name in ("key", "folder", "attempt", "model_step")
+KEY_TAG, FOLDER_TAG, ATTEMPT_TAG, RESTART_TAG, MODEL_TAG = (
+    f"resnet_dist.{name}" for name in ("key", "folder", "attempt", "restart", "model_step")
 )
 CLOSE_SECONDS = 30.0
 ABANDON_SECONDS = 5.0  # for closing a run that could not be described
@@ -125,7 +125,7 @@ class MlflowRun:
             values.params_of(params),
             lambda batch: self.client.log_batch(self.run_id, params=batch, synchronous=True),
         )
-        tags = {FOLDER_TAG: run.location, ATTEMPT_TAG: str(run.attempt), **redact_all(dict(record.tags))}
+        tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags(tags)
 
     def newest_steps(self) -> dict[str, int]:
@@ -203,6 +203,12 @@ class MlflowRun:
             with warn_on_error("the MLflow run could not be closed as FAILED", self.uri):
                 self.close("FAILED", ABANDON_SECONDS)
             raise
+
+
+def attempt_tags(run: RunFolder) -> dict[str, str]:
+    """Return the tags with the number of the attempt, and with cause, step and seconds of each restart."""
+    restarts = {f"{RESTART_TAG}.{one.attempt}": str(one) for one in run.restarts}
+    return {ATTEMPT_TAG: str(run.attempt), **restarts}
 
 
 def place_of(uri: str) -> str:

@@ -22,11 +22,13 @@ FAILURES_TO_REPORT = 2
 
 
 class MetricStore(Protocol):
-    """The destination of metrics: an MLflow run."""
+    """The destination of metrics and tags: an MLflow run."""
 
     def newest_steps(self) -> dict[str, int]: ...
 
     def log_metrics(self, metrics: list[Metric]) -> None: ...
+
+    def set_tags(self, tags: dict[str, str]) -> None: ...
 
 
 Store = TypeVar("Store", bound=MetricStore)
@@ -87,7 +89,7 @@ class Uploader(Generic[Store]):
     """A thread that opens a store and sends it the metrics of a spool; whatever fails is retried.
 
     open_store: may raise and may never return. explain: the reason of an error, for a person. report: one line when the
-    store does not answer, and one when it is back.
+    store does not answer, and one when it is back. may_send: asked before each request.
     """
 
     def __init__(
@@ -96,13 +98,17 @@ class Uploader(Generic[Store]):
         open_store: Callable[[], Store],
         explain: Callable[[BaseException], str],
         report: Callable[[str], None],
+        may_send: Callable[[], bool] = lambda: True,
     ) -> None:
         self._backlog = Backlog(spool)
         self._poll_seconds = spool.poll_seconds
         self._open_store, self._explain, self._report = open_store, explain, report
+        self._may_send = may_send
         self.store: Store | None = None
         self.first_error: BaseException | None = None  # of opening the store for the first time
         self.has_tried = threading.Event()  # The store was opened, or that has failed once.
+        self._tags: dict[str, str] = {}
+        self._sent_tags: dict[str, str] = {}
         self._failures = 0
         self._retry_at = 0.0
         self._last_reason = ""
@@ -136,6 +142,15 @@ class Uploader(Generic[Store]):
         self._thread.join(timeout_seconds)
         return 0 if self._all_sent and not self._thread.is_alive() else self._backlog.count()
 
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Set tags of the run, when the store answers."""
+        self._tags = {**self._tags, **tags}
+
+    @property
+    def has_tags(self) -> bool:
+        """Report whether there are tags that were not sent."""
+        return self._sent_tags != self._tags
+
     def report_down(self, reason: str) -> None:
         """Report once that the store does not answer."""
         if not self._is_down:
@@ -157,13 +172,17 @@ class Uploader(Generic[Store]):
     def _upload(self) -> bool:
         """Open the store unless it is open, and send all that is new; report whether nothing is left to send."""
         self._all_sent = False
+        if not self._may_send():
+            self._retry_at = time.monotonic() + POLL_SECONDS
+            return False
         try:
             if self.store is None:
                 self.store = self._open_store()
                 self.has_tried.set()
+            self._send_tags(self.store)
             num_sent = self._backlog.send(self.store)
         except RunGone:
-            self.store = None
+            self.store, self._sent_tags = None, {}
             self._backlog.start_over()
             self._retry_at = time.monotonic() + POLL_SECONDS
             return False
@@ -175,6 +194,12 @@ class Uploader(Generic[Store]):
             self._report(f"the tracker answers again: {num_sent:,} metrics sent")
         self._failures, self._last_reason, self._all_sent = 0, "", True
         return True
+
+    def _send_tags(self, store: Store) -> None:
+        tags = self._tags
+        if tags != self._sent_tags:
+            store.set_tags({name: text for name, text in tags.items() if self._sent_tags.get(name) != text})
+            self._sent_tags = tags
 
     def _failed(self, error: BaseException) -> None:
         self._last_reason = self._explain(error)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
 from resnet_dist.system.files import checksum
 
 MANIFEST = "checkpoint.json"
@@ -58,12 +58,14 @@ def list_checkpoints(checkpoints: Storage) -> list[str]:
     return [name for name in checkpoints.bundles(MANIFEST).names() if name.startswith(PREFIX)]
 
 
-def write_checkpoint(checkpoints: Storage, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:
+def write_checkpoint(
+    checkpoints: Storage, step: int, tensors: Tensors, manifest: dict[str, Any], permit: Permit = ALWAYS
+) -> None:
     """Write all files aside and publish them together: the checkpoint is complete or absent.
 
-    Raises OSError where it cannot be written, and leaves nothing behind.
+    `permit` is asked before it appears. Raises OSError where it cannot be written, and leaves nothing behind.
     """
-    with checkpoints.bundles(MANIFEST).write(name_of(step)) as folder:
+    with checkpoints.bundles(MANIFEST).write(name_of(step), permit) as folder:
         checksums = {}
         for name, group in tensors.items():
             path = folder / f"{name}.safetensors"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import ExplainedError, StorageError, TrainingError
-from resnet_dist.runs.storage.protocol import Storage, Unreachable
+from resnet_dist.errors import ExplainedError, StorageError, Superseded, TrainingError
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, Unreachable, wait_for_permit
 from resnet_dist.train.checkpoint.folder import (
     DamagedCheckpoint,
     Tensors,
@@ -67,21 +67,22 @@ class Checkpointer:
         world: World,
         report: Callable[[str], None],
         flush_metrics: Callable[[], None] = lambda: None,
+        permit: Permit = ALWAYS,
     ) -> None:
-        """Keep the checkpoints in `storage`.
+        """Keep the checkpoints in `storage`. `permit` is asked before anything is written or removed.
 
         report, flush_metrics: called from the writer's thread too. flush_metrics: called before a checkpoint appears,
         because a run that resumes there does not log again what came before.
         """
         self._storage, self._recipe, self._classes, self._world = storage, recipe, classes, world
-        self._report, self._flush_metrics = report, flush_metrics
+        self._report, self._flush_metrics, self._permit = report, flush_metrics, permit
         minutes = recipe.train.checkpoint_minutes
         self._interval_seconds = None if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
         self._free: list[Tensors] = [{}, {}]  # buffers of snapshots, filled at first use
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
-        self._failure: CheckpointFailed | None = None  # of the newest write
+        self._failure: CheckpointFailed | Superseded | None = None  # of the newest write
         self._damaged: list[str] = []  # newer than what was restored
         self._closing = False
         self._changed = threading.Condition()
@@ -95,6 +96,7 @@ class Checkpointer:
         """
         found = None
         if self._world.is_main:
+            wait_for_permit(self._permit)
             remove_unfinished(self._storage)
             found = newest_good(self._storage, self._report)
             self._damaged = [c for c in list_checkpoints(self._storage) if not found or c > found.name]
@@ -144,7 +146,7 @@ class Checkpointer:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until all that was saved is on disk. Raises CheckpointFailed where the newest is not."""
+        """Wait until all that was saved is on disk. Raises CheckpointFailed or Superseded where the newest is not."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None and self._writing is None)
             if self._failure is not None:
@@ -189,16 +191,17 @@ class Checkpointer:
                 self._free.append(snapshot.tensors)
                 self._changed.notify_all()
 
-    def _write(self, snapshot: Snapshot) -> CheckpointFailed | None:
+    def _write(self, snapshot: Snapshot) -> CheckpointFailed | Superseded | None:
         """Write one snapshot, again and again where the storage does not answer; return the failure."""
         step, since, reported = snapshot.scalars["step"], time.monotonic(), False
+        problem: CheckpointFailed | Superseded
         while True:
             try:
                 self._write_once(snapshot)
                 if reported:
                     self._report(f"the checkpoint of step {step} is written; the storage answers again")
                 return None
-            except CheckpointFailed as failure:
+            except (CheckpointFailed, Superseded) as failure:
                 problem = failure
                 break
             except Exception as error:  # a file system may raise anything
@@ -239,7 +242,8 @@ class Checkpointer:
         }
         step = snapshot.scalars["step"]
         self._flush_metrics()
-        write_checkpoint(self._storage, step, contiguous, manifest)
+        write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
+        self._permit.check()
         # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
         remove(self._storage, (damaged for damaged in self._damaged if damaged != name_of(step)))
         self._damaged = []

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.runs.storage import lease
-from resnet_dist.runs.storage.lease import LEASE_FILE, Heartbeat, Holder, LeaseHeld, held_lease
+from resnet_dist.runs.storage.holder import Holder, _identity
+from resnet_dist.runs.storage.lease import LEASE_FILE, Heartbeat, LeaseHeld, held_lease
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Storage
 
@@ -88,7 +89,7 @@ def test_the_lease_of_a_dead_holder_elsewhere_runs_out(
 
 def test_a_holder_that_died_on_this_machine_ends_at_once(storage: Storage) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        identity = lease._identity(process.pid)
+        identity = _identity(process.pid)
         assert identity
         holder = replace(Holder.this_process(), id="other", pid=process.pid, process=identity)
         assert holder.is_dead() is False
@@ -148,15 +149,15 @@ def test_a_holder_learns_that_it_was_taken_over(storage: Storage) -> None:
 def test_the_heartbeat_is_measured_on_the_clock_of_the_one_who_looks(storage: Storage) -> None:
     now = [100.0]
     watch = Heartbeat(storage, clock=lambda: now[0])
-    assert watch.look() is None
+    assert watch.look() == (False, None)
     holder = elsewhere()
     storage.write(LEASE_FILE, holder.encode())
     now[0] = 110.0
-    assert watch.look() == holder
-    assert watch.age_seconds() == 0.0
+    assert watch.look() == (True, holder.encode())
+    assert watch.age_seconds() == 10.0  # The beat came after the look before.
     now[0] = 150.0
-    assert watch.look() == holder
-    assert watch.age_seconds() == 40.0
+    assert watch.look() == (False, holder.encode())
+    assert watch.age_seconds() == 50.0
     storage.write(LEASE_FILE, replace(holder, beat=1).encode())
     watch.look()
     assert watch.age_seconds() == 0.0

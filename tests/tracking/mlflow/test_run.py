@@ -18,7 +18,7 @@ from mlflow.entities import Metric
 
 from resnet_dist.config import Recipe, Study, Trial
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.folder import Restarted, RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import run as tracking_run
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
@@ -55,6 +55,25 @@ def test_a_tracker_that_was_never_started_closes_its_run(output: Path, digits_re
     (run,) = runs(output, "never started")
     assert run.info.status == "KILLED"
     assert publisher.unsent == ()
+
+
+def test_restarts_are_tags_of_the_run(output: Path, digits_recipe: Recipe) -> None:
+    made = record(output, digits_recipe, "restarted")
+    publisher = MlflowPublisher(made, lambda entry: None)
+    restart = Restarted(2, "rank 1 on h2 (10.0.0.2) was killed or crashed", 220)
+    run = replace(made.run, attempt=2, restarts=(restart,))
+    publisher.describe_attempt(run)
+    publisher.describe_attempt(run.with_seconds({2: 31.2}))
+    publisher.finish(30)
+    publisher.close("FINISHED", 30)
+    (found,) = runs(output, "restarted")
+    assert found.data.tags["resnet_dist.attempt"] == "2"
+    words = "rank 1 on h2 (10.0.0.2) was killed or crashed; resumed from step 220, 31 s"
+    assert found.data.tags["resnet_dist.restart.2"] == words
+    assert publisher.unsent == ()
+    # The next command describes the run anew, from run.json.
+    MlflowRun.open(replace(made, run=replace(run, attempt=3, run_id=found.info.run_id)))
+    assert runs(output, "restarted")[0].data.tags["resnet_dist.attempt"] == "3"
 
 
 def test_a_run_that_cannot_be_described_is_closed(

@@ -28,11 +28,16 @@ class Store:
     def __init__(self, fail: Callable[[], None] = lambda: None) -> None:
         self.rows: list[tuple[str, int, float]] = []
         self.requests: list[int] = []
+        self.tags: dict[str, str] = {}
         self._fail = fail
 
     def newest_steps(self) -> dict[str, int]:
         self._fail()
         return {name: max(step for other, step, _ in self.rows if other == name) for name, _, _ in self.rows}
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self._fail()
+        self.tags |= tags
 
     def log_metrics(self, metrics: list[Metric]) -> None:
         self._fail()
@@ -250,3 +255,34 @@ def test_a_full_disk_costs_metrics_not_the_training(caplog: pytest.LogCaptureFix
     with Spool(open_storage(Path("/dev")).log("full")) as spool:
         spool.log({"train/loss": 1.0}, 1)
     assert caplog.text.count("not recorded from here on") == 1
+
+
+def test_tags_arrive_once_when_the_store_answers(tmp_path: Path) -> None:
+    """The causes of restarts, while a tracker is away and after its run was replaced."""
+    rows, is_down = write(spool_in(tmp_path), range(2)), [True]
+
+    def fail() -> None:
+        if is_down[0]:
+            raise ConnectionError("down")
+
+    store = Store(fail)
+    uploader = upload_to(store, spool_in(tmp_path))
+    uploader.set_tags({"attempt": "2", "restart.2": "rank 1 was killed; resumed from step 4"})
+    uploader.start()
+    uploader.has_tried.wait(SOON)
+    uploader.set_tags({"restart.2": "rank 1 was killed; resumed from step 4, 31 s"})
+    assert uploader.has_tags
+    is_down[0] = False
+    assert uploader.finish(SOON) == 0
+    assert store.tags == {"attempt": "2", "restart.2": "rank 1 was killed; resumed from step 4, 31 s"}
+    assert store.rows == rows
+    assert not uploader.has_tags
+
+
+def test_nothing_is_sent_while_another_driver_may_send_it(tmp_path: Path) -> None:
+    write(spool_in(tmp_path), range(2))
+    store = Store()
+    uploader = Uploader(spool_in(tmp_path), lambda: store, str, lambda text: None, lambda: False)
+    uploader.start()
+    assert uploader.finish(0.2) == 4
+    assert store.rows == []
