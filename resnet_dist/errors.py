@@ -4,7 +4,7 @@ Knows no torch. Every other exception is a defect of ours: the command line prin
 with 1.
 
 Three more exceptions carry an `exit_code`: driver.request.Interrupted, study.run.StudyInterrupted and
-launch.ray_jobs.JobLeft. They are no ExplainedErrors: the command that catches them prints a line of its own.
+launch.jobs.advice.JobLeft. They are no ExplainedErrors: the command that catches them prints a line of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class StorageError(ExplainedError, OSError):
 
 class TrainingError(ExplainedError, RuntimeError):
     """Training that cannot continue: names the cause in one sentence."""
+
+
+class Diverged(TrainingError):
+    """Training that would fail again if it were continued: only another recipe, under another name, helps."""
 
 
 class TooManyBadSamples(ExplainedError, RuntimeError):

@@ -76,12 +76,15 @@ def is_installed() -> bool:
     return PACKAGE_PARENT.name in ("site-packages", "dist-packages")
 
 
-def hiding_file() -> Path | None:
-    """Return a file beside a package that is not installed which hides a library from Ray's workers; None without."""
-    if is_installed():
+def hiding_file(folder: Path | None = None) -> Path | None:
+    """Return a file of `folder` that hides a library from Ray's workers; None without.
+
+    By default that beside this package, which they search where the package is not installed.
+    """
+    if folder is None and is_installed():
         return None
     names = sys.stdlib_module_names | LIBRARIES
-    candidates = (path for path in sorted(PACKAGE_PARENT.iterdir()) if path.stem in names)
+    candidates = (path for path in sorted((folder or PACKAGE_PARENT).iterdir()) if path.stem in names)
     return next(
         (path for path in candidates if path.suffix == ".py" or (path / "__init__.py").exists()), None
     )

@@ -58,7 +58,8 @@ MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
     "ray": (
-        *(f"launch/ray_{name}.py" for name in ("failures", "jobs", "nodes", "train")),
+        *(f"launch/ray_{name}.py" for name in ("failures", "nodes", "train")),
+        "launch/jobs/",
         "launch/ray_cluster/",
     ),
     "mlflow": ("tracking/mlflow/",),

@@ -2,7 +2,9 @@
 
 options   options, defaults and messages that several commands share
 main      run a command, print the error that ended it, exit with its code
-train     train, study, submit
+train     train, study
+submit    submit
+submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
@@ -11,7 +13,7 @@ runs      sync
 bench     bench loader, bench step, bench launch
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
-trained, but MLflow did not get everything, 130 interrupted, 1 any other error.
+trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 130 interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
 """
 
@@ -26,7 +28,9 @@ from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate, ui
 from resnet_dist.cli.options import diverted
 from resnet_dist.cli.runs import sync
-from resnet_dist.cli.train import study, submit, train
+from resnet_dist.cli.submit import submit
+from resnet_dist.cli.submitted import jobs, logs, status, stop
+from resnet_dist.cli.train import study, train
 
 __all__ = ["app", "main"]
 
@@ -34,7 +38,7 @@ app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.callback()(check_launcher)
-for command in (prepare, index, train, study, submit, sync, evaluate, ui):
+for command in (prepare, index, train, study, submit, jobs, logs, status, stop, sync, evaluate, ui):
     app.command()(diverted(command))
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
 for name, bench_command in (("loader", bench_loader), ("step", bench_step), ("launch", bench_launch)):

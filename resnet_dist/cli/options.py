@@ -70,6 +70,12 @@ Wait = Annotated[
 ]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs if there are any.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's dashboard, such as http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
 
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)

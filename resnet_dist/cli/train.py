@@ -1,4 +1,4 @@
-"""Commands that train one recipe, here or on a cluster, or all recipes of a study."""
+"""Commands that train one recipe, or all recipes of a study."""
 
 from __future__ import annotations
 
@@ -30,15 +30,12 @@ from resnet_dist.cli.options import (
 )
 from resnet_dist.config import (
     DEFAULT_MAX_RESTARTS,
-    DEFAULT_WORKERS,
     Recipe,
-    WorkerRange,
     load_recipe,
     load_study,
 )
-from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE, UserError
-from resnet_dist.launch.ray_cluster.check import find_cluster, find_dashboard
-from resnet_dist.launch.ray_cluster.job import credentials_left_out
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE
+from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.runs.folder import RunFolder, unsent_summary
 from resnet_dist.system.command import (
     command_line,
@@ -54,7 +51,6 @@ from resnet_dist.tracking.store import (
     check_tracking_uri,
     has_password,
     is_database,
-    shown_tracker,
     store_folder,
     without_password,
 )
@@ -63,7 +59,6 @@ if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
 
-NOT_SUBMITTED = "interrupted before the job was submitted"
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
 
@@ -85,7 +80,7 @@ def train(
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
-    value = None if started_by_torchrun() else _load(recipe, overrides)
+    value = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
         check_tracking_uri()
@@ -104,7 +99,7 @@ def train(
     try:
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
-            value = value or _load(recipe, overrides)
+            value = value or load(recipe, overrides)
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, ranks)
@@ -178,61 +173,7 @@ def study(
     exit_where_unsent(summary.runs)
 
 
-@on_interrupt(NOT_SUBMITTED)
-def submit(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
-    overrides: Overrides = None,
-    workers: Workers = None,
-    gpu: Gpu = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="The cluster's dashboard, such as http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
-        ),
-    ] = None,
-    name: Name = None,
-    resume: Annotated[bool, typer.Option("--resume")] = False,
-    output: Annotated[
-        str,
-        typer.Option(
-            help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX."
-        ),
-    ] = str(DEFAULT_OUTPUT),
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
-    max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
-    wait: Wait = None,
-) -> None:
-    """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
-    value = _load(recipe, overrides)
-    check_submitted_tracker()
-    dashboard = find_dashboard(address, err.print)
-    with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
-        from resnet_dist.driver.preflight import absolute_paths, check_recipe
-        from resnet_dist.launch.ray_jobs import JobLeft, Submission, submit_job
-        from resnet_dist.runs.storage.open import resolved
-
-    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
-    check_recipe(value, ranks)
-    note = credentials_left_out()
-    if note:
-        err.print(note)
-    place, typed = resolved(output), command_line()
-    limits = (max_restarts, wait)
-    submission = Submission(
-        absolute_paths(value), recipe, dashboard, ranks, gpu, name, resume, place, detach, typed, *limits
-    )
-    try:
-        code = submit_job(submission, lambda text: out.print(text, end=""))
-    except JobLeft as left:
-        err.print(str(left))
-        raise typer.Exit(left.exit_code) from None
-    if note and code:
-        # Again, because it may be the cause, and the log of the job has moved it out of sight.
-        err.print(note)
-    raise typer.Exit(code)
-
-
-def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
+def load(recipe: Path, overrides: list[str] | None) -> Recipe:
     """Read a recipe file, and show what it prints: it is the person's own code."""
     with shown():
         return load_recipe(recipe, overrides or ())
@@ -263,17 +204,6 @@ def exit_where_unsent(runs: Sequence[RunFolder]) -> None:
         err.print(f"exit code {UNSENT_EXIT_CODE}: run {run.name} is trained, but {unsent_summary(run)}")
     if unsent:
         raise typer.Exit(UNSENT_EXIT_CODE)
-
-
-def check_submitted_tracker() -> None:
-    """Raise UserError where MLFLOW_TRACKING_URI is wrong, or has a password: everybody can read the variables of a job."""
-    check_tracking_uri()
-    if has_password(os.environ.get(URI_VARIABLE, "")):
-        raise UserError(
-            f"{URI_VARIABLE}={shown_tracker()}: everybody who sees the cluster's jobs would see the password; leave it out "
-            "of the address, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole variable, on the "
-            "cluster's machines"
-        )
 
 
 def _browse_line(output: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,16 +82,18 @@ def resolve_paths(recipe: Recipe, output: Path | str) -> Recipe:
     return recipe.model_copy(update={"data": data, "model": model})
 
 
-def absolute_paths(recipe: Recipe) -> Recipe:
+def absolute_paths(recipe: Recipe, sent: Callable[[Path], str | None] = lambda path: None) -> Recipe:
     """Make relative paths absolute, because a submitted job runs in another folder.
 
-    `{output}` and `~` stay: the cluster fills them in.
+    `{output}` and `~` stay: the cluster fills them in. sent: returns the path of what is sent with the job, relative to
+    the folder that the job runs in.
     """
 
     def absolute(location: str | None) -> str | None:
         if location is None or location.startswith(("{output}", "~")) or not is_local(location):
             return location
-        return str(local_path(location).absolute())
+        path = Path(os.path.abspath(local_path(location)))
+        return sent(path) or str(path)
 
     data, source, weights = recipe.data, recipe.data.source, recipe.model.init_from
     changes = {name: absolute(getattr(data, name)) for name in ("train", "eval", "shard_cache")}

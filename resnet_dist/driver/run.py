@@ -9,7 +9,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -26,6 +26,7 @@ from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
 from resnet_dist.errors import (
     AlreadyReported,
+    Diverged,
     RankFailed,
     StorageError,
     Superseded,
@@ -92,12 +93,14 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         launch = stack.enter_context(_launcher(request, reporter))
         try:
             ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
-        except AlreadyReported:
+        except (AlreadyReported, Diverged):
             raise
         except Superseded as stale:
             raise RankFailed(f"{stale}\n{resume_advice(run.name)}") from None
+        except TrainingError as failed:
+            raise TrainingError(f"{failed}\nonce that is mended, {resume_advice(run.name)}") from None
         except RankFailed as failed:
-            details = f"\ndetails are in {run.location}/{FAILURES_FOLDER}" if failed.details else ""
+            details = f"\ndetails are in {run.location}/{_newest_failure(run)}" if failed.details else ""
             raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
@@ -161,6 +164,14 @@ def _train_published(
             run = run.with_seconds(seconds)
             run = _record_end(run.with_run_id(publisher.run_id).ended(status, unsent), reporter)
     return _Ended(run, status, outcome)
+
+
+def _newest_failure(run: RunFolder) -> str:
+    """Return the name of the file with everything that is known of the newest failure."""
+    with suppress(StorageError):
+        names = [found.name for found in run.storage.objects(FAILURES_FOLDER)]
+        return max(names, default=FAILURES_FOLDER)
+    return FAILURES_FOLDER
 
 
 def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> None:

@@ -7,7 +7,7 @@ start_times   the seconds from the cause of a start to its first step, by phase
 local         one rank in this process
 ray_train     ranks on a Ray cluster, placed and started by Ray Train
 torchrun      ranks that torchrun has started
-ray_jobs      submit a recipe to a running cluster as a Ray job, which runs `train` there
+jobs          submit a recipe to a running cluster as a Ray job, which runs `train` there; list, follow and stop jobs
 ray_cluster   check the address and the nodes of a cluster before anything is started or sent
 ray_settings  the environment variables of Ray that we set or read
 """

@@ -17,7 +17,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
-from resnet_dist.errors import RankFailed, RanksLost, Superseded, TrainingError, UserError
+from resnet_dist.errors import Diverged, RankFailed, RanksLost, Superseded, TrainingError, UserError
 from resnet_dist.launch.rank import is_echo
 from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.train.watch.watchdog import Stalled
@@ -55,7 +55,7 @@ def _first_failure(error: WorkerGroupError) -> Exception:
         if isinstance(failure, (Stalled, Superseded)):
             return RanksLost(str(failure), str(error))
         if isinstance(failure, (TrainingError, UserError)):
-            return TrainingError(str(failure))
+            return (Diverged if isinstance(failure, Diverged) else TrainingError)(str(failure))
     for rank, failure in failures.items():
         if not _is_loss(failure) and not is_echo(failure):
             return RankFailed(f"rank {rank} failed: {_short(failure)}", str(error))

@@ -182,6 +182,7 @@ def fit_ranks(
     gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
     stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
+    report_at = 0.0
     while True:
         with handle_signals(lambda count: stop.give_up()):
             placement = placer.place(before.threads if before else None, since, stop.expired)
@@ -195,6 +196,12 @@ def fit_ranks(
                     f"the cluster had no room for {placement.workers} rank(s) with {placement} each in time (--wait); "
                     f"{free_resources()} are free"
                 ) from None
+            if time.monotonic() >= report_at:
+                report_at = time.monotonic() + LONG_START_SECONDS
+                report(
+                    f"waiting for room: {placement.workers} rank(s) need {placement} each, {free_resources()} are free, other "
+                    "jobs use the rest"
+                )
 
 
 def _fit_placed(

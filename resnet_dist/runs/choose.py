@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,6 +55,9 @@ MAY_CHANGE = frozenset(
 COMPARED_IN_STEPS = frozenset(
     {"schedule.warmup", "schedule.milestones", "train.ema_every", "data.train_sizes"}
 )
+
+# Ray unpacks the folder that a person sends with a job here; the last part is a checksum of all its files.
+_SENT_WITH_JOB = re.compile(r"^/.*/working_dir_files/_ray_pkg_[0-9a-f]+/")
 
 
 def choose_run(output: Path | str, recipe: Recipe, name: str | None, *, resume: bool) -> RunFolder:
@@ -117,7 +121,7 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
             "give a new --name"
         ) from None
     # Compare without passwords and signatures: run.json has none, and a URL that is signed anew is the same.
-    was, now = before.public().flat(), recipe.public().flat()
+    was, now = _comparable(before), _comparable(recipe)
     changed = [
         f"{key} was {was.get(key)}, is {value}"
         for key, value in now.items()
@@ -128,6 +132,14 @@ def _refuse_changes(folder: RunFolder, recipe: Recipe) -> None:
             f"run {folder.name} was started with another recipe ({'; '.join(changed)}); "
             f"give a new --name, or the same recipe: a copy of {folder.location}/{RUN_FILE} in place of the recipe file"
         )
+
+
+def _comparable(recipe: Recipe) -> dict[str, object]:
+    """Return the fields of a recipe; a file that came with a job has another place in each job."""
+    return {
+        key: _SENT_WITH_JOB.sub("", value) if isinstance(value, str) else value
+        for key, value in recipe.public().flat().items()
+    }
 
 
 def may_change(key: str, before: Recipe, after: Recipe) -> bool:

@@ -35,6 +35,7 @@ FAILURES_FOLDER = "failures"  # everything that is known of each failure, for a 
 STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
 TOKENS_FOLDER = "tokens"
 CHECKPOINTS_FOLDER = "checkpoints"
+CHECKPOINT_PREFIX = "step-"
 NOT_RECORDED = ("storage", "token", "lease", "marks")  # fields of a RunFolder that are not in run.json
 
 
@@ -215,6 +216,11 @@ class RunFolder:
 def failure_name(attempt: int) -> str:
     """Return the name of the object with everything that is known of the failure of an attempt."""
     return f"{FAILURES_FOLDER}/attempt-{attempt:04}.txt"
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint of a step, in CHECKPOINTS_FOLDER."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
 
 
 def token_name(token: str) -> str:

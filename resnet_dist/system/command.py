@@ -48,6 +48,7 @@ TORCHRUN_OPTIONS = (
 )
 # Set for a submitted job: the `submit` command as the person typed it.
 COMMAND_VARIABLE = "RESNET_DIST_COMMAND"
+CONTINUES = "this continues it:"  # the words before the command that continues a run
 
 
 def started_by_torchrun() -> bool:
@@ -90,20 +91,28 @@ def is_main_process() -> bool:
 
 def resume_advice(name: str) -> str:
     """Return the line that names the command which resumes run `name`: as it was typed, with that name."""
-    arguments, skip = [], False
     submitted = os.environ.get(COMMAND_VARIABLE)
-    for argument in shlex.split(submitted) if submitted else _typed():
-        if skip or argument in ("--name", "--resume") or argument.startswith("--name="):
-            skip = argument == "--name"  # The value of --name is an argument of its own: skip it too.
-            continue
-        arguments.append(argument)
-    line = joined([*arguments, "--name", name])
+    line = joined(named(shlex.split(submitted) if submitted else _typed(), name))
     if started_by_torchrun() and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return (
             "this continues it on every node, with torchrun's options for the rendezvous (--rdzv-… or --node-rank "
             f"and --master-…) as they were:\n  {line}"
         )
-    return f"this continues it:\n  {line}"
+    return f"{CONTINUES}\n  {line}"
+
+
+def named(words: Iterable[str], name: str) -> list[str]:
+    """Return the words of a command that starts a run, as one that continues the run `name`; a study names its own."""
+    typed = list(words)
+    if typed[1:2] == ["study"]:
+        return typed
+    arguments, skip = [], False
+    for word in typed:
+        if skip or word in ("--name", "--resume") or word.startswith("--name="):
+            skip = word == "--name"  # The value of --name is a word of its own: skip it too.
+            continue
+        arguments.append(word)
+    return [*arguments, "--name", name]
 
 
 def quoted(text: str) -> str:

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import selectors
+import signal
 import sys
 import tempfile
 import time
@@ -186,4 +187,7 @@ def _load_redact() -> Any:
 
 
 if __name__ == "__main__":
+    # Ray Jobs signals every descendant of a job's command: this one ends with the command, whose end it must show.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     Writer(int(sys.argv[1]), int(sys.argv[2])).run()

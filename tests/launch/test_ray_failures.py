@@ -13,7 +13,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from resnet_dist.errors import RankFailed, RanksLost, Superseded, TrainingError
+from resnet_dist.errors import Diverged, RankFailed, RanksLost, Superseded, TrainingError
 from resnet_dist.launch.ray_failures import NotPlaced, explain
 from resnet_dist.train.watch.watchdog import Stalled
 
@@ -75,8 +75,9 @@ def test_a_preemption_is_recognised() -> None:
 
 
 def test_a_mistake_wins_over_everything_that_it_caused() -> None:
+    for kind in (TrainingError, Diverged):
+        assert type(explained(ECHO, died(), kind("the training loss is not finite at step 3"))) is kind
     error = explained(ECHO, died(), TrainingError("the training loss is not finite at step 3"))
-    assert type(error) is TrainingError
     assert str(error) == "the training loss is not finite at step 3"
 
 

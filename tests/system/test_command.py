@@ -72,3 +72,16 @@ def test_variables_of_torchrun_stay() -> None:
     os.environ.update(TORCHRUN | {"RANK": "1", "LOCAL_WORLD_SIZE": "2"})
     assert command.drop_stray_variables() == []
     assert (os.environ["LOCAL_WORLD_SIZE"], command.is_main_process()) == ("2", False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "continues"),
+    [
+        ("resnet-dist train a.py", "resnet-dist train a.py --name first"),
+        ("resnet-dist train a.py --name old --resume", "resnet-dist train a.py --name first"),
+        ("resnet-dist submit a.py --name=old --detach", "resnet-dist submit a.py --detach --name first"),
+        ("resnet-dist study a.py --name mine", "resnet-dist study a.py --name mine"),
+    ],
+)
+def test_the_command_that_continues_a_run(typed: str, continues: str) -> None:
+    assert " ".join(command.named(typed.split(), "first")) == continues

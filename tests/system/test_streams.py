@@ -251,3 +251,34 @@ def test_a_fork_does_not_keep_the_log_open(tmp_path: Path) -> None:
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=100, check=False, cwd=tmp_path
     )
     assert done.stderr.endswith("details: log.txt\n")
+
+
+SIGNALLED = """
+import os, signal, time
+from pathlib import Path
+from resnet_dist.system import streams
+streams.take_streams()
+streams.divert()
+log = Path("log.txt")
+streams.log_to(log)
+print("before")
+while not log.exists():  # The writer has begun.
+    time.sleep(0.01)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    os.kill(streams._streams.writer.pid, number)
+print("after")
+streams.set_end("silent")
+"""
+
+
+def test_a_signal_to_all_processes_of_a_command_leaves_its_log(tmp_path: Path) -> None:
+    """Ray Jobs stops a job by a signal to every descendant of its command."""
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "before",
+        "after",
+    ]

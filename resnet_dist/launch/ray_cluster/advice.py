@@ -12,7 +12,7 @@ from resnet_dist.launch.ray_cluster.gcs import Gcs
 from resnet_dist.launch.ray_cluster.probe import Answer, Kind
 
 PYTHON_LEVEL_VARIABLE = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
-TYPE_DASHBOARD = f"submit needs the dashboard of a cluster, such as http://HOST:{DASHBOARD_PORT}"
+TYPE_DASHBOARD = f"submit and the commands about jobs need the dashboard of a cluster, such as http://HOST:{DASHBOARD_PORT}"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_NODES_NAMED = 3
 

@@ -37,6 +37,7 @@ class MlflowPublisher:
         self._report: Callable[[str], None] = lambda text: on_entry(Entry(_now_ms(), note=text))
         self._failure = Failure("", is_mistake=False)
         self._unsent: list[str] = []
+        self._page = ""  # of the run, where a server shows one
         self._recipe_thread: threading.Thread | None = None
         self._recipe_error: Exception | None = None
         self._show = SpoolThread(record.run.spool, on_entry)
@@ -131,6 +132,9 @@ class MlflowPublisher:
             self._report(
                 f"run {self._record.run.name} is no more at {run.place}: a new one gets all its metrics there"
             )
+        if run.page and run.page != self._page:  # The connection may be opened again.
+            self._page = run.page
+            self._report(f"MLflow: {run.page}")
         # The record finds this run from here on, also when a connection is lost and opened again.
         self._record = replace(self._record, run=self._record.run.with_run_id(run.run_id))
         # In a thread of its own: an artifact store that does not answer must not hold up the metrics.

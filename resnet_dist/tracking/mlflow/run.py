@@ -23,7 +23,7 @@ from resnet_dist.tracking.mlflow.database import connect, identity, relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import RunRecord, StudyRecord
-from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri
+from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,15 @@ class MlflowRun:
     def place(self) -> str:
         """The store, without a password, as messages name it."""
         return place_of(self.uri)
+
+    @property
+    def page(self) -> str:
+        """The address of the run's page; empty where no server shows one."""
+        if not self.uri.startswith(("http://", "https://")):
+            return ""
+        return (
+            f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        )
 
     def describe(self, record: RunRecord) -> None:
         """Set the parameters and tags; those that the store does not take go to `refused`."""

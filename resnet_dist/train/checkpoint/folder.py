@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+from resnet_dist.runs.folder import CHECKPOINT_PREFIX, CHECKPOINTS_FOLDER, checkpoint_name
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
 from resnet_dist.system.files import checksum
@@ -27,7 +27,6 @@ MANIFEST = "checkpoint.json"
 MODEL_FILE = "model.safetensors"
 REQUIRED = ("scalars", "recipe", "classes")  # keys of a manifest
 REQUIRED_FILES = ("model", "optimizer", "meter")
-PREFIX = "step-"
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
 
@@ -46,16 +45,16 @@ class VerifiedCheckpoint:
 
 
 def name_of(step: int) -> str:
-    return f"{PREFIX}{step:08d}"
+    return checkpoint_name(step)
 
 
 def step_of(name: str) -> int:
-    return int(name.removeprefix(PREFIX))
+    return int(name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def list_checkpoints(checkpoints: Storage) -> list[str]:
     """Return the names of the finished checkpoints, oldest first."""
-    return [name for name in checkpoints.bundles(MANIFEST).names() if name.startswith(PREFIX)]
+    return [name for name in checkpoints.bundles(MANIFEST).names() if name.startswith(CHECKPOINT_PREFIX)]
 
 
 def write_checkpoint(

@@ -12,7 +12,7 @@ import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import Index
-from resnet_dist.errors import TrainingError
+from resnet_dist.errors import Diverged, TrainingError
 from resnet_dist.order.samples import Order
 from resnet_dist.order.shares import Share
 from resnet_dist.train.state.meter import NotFinite
@@ -65,10 +65,10 @@ class Guard:
             )
 
     def check_losses(self, state: TrainState) -> None:
-        """Raise TrainingError where the last `Meter.gather` or `Meter.flush` found a loss that is not finite."""
+        """Raise Diverged where the last `Meter.gather` or `Meter.flush` found a loss that is not finite."""
         if state.meter.not_finite is not None:
             step = state.step - state.meter.not_finite.steps_ago
-            raise TrainingError(
+            raise Diverged(
                 f"the training loss is not finite at step {step}, first {self.describe(state.meter.not_finite, step)}: "
                 f"{self.advice()}; the last checkpoint before it is kept"
             )
@@ -83,7 +83,7 @@ class Guard:
             )
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise TrainingError(
+                raise Diverged(
                     f"{name} is {value} in the evaluation of step {step}: {self.advice()}; the last checkpoint "
                     "is kept"
                 )
@@ -100,7 +100,7 @@ class Guard:
     def advice(self) -> str:
         return (
             f"lower optim.lr={self.recipe.optim.lr} or give a longer "
-            f"schedule.warmup={self.recipe.schedule.warmup!r}"
+            f"schedule.warmup={self.recipe.schedule.warmup!r}, under a new --name"
         )
 
     def describe(self, where: NotFinite, step: int) -> str:

@@ -13,8 +13,14 @@ import pytest
 from resnet_dist import __version__
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.driver.preflight import absolute_paths
-from resnet_dist.launch.ray_cluster.job import START_FILE, add_start_file, credentials_left_out, start_command
-from resnet_dist.launch.ray_jobs import RECIPE_FILE, Submission, job_environment
+from resnet_dist.launch.jobs.submission import Submission, job_environment
+from resnet_dist.launch.ray_cluster.job import (
+    RECIPE_FILE,
+    START_FILE,
+    credentials_left_out,
+    start_command,
+    start_file_text,
+)
 from tests.paths import ROOT
 
 
@@ -25,7 +31,9 @@ def run_job(
 
     python: as the raylet names it; empty: there is no raylet. PATH has no Python.
     """
-    add_start_file(folder)
+    start = folder / START_FILE
+    start.parent.mkdir(exist_ok=True)
+    start.write_text(start_file_text())
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
     for name in ("sh", "sed", "tr", "tail", "uname"):
@@ -158,4 +166,4 @@ def test_relative_paths_become_absolute_ones(
 
 
 def test_the_start_file_is_part_of_the_package() -> None:
-    assert (ROOT / "resnet_dist/launch/ray_cluster" / START_FILE).is_file()
+    assert start_file_text().startswith("# Start this package")

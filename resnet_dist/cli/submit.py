@@ -1,0 +1,144 @@
+"""The command that trains a recipe on a cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resnet_dist.cli.main import exit_with_message
+from resnet_dist.cli.options import (
+    DEFAULT_OUTPUT,
+    Dashboard,
+    Gpu,
+    MaxRestarts,
+    Name,
+    Overrides,
+    Wait,
+    Workers,
+    err,
+    on_interrupt,
+    out,
+)
+from resnet_dist.cli.train import load
+from resnet_dist.config import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange
+from resnet_dist.errors import UserError
+from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning
+from resnet_dist.launch.ray_cluster.check import find_dashboard
+from resnet_dist.launch.ray_cluster.job import credentials_left_out
+from resnet_dist.system.command import command_line
+from resnet_dist.system.signals import handle_signals
+from resnet_dist.tracking.store import URI_VARIABLE, check_tracking_uri, has_password, shown_tracker
+
+if TYPE_CHECKING:
+    from resnet_dist.launch.jobs.submission import Submission
+
+NOT_SUBMITTED = "interrupted before the job was submitted"
+
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")]
+ClusterOutput = Annotated[
+    str,
+    typer.Option(help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX."),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", metavar="KEY[=VALUE]", help="A variable of the job; without VALUE, that of this shell."
+    ),
+]
+WorkingDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--working-dir", metavar="DIR", help="Send this folder, for the files in it that the recipe names."
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="PATTERN", help="Leave this out of --working-dir; a pattern of .gitignore."
+    ),
+]
+
+
+@on_interrupt(NOT_SUBMITTED)
+def submit(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
+    overrides: Overrides = None,
+    workers: Workers = None,
+    gpu: Gpu = None,
+    address: Dashboard = None,
+    name: Name = None,
+    resume: Resume = False,
+    output: ClusterOutput = str(DEFAULT_OUTPUT),
+    detach: Detach = False,
+    max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
+    wait: Wait = None,
+    env: Env = None,
+    working_dir: WorkingDir = None,
+    exclude: Exclude = None,
+) -> None:
+    """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
+    variables = parse_variables(env or ())
+    if exclude and working_dir is None:
+        raise UserError(f"--exclude {exclude[0]}: it leaves out files of --working-dir, which is missing")
+    value = load(recipe, overrides)
+    check_submitted_tracker()
+    dashboard = find_dashboard(address, err.print)
+    with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
+        from resnet_dist.driver.preflight import absolute_paths, check_recipe
+        from resnet_dist.launch.jobs.files import read_working_folder
+        from resnet_dist.launch.jobs.submission import Submission
+        from resnet_dist.runs.storage.open import resolved
+
+    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
+    check_recipe(value, ranks)
+    working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
+    note = credentials_left_out(variables)
+    for line in (secrets_warning(variables), "" if working is None else working.summary(), note):
+        if line:
+            err.print(line)
+    flags = (
+        dashboard,
+        ranks,
+        gpu,
+        name,
+        resume,
+        resolved(output),
+        detach,
+        command_line(),
+        max_restarts,
+        wait,
+    )
+    travelling = absolute_paths(value) if working is None else absolute_paths(value, working.sent)
+    code = _submit(Submission(travelling, recipe, *flags, variables, working))
+    if note and code:
+        # Again, because it may be the cause, and the log of the job has moved it out of sight.
+        err.print(note)
+    raise typer.Exit(code)
+
+
+def _submit(submission: Submission) -> int:
+    """Submit a job, follow it, and return its exit code."""
+    from resnet_dist.launch.jobs.advice import JobLeft
+    from resnet_dist.launch.jobs.submit import submit_job
+
+    try:
+        return submit_job(submission, lambda text: out.print(text, end=""), err.print)
+    except JobLeft as left:
+        err.print(str(left))
+        raise typer.Exit(left.exit_code) from None
+
+
+def check_submitted_tracker() -> None:
+    """Raise UserError where MLFLOW_TRACKING_URI is wrong, or has a password: everybody can read the variables of a job."""
+    check_tracking_uri()
+    if has_password(os.environ.get(URI_VARIABLE, "")):
+        raise UserError(
+            f"{URI_VARIABLE}={shown_tracker()}: everybody who sees the cluster's jobs would see the password; leave it out "
+            "of the address, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole variable, on the "
+            "cluster's machines"
+        )

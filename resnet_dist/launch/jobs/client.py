@@ -1,0 +1,68 @@
+"""Ray's client of the jobs of a cluster. It has no limit of time of its own, and many types of errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from resnet_dist.launch.ray_cluster.address import DASHBOARD_VARIABLE
+from resnet_dist.launch.ray_cluster.check import job_headers
+from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
+
+set_defaults()
+
+from ray.job_submission import JobSubmissionClient
+
+from resnet_dist.errors import ExplainedError, UserError
+from resnet_dist.system.limit import within
+
+Answer = TypeVar("Answer")
+
+# A head that is up answers in less; where a link is cut, no answer ever comes.
+ANSWER_SECONDS = 20.0
+_UNKNOWN_JOB = re.compile(r"status code 404\b.*does not exist", re.DOTALL)
+
+
+class NoAnswer(ExplainedError):
+    """A cluster that does not answer a request about its jobs."""
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """Return a client of the dashboard at `address`, as find_dashboard() returns it. Raises UserError."""
+    for name in (
+        "ray.dashboard.modules.dashboard_sdk",
+        "ray._private.runtime_env.packaging",
+        "ray.dashboard.modules.job.sdk",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)  # They log a line for every upload and connection.
+    # Ray prefers these variables, where they are set, to the address that the person typed.
+    for variable in (ADDRESS_VARIABLE, DASHBOARD_VARIABLE):
+        os.environ.pop(variable, None)
+    try:
+        return JobSubmissionClient(address, headers=job_headers())
+    except Exception as error:  # Ray raises RuntimeError, ConnectionError or an error of requests.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+
+
+def asked(client: JobSubmissionClient, call: Callable[[], Answer]) -> Answer:
+    """Return what `call` asks of the cluster. Raises NoAnswer where it fails, or takes longer than ANSWER_SECONDS."""
+    try:
+        return within(ANSWER_SECONDS, call)
+    except Exception as error:  # Ray raises several types, see connect.
+        raise NoAnswer(
+            f"--address {client.get_address()}: the cluster does not answer ({first_line(error)})"
+        ) from None
+
+
+def is_unknown_job(error: Exception) -> bool:
+    """Report whether `error` is the answer of a head that does not know the job."""
+    return _UNKNOWN_JOB.search(str(error)) is not None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

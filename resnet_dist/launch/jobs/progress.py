@@ -1,0 +1,85 @@
+"""What the log of a job says of its run. The lines are those of the driver: cli/train.py, terminal.py, driver/."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from resnet_dist.system.command import CONTINUES
+
+# Lines of Ray before the command of a job begins.
+_RAY_LINE = re.compile(
+    r"^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\tINFO \S+\.py:\d+ -- .*|Running entrypoint for job \S+: .*)\n",
+    re.MULTILINE,
+)
+# Where Ray ends a job, it appends what it knows to the log: dozens of lines, which the message of the job has too.
+_RAY_DUMP = re.compile(
+    r"^(?:Job supervisor actor died|Job supervisor actor could not be scheduled|runtime_env setup failed|"
+    r"Unexpected error occurred): .*",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a run as its log has it; None and empty texts where it does not say."""
+
+    run: str = ""
+    step: int | None = None
+    total_steps: int | None = None
+    attempt: int | None = None  # of the ranks, after a restart
+    mlflow: str = ""  # the page of the run
+    checkpoint: str = ""  # of a finished run: a path on the cluster, or a URL
+    saved_step: int | None = None  # of an interrupted run
+    error: str = ""  # the last one
+    continues: bool = False  # it ends with the line that continues the run
+
+
+def read_progress(log: str) -> Progress:
+    """Return what a log says; the last line about something counts."""
+    progress = Progress(continues=CONTINUES in "\n".join(log.splitlines()[-20:]))
+    for line in log.splitlines():
+        for pattern, change in _PATTERNS:
+            if (found := pattern.match(line)) is not None:
+                progress = change(progress, found)
+                break
+    return progress
+
+
+def person_lines(log: str) -> str:
+    """Return the lines of a log that are for the person: without those of Ray, before and after the command."""
+    return _RAY_DUMP.sub("", _RAY_LINE.sub("", log))
+
+
+def has_dump(log: str) -> bool:
+    """Report whether Ray's dump begins in this part of a log."""
+    return _RAY_DUMP.search(log) is not None
+
+
+_Change = Callable[[Progress, "re.Match[str]"], Progress]
+_PATTERNS: tuple[tuple[re.Pattern[str], _Change], ...] = (
+    (
+        re.compile(r"step (\d+)/(\d+)  "),
+        lambda progress, found: replace(progress, step=int(found[1]), total_steps=int(found[2])),
+    ),
+    (
+        re.compile(r"run (\S+): (\d+) steps, "),
+        lambda progress, found: replace(progress, run=found[1], total_steps=int(found[2])),
+    ),
+    (
+        re.compile(r"resumed at step (\d+) of (\d+)"),
+        lambda progress, found: replace(progress, step=int(found[1]), total_steps=int(found[2])),
+    ),
+    (
+        re.compile(r".*; attempt (\d+) resumes from "),
+        lambda progress, found: replace(progress, attempt=int(found[1])),
+    ),
+    (re.compile(r"MLflow: (https?://\S+)$"), lambda progress, found: replace(progress, mlflow=found[1])),
+    (re.compile(r"checkpoint (\S.*)"), lambda progress, found: replace(progress, checkpoint=found[1])),
+    (
+        re.compile(r"interrupted(?: at step (\d+))?; "),
+        lambda progress, found: replace(progress, saved_step=int(found[1]) if found[1] else None),
+    ),
+    (re.compile(r"error: (.*)"), lambda progress, found: replace(progress, error=found[1])),
+)

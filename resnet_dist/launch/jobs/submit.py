@@ -1,0 +1,75 @@
+"""Submit a recipe to a running cluster as a Ray job, and follow it."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_dist.launch.jobs.advice import JobLeft, commands
+from resnet_dist.launch.jobs.client import connect, first_line
+from resnet_dist.launch.jobs.files import pack
+from resnet_dist.launch.jobs.follow import Write, follow, left_alone
+from resnet_dist.launch.jobs.job import Job
+from resnet_dist.launch.jobs.submission import (
+    Submission,
+    entrypoint,
+    job_environment,
+    job_metadata,
+    new_name,
+    shown_command,
+)
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+PACKAGE_FILE = "job.zip"
+
+
+def submit_job(submission: Submission, write: Write, report: Write) -> int:
+    """Submit a job, print its log as it grows, and return its exit code; where detached, return 0 at once.
+
+    write: gets the log; report: lines of our own. Raises UserError before anything is sent where the address cannot
+    be used; JobLeft where this ends, interrupted or not, and the job may still run.
+    """
+    client = connect(submission.address)
+    address = client.get_address()
+    if not submission.name and not submission.resume:
+        submission = replace(submission, name=new_name(submission.recipe))
+    job = Job(
+        # Choose it here, so that a message can quote it even where the submission fails.
+        f"raysubmit_{secrets.token_hex(8)}",
+        "PENDING",
+        submission.name or "",
+        output=str(submission.output),
+        command=shown_command(submission),
+    )
+    try:
+        _send(client, submission, job)
+        write(f"{job.title}\n")
+        if submission.detach:
+            write(f"{commands(job, address)}\n")
+            return 0
+        return follow(client, job, write, report, stops=True)
+    except KeyboardInterrupt:
+        raise left_alone(job, address) from None
+
+
+def _send(client: JobSubmissionClient, submission: Submission, job: Job) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        # The recipe travels as a value: the cluster needs the package, not the person's files.
+        package = Path(folder) / PACKAGE_FILE
+        pack(package, submission.recipe.to_json(), submission.working)
+        try:
+            client.submit_job(
+                entrypoint=shlex.join(entrypoint(submission)),
+                submission_id=job.id,
+                runtime_env={"working_dir": str(package), "env_vars": job_environment(submission)},
+                metadata=job_metadata(submission),
+            )
+        except Exception as error:  # Ray raises several types, see client.connect.
+            reason = f"the job may not have begun ({first_line(error)})"
+            raise JobLeft(reason, job, client.get_address(), exit_code=1) from None

@@ -1,0 +1,172 @@
+"""The commands about submitted jobs, as a person types them, on a fake cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus
+
+from resnet_dist.cli import submitted as commands
+from resnet_dist.cli.main import run_command
+from resnet_dist.launch.jobs import follow as following
+from resnet_dist.launch.jobs import listing, stop
+from tests.launch.jobs.fake import ADDRESS, TYPED, Cluster, after, details, fail
+
+SAVED = ["run first: 132 steps, 2 rank(s)\n", "step 50/132  loss 0.1\n", "interrupted at step 52; x\n"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command on a cluster; return its exit code, stdout and stderr."""
+    monkeypatch.setattr(commands, "find_dashboard", lambda address, report: ADDRESS)
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stop, "POLL_SECONDS", 0.01)
+
+    def command(cluster: Cluster, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(listing, "connect", lambda address: cluster)
+        monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
+        code = run_command()
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def cluster(log: list[str] | None = None, **more: Any) -> Cluster:
+    made = [
+        details("raysubmit_1", "first", number=1, state="FAILED", driver_exit_code=1),
+        details("raysubmit_2", "first", number=2),
+        details("raysubmit_3", "done", number=3, state="SUCCEEDED", driver_exit_code=0),
+    ]
+    return Cluster(jobs=made, log=list(SAVED[:2] if log is None else log), **more)
+
+
+def test_jobs_are_listed(run: Run) -> None:
+    code, out, err = run(cluster(), "jobs")
+    assert (code, err) == (0, "")
+    header, *rows = out.splitlines()
+    assert header.split() == ["RUN", "JOB", "STATE", "STEP", "STARTED", "USER", "RECIPE", "OUTPUT"]
+    assert [row.split()[:2] for row in rows] == [
+        ["done", "raysubmit_3"],
+        ["first", "raysubmit_2"],
+        ["first", "raysubmit_1"],
+    ]
+    assert " RUNNING " in rows[1]
+    assert " 50/132 " in rows[1]
+    assert "FAILED (exit code 1)" in rows[2]
+    assert rows[0].endswith("anna  digits  /mnt/output")
+
+
+def test_jobs_as_json(run: Run) -> None:
+    code, out, _ = run(cluster(), "jobs", "--json")
+    assert code == 0
+    found = json.loads(out)["jobs"]
+    assert [(job["state"], job["exit_code"]) for job in found] == [
+        ("SUCCEEDED", 0),
+        ("RUNNING", None),
+        ("FAILED", 1),
+    ]
+    assert (found[1]["step"], found[1]["total_steps"], found[1]["attempt"]) == (50, 132, None)
+    assert found[2]["resume"] == f"{TYPED} --name first"
+    assert json.loads(run(Cluster(), "jobs", "--json")[1]) == {"jobs": []}
+
+
+def test_a_cluster_without_jobs(run: Run) -> None:
+    assert run(Cluster(), "jobs") == (0, "", f"the cluster at {ADDRESS} has no job of resnet-dist\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "state"),
+    [
+        ({"state": "RUNNING"}, 5, "RUNNING"),
+        ({"state": "SUCCEEDED", "driver_exit_code": 0}, 0, "SUCCEEDED"),
+        ({"state": "FAILED", "driver_exit_code": 2}, 1, "FAILED (exit code 2)"),
+        ({"state": "FAILED", "driver_exit_code": 4}, 4, "FAILED (exit code 4)"),
+        ({"state": "STOPPED"}, 130, "STOPPED"),
+    ],
+)
+def test_the_status_of_a_job(run: Run, fields: dict[str, Any], code: int, state: str) -> None:
+    log = [*SAVED[:2], "error: the training loss is not finite at step 51\n"]
+    made = Cluster(jobs=[details("raysubmit_1", "first", **fields)], log=log)
+    given, out, err = run(made, "status", "first")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (given, err, lines["state"], lines["step"]) == (code, "", state, "50/132")
+    assert ("error" in lines) == (code in (1, 4))
+    assert (lines.get("continue") == f"{TYPED} --name first") == (code in (1, 4, 130))
+    given, out, _ = run(made, "status", "raysubmit_1", "--json")
+    assert given == code
+    assert json.loads(out)["exit_code"] == (None if code == 5 else code)
+
+
+def test_a_name_of_several_jobs_is_the_newest_and_said(run: Run) -> None:
+    _, out, err = run(cluster(), "status", "first")
+    assert "raysubmit_2" in out
+    assert err == "run first has 2 jobs: this is the newest, raysubmit_2; the others: raysubmit_1\n"
+
+
+@pytest.mark.parametrize("command", ["logs", "status", "stop"])
+def test_a_name_without_a_job_is_a_mistake(run: Run, command: str) -> None:
+    made = cluster()
+    code, out, err = run(made, command, "frst")
+    assert (code, out, made.stopped) == (2, "", False)
+    assert err.startswith(
+        f"error: frst: the cluster at {ADDRESS} has no job of this run or name; the nearest: first"
+    )
+    assert err.count("\n") == 1
+
+
+def test_a_job_whose_name_the_cluster_chose_is_found_by_its_log(run: Run) -> None:
+    made = Cluster(jobs=[details("raysubmit_1", entrypoint="sh .resnet-dist/start_job.sh x")], log=SAVED[:2])
+    assert run(made, "status", "first")[1].startswith("run        first\njob        raysubmit_1\n")
+
+
+def test_the_log_so_far_and_to_its_end(run: Run) -> None:
+    assert run(cluster(), "logs", "raysubmit_2")[:2] == (0, "".join(SAVED[:2]))
+    made = cluster()
+    made.jobs[1] = made.jobs[1].model_copy(update={"status": JobStatus.FAILED, "driver_exit_code": 137})
+    code, out, err = run(made, "logs", "raysubmit_2", "--follow")
+    assert (code, out) == (1, "".join(SAVED[:2]))
+    assert "the driver of run first was killed (SIGKILL" in err
+
+
+def test_an_interrupted_follower_leaves_the_job(run: Run) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    made = cluster(before=after(0, interrupt, "tail"))
+    code, _, err = run(made, "logs", "raysubmit_2", "-f")
+    assert (code, made.stopped) == (130, False)
+    assert err.startswith("interrupted; job raysubmit_2 (run first) is not stopped by this.")
+    assert f"\n  resnet-dist logs first --follow --address {ADDRESS}\n" in err
+
+
+def test_a_stop_waits_and_names_what_is_saved(run: Run) -> None:
+    made = cluster(SAVED)
+    code, out, err = run(made, "stop", "raysubmit_2")
+    assert (code, made.stopped) == (0, True)
+    assert err == "stopping job raysubmit_2 (run first): it saves a checkpoint first, for up to 28 s\n"
+    assert out == (
+        "job raysubmit_2 (run first) is stopped, and saved step 52 in /mnt/output/runs/first/checkpoints/step-00000052; "
+        f"this continues it:\n  {TYPED} --name first\n"
+    )
+
+
+def test_a_stop_of_a_job_that_has_ended_or_does_not_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cluster()
+    assert run(made, "stop", "done")[:2] == (0, "job raysubmit_3 (run done) has ended already: SUCCEEDED\n")
+    assert not made.stopped
+    monkeypatch.setattr(stop, "MAX_SECONDS", 0.0)
+    code, out, err = run(made, "stop", "raysubmit_2")
+    assert (code, out) == (1, "")
+    assert "it has not ended 0 s after the request to stop" in err
+
+
+@pytest.mark.parametrize("words", [["jobs"], ["status", "first"], ["stop", "first"]])
+def test_a_cluster_that_does_not_answer_is_one_sentence(run: Run, words: list[str]) -> None:
+    code, out, err = run(cluster(before=after(0, fail, "list")), *words)
+    assert (code, out) == (1, "")
+    assert err == f"error: --address {ADDRESS}: the cluster does not answer (refused)\n"
