@@ -1,4 +1,4 @@
-"""What the log of a job says of its run. The lines are those of the driver: cli/train.py, terminal.py, driver/."""
+"""Read the log of a job: the lines are those of the driver, in cli/train.py, terminal.py and driver/."""
 
 from __future__ import annotations
 

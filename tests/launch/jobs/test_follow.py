@@ -25,7 +25,7 @@ from tests.launch.jobs.fake import ADDRESS, LOG, TYPED, Cluster, after, fail, fo
 
 @dataclass
 class Followed:
-    """What a person gets of `submit`: the code or JobLeft, its log, and our own lines."""
+    """The result of `submit` for a person: the code or JobLeft, its log, and our own lines."""
 
     end: int | JobLeft
     log: str

@@ -1,4 +1,4 @@
-"""What a job's log says of its run: the lines are those that the commands print."""
+"""The log of a job is read: its lines are those that the commands print."""
 
 from __future__ import annotations
 
