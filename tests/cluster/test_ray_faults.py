@@ -108,7 +108,7 @@ FAULTS = [
     Fault("link of the node of rank 0 cut for good", cut_link, resizes=True),
     Fault("a node added", add_node, ROOM, num_nodes=1, resizes=True),
     Fault("a node drained", drain_node, DRAIN, resizes=True),
-    Fault("kill -9 of the driver", kill_driver, "was killed (SIGKILL)", repair=leave_as_it_is),
+    Fault("kill -9 of the driver", kill_driver, "was killed (SIGKILL", repair=leave_as_it_is),
     Fault("kill -9 of the GCS", kill_gcs, "resumed at step", repair=restart_head),
 ]
 
