@@ -227,6 +227,8 @@ def _make(stack: ExitStack, tag: str, number: int, name: str, address: str, tabl
     _ip("netns", "add", namespace)
     stack.callback(_ip, "netns", "del", namespace)
     _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+    # The kernel would remove it some time after the last connection of the host has timed out.
+    stack.callback(_ip, "link", "del", link)
     _ip("link", "set", link, "master", tag, "up")
     for words in (
         ("link", "set", "lo", "up"),

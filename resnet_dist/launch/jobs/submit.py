@@ -91,8 +91,6 @@ def _request(client: JobSubmissionClient, request: dict[str, Any], report: Write
             if NO_AGENT not in str(error) or time.monotonic() >= deadline:
                 raise
         if not reported:
-            report(
-                f"the cluster cannot begin jobs yet ({NO_AGENT}); trying for up to {AGENT_SECONDS:.0f} s"
-            )
+            report(f"the cluster cannot begin jobs yet ({NO_AGENT}); trying for up to {AGENT_SECONDS:.0f} s")
             reported = True
         time.sleep(POLL_SECONDS)

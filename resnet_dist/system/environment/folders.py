@@ -12,6 +12,11 @@ from pathlib import Path
 from resnet_dist.errors import UserError
 
 TEMPORARY = Path("/tmp")  # Ray's default
+USUAL_TEMPORARY = (
+    "/tmp",
+    "/var/tmp",
+    "/usr/tmp",
+)  # those that Python uses; the working folder may be one of them
 # Parents of our own folder, most suitable first: the last one is the machine's memory.
 PARENTS = (TEMPORARY, Path("/var/tmp"), Path("/dev/shm"))
 MIN_FREE_BYTES = 32 * 2**20  # Ray's logs of a short run
@@ -143,7 +148,7 @@ def use_temporary() -> list[str]:
     except FileNotFoundError:
         found = None
     chosen = [os.path.abspath(os.environ[name]) for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
-    if found is not None and (found != os.getcwd() or found in chosen):
+    if found is not None and (found != os.getcwd() or found in chosen or found in USUAL_TEMPORARY):
         return []
     own, value = own_folder(), os.environ.get("TMPDIR", "")
     if own is None:

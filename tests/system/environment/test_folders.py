@@ -244,6 +244,9 @@ def test_temporary_files(short: Path, own: Path, monkeypatch: pytest.MonkeyPatch
     try:
         os.environ["TMPDIR"] = str(short / "gone")
         assert folders.use_temporary() == []  # Python uses /tmp.
+        with monkeypatch.context() as there:
+            there.chdir("/tmp")
+            assert folders.use_temporary() == []  # The working folder is no stopgap there.
         os.environ["TMPDIR"] = os.getcwd()
         assert folders.use_temporary() == []  # the choice of the person
         os.environ["TMPDIR"] = str(short / "gone")
