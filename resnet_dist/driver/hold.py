@@ -75,6 +75,7 @@ def _stop_after_loss(holder: Holder | None) -> None:
 
 def has_lost(run: RunFolder) -> bool:
     """Report whether another driver has taken `run` over; ask its storage where this process stood still."""
-    with handle_signals(raise_on_second), suppress(StorageError):  # The loss sends one signal.
+    # The loss sends one signal; a second one ends the wait for the storage.
+    with handle_signals(raise_on_second), suppress(StorageError, KeyboardInterrupt):
         run.check_lease()
     return run.is_lost

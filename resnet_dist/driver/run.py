@@ -126,7 +126,7 @@ def _train_published(
     publisher: Publisher | None = None
     status: Status = "FAILED"
     outcome = None
-    seconds: dict[int, float] = {}  # of starts, by attempt
+    seconds: dict[int, float] = {}  # by attempt: from the cause of its start to its first step
 
     def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
         nonlocal run
@@ -170,7 +170,7 @@ def _train_published(
 
 def _newest_failure(run: RunFolder) -> str:
     """Return the name of the file with everything that is known of the newest failure."""
-    with suppress(StorageError):
+    with suppress(OSError):
         names = [found.name for found in run.storage.objects(FAILURES_FOLDER)]
         return max(names, default=FAILURES_FOLDER)
     return FAILURES_FOLDER

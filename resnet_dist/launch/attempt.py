@@ -26,11 +26,11 @@ class Attempt:
     threads: int  # CPU threads per rank
     number: int  # 1 for the first attempt of a run
     token: str  # the name of what the driver has written to that location
-    host: str  # of the driver
+    host: str  # the driver's
     order_version: int = NEWEST_VERSION  # of the run, see order/lanes.py
     holder: str = ""  # id of the driver's lease of the run
-    marks: dict[str, float] = field(default_factory=dict)  # of the driver, see start_times
-    restarts: int = 0  # of the run so far
+    marks: dict[str, float] = field(default_factory=dict)  # the driver's times, see start_times
+    restarts: int = 0  # that the run has had so far
 
     @classmethod
     def of(

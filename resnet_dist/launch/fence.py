@@ -30,7 +30,7 @@ from resnet_dist.runs.storage.protocol import Storage, Unreachable
 from resnet_dist.system.signals import limit_exit
 
 LOOK_SECONDS = 10.0
-JITTER = 0.2  # of that time: ranks that began together do not ask together
+JITTER = 0.2  # Part of LOOK_SECONDS by which looks vary: ranks that began together do not ask together.
 END_SECONDS = 45.0
 CUT_OFF_SECONDS = 300.0  # as long as a checkpoint is tried to be written
 EXIT_SECONDS = 10.0  # for a rank that ends to report that; its process then exits
@@ -62,7 +62,7 @@ class Fence:
         self._heartbeat = Heartbeat(storage, clock)
         self._looked_at = clock()  # the begin of the newest look that was answered
         self._answers = 0
-        self._still_seconds = 0.0  # of a heartbeat that does not move
+        self._still_seconds = 0.0  # for which the heartbeat was not seen to move
         self._over: Superseded | None = None
         self._lock = threading.Lock()
         self._poll = (0, 0, clock())  # moves and answers at the last poll, and its time
@@ -105,7 +105,12 @@ class Fence:
         """Read attempt and lease. Raises Superseded where this rank must end, Unreachable without an answer."""
         with self._lock:
             begin = self._clock()
-            text = self._find_end(begin)
+            try:
+                text = self._find_end(begin)
+            except Unreachable:
+                raise
+            except StorageError as error:  # A folder has no other error than this for a server that is away.
+                raise Unreachable(str(error)) from error
             self._looked_at = begin
             self._answers += 1
         if text is not None:
@@ -185,5 +190,5 @@ def _attempt_in(run: bytes | None) -> int:
     """Return the attempt that a run.json records; 0 where there is none, which another watch reports."""
     try:
         return int(json.loads(run or b"{}").get("attempt", 0))
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return 0

@@ -161,7 +161,7 @@ def _train_rank(
 
 def log_start(attempt: Attempt, progress: Progress, tracker: Spool) -> None:
     """Record the seconds that the start of this attempt took; a restart is shown to the person, and a metric."""
-    if BEGIN not in attempt.marks:  # of a caller without a driver
+    if BEGIN not in attempt.marks:  # The caller is no driver.
         return
     times = zip((CHECKPOINT, DATA, STEP), progress.start_times, strict=True)
     phases = phases_of({**attempt.marks, **dict(times)})

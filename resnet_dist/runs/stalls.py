@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
-from resnet_dist.errors import StorageError
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.system.redact import redact
 
@@ -37,9 +36,8 @@ def shown_stalls(storage: Storage, show: Callable[[str], None]) -> Iterator[None
     interval = max(POLL_SECONDS, storage.poll_seconds)
 
     def look() -> None:
-        while not _new_reports(
-            storage, known, lambda text: None
-        ):  # Those of earlier attempts were shown then.
+        # Those of earlier attempts were shown then.
+        while not _new_reports(storage, known, lambda text: None):
             if stop.wait(interval):
                 return
         while not stop.wait(interval):
@@ -65,7 +63,7 @@ def _new_reports(storage: Storage, known: set[str], show: Callable[[str], None])
                 line, _, rest = content.decode().partition("\n")
                 has_stacks = len(rest.splitlines()) > 2  # more than the time
                 show(f"{line} ({storage.location}/{found.name})" if has_stacks else line)
-    except StorageError as error:  # The next look may succeed.
+    except Exception as error:  # The next look may succeed, and nothing may end the thread.
         log.debug("the reports of stalls cannot be read now: %s", error)
         return False
     return True

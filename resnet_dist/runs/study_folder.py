@@ -31,7 +31,7 @@ class StudyHeld(UserError):
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study and what its study.json records. A value: nothing is on the disk before `write` or `lock`."""
+    """A study and what its study.json records. A value: nothing is on the disk before `write` or `held`."""
 
     path: Path
     key: str  # a unique tag in MLflow, by which a restarted driver finds the run that it had created

@@ -108,7 +108,7 @@ class ExitTimer:
 def limit_exit(seconds: float, code: int) -> None:
     """Exit with `code` where Python has not ended in `seconds`: at its end it waits for threads that may hang.
 
-    Call it last in the main thread. Python waits for the threads of pools before it marks that thread as ended, so
+    Call it last in the main thread, or from any thread of a process that must end. Python waits for the threads of pools before it marks that thread as ended, so
     its end cannot be what starts the time.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from resnet_dist.errors import StorageError, UserError
+from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
@@ -64,7 +64,7 @@ def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) 
             is_sent = task()
         except TrackerRefuses:
             raise
-        except (UserError, StorageError) as error:
+        except (UserError, OSError) as error:
             report(f"{name}: skipped; {error}")
             is_sent = False
         if is_sent is not None:

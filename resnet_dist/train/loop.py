@@ -26,7 +26,7 @@ from torch import nn
 
 from resnet_dist.config import Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
-from resnet_dist.data.shards.index import read_index
+from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.order.versions import NEWEST_VERSION
@@ -120,6 +120,7 @@ def train(
                     guard.check_evaluation(metrics, state.step)
                     state.evaluated(metrics, recipe.train.best_metric)
                 state.meter.restart_clock()
+                parts.stragglers.restart()
             # Agree first: a rank that stopped or saved alone would leave the others waiting in the next collective.
             parts.control.agree()
             if parts.checkpoints.should_save(state, plan, parts.control):
@@ -161,7 +162,6 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    stall_timeout = recipe.train.stall_timeout_seconds
     with (
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
@@ -176,12 +176,11 @@ def set_up(
             tracker.flush,
             permit,
         ) as checkpoints,
-        Control(world, stall_timeout, stop_requested, checkpoints.due_by_time) as control,
+        Control(
+            world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
+        ) as control,
     ):
-        if checkpoints.restore(state):
-            tracker.note(f"resumed at step {state.step} of {plan.total}")
-        else:
-            initialize_weights(state, recipe, train_index, world, tracker.note)
+        restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
@@ -199,6 +198,22 @@ def set_up(
             stragglers=Stragglers(hosts, tracker.note),
             predictor=predictor,
         )
+
+
+def restore_or_initialize(
+    state: TrainState,
+    checkpoints: Checkpointer,
+    recipe: Recipe,
+    train_index: Index,
+    world: World,
+    tracker: Tracker,
+    total_steps: int,
+) -> None:
+    """Load the newest good checkpoint on all ranks, or give the weights of a new run their first values."""
+    if checkpoints.restore(state):
+        tracker.note(f"resumed at step {state.step} of {total_steps}")
+    else:
+        initialize_weights(state, recipe, train_index, world, tracker.note)
 
 
 def evaluate_unless_stopped(

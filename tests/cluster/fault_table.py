@@ -15,9 +15,8 @@ class Row:
 
     fault: str
     next_step_seconds: float  # from the fault to the next optimizer step
-    ranks_gone_seconds: (
-        float | None
-    )  # from the fault until none of the ranks that ran then is left; None: not waited for
+    # From the fault until none of the ranks that ran then is left; None: not waited for.
+    ranks_gone_seconds: float | None
     exit_codes: str
     status: str
     attempts: int

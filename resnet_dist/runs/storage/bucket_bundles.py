@@ -26,6 +26,7 @@ NUM_PARTS = 8  # the parts of a file that travel at the same time
 NUM_FILES = 4  # the files that are uploaded at the same time
 # Objects of a bundle without its commit: an upload that broke off, if the newest of them is this old.
 ORPHAN_SECONDS = 3600.0
+PERMIT_SECONDS = 1.0  # for which an answer of the permit holds
 
 
 class BucketBundles:
@@ -107,13 +108,20 @@ class BucketBundles:
         return fetched_folder(identity, name)
 
     def _publish(self, folder: Path, name: str, permit: Permit) -> None:
+
+        def put(path: Path) -> None:
+            permit.check(
+                PERMIT_SECONDS
+            )  # A process that was stopped may go on when the files are another one's.
+            self._upload(path, f"{name}/{path.name}")
+
         permit.check()
         # Remove the commit of a bundle that is replaced: it must not vouch for the files of two.
         self._bucket.delete(f"{name}/{self._commit}")
         files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         with ThreadPoolExecutor(NUM_FILES) as pool:
             others = [path for path in files if path.name != self._commit]
-            list(pool.map(lambda path: self._upload(path, f"{name}/{path.name}"), others))
+            list(pool.map(put, others))
         permit.check()
         # With the short limits of a small request: it must not arrive when the permit has long run out.
         self._bucket.write(f"{name}/{self._commit}", (folder / self._commit).read_bytes())

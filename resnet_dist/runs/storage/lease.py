@@ -80,7 +80,7 @@ class Lease:
         self._storage, self._holder, self._version, self._on_lost = storage, holder, version, on_lost
         self._renewed_at = real_seconds()
         self._lost: Superseded | None = None
-        self._closed, self._losing = threading.Event(), threading.Lock()
+        self._closed, self._losing, self._beating = threading.Event(), threading.Lock(), threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -100,10 +100,8 @@ class Lease:
     def check(self, recent_seconds: float = 0.0) -> None:
         """Return where this process holds the lease still. See protocol.Permit."""
         if not self.is_lost and not self.is_fresh():
-            # This process was stopped, its machine has slept, or the storage is away.
-            found = self._storage.read(LEASE_FILE)
-            if found is not None:
-                self._judge(found)
+            # This process was stopped, its machine has slept, or the storage is away: renew the lease before a write.
+            self._beat()
         if self._lost is not None:
             raise self._lost
 
@@ -120,27 +118,41 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
-            next_beat, begin = replace(self._holder, beat=self._holder.beat + 1), real_seconds()
             try:
-                version = self._storage.replace(LEASE_FILE, next_beat.encode(), self._version)
-                if version is None:
-                    self._judge(self._storage.read(LEASE_FILE))
+                if not self._beat():
                     return
-            except StorageError:  # Try again at the next beat.
+            except OSError:  # Try again at the next beat.
                 continue
-            self._holder, self._version, self._renewed_at = next_beat, version, begin
 
-    def _judge(self, found: bytes | None) -> None:
-        """Find out who holds the lease by its content; without one, the run was removed, and is nobody's."""
+    def _beat(self) -> bool:
+        """Renew the lease; return False where another one has it. Raises OSError where that cannot be known."""
+        with self._beating:
+            next_beat, begin = replace(self._holder, beat=self._holder.beat + 1), real_seconds()
+            version = self._storage.replace(LEASE_FILE, next_beat.encode(), self._version)
+            if version is None:
+                found = self._storage.read_version(LEASE_FILE)
+                if not self._is_ours(None if found is None else found.content):
+                    return False
+                # The answer to an earlier beat was lost. Renew what it wrote.
+                assert found is not None
+                version = self._storage.replace(LEASE_FILE, next_beat.encode(), found.version)
+                if version is None:
+                    raise StorageError(f"{self._storage.location}/{LEASE_FILE}: changes while it is renewed")
+            self._holder, self._version, self._renewed_at = next_beat, version, begin
+            return True
+
+    def _is_ours(self, found: bytes | None) -> bool:
+        """Report who holds the lease by its content; without one, the run was removed, and is nobody's."""
         holder = None if found is None else Holder.parse(found)
         if holder is not None and holder.id == self._holder.id:
-            return
+            return True
         with self._losing:
             if self._lost is not None:
-                return
+                return False
             if found is not None:
                 self._lost = Superseded(loss_of(holder))
         self._on_lost(holder)
+        return False
 
 
 def log_loss(holder: Holder | None) -> None:
@@ -150,7 +162,7 @@ def log_loss(holder: Holder | None) -> None:
 
 def loss_of(holder: Holder | None) -> str:
     """Return the sentence about a lease that is lost. holder: the new one; None where there is none."""
-    return f"another process has taken this run over: {holder or 'its lease was removed'}"
+    return f"another process has taken this run over: {holder or 'it holds the run no more'}"
 
 
 @contextmanager

@@ -86,8 +86,10 @@ class FileLogWriter:
             self._held += lines
             if self._held:
                 self._permit.check(PERMIT_SECONDS)
-                text, self._held = b"".join(self._held), []
-                self._file.write(text)
+            while self._held:
+                self._held = [b"".join(self._held)]
+                written = self._file.write(self._held[0])  # A full disk may take a part alone.
+                self._held = [rest] if (rest := self._held[0][written:]) else []
 
 
 class SegmentLog:

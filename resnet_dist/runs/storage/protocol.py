@@ -193,7 +193,8 @@ class Bundles(Protocol):
     def write(self, name: str, permit: Permit = ALWAYS) -> AbstractContextManager[Path]:
         """Yield an empty folder on this machine, and publish what it holds at the end of the block.
 
-        `permit` is asked before anything is published, and immediately before the commit. A bundle of that name is replaced. Nothing is published, and nothing left behind, where the block raises.
+        `permit` is asked before anything is published, and immediately before the commit. A bundle of that name is
+        replaced. Nothing is published, and nothing left behind, where the block raises.
         Raises FileNotFoundError where the folder above this place has been removed: it is not made anew.
         """
 

@@ -12,11 +12,8 @@ from pathlib import Path
 from resnet_dist.errors import UserError
 
 TEMPORARY = Path("/tmp")  # Ray's default
-USUAL_TEMPORARY = (
-    "/tmp",
-    "/var/tmp",
-    "/usr/tmp",
-)  # those that Python uses; the working folder may be one of them
+# Those that Python uses; the working folder may be one of them.
+USUAL_TEMPORARY = ("/tmp", "/var/tmp", "/usr/tmp")
 # Parents of our own folder, most suitable first: the last one is the machine's memory.
 PARENTS = (TEMPORARY, Path("/var/tmp"), Path("/dev/shm"))
 MIN_FREE_BYTES = 32 * 2**20  # Ray's logs of a short run

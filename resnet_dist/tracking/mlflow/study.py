@@ -80,7 +80,10 @@ class MlflowStudy:
         self._send([("the conclusion", lambda: self._opened().set_tags({"conclusion": conclusion}))])
         self._send([("the status", lambda: self._opened().close(status, CLOSE_SECONDS))])
         self._study = self._study.ended(status, conclusion, self._unsent)
-        self._study.write()
+        try:
+            self._study.write()
+        except OSError as error:  # A full disk must not hide what ended the study.
+            log.warning("%s: the end of the study was not recorded: %s", self._study.path, error)
 
     def _send(self, tasks: Sequence[Task]) -> None:
         if self._run is None and self._unsent:  # One wait at the end, for the first thing to send, is enough.

@@ -89,7 +89,7 @@ class Uploader(Generic[Store]):
     """A thread that opens a store and sends it the metrics of a spool; whatever fails is retried.
 
     open_store: may raise and may never return. explain: the reason of an error, for a person. report: one line when the
-    store does not answer, and one when it is back. may_send: asked before each request.
+    store does not answer, and one when it is back. may_send: asked before each round of requests.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -243,6 +244,13 @@ class Checkpointer:
         step = snapshot.scalars["step"]
         self._flush_metrics()
         write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
+        # What is too much is removed after the next checkpoint, where the storage does not answer now.
+        with suppress(Unreachable):
+            self._clean_up(snapshot)
+
+    def _clean_up(self, snapshot: Snapshot) -> None:
+        """Remove damaged checkpoints, and those that the recipe does not keep."""
+        step = snapshot.scalars["step"]
         self._permit.check()
         # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
         remove(self._storage, (damaged for damaged in self._damaged if damaged != name_of(step)))

@@ -31,11 +31,18 @@ class Stragglers:
         self._slow_since: dict[int, float] = {}
         self._reported_at: dict[int, float] = {}
 
+    def restart(self) -> None:
+        """Begin anew after what was no training, such as an evaluation, whose time must not count as slow steps."""
+        self._last_look = None
+        self._slow_since = {}
+
     def look(self, times_RT: Tensor) -> None:
         """Report the ranks that have been slow in this interval and in those before it for long enough."""
         began, now = self._last_look, self._clock()
         self._last_look = now
-        if began is None:  # The first interval of an attempt compiles and fills caches.
+        if (
+            began is None
+        ):  # The first interval of an attempt compiles and fills caches, one after a pause fills them anew.
             return
         own_R = own_seconds(times_RT)
         limit = SLOW_FACTOR * statistics.median_low(own_R)

@@ -73,7 +73,7 @@ class Watchdog:
         self._looked_at = clock()
         self._stall: Stall | None = None  # the one that has been reported, by this rank or another one
         self._reports_it = False
-        self._report_at = 0.0  # of `_still_for`
+        self._report_at = 0.0  # value of `_still_for` at which the next report is due
         # How long the last two passes through each phase took, as far as they were seen.
         self._passes: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=2))
         self._board = Board(world, self.position, self.poll_seconds) if world.world_size > 1 else None
@@ -135,9 +135,8 @@ class Watchdog:
         if reading.store_answers:
             return reading
         here, positions = self.position(), list(reading.positions)
-        if (
-            positions[self._world.rank].moves != here.moves
-        ):  # Read before this stall: only the hosts are of use.
+        # Positions that were read before this stall are of use for their hosts alone.
+        if positions[self._world.rank].moves != here.moves:
             positions = [replace(position, phase="") for position in positions]
         positions[self._world.rank] = here
         return replace(reading, positions=tuple(positions))
