@@ -83,15 +83,17 @@ def is_installed() -> bool:
     return PACKAGE_PARENT.name in ("site-packages", "dist-packages")
 
 
-def hiding_file(folder: Path | None = None) -> Path | None:
-    """Return a file of `folder` that hides a library from Ray's workers; None without.
+def hiding_file() -> Path | None:
+    """Return a file beside this package that hides a library from Ray's workers; None without.
 
-    By default that beside this package, which they search where the package is not installed.
+    They search that folder where the package is not installed.
     """
-    if folder is None and is_installed():
-        return None
+    return None if is_installed() else next(hiding_files(PACKAGE_PARENT), None)
+
+
+def hiding_files(folder: Path) -> Iterator[Path]:
+    """Yield the files and packages of `folder` that hide a library from a process that searches it."""
     names = sys.stdlib_module_names | LIBRARIES
-    candidates = (path for path in sorted((folder or PACKAGE_PARENT).iterdir()) if path.stem in names)
-    return next(
-        (path for path in candidates if path.suffix == ".py" or (path / "__init__.py").exists()), None
-    )
+    for path in sorted(folder.iterdir()):
+        if path.stem in names and (path.suffix == ".py" or (path / "__init__.py").exists()):
+            yield path

@@ -127,6 +127,18 @@ def on_interrupt(message: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
+@contextmanager
+def leaves_jobs() -> Iterator[None]:
+    """Where a command ends and leaves its job, print why and the next lines, and exit with the code for it."""
+    from resnet_dist.launch.jobs.advice import JobLeft  # Here, because most commands have no job.
+
+    try:
+        yield
+    except JobLeft as left:
+        err.print(str(left))
+        raise typer.Exit(left.exit_code) from None
+
+
 def use_gpu(requested: bool | None) -> bool:
     """Return whether to use this machine's GPUs; None: if there are any.
 

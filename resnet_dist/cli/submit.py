@@ -19,6 +19,7 @@ from resnet_dist.cli.options import (
     Wait,
     Workers,
     err,
+    leaves_jobs,
     on_interrupt,
     out,
 )
@@ -101,20 +102,24 @@ def submit(
     for line in (secrets_warning(variables), "" if working is None else working.summary(), note):
         if line:
             err.print(line)
-    flags = (
-        dashboard,
-        ranks,
-        gpu,
-        name,
-        resume,
-        resolved(output),
-        detach,
-        command_line(),
-        max_restarts,
-        wait,
-    )
     travelling = absolute_paths(value) if working is None else absolute_paths(value, working.sent)
-    code = _submit(Submission(travelling, recipe, *flags, variables, working))
+    submission = Submission(
+        recipe=travelling,
+        source=recipe,
+        address=dashboard,
+        workers=ranks,
+        gpu=gpu,
+        name=name,
+        resume=resume,
+        output=resolved(output),
+        detach=detach,
+        command=command_line(),
+        max_restarts=max_restarts,
+        wait_seconds=wait,
+        variables=variables,
+        working=working,
+    )
+    code = _submit(submission)
     if note and code:
         # Again, because it may be the cause, and the log of the job has moved it out of sight.
         err.print(note)
@@ -123,14 +128,10 @@ def submit(
 
 def _submit(submission: Submission) -> int:
     """Submit a job, follow it, and return its exit code."""
-    from resnet_dist.launch.jobs.advice import JobLeft
     from resnet_dist.launch.jobs.submit import submit_job
 
-    try:
+    with leaves_jobs():
         return submit_job(submission, lambda text: out.print(text, end=""), err.print)
-    except JobLeft as left:
-        err.print(str(left))
-        raise typer.Exit(left.exit_code) from None
 
 
 def check_submitted_tracker() -> None:

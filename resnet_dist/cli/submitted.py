@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resnet_dist.cli.main import exit_with_message
-from resnet_dist.cli.options import Dashboard, err, on_interrupt, out
+from resnet_dist.cli.options import Dashboard, err, leaves_jobs, on_interrupt, out
 from resnet_dist.cli.summary import AsJson, print_json
 from resnet_dist.launch.ray_cluster.check import find_dashboard
 from resnet_dist.system.redact import redact
@@ -60,27 +60,25 @@ def logs(
         out.print(cluster.log(job), end="")
         return
     from resnet_dist.launch.jobs import follow as following
-    from resnet_dist.launch.jobs.advice import JobLeft
 
-    try:
-        code = following.follow(cluster.client, job, lambda text: out.print(text, end=""), err.print)
-    except KeyboardInterrupt:
-        err.print(str(following.left_alone(job, cluster.address)))
-        raise typer.Exit(following.left_alone(job, cluster.address).exit_code) from None
-    except JobLeft as left:
-        err.print(str(left))
-        raise typer.Exit(left.exit_code) from None
+    with leaves_jobs():
+        try:
+            code = following.follow(cluster.client, job, lambda text: out.print(text, end=""), err.print)
+        except KeyboardInterrupt:
+            raise following.left_alone(job, cluster.address) from None
     raise typer.Exit(code)
 
 
 @on_interrupt(NOTHING_DONE)
 def status(name: JobName, address: Dashboard = None, as_json: AsJson = False) -> None:
-    """Show a job. Exit codes: 0 finished, 1 failed, 4 finished but not all sent to MLflow, 5 not ended yet, 130 stopped."""
+    """Show a job. Exit codes: 0 finished, 1 failed, 4 finished but not all sent to MLflow, 5 not ended yet, 6 no answer, 130 stopped."""
     cluster = _connect(address)
     job = _find(cluster, name)
     from resnet_dist.launch.jobs.ending import status_code
 
     progress = cluster.progress(job)
+    if not progress.is_known:
+        err.print(f"{job.title}: its log cannot be read, so its steps are not known")
     need_stdout()
     if as_json:
         print_json(_json(job, progress))
@@ -95,17 +93,13 @@ def stop(name: JobName, address: Dashboard = None) -> None:
     """Stop a job: its ranks save a checkpoint first. Wait for its end, and print the line that resumes."""
     cluster = _connect(address)
     job = _find(cluster, name)
-    from resnet_dist.launch.jobs.advice import JobLeft
     from resnet_dist.launch.jobs.stop import describe_stop, stop_job
 
     if job.has_ended:
         out.print(f"{job.title} has ended already: {_state(job)}")
         return
-    try:
+    with leaves_jobs():
         ended = stop_job(cluster.client, job, err.print)
-    except JobLeft as left:
-        err.print(str(left))
-        raise typer.Exit(left.exit_code) from None
     if ended.state == "STOPPED":
         out.print(describe_stop(ended, cluster.progress(ended)))
     else:
@@ -136,7 +130,7 @@ def _row(job: Job, progress: Progress | None) -> dict[str, str]:
         "started": _time(job.started),
         "user": job.user,
         "recipe": job.recipe,
-        "output": redact(job.output),
+        "output": job.output,
     }
     return {column: values[column] or "-" for column in COLUMNS}
 

@@ -165,8 +165,40 @@ def test_a_stop_of_a_job_that_has_ended_or_does_not_end(run: Run, monkeypatch: p
     assert "it has not ended 0 s after the request to stop" in err
 
 
-@pytest.mark.parametrize("words", [["jobs"], ["status", "first"], ["stop", "first"]])
+@pytest.mark.parametrize("words", [["jobs"], ["status", "first"], ["logs", "first"], ["stop", "first"]])
 def test_a_cluster_that_does_not_answer_is_one_sentence(run: Run, words: list[str]) -> None:
     code, out, err = run(cluster(before=after(0, fail, "list")), *words)
-    assert (code, out) == (1, "")
+    assert (code, out) == (6, "")
     assert err == f"error: --address {ADDRESS}: the cluster does not answer (refused)\n"
+
+
+def test_a_log_that_cannot_be_read_breaks_no_command(run: Run) -> None:
+    def lost() -> Cluster:
+        made = cluster(before=after(0, fail, "log"))
+        made.jobs.append(details("raysubmit_4", entrypoint="sh .resnet-dist/start_job.sh x", number=4))
+        return made
+
+    code, out, _ = run(lost(), "jobs")
+    assert (code, out.count("raysubmit_")) == (0, 4)
+    code, out, err = run(lost(), "status", "raysubmit_2")
+    assert (code, "RUNNING" in out) == (5, True)
+    assert err == "job raysubmit_2 (run first): its log cannot be read, so its steps are not known\n"
+    made = lost()
+    code, out, _ = run(made, "stop", "raysubmit_2")
+    assert (code, made.stopped) == (0, True)
+    assert "is stopped; its log cannot be read, so what it has saved is not known; this continues it:" in out
+
+
+def test_logs_are_read_for_a_name_only_where_the_metadata_have_none_that_runs(run: Run) -> None:
+    unnamed = details("raysubmit_4", entrypoint="sh .resnet-dist/start_job.sh x --resume", number=4)
+    reads: list[str] = []
+    made = cluster(before=reads.append)
+    made.jobs.append(unnamed)
+    assert run(made, "stop", "raysubmit_2")[0] == 0
+    assert reads.count("log") == 1  # for what was saved
+    # The run was resumed without its name, after its first job had failed.
+    made = Cluster(
+        jobs=[details("raysubmit_1", "first", state="FAILED", driver_exit_code=1), unnamed],
+        log=list(SAVED[:2]),
+    )
+    assert "job raysubmit_4 (run first) is stopped" in run(made, "stop", "first")[1]

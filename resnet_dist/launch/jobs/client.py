@@ -16,7 +16,7 @@ set_defaults()
 
 from ray.job_submission import JobSubmissionClient
 
-from resnet_dist.errors import ExplainedError, UserError
+from resnet_dist.errors import NO_ANSWER_EXIT_CODE, ExplainedError, UserError
 from resnet_dist.system.limit import within
 
 Answer = TypeVar("Answer")
@@ -28,6 +28,8 @@ _UNKNOWN_JOB = re.compile(r"status code 404\b.*does not exist", re.DOTALL)
 
 class NoAnswer(ExplainedError):
     """A cluster that does not answer a request about its jobs."""
+
+    exit_code = NO_ANSWER_EXIT_CODE
 
 
 def connect(address: str) -> JobSubmissionClient:

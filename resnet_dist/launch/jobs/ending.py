@@ -10,7 +10,7 @@ from resnet_dist.launch.jobs import advice
 from resnet_dist.launch.jobs.job import Job
 from resnet_dist.launch.jobs.progress import read_progress
 
-RUNNING_EXIT_CODE = 5  # of `status`: neither finished, nor failed, nor stopped
+RUNNING_EXIT_CODE = 5  # what `status` ends with where the job has not ended
 FIRST_SIGNAL_CODE = 128  # A shell adds this to the number of the signal that killed a program.
 MAX_REASON = 300  # characters of Ray's message that are shown
 RANKS_END = "its ranks end by themselves"

@@ -23,7 +23,7 @@ from ray._private.thirdparty.pathspec import PathSpec
 
 from resnet_dist.errors import UserError
 from resnet_dist.launch.ray_cluster.job import JOB_FOLDER, RECIPE_FILE, START_FILE, start_file_text
-from resnet_dist.search_path import hiding_file
+from resnet_dist.search_path import hiding_files
 from resnet_dist.system.command import DEFAULT_OUTPUT, quoted
 
 OPTION = "--working-dir"
@@ -31,6 +31,7 @@ MAX_BYTES = GCS_STORAGE_MAX_SIZE
 BYTES_PER_FILE = 200  # about what a file takes in the package beside its content
 MAX_NAMES = 5  # in a message
 OUTPUT_FILES = ("runs", "mlflow.db", "data")  # what shows that a folder is an output
+_OPENS = os.R_OK | os.X_OK  # what a folder must allow to be walked
 TIME = (1980, 1, 1, 0, 0, 0)  # the same for every file, so that the same files are the same package
 
 Rule = tuple[str, PathSpec]  # a folder relative to the working folder, and the patterns that begin there
@@ -71,10 +72,13 @@ def read_working_folder(folder: Path, excludes: Sequence[str] = ()) -> WorkingFo
     root = Path(os.path.abspath(folder.expanduser()))
     if not root.is_dir():
         raise UserError(f"{where}: {'it is no folder' if root.exists() else 'no such folder'}")
+    if not os.access(root, _OPENS):
+        raise UserError(f"{where}: it cannot be read (no permission)")
     files: dict[str, int] = {}
     left_out: list[str] = []
     for name, path in _walk(root, _first_rules(root, excludes), left_out):
-        if not os.access(path, os.R_OK):
+        # The walk yields a folder only where it cannot open it.
+        if path.is_dir() or not os.access(path, os.R_OK):
             raise UserError(
                 f"{where}: {name} cannot be read (no permission); --exclude {quoted(name)} leaves it out"
             )
@@ -83,7 +87,9 @@ def read_working_folder(folder: Path, excludes: Sequence[str] = ()) -> WorkingFo
     if not files:
         raise UserError(f"{where}: it has no file to send{_hint(left_out)}")
     _check_size(where, working)
-    if (hiding := hiding_file(root)) is not None and _is_sent(hiding.relative_to(root).as_posix(), files):
+    for hiding in hiding_files(root):
+        if not _is_sent(hiding.name, files):
+            continue
         raise UserError(
             f"{where}: {hiding.name} has the name of a library, which no rank could import; rename it, or leave it out: "
             f"--exclude {quoted(f'/{hiding.name}')}"
@@ -128,7 +134,10 @@ def _first_rules(root: Path, excludes: Sequence[str]) -> list[Rule]:
 def _walk(
     root: Path, rules: list[Rule], left_out: list[str], inside: str = "", above: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Path]]:
-    """Yield the files below `root`/`inside` that no rule excludes; add what is left out to `left_out`."""
+    """Yield the files below `root`/`inside` that no rule excludes, and folders that cannot be opened.
+
+    What is left out is added to `left_out`.
+    """
     folder = root / inside
     rules = [*rules, *_rules_of(folder, inside)]
     above = (*above, os.path.realpath(folder))
@@ -138,9 +147,9 @@ def _walk(
         shown = f"{name}/" if is_folder else name
         if _is_excluded(shown, rules) or (is_folder and os.path.realpath(path) in above):
             left_out.append(shown)
-        elif is_folder:
+        elif is_folder and os.access(path, _OPENS):
             yield from _walk(root, rules, left_out, name, above)
-        elif path.is_file():
+        elif is_folder or path.is_file():
             yield name, path
         else:  # A broken link, a socket, a pipe.
             left_out.append(shown)
@@ -151,7 +160,9 @@ def _rules_of(folder: Path, inside: str) -> list[Rule]:
     names = [".rayignore"]
     if os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1":
         names.append(".gitignore")
-    files = [folder / name for name in names if (folder / name).is_file()]
+    paths = [folder / name for name in names]
+    # One that cannot be read is refused as a file that cannot be sent, unless it is excluded.
+    files = [path for path in paths if path.is_file() and os.access(path, os.R_OK)]
     return [
         (inside, PathSpec.from_lines("gitwildmatch", file.read_text(errors="replace").splitlines()))
         for file in files

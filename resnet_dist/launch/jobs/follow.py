@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from resnet_dist.errors import INTERRUPTED_EXIT_CODE
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE, NO_ANSWER_EXIT_CODE
 from resnet_dist.launch.jobs.advice import JobLeft
 from resnet_dist.launch.jobs.client import ANSWER_SECONDS, first_line, is_unknown_job
 from resnet_dist.launch.jobs.ending import ending, exit_code, forgotten
 from resnet_dist.launch.jobs.job import Job
-from resnet_dist.launch.jobs.progress import has_dump, person_lines
+from resnet_dist.launch.jobs.progress import may_have_dump, person_lines
 from resnet_dist.system.limit import within
 from resnet_dist.system.signals import handle_signals
 
@@ -48,7 +48,7 @@ class Follower:
     def __init__(self, client: JobSubmissionClient, job: Job, write: Write, report: Write) -> None:
         self._client, self._job, self._report = client, job, report
         self._address = client.get_address()
-        self._log = JobLog(client, job.id, write)
+        self._log = JobLog(client, job.id, write, self._is_driver_lost)
         self._stopped = False
         self._num_unknown = self._num_log_tries = 0
         self._lost_since: float | None = None
@@ -87,7 +87,7 @@ class Follower:
     def _look(self) -> bool:
         """Ask for the job; report whether it has ended."""
         details = within(ANSWER_SECONDS, lambda: self._client.get_job_info(self._job.id))
-        self._job = Job.of(details)
+        self._job = self._job.renewed(details)
         self._num_unknown, self._lost_since = 0, None
         if self._job.state != "PENDING":
             self._pending_since = None
@@ -101,6 +101,11 @@ class Follower:
 
     def _runs(self) -> bool:
         return not self._look()
+
+    def _is_driver_lost(self) -> bool:
+        if not self._job.has_ended:
+            self._look()
+        return self._job.is_driver_lost
 
     def _has_rest(self) -> bool:
         """Print the rest of the log of a job that has ended; report whether it is printed, or never will be."""
@@ -122,14 +127,18 @@ class Follower:
         self._lost_since = self._lost_since or time.monotonic()
         if time.monotonic() - self._lost_since >= LOST_SECONDS:
             reason = f"no answer for {LOST_SECONDS:.0f} s ({first_line(error)})"
-            raise JobLeft(reason, self._job, self._address, exit_code=1) from None
+            raise JobLeft(reason, self._job, self._address, exit_code=NO_ANSWER_EXIT_CODE) from None
 
 
 class JobLog:
     """The log of a job, of which each character is printed once, however often the connection is lost."""
 
-    def __init__(self, client: JobSubmissionClient, job: str, write: Write) -> None:
+    def __init__(
+        self, client: JobSubmissionClient, job: str, write: Write, is_driver_lost: Callable[[], bool]
+    ) -> None:
+        """is_driver_lost: whether Ray has ended the job by now; asked where a line of the log looks like its dump."""
         self._client, self._job, self._write = client, job, write
+        self._is_driver_lost = is_driver_lost
         self._num_printed = 0  # characters
         self._ended_by_ray = False
         self.tail_text = ""  # the end of what was printed
@@ -151,11 +160,13 @@ class JobLog:
         fresh = text[max(0, self._num_printed - position) :]
         if not fresh:
             return
+        # Ray marks the job as failed before it writes the dump. Where it does not answer, the text is read again.
+        has_dump = not self._ended_by_ray and may_have_dump(fresh) and self._is_driver_lost()
         self._num_printed = position + len(text)
         if self._ended_by_ray:
             return
-        self._ended_by_ray = has_dump(fresh)
-        if shown := person_lines(fresh):
+        self._ended_by_ray = has_dump
+        if shown := person_lines(fresh, has_dump=has_dump):
             self._write(shown)
             self.tail_text = (self.tail_text + shown)[-20_000:]
 

@@ -6,10 +6,11 @@ import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resnet_dist.errors import UserError
+from resnet_dist.system.redact import redact
 
 # In the metadata of a job.
 RUN, USER, RECIPE, SOURCE, OUTPUT, COMMAND = (
@@ -31,11 +32,11 @@ class Job:
     user: str = ""
     recipe: str = ""
     source: str = ""  # the recipe file, as it was typed
-    output: str = ""
+    output: str = ""  # without secrets
     command: str = ""  # the `submit` command as it was typed, without secrets
     started: float | None = None  # seconds since 1970, by the clock of the cluster
     ended: float | None = None
-    # Of the process that ran `train`; negative: the signal that killed it.
+    # The exit code of the process that ran `train`; negative: the signal that killed it.
     driver_exit_code: int | None = None
     error_type: str = ""  # Ray's name of what ended a job that failed
     message: str = ""  # Ray's text, of any number of lines
@@ -52,7 +53,7 @@ class Job:
             metadata.get(USER, ""),
             metadata.get(RECIPE) or metadata.get("recipe", ""),
             metadata.get(SOURCE, ""),
-            metadata.get(OUTPUT) or _option(command, "--output"),
+            redact(metadata.get(OUTPUT) or _option(command, "--output")),
             metadata.get(COMMAND, ""),
             _seconds(details.start_time),
             _seconds(details.end_time),
@@ -61,9 +62,19 @@ class Job:
             details.message or "",
         )
 
+    def renewed(self, details: Any) -> Job:
+        """Return this job as Ray's JobDetails describe it now. Its run may be known from its log alone."""
+        job = Job.of(details)
+        return replace(job, run=job.run or self.run)
+
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def is_driver_lost(self) -> bool:
+        """Whether Ray ended this job because it had lost the driver, or had not started it."""
+        return self.state == "FAILED" and self.driver_exit_code is None
 
     @property
     def name(self) -> str:
@@ -88,19 +99,23 @@ def ours(found: Sequence[Any]) -> list[Job]:
 
 
 def find_job(jobs: Sequence[Job], name: str, address: str) -> tuple[Job, str]:
-    """Return the job with this id, or the newest of the run with this name, and a note where there are several.
+    """Return the job with this id, or of the run with this name, and a note where there are several.
 
-    jobs: the newest first. Raises UserError where there is none.
+    A job that has not ended comes before one that has, then the newest. jobs: the newest first. Raises UserError
+    where there is none.
     """
     found = [job for job in jobs if name in (job.id, job.run)]
     if not found:
         raise UserError(_no_job(jobs, name, address))
-    newest, *others = found
+    # The newest may have failed at once, because an older one trains the run.
+    chosen = next((job for job in found if not job.has_ended), found[0])
+    others = [job for job in found if job is not chosen]
     if not others:
-        return newest, ""
+        return chosen, ""
+    which = "the newest" if chosen is found[0] else "the one that runs"
     first, more = ", ".join(job.id for job in others[:MAX_NAMES]), len(others) - MAX_NAMES
-    return newest, (
-        f"run {name} has {len(found)} jobs: this is the newest, {newest.id}; the others: {first}"
+    return chosen, (
+        f"run {name} has {len(found)} jobs: this is {which}, {chosen.id}; the others: {first}"
         f"{f' and {more} more' if more > 0 else ''}"
     )
 

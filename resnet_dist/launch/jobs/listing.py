@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from resnet_dist.launch.jobs.client import asked, connect
+from resnet_dist.launch.jobs.client import NoAnswer, asked, connect
 from resnet_dist.launch.jobs.job import Job, find_job, ours
 from resnet_dist.launch.jobs.progress import Progress, person_lines, read_progress
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The jobs of a cluster. Every call may raise NoAnswer."""
+    """The jobs of a cluster. Every call may raise NoAnswer, except `progress`."""
 
     client: JobSubmissionClient
 
@@ -30,21 +30,35 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """Return the jobs of this package, the newest first."""
-        return [self._with_run(job) for job in ours(asked(self.client, self.client.list_jobs))]
+        return [self._with_run(job) for job in self._listed()]
 
     def find(self, name: str) -> tuple[Job, str]:
-        """Return the job with this id, or the newest of this run, and a note where there are several.
+        """Return the job with this id, or of this run, and a note where there are several: see find_job.
 
         Raises UserError where there is none.
         """
-        return find_job(self.jobs(), name, self.address)
+        jobs = self._listed()
+        if not any(name == job.id or (name == job.run and not job.has_ended) for job in jobs):
+            # A job that continues the run may be named by its log alone.
+            jobs = [self._with_run(job) for job in jobs]
+        job, note = find_job(jobs, name, self.address)
+        return self._with_run(job), note
 
     def log(self, job: Job) -> str:
         """Return the log of a job without the lines of Ray."""
-        return person_lines(asked(self.client, lambda: self.client.get_job_logs(job.id)))
+        text = asked(self.client, lambda: self.client.get_job_logs(job.id))
+        return person_lines(text, has_dump=job.is_driver_lost)
 
     def progress(self, job: Job) -> Progress:
-        return read_progress(self.log(job))
+        """Return what the log of a job says. Where it cannot be read, as where its node has gone, nothing is known."""
+        try:
+            return read_progress(self.log(job))
+        except NoAnswer:
+            return Progress(is_known=False)
+
+    def _listed(self) -> list[Job]:
+        """Return the jobs of this package as the cluster describes them, the newest first."""
+        return ours(asked(self.client, self.client.list_jobs))
 
     def _with_run(self, job: Job) -> Job:
         """Return the job with the name of its run, which the driver chose where `--resume` came without a name."""

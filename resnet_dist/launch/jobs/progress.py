@@ -25,15 +25,16 @@ _RAY_DUMP = re.compile(
 class Progress:
     """The state of a run as its log has it; None and empty texts where it does not say."""
 
+    is_known: bool = True  # False: the log could not be read
     run: str = ""
     step: int | None = None
     total_steps: int | None = None
-    attempt: int | None = None  # of the ranks, after a restart
+    attempt: int | None = None  # the attempt of the ranks, after a restart
     mlflow: str = ""  # the page of the run
-    checkpoint: str = ""  # of a finished run: a path on the cluster, or a URL
-    saved_step: int | None = None  # of an interrupted run
+    checkpoint: str = ""  # where a finished run has its last one: a path on the cluster, or a URL
+    saved_step: int | None = None  # the step that an interrupted run has saved
     error: str = ""  # the last one
-    continues: bool = False  # it ends with the line that continues the run
+    continues: bool = False  # whether the log ends with the line that continues the run
 
 
 def read_progress(log: str) -> Progress:
@@ -47,13 +48,17 @@ def read_progress(log: str) -> Progress:
     return progress
 
 
-def person_lines(log: str) -> str:
-    """Return the lines of a log that are for the person: without those of Ray, before and after the command."""
-    return _RAY_DUMP.sub("", _RAY_LINE.sub("", log))
+def person_lines(log: str, *, has_dump: bool) -> str:
+    """Return the lines of a log that are for the person: without those of Ray, before and after the command.
+
+    has_dump: whether Ray ended the job. Where it did not, a line like those of its dump is the driver's own.
+    """
+    text = _RAY_LINE.sub("", log)
+    return _RAY_DUMP.sub("", text) if has_dump else text
 
 
-def has_dump(log: str) -> bool:
-    """Report whether Ray's dump begins in this part of a log."""
+def may_have_dump(log: str) -> bool:
+    """Report whether this part of a log has a line with which Ray's dump would begin."""
     return _RAY_DUMP.search(log) is not None
 
 

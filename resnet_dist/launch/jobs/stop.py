@@ -34,7 +34,7 @@ def stop_job(client: JobSubmissionClient, job: Job, report: Callable[[str], None
     while time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
         try:
-            job = Job.of(asked(client, lambda: client.get_job_info(name)))
+            job = job.renewed(asked(client, lambda: client.get_job_info(name)))
         except NoAnswer:
             continue
         if job.has_ended:
@@ -49,6 +49,8 @@ def stop_job(client: JobSubmissionClient, job: Job, report: Callable[[str], None
 
 def describe_stop(job: Job, progress: Progress) -> str:
     """Return what a stopped job saved and where, and the command that continues its run."""
+    if not progress.is_known:
+        return f"{job.title} is stopped; its log cannot be read, so what it has saved is not known; {continues(job)}"
     if progress.saved_step is not None:
         place = f"{job.output}/{RUNS_FOLDER}/{job.run}/{CHECKPOINTS_FOLDER}/{checkpoint_name(progress.saved_step)}"
         return f"{job.title} is stopped, and saved step {progress.saved_step} in {place}; {continues(job)}"

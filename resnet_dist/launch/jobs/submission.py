@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import secrets
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +20,13 @@ from resnet_dist.launch.jobs.environment import (
 from resnet_dist.launch.jobs.files import WorkingFolder
 from resnet_dist.launch.ray_cluster.job import RECIPE_FILE, start_command
 from resnet_dist.system.command import COMMAND_VARIABLE, joined
-from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, git_commit
+from resnet_dist.system.provenance import (
+    GIT_COMMIT_VARIABLE,
+    SOURCE_VARIABLE,
+    USER_VARIABLE,
+    git_commit,
+    user_name,
+)
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.store import URI_VARIABLE, without_password
 
@@ -39,7 +43,7 @@ class Submission:
     address: str  # as find_dashboard() returns it
     workers: WorkerRange
     gpu: bool | None
-    name: str | None  # of the run
+    name: str | None  # the name of the run
     resume: bool
     output: Path | str  # a folder on the cluster, or a URL
     detach: bool  # return once the job is submitted
@@ -74,15 +78,13 @@ def job_environment(submission: Submission) -> dict[str, str]:
     environment = {STOP_SIGNAL_VARIABLE: "SIGINT", STOP_SECONDS_VARIABLE: str(STOP_SECONDS)}
     environment[COMMAND_VARIABLE] = shown_command(submission)
     environment[SOURCE_VARIABLE] = str(submission.source)
-    if user := _user():
-        environment[USER_VARIABLE] = user
+    environment[USER_VARIABLE] = user_name()
     commit = git_commit(submission.source.parent)
     if commit:
         environment[GIT_COMMIT_VARIABLE] = commit
     if uri := os.environ.get(URI_VARIABLE):
-        environment[URI_VARIABLE] = without_password(
-            uri
-        )  # Everyone who sees the jobs of the cluster sees it.
+        # Everyone who sees the jobs of the cluster sees it.
+        environment[URI_VARIABLE] = without_password(uri)
     return {**environment, **submission.variables}
 
 
@@ -90,7 +92,7 @@ def job_metadata(submission: Submission) -> dict[str, str]:
     """Return what the other commands, on any machine, read of a job."""
     return {
         job.RUN: submission.name or "",
-        job.USER: _user(),
+        job.USER: user_name(),
         job.RECIPE: submission.recipe.name,
         job.SOURCE: str(submission.source),
         job.OUTPUT: redact(str(submission.output)),
@@ -101,9 +103,3 @@ def job_metadata(submission: Submission) -> dict[str, str]:
 def shown_command(submission: Submission) -> str:
     """Return the command as it was typed, without secrets: everyone who may ask the cluster for its jobs reads it."""
     return redact(joined(without_secrets(shlex.split(submission.command))))
-
-
-def _user() -> str:
-    with suppress(KeyError, OSError):  # A container may run under a user id without a name.
-        return getpass.getuser()
-    return ""

@@ -23,6 +23,8 @@ from resnet_dist.launch.jobs.submission import (
     new_name,
     shown_command,
 )
+from resnet_dist.system.limit import within
+from resnet_dist.system.redact import redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -31,6 +33,7 @@ PACKAGE_FILE = "job.zip"
 # A head that has just started answers before the agent that begins its jobs does, and then begins none.
 NO_AGENT = "No available agent"
 AGENT_SECONDS, POLL_SECONDS = 60.0, 2.0
+SEND_SECONDS = 600.0  # enough for a large package over a slow link; one that is cut would never answer
 
 
 def submit_job(submission: Submission, write: Write, report: Write) -> int:
@@ -48,7 +51,7 @@ def submit_job(submission: Submission, write: Write, report: Write) -> int:
         f"raysubmit_{secrets.token_hex(8)}",
         "PENDING",
         submission.name or "",
-        output=str(submission.output),
+        output=redact(str(submission.output)),
         command=shown_command(submission),
     )
     try:
@@ -85,7 +88,7 @@ def _request(client: JobSubmissionClient, request: dict[str, Any], report: Write
     deadline, reported = time.monotonic() + AGENT_SECONDS, False
     while True:
         try:
-            client.submit_job(**request)
+            within(SEND_SECONDS, lambda: client.submit_job(**request))
             return
         except Exception as error:  # Ray raises several types, see client.connect.
             if NO_AGENT not in str(error) or time.monotonic() >= deadline:

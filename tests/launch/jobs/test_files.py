@@ -112,6 +112,32 @@ def test_a_file_that_hides_a_library_is_refused(name: str, folder: Path) -> None
     assert name not in read_working_folder(folder, [f"/{top}"]).files
 
 
+def test_a_library_is_found_behind_one_that_is_left_out(folder: Path) -> None:
+    (folder / "queue.py").write_text("")
+    (folder / "torch").mkdir()
+    (folder / "torch/__init__.py").write_text("")
+    with pytest.raises(UserError, match="torch has the name of a library"):
+        read_working_folder(folder, ["/queue.py"])
+
+
+def test_a_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = os.access
+
+    def access(path: Path, mode: int) -> bool:
+        return path not in closed and allowed(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    closed = {folder / "images/cat"}
+    with pytest.raises(
+        UserError, match=r"images/cat cannot be read \(no permission\); --exclude images/cat leaves it out"
+    ):
+        read_working_folder(folder)
+    assert "images/cat/" in read_working_folder(folder, ["images/cat"]).left_out
+    closed = {folder}
+    with pytest.raises(UserError, match="it cannot be read"):
+        read_working_folder(folder)
+
+
 def test_a_folder_that_cannot_be_sent(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, reason in (

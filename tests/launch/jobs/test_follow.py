@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_cluster_that_is_gone_leaves_the_job_to_itself(
     monkeypatch.setattr(following, "LOST_SECONDS", 0.1)
     followed = follow(Cluster(after(1, fail)))
     assert isinstance(followed.end, JobLeft)
-    assert followed.end.exit_code == 1
+    assert followed.end.exit_code == 6
     title = f"job {followed.job} (run first)"
     assert str(followed.end).startswith(f"no answer for 0 s (refused); {title} is not stopped by this")
     assert f"\n  resnet-dist stop first --address {ADDRESS}" in str(followed.end)
@@ -262,6 +263,23 @@ def test_a_lost_driver_is_reported(follow: Follow, kind: str) -> None:
     assert followed.lines.startswith(f"job {followed.job}: ")
     assert followed.lines.endswith(
         f"this continues it:\n  {TYPED} --name first\nits log:\n  resnet-dist logs first --address {ADDRESS}"
+    )
+
+
+def test_a_line_of_the_driver_like_those_of_ray_hides_nothing(follow: Follow) -> None:
+    log = [*LOG[:2], "Unexpected error occurred: mine\n", "d\n"]
+    for end in ({"status": JobStatus.FAILED, "driver_exit_code": 1}, {"status": JobStatus.SUCCEEDED}):
+        assert follow(Cluster(end=end, log=list(log))).log.partition("\n")[2] == "".join(log)
+
+
+def test_a_job_that_cannot_be_sent_in_time_is_left(follow: Follow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SEND_SECONDS", 0.05)
+    hanging = threading.Event()
+    followed = follow(Cluster(after(0, lambda: hanging.wait(10), "submit")))
+    hanging.set()
+    assert isinstance(followed.end, JobLeft)
+    assert str(followed.end).startswith(
+        "the job may not have begun (no answer within 0.05 s); job raysubmit_"
     )
 
 

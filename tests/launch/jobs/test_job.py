@@ -8,7 +8,7 @@ from ray.job_submission import JobStatus
 
 from resnet_dist.errors import UserError
 from resnet_dist.launch.jobs.ending import status_code
-from resnet_dist.launch.jobs.job import Job, find_job, ours
+from resnet_dist.launch.jobs.job import OUTPUT, Job, find_job, ours
 from tests.launch.jobs.fake import START, details
 
 FOUND = [
@@ -72,6 +72,23 @@ def test_a_job_that_is_not_there_is_one_sentence_with_the_nearest(name: str, nea
     assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="the cluster at http://h:8265 has no job of resnet-dist"):
         find_job([], name, "http://h:8265")
+
+
+def test_a_job_that_runs_comes_before_a_newer_one_that_has_ended() -> None:
+    newer = [details("raysubmit_4", "first", number=4, state="FAILED"), *FOUND]
+    found, said = find_job(ours(newer), "first", "http://h:8265")
+    assert found.id == "raysubmit_3"
+    assert (
+        said
+        == "run first has 3 jobs: this is the one that runs, raysubmit_3; the others: raysubmit_4, raysubmit_1"
+    )
+
+
+def test_an_output_has_no_secret_wherever_it_comes_from() -> None:
+    url = "s3://anna:hush@bucket/o"
+    typed = details("raysubmit_1", entrypoint=f"sh start_job.sh train x --output {url}")
+    named = details("raysubmit_1", metadata={OUTPUT: url})
+    assert [Job.of(job).output for job in (typed, named)] == ["s3://***@bucket/o"] * 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resnet_dist.launch.jobs.job import Job
-from resnet_dist.launch.jobs.progress import person_lines, read_progress
+from resnet_dist.launch.jobs.progress import Progress, person_lines, read_progress
 from resnet_dist.launch.jobs.stop import describe_stop
 from resnet_dist.system.command import resume_advice
 from resnet_dist.terminal import PlainReporter
@@ -53,9 +53,14 @@ def test_a_stopped_job_says_what_it_saved_and_where() -> None:
     assert "stopped before its first step" in describe_stop(job, read_progress(BEGIN))
     killed = describe_stop(job, read_progress(BEGIN + step_line(50)))
     assert "is stopped after step 50, but has not saved it" in killed
+    assert "its log cannot be read, so what it has saved is not known" in describe_stop(
+        job, Progress(is_known=False)
+    )
 
 
 def test_lines_of_ray_are_left_out() -> None:
     ray = "2026-11-28 08:10:19,001\tINFO job_manager.py:568 -- Runtime env is setting up.\n"
     dump = "Job supervisor actor died: The actor died.\n\tclass_name: JobSupervisor\n"
-    assert person_lines(f"{ray}Running entrypoint for job x: sh\na\n{dump}") == "a\n"
+    log = f"{ray}Running entrypoint for job x: sh\na\n{dump}"
+    assert person_lines(log, has_dump=True) == "a\n"
+    assert person_lines(log, has_dump=False) == f"a\n{dump}"
