@@ -5,24 +5,33 @@ Every start of the ranks is an attempt of the run with a number of its own, and 
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 from resnet_dist.errors import RankFailed, RanksLost, StorageError
 from resnet_dist.launch.attempt import ClusterChanged, RankLauncher
 from resnet_dist.launch.start_times import BEGIN, ENDED
 from resnet_dist.runs.folder import Restarted, RunFolder, failure_name
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.system.redact import redact
 from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
 
+Value = TypeVar("Value")
+log = logging.getLogger(__name__)
+
 WINDOW_SECONDS = 3600.0  # in which restarts are counted
 # Ranks that are lost so often without one more checkpoint are lost by what they compute: memory, a defect.
 MAX_WITHOUT_PROGRESS = 3
+# A storage that does not answer when ranks are to start again: how long it is tried, and the pause between two tries.
+PATIENCE_SECONDS, RETRY_SECONDS = 300.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,13 @@ def launch_with_restarts(
     launch: RankLauncher,
     restarts: Restarts,
     begin: Callable[[RunFolder, Restart], None],
+    report: Callable[[str], None] = log.warning,
 ) -> tuple[RunFolder, Outcome | None]:
     """Run attempts until one ends by itself; return the run as of its last attempt, and that attempt's outcome.
 
     begin: called before each restart, with the run as of its next attempt. Raises TrainingError for a mistake,
-    RankFailed for a defect, and where the restarts are used up.
+    RankFailed for a defect, and where the restarts are used up; Unreachable where the run's storage does not answer for
+    PATIENCE_SECONDS: what takes ranks away often takes the storage away too.
     """
     run = replace(run, marks={BEGIN: time.time()})
     while True:
@@ -86,7 +97,7 @@ def launch_with_restarts(
             if isinstance(cause, RankFailed) and not isinstance(cause, RanksLost):
                 raise
             ended_at, seen_at = time.time(), getattr(cause, "seen_at", None)
-            restart = restarts.add(cause, newest_step(run))
+            restart = restarts.add(cause, patiently(partial(newest_step, run), report))
         number = run.attempt + 1
         run = replace(
             run,
@@ -95,8 +106,23 @@ def launch_with_restarts(
             restarts=(*run.restarts, Restarted(number, redact(restart.cause), restart.step)),
             marks={BEGIN: seen_at or ended_at, ENDED: ended_at},
         )
-        run.write()
+        patiently(run.write, report)
         begin(run, restart)
+
+
+def patiently(call: Callable[[], Value], report: Callable[[str], None]) -> Value:
+    """Return what `call` returns; while the storage does not answer, call again for PATIENCE_SECONDS."""
+    deadline, reported = time.monotonic() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            return call()
+        except Unreachable as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not reported:
+                report(f"{error}; the restart waits for it, for up to {PATIENCE_SECONDS:.0f} s")
+                reported = True
+        time.sleep(RETRY_SECONDS)
 
 
 def keep_details(run: RunFolder, cause: Exception) -> None:

@@ -151,7 +151,7 @@ def _train_published(
         reporter.begin(total_steps)
         restarts = Restarts(request.max_restarts)
         with shown_stalls(run.storage, reporter.note):
-            run, outcome = launch_with_restarts(run, launch, restarts, begin_again)
+            run, outcome = launch_with_restarts(run, launch, restarts, begin_again, reporter.note)
         if outcome is not None and outcome.finished:
             check_results(run)
             status = "FINISHED"

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from resnet_dist.config import Recipe
+from resnet_dist.driver import restarts
 from resnet_dist.driver import run as driver_run
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.restarts import WINDOW_SECONDS, Restart, Restarts, launch_with_restarts
@@ -16,6 +17,7 @@ from resnet_dist.errors import RankFailed, RanksLost, TrainingError
 from resnet_dist.launch.attempt import ClusterChanged
 from resnet_dist.runs.folder import RunFolder, failure_name, read_run
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.train.loop import Outcome
 
@@ -59,6 +61,28 @@ def test_lost_ranks_start_again_from_the_newest_checkpoint(run: RunFolder) -> No
     assert recorded.attempt == 3  # A rank of an earlier attempt can see that it is no longer the newest.
     for attempt in (1, 2):
         assert b"a\nlong dump" in (run.storage.read(failure_name(attempt)) or b"")
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(60.0, True), (0.0, False)])
+def test_a_restart_waits_for_a_storage_that_does_not_answer(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, seconds: float, waits: bool
+) -> None:
+    monkeypatch.setattr(restarts, "PATIENCE_SECONDS", seconds)
+    monkeypatch.setattr(restarts, "RETRY_SECONDS", 0.0)
+    failures, lines = iter([Unreachable("s3://b: it does not answer in time")] * 2), list[str]()
+    write = RunFolder.write
+
+    def fail_twice(self: RunFolder) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        write(self)
+
+    monkeypatch.setattr(RunFolder, "write", fail_twice)
+    launch = Launches((LOST, 4), (END, 0))
+    with nullcontext() if waits else pytest.raises(Unreachable):
+        launch_with_restarts(run, launch, Restarts(10), lambda run, restart: None, lines.append)
+    assert launch.attempts == ([1, 2] if waits else [1])
+    assert len(lines) == waits
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Job:
 
     @property
     def is_driver_lost(self) -> bool:
-        """Whether Ray ended this job because it had lost the driver, or had not started it."""
+        """Report whether Ray ended this job because it had lost the driver, or had not started it."""
         return self.state == "FAILED" and self.driver_exit_code is None
 
     @property
