@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import StorageError, UserError
@@ -14,6 +15,7 @@ from resnet_dist.runs.choose import choose_run, run_of_launch
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import log_loss
+from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.system.signals import handle_signals, raise_on_second
 
 
@@ -41,7 +43,7 @@ def locked(
     while True:
         with ExitStack() as stack:
             try:
-                lease = stack.enter_context(run.lock(report, _stop_after_loss))
+                lease = stack.enter_context(run.lock(report, partial(_stop_after_loss, run.storage)))
             except UserError:
                 if not named_by_us:
                     raise
@@ -66,9 +68,12 @@ def loss_reported(run: RunFolder) -> Iterator[None]:
         run.check_lease()
 
 
-def _stop_after_loss(holder: Holder | None) -> None:
+def _stop_after_loss(storage: Storage, holder: Holder | None) -> None:
     """Stop this process as SIGTERM does: another one has taken its run over, while it could not renew the lease."""
     if holder is None:
+        with suppress(StorageError):
+            if storage.is_gone():  # The ranks find that out too, and name the folder.
+                return
         log_loss(holder)
     os.kill(os.getpid(), signal.SIGTERM)
 

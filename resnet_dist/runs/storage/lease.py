@@ -162,7 +162,11 @@ def log_loss(holder: Holder | None) -> None:
 
 def loss_of(holder: Holder | None) -> str:
     """Return the sentence about a lease that is lost. holder: the new one; None where there is none."""
-    return f"another process has taken this run over: {holder or 'it holds the run no more'}"
+    return (
+        f"another process has taken this run over: {holder}"
+        if holder
+        else "the run's lease was released or removed"
+    )
 
 
 @contextmanager
