@@ -323,8 +323,10 @@ def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempP
             "train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short, cwd=folder
         )
     assert code == 1
-    assert "digits-train-000005.tar: 404 Not Found" in err
-    assert err.count("\n") == 1
+    problem, advice, command = err.splitlines()
+    assert "digits-train-000005.tar: 404 Not Found" in problem
+    assert advice == "once that is mended, this continues it:"
+    assert "--name" in command
 
 
 def test_bench_prints_its_figures(folder: Path) -> None:
