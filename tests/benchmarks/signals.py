@@ -21,8 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from resnet_dist.config import load_recipe
+from resnet_dist.runs.folder import checkpoint_name
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.train.checkpoint.folder import name_of, write_checkpoint
+from resnet_dist.train.checkpoint.folder import write_checkpoint
 from resnet_dist.train.start.initial import build
 from tests.paths import ROOT
 
@@ -155,7 +156,7 @@ def write_model(folder: Path) -> Path:
     model = build(recipe, len(INDEX["classes"]))  # type: ignore[arg-type]
     manifest = {"scalars": {"step": 0}, "recipe": recipe.model_dump(mode="json"), "classes": INDEX["classes"]}
     write_checkpoint(open_storage(folder), 0, {"model": model.state_dict()}, manifest)
-    return folder / name_of(0)
+    return folder / checkpoint_name(0)
 
 
 def measure(command: str, kind: str, number: signal.Signals, *, twice: bool) -> float | None:

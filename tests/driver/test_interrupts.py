@@ -30,6 +30,7 @@ from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop
 from tests.paths import list_checkpoints
+from tests.reporter import RecordingReporter
 
 
 def press(number: int = signal.SIGTERM) -> None:
@@ -71,22 +72,6 @@ def test_the_grace_time_ends() -> None:
     again.request(1)
     again.request(2)
     assert again.expired()
-
-
-class RecordingReporter:
-    """A Reporter that records its notes."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def begin(self, total_steps: int) -> None:
-        pass
-
-    def entry(self, entry: Entry) -> None:
-        pass
 
 
 class SignallingPublisher:

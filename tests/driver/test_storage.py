@@ -19,8 +19,9 @@ from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, Follower
 from resnet_dist.train.loop import Outcome
-from tests.driver.test_interrupts import RecordingReporter, SignallingPublisher
+from tests.driver.test_interrupts import SignallingPublisher
 from tests.paths import ROOT
+from tests.reporter import RecordingReporter
 from tests.s3_server import S3Server
 
 
@@ -87,8 +88,8 @@ def test_a_run_in_a_bucket_from_the_data_to_the_model(
     summary = train(recipe, output, open_publisher, reporter)
     assert summary.outcome.finished
     assert summary.checkpoint == f"{output}/runs/x/checkpoints/step-00000004"
-    assert f"preparing digits in {output}/data/digits" in reporter.lines
-    assert any("MLFLOW_TRACKING_URI is not set: MLflow's store is" in line for line in reporter.lines)
+    assert f"preparing digits in {output}/data/digits" in reporter.notes
+    assert any("MLFLOW_TRACKING_URI is not set: MLflow's store is" in line for line in reporter.notes)
     assert len(refused) == 1
     assert "run x is being trained by another process (" in refused[0]
     assert "; wait for its end, or give another --name" in refused[0]
@@ -101,8 +102,8 @@ def test_a_run_in_a_bucket_from_the_data_to_the_model(
     assert storage.objects("runs/x/tokens") == []
     again = RecordingReporter()
     assert train(recipe, output, open_publisher, again).outcome.finished
-    assert not any("preparing" in line for line in again.lines)
-    assert "hush" not in "".join(again.lines + reporter.lines + refused)
+    assert not any("preparing" in line for line in again.notes)
+    assert "hush" not in "".join(again.notes + reporter.notes + refused)
     run_json = storage.read("runs/x/run.json")
     assert run_json is not None
     assert b"hush" not in run_json

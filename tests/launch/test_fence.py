@@ -174,6 +174,7 @@ def test_the_process_of_a_driver_is_never_cut_off(storage: Storage) -> None:
     rank = Rank(storage, with_driver=True)
     rank.storage.fails = "read"
     rank.wait(LONG, driver_lives=False)
+    assert not rank.fence.is_over
 
 
 def test_a_machine_that_slept_waits_for_its_driver(rank: Rank) -> None:
@@ -202,6 +203,7 @@ def test_a_full_disk_is_no_dead_driver(rank: Rank) -> None:
     rank.storage.fails = ""
     rank.wait(20, driver_lives=True)
     rank.fence.check()
+    assert rank.exits == 0
 
 
 class Revoked:

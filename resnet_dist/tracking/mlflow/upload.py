@@ -111,7 +111,6 @@ class Uploader(Generic[Store]):
         self._sent_tags: dict[str, str] = {}
         self._failures = 0
         self._retry_at = 0.0
-        self._last_reason = ""
         self._is_down = False
         self._all_sent = False
         self._deadline = math.inf
@@ -157,11 +156,6 @@ class Uploader(Generic[Store]):
             self._is_down = True
             self._report(f"{reason}; training does not wait for it, and the metrics are kept and sent later")
 
-    @property
-    def last_reason(self) -> str:
-        """The reason of the newest failure; empty where none was found before the time was up."""
-        return self._last_reason
-
     def _run(self) -> None:
         while not self._stop.wait(max(POLL_SECONDS, self._poll_seconds) if self.has_tried.is_set() else 0):
             if time.monotonic() >= self._retry_at:
@@ -192,7 +186,7 @@ class Uploader(Generic[Store]):
         if self._is_down:
             self._is_down = False
             self._report(f"the tracker answers again: {num_sent:,} metrics sent")
-        self._failures, self._last_reason, self._all_sent = 0, "", True
+        self._failures, self._all_sent = 0, True
         return True
 
     def _send_tags(self, store: Store) -> None:
@@ -202,11 +196,10 @@ class Uploader(Generic[Store]):
             self._sent_tags = tags
 
     def _failed(self, error: BaseException) -> None:
-        self._last_reason = self._explain(error)
         if not self.has_tried.is_set():
             self.first_error = error
             self.has_tried.set()
         self._failures += 1
         self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
         if self._failures >= FAILURES_TO_REPORT:
-            self.report_down(self._last_reason)
+            self.report_down(self._explain(error))

@@ -44,10 +44,6 @@ class VerifiedCheckpoint:
     manifest: dict[str, Any]
 
 
-def name_of(step: int) -> str:
-    return checkpoint_name(step)
-
-
 def step_of(name: str) -> int:
     return int(name.removeprefix(CHECKPOINT_PREFIX))
 
@@ -64,7 +60,7 @@ def write_checkpoint(
 
     `permit` is asked before it appears. Raises OSError where it cannot be written, and leaves nothing behind.
     """
-    with checkpoints.bundles(MANIFEST).write(name_of(step), permit) as folder:
+    with checkpoints.bundles(MANIFEST).write(checkpoint_name(step), permit) as folder:
         checksums = {}
         for name, group in tensors.items():
             path = folder / f"{name}.safetensors"
@@ -164,7 +160,7 @@ def best_checkpoint(checkpoints: Storage) -> str | None:
             best = _parse_manifest(content, candidate)["scalars"]["best"]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged: an older manifest records it too
-        name = None if best is None else name_of(best["step"])
+        name = None if best is None else checkpoint_name(best["step"])
         return name if name in names else None
     return None
 
@@ -179,7 +175,7 @@ def prune(checkpoints: Storage, *, keep: int, also: int | None) -> None:
     names = list_checkpoints(checkpoints)
     kept = set(names[-keep:])
     if also is not None:
-        kept.add(name_of(also))
+        kept.add(checkpoint_name(also))
     remove(checkpoints, (old for old in names if old not in kept))
 
 

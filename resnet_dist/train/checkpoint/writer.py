@@ -19,13 +19,13 @@ from torch import Tensor
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import ExplainedError, StorageError, Superseded, TrainingError
+from resnet_dist.runs.folder import checkpoint_name
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, Unreachable, wait_for_permit
 from resnet_dist.train.checkpoint.folder import (
     DamagedCheckpoint,
     Tensors,
     fetch_checkpoint,
     list_checkpoints,
-    name_of,
     newest_good,
     prune,
     remove,
@@ -253,7 +253,7 @@ class Checkpointer:
         step = snapshot.scalars["step"]
         self._permit.check()
         # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
-        remove(self._storage, (damaged for damaged in self._damaged if damaged != name_of(step)))
+        remove(self._storage, (damaged for damaged in self._damaged if damaged != checkpoint_name(step)))
         self._damaged = []
         best = snapshot.scalars["best"]
         prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])

@@ -18,7 +18,6 @@ from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import check_data, check_recipe, resolve_paths
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.model import ResNet, build_model
-from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.start import init_from as weights
@@ -26,6 +25,7 @@ from resnet_dist.train.start.initial import build, check_init_from, initial_stat
 from resnet_dist.train.step.block_drops import block_scales
 from resnet_dist.world import World
 from tests.paths import list_checkpoints
+from tests.reporter import RecordingReporter
 from tests.train.runs import Recorder, assert_same, final_tensors
 from tests.train.test_elastic import curve
 
@@ -223,22 +223,6 @@ def test_images_that_are_too_small_for_the_net_are_refused(
         check_recipe(recipe.with_overrides(["train.sync_batch_norm=true"]), WorkerRange.exactly(workers))
 
 
-class Notes:
-    """A Reporter that keeps its notes."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-    def begin(self, total_steps: int) -> None:
-        pass
-
-    def entry(self, entry: Entry) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -260,20 +244,20 @@ def test_what_does_not_suit_the_data_is_refused_at_the_start(
         path.write_text(json.dumps({**index, "classes": index["classes"][:5]}))
         folders.append(f"data.{part}={tmp_path / part}")
     recipe = digits_recipe.with_overrides([*folders, "train.ema_decay=0.9"])
-    notes = Notes()
-    check_data(recipe, notes, is_new=True)
-    assert notes.texts == []
+    reporter = RecordingReporter()
+    check_data(recipe, reporter, is_new=True)
+    assert reporter.notes == []
     with pytest.raises(RecipeError, match=message):
-        check_data(recipe.with_overrides([override]), notes, is_new=True)
+        check_data(recipe.with_overrides([override]), reporter, is_new=True)
 
 
 def test_a_warmup_that_is_longer_than_the_run_is_reported(digits_recipe: Recipe) -> None:
     """It is not refused: two steps of any recipe are a dry run."""
-    notes = Notes()
-    check_data(digits_recipe, notes, is_new=True)
-    assert notes.texts == []
-    check_data(digits_recipe.with_overrides(["train.length=21 steps"]), notes, is_new=True)
-    assert notes.texts == [
+    reporter = RecordingReporter()
+    check_data(digits_recipe, reporter, is_new=True)
+    assert reporter.notes == []
+    check_data(digits_recipe.with_overrides(["train.length=21 steps"]), reporter, is_new=True)
+    assert reporter.notes == [
         "schedule.warmup='2 epochs' is longer than train.length='21 steps': the rate does not reach optim.lr"
     ]
 
