@@ -23,6 +23,7 @@ Answer = TypeVar("Answer")
 
 # A head that is up answers in less; where a link is cut, no answer ever comes.
 ANSWER_SECONDS = 20.0
+_TRACEBACK = "Traceback (most recent call last)"
 _UNKNOWN_JOB = re.compile(r"status code 404\b.*does not exist", re.DOTALL)
 
 
@@ -56,7 +57,7 @@ def asked(client: JobSubmissionClient, call: Callable[[], Answer]) -> Answer:
         return within(ANSWER_SECONDS, call)
     except Exception as error:  # Ray raises several types, see connect.
         raise NoAnswer(
-            f"--address {client.get_address()}: the cluster does not answer ({first_line(error)})"
+            f"--address {client.get_address()}: the cluster does not answer ({cause_line(error)})"
         ) from None
 
 
@@ -65,6 +66,15 @@ def is_unknown_job(error: Exception) -> bool:
     return _UNKNOWN_JOB.search(str(error)) is not None
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def cause_line(error: Exception) -> str:
+    """Return the line of an error's text that names its cause, or its type.
+
+    It is the first, or the last of a traceback that the head sent as its answer.
+    """
+    # Ray puts a full stop behind what the head sent, on a line of its own behind a traceback.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(". \t")]
+    if not lines:
+        return type(error).__name__
+    if not any(_TRACEBACK in line for line in lines):
+        return lines[0]
+    return f"{lines[0].split(_TRACEBACK)[0].rstrip(': ')}: {lines[-1]}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, NO_ANSWER_EXIT_CODE
 from resnet_dist.launch.jobs.advice import JobLeft
-from resnet_dist.launch.jobs.client import ANSWER_SECONDS, first_line, is_unknown_job
+from resnet_dist.launch.jobs.client import ANSWER_SECONDS, cause_line, is_unknown_job
 from resnet_dist.launch.jobs.ending import ending, exit_code, forgotten
 from resnet_dist.launch.jobs.job import Job
 from resnet_dist.launch.jobs.progress import may_have_dump, person_lines
@@ -64,7 +64,7 @@ class Follower:
             self._stopped = True
         except Exception as error:  # Ray raises several types, see client.connect.
             self._report(
-                f"{self._job.title} could not be stopped ({first_line(error)}); Ctrl-C again leaves it"
+                f"{self._job.title} could not be stopped ({cause_line(error)}); Ctrl-C again leaves it"
             )
 
     def run(self) -> int:
@@ -115,7 +115,7 @@ class Follower:
             self._num_log_tries += 1
             if self._num_log_tries < MAX_LOG_TRIES:
                 return False
-            self._report(f"{self._job.title}: the rest of its log cannot be read ({first_line(error)})")
+            self._report(f"{self._job.title}: the rest of its log cannot be read ({cause_line(error)})")
         return True
 
     def _end(self) -> int:
@@ -126,7 +126,7 @@ class Follower:
     def _leave_where_lost(self, error: Exception) -> None:
         self._lost_since = self._lost_since or time.monotonic()
         if time.monotonic() - self._lost_since >= LOST_SECONDS:
-            reason = f"no answer for {LOST_SECONDS:.0f} s ({first_line(error)})"
+            reason = f"no answer for {LOST_SECONDS:.0f} s ({cause_line(error)})"
             raise JobLeft(reason, self._job, self._address, exit_code=NO_ANSWER_EXIT_CODE) from None
 
 

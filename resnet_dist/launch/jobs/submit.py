@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_dist.launch.jobs.advice import JobLeft, commands
-from resnet_dist.launch.jobs.client import connect, first_line
+from resnet_dist.launch.jobs.client import cause_line, connect
 from resnet_dist.launch.jobs.files import pack
 from resnet_dist.launch.jobs.follow import Write, follow, left_alone
 from resnet_dist.launch.jobs.job import Job
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 PACKAGE_FILE = "job.zip"
-# A head that has just started answers before the agent that begins its jobs does, and then begins none.
+# A head that has just started answers before the agent that begins its jobs does, and then begins none: its answer is
+# this sentence, or the traceback of the connection that failed.
 NO_AGENT = "No available agent"
+_HEAD_FAILED = re.compile(r"status code 5\d\d\b")
+_BEGUN = "already exists"
 AGENT_SECONDS, POLL_SECONDS = 60.0, 2.0
 SEND_SECONDS = 600.0  # enough for a large package over a slow link; one that is cut would never answer
 
@@ -79,21 +83,25 @@ def _send(client: JobSubmissionClient, submission: Submission, job: Job, report:
         try:
             _request(client, request, report)
         except Exception as error:  # Ray raises several types, see client.connect.
-            reason = f"the job may not have begun ({first_line(error)})"
+            reason = f"the job may not have begun ({cause_line(error)})"
             raise JobLeft(reason, job, client.get_address(), exit_code=1) from None
 
 
 def _request(client: JobSubmissionClient, request: dict[str, Any], report: Write) -> None:
-    """Request a job, again for AGENT_SECONDS from a head that cannot begin jobs yet. Raises what Ray raises."""
-    deadline, reported = time.monotonic() + AGENT_SECONDS, False
+    """Request a job, again for AGENT_SECONDS from a head that fails to begin it. Raises what Ray raises."""
+    deadline, attempts = time.monotonic() + AGENT_SECONDS, 0
     while True:
+        attempts += 1
         try:
             within(SEND_SECONDS, lambda: client.submit_job(**request))
             return
         except Exception as error:  # Ray raises several types, see client.connect.
-            if NO_AGENT not in str(error) or time.monotonic() >= deadline:
+            # An attempt whose answer was lost may have begun the job: its id is ours, and used only here.
+            if attempts > 1 and _BEGUN in str(error) and request["submission_id"] in str(error):
+                return
+            if not _HEAD_FAILED.search(str(error)) or time.monotonic() >= deadline:
                 raise
-        if not reported:
-            report(f"the cluster cannot begin jobs yet ({NO_AGENT}); trying for up to {AGENT_SECONDS:.0f} s")
-            reported = True
+            reason = NO_AGENT if NO_AGENT in str(error) else cause_line(error)
+        if attempts == 1:
+            report(f"the cluster cannot begin jobs yet ({reason}); trying for up to {AGENT_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)

@@ -101,9 +101,15 @@ def test_detached_prints_the_lines_that_come_next(follow: Follow) -> None:
     ]
 
 
+NO_AGENT = "No available agent to submit job, please try …."
+REFUSED = "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 10.0.0.1:52365"
+TRACEBACK = f'Traceback (most recent call last):\n  File "job_head.py", line 419, in submit_job\n{REFUSED}\n.'
+
+
 @pytest.mark.parametrize(("seconds", "sent"), [(60.0, True), (0.0, False)])
+@pytest.mark.parametrize(("answer", "cause"), [(NO_AGENT, "No available agent"), (TRACEBACK, REFUSED)])
 def test_a_head_that_has_just_started_gets_the_job_when_it_can(
-    follow: Follow, monkeypatch: pytest.MonkeyPatch, seconds: float, sent: bool
+    follow: Follow, monkeypatch: pytest.MonkeyPatch, seconds: float, sent: bool, answer: str, cause: str
 ) -> None:
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(submit, "AGENT_SECONDS", seconds)
@@ -111,16 +117,45 @@ def test_a_head_that_has_just_started_gets_the_job_when_it_can(
 
     def refuse(call: str) -> None:
         if call == "submit" and next(answers, None):
-            raise RuntimeError(
-                "Request failed with status code 500: No available agent to submit job, please try …"
-            )
+            raise RuntimeError(f"Request failed with status code 500: {answer}")
 
     followed = follow(Cluster(refuse))
     if sent:
         assert followed.end == 0
         assert followed.lines.count("the cluster cannot begin jobs yet") == 1
+        assert cause in followed.lines
     else:
-        assert "the job may not have begun (Request failed with status code 500" in str(followed.end)
+        said = str(followed.end)
+        assert "the job may not have begun (Request failed with status code 500: " in said
+        assert cause in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_job_that_began_though_its_answer_was_lost_is_followed(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    cluster = Cluster(lambda call: None)
+    submit_job = cluster.submit_job
+    tries: list[str] = []
+
+    def lose(**request: Any) -> str:
+        tries.append(request["submission_id"])
+        if len(tries) == 1 and not first:
+            submit_job(**request)
+            raise RuntimeError("Request failed with status code 500: .")
+        raise RuntimeError(
+            f"Request failed with status code 400: {TRACEBACK.replace(REFUSED, '')}"
+            f"ValueError: Job with submission_id {tries[0]} already exists. Please use a different"
+        )
+
+    monkeypatch.setattr(cluster, "submit_job", lose)
+    followed = follow(cluster)
+    if first:
+        assert "already exists" in str(followed.end)
+    else:
+        assert (followed.end, len(tries), len(set(tries))) == (0, 2, 1)
 
 
 def test_a_cluster_that_is_back_in_time_is_followed_on(follow: Follow) -> None:
