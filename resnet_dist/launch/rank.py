@@ -29,7 +29,7 @@ from resnet_dist.launch.start_times import (
 )
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.storage.protocol import wait_for_permit
+from resnet_dist.runs.storage.protocol import Unreachable, wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.limit import Call
 from resnet_dist.tracking.spool import Spool
@@ -148,7 +148,7 @@ def _train_rank(
 
             progress.on_first_step = lambda: log_start(attempt, progress, tracker)
             return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
-    except Superseded:
+    except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:

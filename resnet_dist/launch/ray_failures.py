@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Worker
 
 from resnet_dist.errors import Diverged, RankFailed, RanksLost, Superseded, TrainingError, UserError
 from resnet_dist.launch.rank import is_echo
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.train.watch.watchdog import Stalled
 
@@ -52,7 +53,7 @@ def _first_failure(error: WorkerGroupError) -> Exception:
     """Return the failure that caused the others: a mistake, then a defect, then a loss, then a broken connection."""
     failures = {rank: _unwrap(failure) for rank, failure in sorted(error.worker_failures.items())}
     for failure in failures.values():
-        if isinstance(failure, (Stalled, Superseded)):
+        if isinstance(failure, (Stalled, Superseded, Unreachable)):
             return RanksLost(str(failure), str(error))
         if isinstance(failure, (TrainingError, UserError)):
             return (Diverged if isinstance(failure, Diverged) else TrainingError)(str(failure))

@@ -13,8 +13,9 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from resnet_dist.errors import Diverged, RankFailed, RanksLost, Superseded, TrainingError
+from resnet_dist.errors import Diverged, RankFailed, RanksLost, StorageError, Superseded, TrainingError
 from resnet_dist.launch.ray_failures import NotPlaced, explain
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train.watch.watchdog import Stalled
 
 ECHO = RuntimeError("[pair.cc:545] gloo: Connection reset by peer. GLHF!")
@@ -53,9 +54,15 @@ def test_a_rank_that_went_away_is_named_with_its_host_and_starts_again(text: str
     assert "long\ndump" in error.details
 
 
-def test_ranks_that_did_not_see_their_driver_live_start_again() -> None:
-    """It stood still for some seconds, and nobody has taken its run over."""
-    stale = Superseded("the driver has not renewed its lease for 45 s: attempt 1 ends")
+@pytest.mark.parametrize(
+    "stale",
+    [
+        # It stood still for some seconds, and nobody has taken its run over.
+        Superseded("the driver has not renewed its lease for 45 s: attempt 1 ends"),
+        Unreachable("s3://runs/a: no answer"),
+    ],
+)
+def test_ranks_that_lost_their_driver_or_storage_start_again(stale: StorageError) -> None:
     error = explained(stale, ECHO)
     assert isinstance(error, RanksLost)
     assert str(error) == str(stale)

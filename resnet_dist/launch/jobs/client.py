@@ -24,6 +24,7 @@ Answer = TypeVar("Answer")
 # A head that is up answers in less; where a link is cut, no answer ever comes.
 ANSWER_SECONDS = 20.0
 _TRACEBACK = "Traceback (most recent call last)"
+_ERRNO = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
 _UNKNOWN_JOB = re.compile(r"status code 404\b.*does not exist", re.DOTALL)
 
 
@@ -69,8 +70,11 @@ def is_unknown_job(error: Exception) -> bool:
 def cause_line(error: Exception) -> str:
     """Return the line of an error's text that names its cause, or its type.
 
-    It is the first, or the last of a traceback that the head sent as its answer.
+    It is the first, or the last of a traceback that the head sent as its answer. Of a connection that could not be
+    made, it is the system's word, not the pools and tries around it.
     """
+    if "Max retries exceeded" in str(error) and (named := _ERRNO.findall(str(error))):
+        return str(named[-1])
     # Ray puts a full stop behind what the head sent, on a line of its own behind a traceback.
     lines = [line.strip() for line in str(error).splitlines() if line.strip(". \t")]
     if not lines:

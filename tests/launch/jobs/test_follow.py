@@ -19,6 +19,7 @@ from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.launch.jobs import follow as following
 from resnet_dist.launch.jobs import submit
 from resnet_dist.launch.jobs.advice import JobLeft
+from resnet_dist.launch.jobs.client import cause_line
 from resnet_dist.launch.jobs.submission import Submission
 from resnet_dist.tracking.mlflow.run import origin_tags
 from tests.launch.jobs.fake import ADDRESS, LOG, TYPED, Cluster, after, fail, forget
@@ -129,6 +130,12 @@ def test_a_head_that_has_just_started_gets_the_job_when_it_can(
         assert "the job may not have begun (Request failed with status code 500: " in said
         assert cause in said
         assert "Traceback" not in said
+
+
+def test_a_refused_connection_is_named_without_the_tries_around_it() -> None:
+    text = "HTTPConnectionPool(host='h', port=9): Max retries exceeded with url: /x (Caused by NewConnectionError(\"HTTPConnection"
+    assert cause_line(OSError(f'{text}: [Errno 111] Connection refused"))')) == "Connection refused"
+    assert cause_line(OSError(f"{text}: no number")) == f"{text}: no number"
 
 
 @pytest.mark.parametrize("first", [True, False])
