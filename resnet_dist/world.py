@@ -26,6 +26,7 @@ class World:
     local_rank: int  # the rank on this node
     world_size: int
     device: torch.device
+    cpus: int | None = None  # of this rank, for its decoding threads; None: as many as torch has threads
 
     @classmethod
     def single(cls, *, gpu: bool = False) -> World:

@@ -174,6 +174,10 @@ class Train(Part):
     best_metric: Literal["eval/top1", "eval/top5", "eval/loss"] | None = None
     """Metric that selects the best checkpoint, whose model MLflow gets: highest accuracy, or lowest loss.
     eval/top5 needs six classes or more. None: MLflow gets the last model."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads that each rank computes with. The curve depends on them in its last bits, so a run that is resumed
+    keeps them. None: as many as the work of a step keeps busy, at most the CPUs of the rank, and one for small nets; on
+    a GPU, all CPUs of the rank."""
     stall_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds without progress after which the run ends and names the ranks that are behind. The first pass
     through each phase (compiling, filling caches) may take three times as long."""

@@ -23,11 +23,12 @@ class Attempt:
 
     recipe_json: str
     folder: str  # the location of the run: an absolute path, or a URL
-    threads: int  # CPU threads per rank
+    cpus: int  # of each rank
     number: int  # 1 for the first attempt of a run
     token: str  # the name of what the driver has written to that location
     host: str  # the driver's
     order_version: int = NEWEST_VERSION  # of the run, see order/lanes.py
+    threads: int | None = None  # that each rank computes with, as the run began; None: the ranks choose
     holder: str = ""  # id of the driver's lease of the run
     marks: dict[str, float] = field(default_factory=dict)  # the driver's times, see start_times
     restarts: int = 0  # that the run has had so far
@@ -38,17 +39,19 @@ class Attempt:
         recipe: Recipe,
         folder: RunFolder,
         *,
-        threads: int,
+        cpus: int,
         marks: Mapping[str, float] = MappingProxyType({}),
     ) -> Attempt:
+        before = folder.ranks()
         return cls(
             recipe.to_json(),
             folder.location,
-            threads,
+            cpus,
             folder.attempt,
             folder.token,
             platform.node(),
             folder.order,
+            before.threads if before else None,
             folder.lease.holder.id if folder.lease is not None else "",
             {**folder.marks, **marks},
             len(folder.restarts),

@@ -26,7 +26,7 @@ def local_launcher(recipe: Recipe, *, gpu: bool | None) -> RankLauncher:
         raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
 
     def launch(folder: RunFolder) -> Outcome | None:
-        attempt, stop = Attempt.of(recipe, folder, threads=cpu_count()), StopRequest()
+        attempt, stop = Attempt.of(recipe, folder, cpus=cpu_count()), StopRequest()
         with handle_signals(stop.request):
             return run_attempt(attempt, World.single(gpu=gpu), stop.requested, stop.expired)
 

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 
@@ -34,6 +35,7 @@ from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.limit import Call
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
+from resnet_dist.train.start.threads import choose_threads
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.train.watch.guards import out_of_memory
 from resnet_dist.train.watch.progress import Progress
@@ -127,7 +129,9 @@ def _train_rank(
     fence: Fence,
 ) -> Outcome:
     try:
-        torch.set_num_threads(attempt.threads)
+        threads = threads_of(attempt, recipe, world)
+        torch.set_num_threads(threads)
+        world = replace(world, cpus=attempt.cpus)
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)  # CUDA has a current device for each thread.
         check_shared(attempt, world)
@@ -140,13 +144,13 @@ def _train_rank(
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
-        RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(storage)
+        RankPlaces(attempt.number, threads, hosts, nodes, attempt.cpus).write(storage)
         with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE), fence) as tracker:
 
             def stop() -> bool:
                 return stop_requested() or watch.requested()
 
-            progress.on_first_step = lambda: log_start(attempt, progress, tracker)
+            progress.on_first_step = lambda: log_start(attempt, progress, tracker, threads)
             return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
@@ -159,14 +163,33 @@ def _train_rank(
         raise
 
 
-def log_start(attempt: Attempt, progress: Progress, tracker: Spool) -> None:
+def threads_of(attempt: Attempt, recipe: Recipe, world: World) -> int:
+    """Return the CPU threads of this rank: the recipe's, else those that the run began with, else those that suit it."""
+    if recipe.train.threads is not None:
+        return recipe.train.threads
+    if attempt.threads is not None:
+        return min(attempt.threads, attempt.cpus)
+    return (
+        attempt.cpus
+        if world.device.type == "cuda"
+        else choose_threads(recipe, world.world_size, attempt.cpus)
+    )
+
+
+def log_start(attempt: Attempt, progress: Progress, tracker: Spool, threads: int) -> None:
     """Record the seconds that the start of this attempt took; a restart is shown to the person, and a metric."""
     if BEGIN not in attempt.marks:  # The caller is no driver.
         return
     times = zip((CHECKPOINT, DATA, STEP), progress.start_times, strict=True)
     phases = phases_of({**attempt.marks, **dict(times)})
     seconds = round(sum(phases.values()), 3)
-    start = {"attempt": attempt.number, "host": platform.node(), "seconds": seconds, "phases": phases}
+    start = {
+        "attempt": attempt.number,
+        "host": platform.node(),
+        "threads": threads,
+        "seconds": seconds,
+        "phases": phases,
+    }
     if ENDED in attempt.marks:
         metrics = {"perf/restarts": float(attempt.restarts), "perf/restart_seconds": seconds}
         tracker.log_start(start, progress.step, metrics, describe_start(attempt.number, phases))

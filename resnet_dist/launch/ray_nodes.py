@@ -35,14 +35,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """The resources of an attempt: `workers` ranks with `threads` CPUs each, and a GPU each or none."""
+    """The resources of an attempt: `workers` ranks with `cpus` CPUs each, and a GPU each or none."""
 
     workers: int
-    threads: int
+    cpus: int
     gpu: bool
 
     def __str__(self) -> str:
-        return f"{self.threads} CPU(s){' and a GPU' if self.gpu else ''}"
+        return f"{self.cpus} CPU(s){' and a GPU' if self.gpu else ''}"
 
 
 def nodes() -> list[Node]:
@@ -97,16 +97,16 @@ def capacity(nodes: Iterable[Node], cpus: int, *, gpu: bool) -> int:
 
 
 def choose_placement(
-    nodes: Sequence[Node], sizes: Sequence[int], threads: int | None, *, gpu: bool
+    nodes: Sequence[Node], sizes: Sequence[int], cpus: int | None, *, gpu: bool
 ) -> Placement | None:
     """Return the placement with the first of `sizes` that fits, or None where none does.
 
-    threads: of a rank, as the run began with; ranks get fewer where so many do not fit. None: as many as fit.
+    cpus: of a rank, as the run began with; ranks get fewer where so many do not fit. None: as many as fit.
     """
     for size in sizes:
         if capacity(nodes, 1, gpu=gpu) >= size:
             most = cpus_per_rank(nodes, size, gpu=gpu)
-            return Placement(size, min(most, threads or most), gpu)
+            return Placement(size, min(most, cpus or most), gpu)
     return None
 
 
@@ -131,21 +131,21 @@ class Placer:
         self._wait_seconds = wait_seconds
         self._report = report
 
-    def place(self, threads: int | None, since: float, give_up: Callable[[], bool]) -> Placement | None:
+    def place(self, cpus: int | None, since: float, give_up: Callable[[], bool]) -> Placement | None:
         """Return the next placement; None where `give_up()` returned true first.
 
         Waits for the preferred number of ranks, then uses what fits. since: the monotonic time at which the wait began.
         Raises RankFailed where nothing fits in time.
         """
         preferred = [size for size in self.sizes if size >= self._workers.preferred]
-        need = Placement(self._workers.preferred, threads or 1, self.gpu)
+        need = Placement(self._workers.preferred, cpus or 1, self.gpu)
         report_at = -math.inf
         try:
             while not give_up():
                 waited, alive = time.monotonic() - since, nodes()
                 late = self.is_late(since)
                 sizes = self.sizes if late else preferred
-                if placement := choose_placement(alive, sizes, threads, gpu=self.gpu):
+                if placement := choose_placement(alive, sizes, cpus, gpu=self.gpu):
                     return placement
                 if late:
                     raise RankFailed(
@@ -174,7 +174,7 @@ class Placer:
 
 def resources_of(placement: Placement) -> dict[str, float]:
     """Return the resources of one rank, in Ray's names."""
-    return {"CPU": placement.threads, "GPU": 1} if placement.gpu else {"CPU": placement.threads}
+    return {"CPU": placement.cpus, "GPU": 1} if placement.gpu else {"CPU": placement.cpus}
 
 
 def describe(nodes: Sequence[Node]) -> str:
@@ -231,6 +231,6 @@ def _room(alive: Sequence[Node], placement: Placement, ranks_on: Mapping[str, in
     left = []
     for node in alive:
         available, own = free.get(node.node_id, {}), ranks_on.get(node.node_id, 0)
-        cpus = available.get("CPU", 0) + own * placement.threads
+        cpus = available.get("CPU", 0) + own * placement.cpus
         left.append(Node(cpus, available.get("GPU", 0) + (own if placement.gpu else 0)))
-    return capacity(left, placement.threads, gpu=placement.gpu)
+    return capacity(left, placement.cpus, gpu=placement.gpu)

@@ -186,7 +186,7 @@ def fit_ranks(
     report_at = 0.0
     while True:
         with handle_signals(lambda count: stop.give_up()):
-            placement = placer.place(before.threads if before else None, since, stop.expired)
+            placement = placer.place((before.cpus or before.threads) if before else None, since, stop.expired)
         if placement is None:
             return None
         try:
@@ -232,7 +232,7 @@ def _fit_placed(
         return stop.expired()
 
     with handle_signals(request_stop):
-        attempt = Attempt.of(recipe, folder, threads=placement.threads, marks={PLACED: time.time()})
+        attempt = Attempt.of(recipe, folder, cpus=placement.cpus, marks={PLACED: time.time()})
         outcome = train_on_ray(attempt, placement, give_up)
     if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
         raise ClusterChanged(

@@ -189,7 +189,7 @@ def torchrun_launcher(recipe: Recipe, ranks: TorchrunRanks, *, gpu: bool | None)
     use_gpu = ranks.use_gpu(gpu=gpu)
 
     def launch(folder: RunFolder) -> Outcome | None:
-        attempt = Attempt.of(recipe, folder, threads=max(1, cpu_count() // ranks.local_world_size))
+        attempt = Attempt.of(recipe, folder, cpus=max(1, cpu_count() // ranks.local_world_size))
         ranks.announce(attempt, gpu=use_gpu)
         return ranks.run(attempt, gpu=use_gpu)
 

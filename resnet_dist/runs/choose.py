@@ -46,6 +46,7 @@ MAY_CHANGE = frozenset(
         "train.checkpoint_minutes",
         "train.best_metric",  # A change starts a new search for the best checkpoint.
         "train.stall_timeout_seconds",
+        "train.threads",  # as the number of ranks, it changes the last bits
         "train.log_gradient_norms",
     }
 )

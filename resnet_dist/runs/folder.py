@@ -48,9 +48,10 @@ class RankPlaces:
     """Where the ranks of an attempt are, as rank 0 writes it when they have met."""
 
     attempt: int
-    threads: int  # CPU threads of each rank
+    threads: int  # that each rank computes with
     hosts: list[str]  # by rank
     nodes: list[str]  # by rank: Ray's id of the node, or "" without Ray
+    cpus: int = 0  # of each rank; 0: as many as threads, as in runs of 0.3.0
 
     def write(self, storage: Storage) -> None:
         storage.write(RANKS_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from resnet_dist.system.environment.cgroups import ROOT, control_groups
 
 NO_QUOTA = 2.0**31
+# Turns of an OpenMP thread that waits for others before it sleeps. GCC's library waits for milliseconds, which a thread
+# that has no CPU at that moment costs all others: see docs/performance.md.
+SPIN_VARIABLE, SPIN_TURNS = "GOMP_SPINCOUNT", "10000"
+WAIT_VARIABLE = "OMP_WAIT_POLICY"
 
 
 def cpu_count(root: Path = ROOT) -> int:
@@ -18,6 +22,12 @@ def cpu_count(root: Path = ROOT) -> int:
     back, and training takes many times as long.
     """
     return max(1, min(_cpus_of_mask(), *(int(quota) for quota in _quotas(root))))
+
+
+def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let OpenMP threads sleep soon where they wait, unless the person has chosen. Call it before torch is imported."""
+    if WAIT_VARIABLE not in environment:
+        environment.setdefault(SPIN_VARIABLE, SPIN_TURNS)
 
 
 def _cpus_of_mask() -> int:

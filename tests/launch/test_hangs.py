@@ -130,7 +130,7 @@ def stop_the_store(world: World, recipe_json: str, folder: str) -> str:
 
     loop.Loader.batch_at = stop  # type: ignore[assignment,method-assign]
     storage.write(token_name("t"), b"")
-    outcome = run_attempt(Attempt(recipe_json, folder, threads=1, number=1, token="t", host="here"), world)
+    outcome = run_attempt(Attempt(recipe_json, folder, cpus=1, number=1, token="t", host="here"), world)
     return "finished" if outcome is not None and outcome.finished else "not finished"
 
 

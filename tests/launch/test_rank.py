@@ -53,6 +53,6 @@ def test_every_rank_trains_with_the_order_of_the_run(
     monkeypatch.setattr(World, "gather", lambda world, value: [value, value])
     folder = RunFolder(open_storage(tmp_path), "x", None, 1, {}, order=order)
     folder.write()
-    sent = asdict(Attempt.of(digits_recipe, folder, threads=1))  # as Ray and torchrun send it
+    sent = asdict(Attempt.of(digits_recipe, folder, cpus=1))  # as Ray and torchrun send it
     assert run_attempt(Attempt(**sent), World(rank, 0, 2, torch.device("cpu"))) is not None
     assert received == [order]

@@ -38,7 +38,7 @@ def test_ranks_that_do_not_fit_are_refused() -> None:
 def test_the_largest_size_that_fits_is_chosen_with_the_threads_of_before() -> None:
     assert choose_placement(GPU_NODES, [4, 2, 1], None, gpu=True) == Placement(2, 8, gpu=True)
     assert choose_placement(GPU_NODES, [4, 2, 1], 3, gpu=False) == Placement(4, 3, gpu=False)
-    assert choose_placement([Node(2, 0)], [2], 2, gpu=False) == Placement(2, 1, gpu=False)  # fewer threads
+    assert choose_placement([Node(2, 0)], [2], 2, gpu=False) == Placement(2, 1, gpu=False)  # fewer CPUs
     assert choose_placement([], [2, 1], None, gpu=False) is None
 
 

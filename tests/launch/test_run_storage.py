@@ -45,11 +45,11 @@ def world_of(problems: list[Any], rank: int) -> World:
 
 
 def test_ranks_that_see_the_token_train(written: RunFolder, digits_recipe: Recipe) -> None:
-    attempt = Attempt.of(digits_recipe, written, threads=1)
+    attempt = Attempt.of(digits_recipe, written, cpus=1)
     check_shared(attempt, World.single())
     again = replace(written, attempt=2)
     again.write()
-    check_shared(Attempt.of(digits_recipe, again, threads=1), World.single())
+    check_shared(Attempt.of(digits_recipe, again, cpus=1), World.single())
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -62,14 +62,14 @@ def test_a_rank_with_a_storage_of_its_own_is_named(
     theirs = replace(written, token="of another driver")
     if not own:
         written.storage.delete_all()
-    attempt = replace(Attempt.of(digits_recipe, theirs, threads=1), host="h1")
+    attempt = replace(Attempt.of(digits_recipe, theirs, cpus=1), host="h1")
     words = rf"^rank 1 on h2: {written.location} is not the one that the driver on h1 writes to; --output must be a folder"
     with pytest.raises(TrainingError, match=words):
         check_shared(attempt, world_of([("h1", None)], rank=1))
 
 
 def test_the_problem_of_one_rank_ends_all(written: RunFolder, digits_recipe: Recipe) -> None:
-    attempt = Attempt.of(digits_recipe, written, threads=1)
+    attempt = Attempt.of(digits_recipe, written, cpus=1)
     with pytest.raises(TrainingError, match="^rank 1 on h3: no such place"):
         check_shared(attempt, world_of([("h3", "no such place")], rank=0))
 
@@ -106,7 +106,7 @@ def test_a_stall_is_written_as_soon_as_the_storage_answers(
 
     monkeypatch.setattr(run_storage, "write_stall", write_at_third)
     monkeypatch.setattr(run_storage, "STALL_RETRY_SECONDS", 0.01)
-    attempt = Attempt.of(digits_recipe, written, threads=1)
+    attempt = Attempt.of(digits_recipe, written, cpus=1)
     with closing(StallWriter(attempt, World(rank, 0, 2, World.single().device))) as writer:
         writer.write(StallReport("phase-1-all-begin", "all stand", ("stack",)))
         assert done.wait(60)

@@ -59,7 +59,7 @@ def test_a_restart_records_its_seconds(tmp_path: Path, digits_recipe: Recipe) ->
     recipe = digits_recipe.with_overrides(["train.length=2 steps", "train.log_every=2 steps"])
     run = RunFolder(open_storage(tmp_path), "x", None, 1, {}, marks={BEGIN: time.time()})
     run.write()
-    assert run_attempt(Attempt.of(recipe, run, threads=1), World.single()) is not None
+    assert run_attempt(Attempt.of(recipe, run, cpus=1), World.single()) is not None
     (first,) = [entry for entry in Follower(run.spool).read() if entry.start]
     assert first.start is not None
     assert (first.start["attempt"], first.metrics, first.note) == (1, {}, None)
@@ -67,7 +67,7 @@ def test_a_restart_records_its_seconds(tmp_path: Path, digits_recipe: Recipe) ->
     restarts = (Restarted(2, "rank 1 was killed", 2),)
     run = replace(run, attempt=2, restarts=restarts, marks={BEGIN: time.time(), ENDED: time.time()})
     run.write()
-    assert run_attempt(Attempt.of(recipe, run, threads=1), World.single()) is not None
+    assert run_attempt(Attempt.of(recipe, run, cpus=1), World.single()) is not None
     entries = Follower(run.spool).read()
     entry = [entry for entry in entries if entry.start][-1]
     assert entry.start is not None

@@ -34,7 +34,7 @@ def longest_watch(stall_timeout: float) -> float:
 
 def attempt_of(recipe: Recipe, stall_timeout: float) -> Attempt:
     changed = recipe.with_overrides([f"train.stall_timeout_seconds={stall_timeout}"])
-    return Attempt(changed.to_json(), "/nowhere", threads=1, number=1, token="t", host="here")
+    return Attempt(changed.to_json(), "/nowhere", cpus=1, number=1, token="t", host="here")
 
 
 @pytest.mark.parametrize("stall_timeout", TIMEOUTS)

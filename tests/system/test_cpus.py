@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.cpus import SPIN_TURNS, SPIN_VARIABLE, cpu_count, limit_spinning
 
 V1 = {"cpu.cfs_quota_us": "{quota}", "cpu.cfs_period_us": "100000"}
 V2 = {"cpu.max": "{quota} 100000"}
@@ -79,3 +79,13 @@ def test_groups_that_cannot_be_read_set_no_quota(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/cpu").mkdir()
     (tmp_path / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").mkdir()
     assert cpu_count(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("before", "turns"),
+    [({}, SPIN_TURNS), ({SPIN_VARIABLE: "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_a_persons_way_of_waiting_is_kept(before: dict[str, str], turns: str | None) -> None:
+    environment = dict(before)
+    limit_spinning(environment)
+    assert environment.get(SPIN_VARIABLE) == turns

@@ -90,7 +90,7 @@ class Loader:
         # Beside the batches ahead: the one to be returned, the one in use, and one that is released a little later.
         self._buffers = Buffers(self._batches_ahead + 3)
         self._ahead: deque[tuple[int, _Pending]] = deque()
-        self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest)
+        self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest, world.cpus)
         self._pool = _start_threads(self.threads)
         self._cached: Samples | None = None
         if data.cache != "none":
@@ -269,7 +269,7 @@ def _start_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _threads_for(index: Index, data: Data, size: int) -> int:
+def _threads_for(index: Index, data: Data, size: int, cpus: int | None) -> int:
     """Return the number of threads: one per CPU of this rank, but a single one for decoding small images.
 
     Small images spend most of their time under the GIL, and two threads that take turns are slower than one, by a
@@ -280,7 +280,7 @@ def _threads_for(index: Index, data: Data, size: int) -> int:
     small = bytes_known and num_bytes < SMALL_SAMPLE_BYTES * index.num_samples
     if small and size <= SMALL_SIZE and data.cache == "none" and not recolors(data):
         return 1
-    return torch.get_num_threads()
+    return cpus or torch.get_num_threads()
 
 
 def _parts(rows_MR: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

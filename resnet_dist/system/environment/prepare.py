@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.cpus import cpu_count, limit_spinning
 from resnet_dist.system.environment.folders import use_home, use_ray_folder, use_temporary
 from resnet_dist.system.environment.limits import check_limits, check_processes_of_group
 from resnet_dist.system.environment.network import (
@@ -43,6 +43,7 @@ def prepare_command() -> list[str]:
         use_temporary,
         use_home,
     )
+    limit_spinning()
     return [line for check in checks for line in check()]
 
 

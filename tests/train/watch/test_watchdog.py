@@ -124,7 +124,7 @@ def hang_at_the_start(world: World, recipe_json: str, folder: str) -> str:
 def stall_of(world: World, recipe_json: str, folder: str) -> str:
     open_storage(folder).write(token_name("t"), b"")
     try:
-        run_attempt(Attempt(recipe_json, folder, threads=1, number=1, token="t", host="here"), world)
+        run_attempt(Attempt(recipe_json, folder, cpus=1, number=1, token="t", host="here"), world)
     except Stalled as error:
         return str(error)
     return "trained"
