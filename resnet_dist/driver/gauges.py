@@ -31,13 +31,13 @@ GAUGES = {
     "resnet_dist_step_time_seconds": "Unix time of the newest step in the journal; at first, of the driver's start.",
     "resnet_dist_checkpoint_time_seconds": "Unix time of the newest checkpoint; without one, of the driver's start.",
     "resnet_dist_images_per_second": "Images trained on each second, by all ranks.",
-    "resnet_dist_data_wait_seconds": "Time that a step waits for data, the median of the ranks.",
+    "resnet_dist_data_wait_fraction": "Part of its time that rank 0 waits for data.",
     "resnet_dist_restarts": "Restarts of the run's ranks since it began.",
     "resnet_dist_unsent_metrics": "Metrics that the tracker has not got yet.",
 }
 _FROM_JOURNAL = {
     "perf/images_per_second": "resnet_dist_images_per_second",
-    "perf/data_wait_seconds": "resnet_dist_data_wait_seconds",
+    "perf/data_wait_fraction": "resnet_dist_data_wait_fraction",
 }
 
 Sink = Callable[[str, Mapping[str, float]], None]  # Takes the name of a run, and the gauges' values.
@@ -46,14 +46,12 @@ Sink = Callable[[str, Mapping[str, float]], None]  # Takes the name of a run, an
 class RunGauges:
     """The gauges of one run, sent to `sinks` every INTERVAL_SECONDS.
 
-    num_waiting: returns the number of metrics that the tracker has not got. A sink that fails is reported once, and
-    never ends the training.
+    A sink that fails is reported once, and never ends the training.
     """
 
-    def __init__(
-        self, run: RunFolder, total_steps: int, sinks: Sequence[Sink], num_waiting: Callable[[], int]
-    ) -> None:
-        self._run, self._sinks, self._num_waiting = run, sinks, num_waiting
+    def __init__(self, run: RunFolder, total_steps: int, sinks: Sequence[Sink]) -> None:
+        self._run, self._sinks = run, sinks
+        self._num_waiting: Callable[[], int] = lambda: 0
         start = time.time()
         self._values = {
             "resnet_dist_total_steps": float(total_steps),
@@ -105,11 +103,12 @@ class RunGauges:
             self.send()
 
     @contextmanager
-    def sent(self) -> Iterator[None]:
-        """Send the gauges from a thread inside the block."""
+    def sent(self, num_waiting: Callable[[], int]) -> Iterator[None]:
+        """Send the gauges from a thread inside the block. num_waiting: returns the number of unsent metrics."""
         if not self._sinks:
             yield
             return
+        self._num_waiting = num_waiting
         self._thread.start()
         try:
             yield

@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +119,11 @@ def slurm(shared: Path) -> Iterator[Slurm]:
             # slurmd looks for cgroups even where no plugin uses them; a network namespace has a /sys without them.
             (host.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
             (host.folder / "spool").mkdir()
-            host.environment |= {"SLURM_CONF": f"{TEMPORARY}/slurm.conf", "PATH": path, "PYTHONPATH": str(ROOT)}
+            host.environment |= {
+                "SLURM_CONF": f"{TEMPORARY}/slurm.conf",
+                "PATH": path,
+                "PYTHONPATH": str(ROOT),
+            }
             host.environment |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "OMP_NUM_THREADS": "1"}
             _start_munge(host, key)
         controller.start(["slurmctld", "-D", "-f", f"{TEMPORARY}/slurm.conf"], log="slurm.log")

@@ -111,4 +111,4 @@ def test_a_ray_that_does_not_start_fails_the_job(cluster: Slurm) -> None:
     job = submit(cluster, "ray", path=str(ray.parent))
     cluster.wait_for_state(job, "FAILED", SECONDS)
     assert cluster.exit_code(job) == "1:0"
-    assert "error: ray has not started the training; the lines above say why" in cluster.log(job)
+    assert "error: ray has not started or finished the training" in cluster.log(job)
