@@ -15,6 +15,7 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     Address,
+    BeginFrom,
     Gpu,
     MaxRestarts,
     Name,
@@ -72,6 +73,7 @@ def train(
     address: Address = None,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
+    begin_from: BeginFrom = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
@@ -92,6 +94,7 @@ def train(
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
+        from resnet_dist.tracking.abandoned import close_abandoned_beside
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -103,7 +106,8 @@ def train(
             value = value or load(recipe, overrides)
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
-            flags = (workers, gpu, local, address, name, resume, ranks)
+            flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
+            close_abandoned_beside(place)
             request = Request(value, str(recipe), place, *flags, max_restarts=max_restarts, wait_seconds=wait)
             summary = run_training(request, reporter, open_publisher)
     except Interrupted as interrupted:
@@ -146,10 +150,12 @@ def study(
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
+        from resnet_dist.tracking.abandoned import close_abandoned_beside
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
     folder = local_folder(str(output), "--output").absolute()
     check_tracker(folder, value.experiment)
+    close_abandoned_beside(folder)
     request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
