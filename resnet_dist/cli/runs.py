@@ -200,15 +200,15 @@ def _open(output: str) -> Tracker:
     with handle_signals(exit_with_message(NOTHING_CHANGED)):
         from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.abandoned import close_abandoned
-        from resnet_dist.tracking.open import check_tracker, has_mlflow
-        from resnet_dist.tracking.store import store_folder
+        from resnet_dist.tracking.open import has_mlflow
+        from resnet_dist.tracking.store import check_tracking_uri, store_folder
 
         if not has_mlflow():
             raise UserError("MLflow, which keeps the runs that this command reads, is not installed")
         from resnet_dist.tracking.mlflow.reading import Tracker
 
     place = resolved(output)
-    check_tracker(store_folder(place), "")
+    check_tracking_uri()
     tracker = Tracker.open(store_folder(place))
     close_abandoned(tracker, place, err.print)
     return tracker

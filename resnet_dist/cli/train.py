@@ -94,7 +94,7 @@ def train(
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
-        from resnet_dist.tracking.abandoned import close_abandoned_beside
+        from resnet_dist.tracking.abandoned import closing_abandoned
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -107,9 +107,8 @@ def train(
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            close_abandoned_beside(place)
             request = Request(value, str(recipe), place, *flags, max_restarts=max_restarts, wait_seconds=wait)
-            summary = run_training(request, reporter, open_publisher)
+            summary = run_training(request, reporter, closing_abandoned(open_publisher))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
         err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
@@ -150,16 +149,15 @@ def study(
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
-        from resnet_dist.tracking.abandoned import close_abandoned_beside
+        from resnet_dist.tracking.abandoned import closing_abandoned
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
     folder = local_folder(str(output), "--output").absolute()
     check_tracker(folder, value.experiment)
-    close_abandoned_beside(folder)
     request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
-            summary = run_study(request, reporter, open_study, open_publisher)
+            summary = run_study(request, reporter, open_study, closing_abandoned(open_publisher))
         except StudyInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"

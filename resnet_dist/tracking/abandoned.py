@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from resnet_dist.errors import ExplainedError
+from resnet_dist.runs.folder import RUNS_FOLDER
 from resnet_dist.runs.storage.lease import is_abandoned
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.runs.study_folder import STUDIES_FOLDER, STUDY_TAG, StudyHeld, held, read_study
 from resnet_dist.tracking.locate import folder_of
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
+from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
+from resnet_dist.tracking.spool import Entry
 from resnet_dist.tracking.store import store_folder
 from resnet_dist.tracking.sync import sync_one, sync_one_study
 
@@ -32,23 +35,35 @@ def close_abandoned(tracker: Tracker, output: Path | str, report: Report) -> Non
     the command that looks goes on. Raises what the tracker raises.
     """
     for run in tracker.runs(tracker.experiments(), RUNNING):
+        if run.folder is not None and is_url(run.folder) and not run.folder.startswith(f"{output}/"):
+            continue  # Another person's bucket is not asked.
         try:
             _close(tracker, run, output, report)
         except (ExplainedError, OSError) as error:
             report(f"run {run.name}: left RUNNING; {error}")
 
 
-def close_abandoned_beside(output: Path | str) -> None:
-    """Do the same in a thread, for a command that begins a run: it waits for nothing, and nothing is reported."""
+def closing_abandoned(open_publisher: OpenPublisher) -> OpenPublisher:
+    """Return a function that opens a publisher and then closes what is abandoned, beside the training.
 
-    def close() -> None:
+    Only then: the run that begins may itself be one that a dead driver left, and its lease is this process's now.
+    """
+
+    def close(record: RunRecord) -> None:
         from resnet_dist.tracking.mlflow.reading import Tracker
 
+        output = record.run.location.removesuffix(f"/{RUNS_FOLDER}/{record.run.name}")
         with suppress(Exception):  # Whatever fails, the next command that looks tries it again.
-            close_abandoned(Tracker.open(store_folder(output)), output, lambda text: None)
+            close_abandoned(Tracker.open(record.output), output, lambda text: None)
 
-    if has_mlflow():
-        threading.Thread(target=close, name="abandoned", daemon=True).start()
+    def opened(record: RunRecord, on_entry: Callable[[Entry], None]) -> Publisher:
+        publisher = open_publisher(record, on_entry)
+        if has_mlflow():
+            # A daemon thread: nothing waits for it.
+            Thread(target=close, args=(record,), name="abandoned", daemon=True).start()
+        return publisher
+
+    return opened
 
 
 def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -180,3 +181,47 @@ def answers(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def dom_of(browser: str, url: str, profile: Path) -> str:
+    """Return the page at `url` as a browser shows it when its requests are answered."""
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    # The page draws only the columns and charts that it has room for.
+    command += ["--window-size=3200,2400", "--virtual-time-budget=60000", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.long
+def test_a_browser_shows_the_preset_columns_and_charts(output: Path, tmp_path: Path) -> None:
+    """The format of a view is not documented: a new version of MLflow may read it otherwise."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser: `apt-get install chromium` brings one")
+    links, port = list[str](), free_port()
+    command = [sys.executable, "-m", "resnet_dist", "ui", "--output", str(output), "--port", str(port)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            links = [process.stdout.readline().split()[1] for _ in range(2)]
+            table, charts = (dom_of(browser, link, tmp_path / "profile") for link in links)
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+    assert errors == ""  # no warnings of the server's libraries
+    assert "best runs first" in table
+    for name in (
+        "low",
+        "high",
+        "eval/top1",
+        "eval/loss",
+        "perf/images_per_second",
+        "optim.lr",
+        "Duration",
+        "Dataset",
+    ):
+        assert name in table
+    assert table.index(">low<") < table.index(">high<")  # the best is first
+    assert "model.name" not in table
+    drawn = [charts.index(name) for name in ("at a glance", "eval/top1", "train/loss")]
+    assert drawn == sorted(drawn)
+    assert "data/bad_samples" not in charts  # Its section is closed.
