@@ -29,7 +29,7 @@ Query = Annotated[
     typer.Option(
         "--filter",
         metavar="QUERY",
-        help="In MLflow's syntax, such as \"metrics.`eval/top1` > 0.9 and params.`model.name` = 'resnet20'\".",
+        help="In MLflow's syntax, such as 'metrics.`eval/top1` > 0.9 and params.`model.name` = \"resnet20\"'.",
     ),
 ]
 RunName = Annotated[str, typer.Argument(metavar="NAME", help="The name of a run, or its id in MLflow.")]

@@ -76,9 +76,9 @@ def find_origin(request: Request, run: RunFolder) -> Origin | None:
     if request.begin_from is None:
         return None
     flag = f"--from {request.begin_from}"
-    name, at, step = (
-        request.begin_from.rpartition("@") if "@" in request.begin_from else (request.begin_from, "", "")
-    )
+    name, at, step = request.begin_from.rpartition("@")
+    if not at or "/" in step:  # The sign belongs to a path.
+        name, at, step = request.begin_from, "", ""
     if not name or (at and not step.isdecimal()):
         raise UserError(f"{flag}: give a run, or RUN@STEP with the step of a checkpoint")
     if run.attempt > 1:
