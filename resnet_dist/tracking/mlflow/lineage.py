@@ -24,4 +24,5 @@ def lineage_tags(client: mlflow.MlflowClient, lineage: Lineage | None, note: str
             name = f"[{lineage.run}]({run_link('', experiment, lineage.run_id).lstrip('/')})"
     line = f"Forked from step {lineage.step} of {name}."
     found = {FORK_TAG: f"{lineage.run}@{lineage.step}", FORK_ID_TAG: lineage.run_id or ""}
-    return {**found, NOTE_TAG: f"{note}\n\n{line}".strip()}
+    # The page shows the first lines of a description, and the rest on request.
+    return {**found, NOTE_TAG: f"{line}\n\n{note}".strip()}

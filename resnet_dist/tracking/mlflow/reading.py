@@ -164,6 +164,8 @@ def _asked(uri: str, call: Callable[[], Answer]) -> Answer:
         return within(ANSWER_SECONDS, call)
     except UserError:
         raise
+    except TimeoutError as error:
+        raise TrackerAway(f"{place_of(uri)}: {error}") from None
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise UserError(_first_line(error)) from None

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -20,7 +22,7 @@ from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import LEASE_FILE, is_abandoned
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.study_folder import StudyFolder, held
-from resnet_dist.tracking.abandoned import close_abandoned
+from resnet_dist.tracking.abandoned import close_abandoned, closing_abandoned
 from resnet_dist.tracking.mlflow.reading import Tracker
 from resnet_dist.tracking.mlflow.run import MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
@@ -81,6 +83,21 @@ def test_only_runs_of_dead_drivers_are_closed(output: Path, digits_recipe: Recip
     assert recorded.status == "KILLED"
     # The next look finds nothing more to do.
     assert looked(output)[1] == [line for line in lines if "remote" in line]
+
+
+def test_the_start_of_another_run_closes_them(output: Path, digits_recipe: Recipe) -> None:
+    """After its publisher is open: until then the run that begins could be the one that a dead driver left."""
+    dead = begun(output, digits_recipe, "dead", 2**22)
+    record = RunRecord(begun(output, digits_recipe, "new", os.getpid()), digits_recipe, output)
+    publisher = Mock()
+    assert closing_abandoned(lambda record, on_entry: publisher)(record, Mock()) is publisher
+    for thread in threading.enumerate():
+        if thread.name == "abandoned":
+            thread.join(60)
+    recorded = read_run(dead.storage)
+    assert recorded is not None
+    assert recorded.status == "KILLED"
+    assert looked(output)[0] == {"dead": "KILLED", "new": "RUNNING"}
 
 
 def test_a_folder_that_was_moved_is_found(output: Path, digits_recipe: Recipe) -> None:

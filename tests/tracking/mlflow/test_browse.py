@@ -156,7 +156,9 @@ def test_one_run_is_opened(output: Path, served: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_a_signal_ends_the_server_and_its_workers(output: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_server_and_its_workers(
+    output: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = free_port()
     command = [sys.executable, "-m", "resnet_dist", "ui", "--output", str(output), "--port", str(port)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -166,6 +168,8 @@ def test_a_signal_ends_the_server_and_its_workers(output: Path, number: signal.S
         # The page is named when it can be opened.
         assert process.stdout.readline() == f"open   http://127.0.0.1:{port}{LINK}\n"
         assert answers(port)
+        monkeypatch.setenv(URI_VARIABLE, f"http://127.0.0.1:{port}")
+        check_server(output, port)
         os.kill(process.pid, number)  # A terminal would signal the whole group.
         assert process.wait(60) == 0
         assert not answers(port)
@@ -173,6 +177,19 @@ def test_a_signal_ends_the_server_and_its_workers(output: Path, number: signal.S
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def check_server(output: Path, port: int) -> None:
+    """Read runs from a server, as from a file; its pages are linked, and nothing is started."""
+    tracker, reports = Tracker.open(output), list[str]()
+    found = tracker.runs([tracker.experiment(None)], "metrics.`eval/top1` > 0.1")
+    assert [run.name for run in found] == ["low", "high"]
+    assert [(point.step, point.value) for point in tracker.history(found[0], "eval/top1")] == [(2, 0.75)]
+    assert show_runs(tracker, None, None, reports.append) == 0
+    assert reports[0] == f"open   http://127.0.0.1:{port}{LINK}"
+    assert tracker.page_of(found[0]).endswith(f"/runs/{found[0].run_id}?workflowType=machine_learning")
+    with pytest.raises(UserError, match="Invalid clause"):
+        tracker.runs([tracker.experiment(None)], "nonsense")
 
 
 def answers(port: int) -> bool:

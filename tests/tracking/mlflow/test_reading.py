@@ -23,7 +23,7 @@ def ids(output: Path) -> dict[str, str]:
     for experiment, names in (("digits", ("first", "second", "twice")), ("cifar", ("it's", "twice"))):
         experiment_id = client.create_experiment(experiment, artifact_location=output.as_uri())
         for number, name in enumerate(names):
-            run_id = client.create_run(experiment_id, run_name=name, start_time=number).info.run_id
+            run_id = client.create_run(experiment_id, run_name=name, start_time=number + 1).info.run_id
             client.log_metric(run_id, "eval/top1", number / 4, step=4)
             client.log_metric(run_id, "eval/top1", 0.0, step=2)
             client.log_param(run_id, "optim.lr", str(number))
@@ -89,4 +89,4 @@ def test_a_tracker_that_does_not_answer(output: Path, monkeypatch: pytest.Monkey
     with answering(200, LOGIN_PAGE) as address:
         assert "it answers with a page, as a proxy" in refused(address, TrackerAway)
     with silent() as address:
-        assert "no answer in time" in refused(address, TrackerAway)
+        assert "no answer within 0.5 s" in refused(address, TrackerAway)

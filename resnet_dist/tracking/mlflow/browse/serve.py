@@ -19,7 +19,7 @@ from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.mlflow.browse.links import experiment_link, run_link
 from resnet_dist.tracking.mlflow.browse.view import save_view
 from resnet_dist.tracking.mlflow.reading import NEWEST_FIRST, Tracker
-from resnet_dist.tracking.store import is_database, without_password
+from resnet_dist.tracking.store import is_database, sqlite_file, without_password
 
 DEFAULT_PORT = 5000
 # Between SIGTERM and SIGKILL; less than the time that an interrupted command has.
@@ -27,8 +27,8 @@ STOP_SECONDS = EXIT_SECONDS - 1.0
 POLL_SECONDS = 0.2  # between two looks whether the server answers
 # A person's page needs no more; each process takes seconds of a small machine to start.
 NUM_WORKERS = 2
-MAX_VIEWS = 20  # experiments that get the view at a start
-MAX_RUNS = 500  # of an experiment, which are looked at for the fields that differ
+MAX_VIEWS = 10  # experiments that get the view at a start
+MAX_RUNS = 200  # of an experiment, which are looked at for the fields that differ
 
 Report = Callable[[str], None]
 
@@ -51,12 +51,15 @@ def show_runs(tracker: Tracker, port: int | None, run: str | None, report: Repor
 
 
 def _save_views(tracker: Tracker, experiment: str | None) -> tuple[str, str | None]:
-    """Save the view of every experiment; return the id of the one to open, and the key of its view.
+    """Save the view of an experiment; return the id of the experiment to open, and the key of its view.
 
-    A store that takes no tags from this person is shown without it.
+    In a file, the other experiments get theirs too; on a server they may be other people's. A store that takes no tags
+    from this person is shown without a view.
     """
     opened = tracker.experiment(experiment)
     others = [one for one in tracker.experiments() if one.experiment_id != opened.experiment_id]
+    if sqlite_file(tracker.uri) is None:
+        others = []
     key: str | None = None
     for one in (*others[: MAX_VIEWS - 1], opened):
         runs = tracker.runs([one], limit=MAX_RUNS, order=NEWEST_FIRST)

@@ -22,7 +22,7 @@ VIEW_NAME = "best runs first"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
-METRIC_WIDTH, DATASET_WIDTH = 160, 200  # pixels: room for the names of the metrics
+METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
 MAX_FIELDS = 8  # columns for recipe fields that differ
 # The four charts that answer first whether a run is good, and then sections by the prefix of their metrics. Bad samples
 # are in the last one, which is closed.
@@ -48,7 +48,7 @@ def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
     """Return the state of the page: order, columns and charts. The page fills in what is missing."""
     metrics = [f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED)]
     fields = [f"params.`{key}`" for key in list(differing(runs))[:MAX_FIELDS]]
-    columns = [*metrics, DURATION, *fields, DATASET, "attributes.`Models`"]
+    columns = [*metrics, *fields, DURATION, DATASET, "attributes.`Models`"]
     return {
         "orderByKey": metrics[0],
         "orderByAsc": False,
