@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from resnet_dist.errors import ExplainedError
 from resnet_dist.runs.folder import RUNS_FOLDER
-from resnet_dist.runs.storage.lease import is_abandoned
+from resnet_dist.runs.storage.lease import is_abandoned, quiet_seconds
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.runs.study_folder import STUDIES_FOLDER, STUDY_TAG, StudyHeld, held, read_study
 from resnet_dist.tracking.locate import folder_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from resnet_dist.tracking.mlflow.reading import Tracker
 
 Report = Callable[[str], None]
+# A driver of another machine that is so long without a heartbeat, which comes every few seconds, is worth a line.
+QUIET_MINUTES = 2.0
 RUNNING = "attributes.status = 'RUNNING'"
 
 
@@ -79,10 +81,12 @@ def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report)
         return
     gone = is_abandoned(found.storage)
     if gone is None:
-        report(
-            f"run {run.name}: RUNNING, as far as this machine can know; if its driver died, `resnet-dist sync "
-            f"{run.name}` closes it"
-        )
+        minutes = quiet_seconds(found.storage) / 60
+        if minutes >= QUIET_MINUTES:
+            report(
+                f"run {run.name}: RUNNING, but its driver on another machine has given no sign for {minutes:.0f} min; "
+                f"`resnet-dist sync {run.name}` closes it where it is dead"
+            )
     elif gone and found.status is not None:  # Only the tracker missed the end.
         tracker.close(run, found.status)
         report(f"run {run.name}: closed as {found.status}, was RUNNING")

@@ -212,6 +212,12 @@ def is_abandoned(storage: Storage) -> bool | None:
         return False
 
 
+def quiet_seconds(storage: Storage) -> float:
+    """Return the time since the last beat of a lease. It compares the clocks of two machines: good for messages alone."""
+    modified = storage.modified(LEASE_FILE)
+    return 0.0 if modified is None else max(0.0, time.time() - modified)
+
+
 def _take(storage: Storage, mine: Holder, *, is_locked: bool, report: Report) -> str:
     """Write this process into the lease and return the version. Raises LeaseHeld."""
     seen: Holder | None = None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -75,14 +76,19 @@ def test_only_runs_of_dead_drivers_are_closed(output: Path, digits_recipe: Recip
     assert sorted(lines) == [
         "run dead: 1 metrics sent, closed as KILLED, was RUNNING",
         "run ended: closed as FAILED, was RUNNING",
-        "run remote: RUNNING, as far as this machine can know; if its driver died, `resnet-dist sync remote` closes it",
         "run removed: closed as KILLED, was RUNNING; its folder was removed",
     ]
     recorded = read_run(dead.storage)
     assert recorded is not None
     assert recorded.status == "KILLED"
-    # The next look finds nothing more to do.
-    assert looked(output)[1] == [line for line in lines if "remote" in line]
+    # The next look finds nothing more to do, until the driver on the other machine gives no sign.
+    assert looked(output)[1] == []
+    lease, before = output / "runs/remote" / LEASE_FILE, time.time() - 600
+    os.utime(lease, (before, before))
+    assert looked(output)[1] == [
+        "run remote: RUNNING, but its driver on another machine has given no sign for 10 min; `resnet-dist sync remote` "
+        "closes it where it is dead"
+    ]
 
 
 def test_the_start_of_another_run_closes_them(output: Path, digits_recipe: Recipe) -> None:
