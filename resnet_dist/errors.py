@@ -10,7 +10,8 @@ launch.jobs.advice.JobLeft. They are no ExplainedErrors: the command that catche
 from __future__ import annotations
 
 UNSENT_EXIT_CODE = 4  # The training is finished, but MLflow did not get everything.
-NO_ANSWER_EXIT_CODE = 6  # A cluster does not answer; 5 is that of `status` for a job that has not ended.
+# A cluster, or a tracker whose runs are asked for, does not answer; 5 is that of `status` for a job that has not ended.
+NO_ANSWER_EXIT_CODE = 6
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells report it; used for SIGTERM too
 
 

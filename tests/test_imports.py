@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study"},
+    {"bench", "study", "experiments"},
     {"terminal", "driver"},
     {"launch"},
     {"tracking"},
@@ -33,14 +33,16 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls"}, {"storage"}],
+    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls", "lineage"}, {"storage"}],
     "tracking": [
-        {"sync"},
+        {"abandoned"},
+        {"sync", "locate"},
         {"open"},
         {"mlflow"},
         {"console"},
         {"protocol"},
         {"spool", "store", "origin"},
+        {"description", "logged_run"},
     ],
     "train": [
         {"loop"},

@@ -60,6 +60,8 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
     while hasattr(command, "commands"):
         if words == ["--help"]:
             return "", {}
+        if command.invoke_without_command and (not words or words[0].startswith("-")):
+            break
         name, *words = words
         command = command.commands[name]
     return name, dict(command.make_context(name, words).params)

@@ -8,8 +8,8 @@ submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate, ui
-runs      sync
+models    evaluate
+runs      runs (show, best, compare), ui, sync
 bench     bench loader, bench step, bench launch
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
@@ -25,9 +25,9 @@ from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
-from resnet_dist.cli.models import evaluate, ui
+from resnet_dist.cli.models import evaluate
 from resnet_dist.cli.options import diverted
-from resnet_dist.cli.runs import sync
+from resnet_dist.cli.runs import runs, sync, ui
 from resnet_dist.cli.submit import submit
 from resnet_dist.cli.submitted import jobs, logs, status, stop
 from resnet_dist.cli.train import study, train
@@ -40,6 +40,7 @@ app = typer.Typer(
 app.callback()(check_launcher)
 for command in (prepare, index, train, study, submit, jobs, logs, status, stop, sync, evaluate, ui):
     app.command()(diverted(command))
+app.add_typer(runs, name="runs")
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
 for name, bench_command in (("loader", bench_loader), ("step", bench_step), ("launch", bench_launch)):
     bench.command(name)(diverted(bench_command))

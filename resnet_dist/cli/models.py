@@ -1,4 +1,4 @@
-"""Commands that evaluate a trained model and serve the store of runs."""
+"""The command that evaluates a trained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resnet_dist.cli.options import (
 from resnet_dist.errors import UserError
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.system.streams import need_stdout, set_end
+from resnet_dist.system.streams import need_stdout
 from resnet_dist.tracking.store import store_folder, tracking_uri
 
 
@@ -72,23 +72,6 @@ def evaluate(
         out.print(f"{key:<13} {value:.6g}")
     if bad:
         err.print(f"{len(bad):,} of {index.num_samples:,} samples are bad and not counted in the metrics")
-
-
-def ui(
-    output: RunOutput = str(DEFAULT_OUTPUT),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-) -> None:
-    """Serve the local MLflow store and print the address of the experiment page."""
-    from resnet_dist.tracking.open import has_mlflow
-
-    if not has_mlflow():
-        raise UserError("MLflow, whose page this command serves, is not installed")
-    from resnet_dist.tracking.mlflow.ui import serve_store
-
-    code = serve_store(store_folder(output), port, out.print)
-    # The server's own lines matter where it could not serve.
-    set_end("tail" if code else "silent")
-    raise typer.Exit(code)
 
 
 def _model_folder(model: str, output: str) -> Path | str:

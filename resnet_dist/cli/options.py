@@ -77,6 +77,14 @@ Dashboard = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
+BeginFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="RUN[@STEP]",
+        help="Begin a new run with a checkpoint of another one, at its step; default: its newest.",
+    ),
+]
 
 DEFAULT_SHARD_CACHE = Path(Data.model_fields["shard_cache"].default)
 SHARD_CACHE_BYTES: int = Data.model_fields["shard_cache_bytes"].default

@@ -11,6 +11,7 @@ import typer
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
+    BeginFrom,
     Dashboard,
     Gpu,
     MaxRestarts,
@@ -74,6 +75,7 @@ def submit(
     address: Dashboard = None,
     name: Name = None,
     resume: Resume = False,
+    begin_from: BeginFrom = None,
     output: ClusterOutput = str(DEFAULT_OUTPUT),
     detach: Detach = False,
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
@@ -111,6 +113,7 @@ def submit(
         gpu=gpu,
         name=name,
         resume=resume,
+        begin_from=begin_from,
         output=resolved(output),
         detach=detach,
         command=command_line(),

@@ -15,6 +15,7 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     Address,
+    BeginFrom,
     Gpu,
     MaxRestarts,
     Name,
@@ -72,6 +73,7 @@ def train(
     address: Address = None,
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
+    begin_from: BeginFrom = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
@@ -92,6 +94,7 @@ def train(
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
+        from resnet_dist.tracking.abandoned import closing_abandoned
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -103,9 +106,9 @@ def train(
             value = value or load(recipe, overrides)
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
-            flags = (workers, gpu, local, address, name, resume, ranks)
+            flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
             request = Request(value, str(recipe), place, *flags, max_restarts=max_restarts, wait_seconds=wait)
-            summary = run_training(request, reporter, open_publisher)
+            summary = run_training(request, reporter, closing_abandoned(open_publisher))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
         err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
@@ -146,6 +149,7 @@ def study(
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
+        from resnet_dist.tracking.abandoned import closing_abandoned
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
     folder = local_folder(str(output), "--output").absolute()
@@ -153,7 +157,7 @@ def study(
     request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
     with make_reporter(out, training_lines=False) as reporter:
         try:
-            summary = run_study(request, reporter, open_study, open_publisher)
+            summary = run_study(request, reporter, open_study, closing_abandoned(open_publisher))
         except StudyInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"

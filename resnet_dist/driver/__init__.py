@@ -2,6 +2,7 @@
 
 request    the request of a person, its summary, and the interruption that may end it
 preflight  check everything that can be refused before a rank starts; prepare missing shards
+fork       begin a run with the checkpoint of another one
 output     check that a run can write its files
 hold       hold the run, so that nobody else trains it, and end where that right is lost
 restarts   start lost ranks again, within limits

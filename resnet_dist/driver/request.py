@@ -28,6 +28,7 @@ class Request:
     address: str | None = None
     name: str | None = None
     resume: bool = False
+    begin_from: str | None = None  # RUN or RUN@STEP: the checkpoint that a new run begins with, see `fork`
     torchrun: TorchrunRanks | None = None  # set: this process is their rank 0
     tags: Mapping[str, str] = field(default_factory=dict)  # additional tags of the run in MLflow
     max_restarts: int = 0  # of lost ranks, within an hour

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
 from resnet_dist.driver.gauges import GAUGES, RunGauges, Sink, file_sink, metrics_file
 from resnet_dist.driver.hold import choose, has_lost, locked, loss_reported
 from resnet_dist.driver.output import check_output
@@ -86,13 +87,17 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     with handle_signals(raise_interrupt), ExitStack() as stack:
         check_output(request.output)
         run = choose(request)
-        is_new = not list_checkpoints(run.checkpoints)
+        origin = find_origin(request, run)
+        is_new = origin is None and not list_checkpoints(run.checkpoints)
         indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
         # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
         run = stack.enter_context(locked(request, run, reporter.note))
         stack.enter_context(loss_reported(run))
         run = run.with_data([index.digest() for index in indexes])
         check_continued(run, request.recipe, indexes[0])
+        if origin is not None:
+            check_fork(origin, request.recipe, indexes, total_steps)
+            run = begin_fork(origin, run, request.recipe, reporter.note)
         launch = stack.enter_context(_launcher(request, reporter))
         sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
         gauges = RunGauges(run, total_steps, [*sinks, *_ray_sinks(request)])

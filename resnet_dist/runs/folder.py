@@ -18,6 +18,7 @@ from typing import Literal
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
+from resnet_dist.runs.lineage import Lineage
 from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import Lease, LeaseHeld, held_lease, log_loss
 from resnet_dist.runs.storage.protocol import Log, Report, Storage
@@ -92,6 +93,7 @@ class RunFolder:
     status: Status | None = None  # that of the newest attempt; None while it runs, and where its driver died
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
     restarts: tuple[Restarted, ...] = ()  # of all attempts, oldest first
+    lineage: Lineage | None = None  # the run that this one was forked from
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     # Of the driver that trains the run: once it is lost, nothing more is written. Not in run.json.
@@ -253,7 +255,9 @@ def read_run(storage: Storage) -> RunFolder | None:
         value = json.loads(content)
         restarts = tuple(Restarted(**one) for one in value.get("restarts", ()))
         unsent = tuple(value.get("unsent", ()))
-        run = RunFolder(storage=storage, **{**value, "unsent": unsent, "restarts": restarts})
+        lineage = Lineage(**value["lineage"]) if value.get("lineage") else None
+        read = {"unsent": unsent, "restarts": restarts, "lineage": lineage}
+        run = RunFolder(storage=storage, **{**value, **read})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: not a run ({error})") from None
     if run.order not in VERSIONS:

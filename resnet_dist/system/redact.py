@@ -22,6 +22,8 @@ _USER_INFO_WITH_SLASH = re.compile(r"(?<=://)[^/?#\s@:]+:(?!\d*(?:/|$))[^\s@]*@"
 # names for signatures.
 _PUBLIC_PARAMETERS = frozenset(
     {"versionid", "version", "generation", "ref", "rev", "revision", "raw", "download", "alt"}
+    # Of MLflow's pages: the mode, the saved view, and what is drawn beside the table.
+    | {"workflowtype", "viewstatesharekey", "comparerunsmode"}
 )
 _PARAMETER = re.compile(r"([?&])([^=&#\s]+)=([^&#\s'\"<>]*)")
 _BARE_TOKEN = re.compile(r"([?&])[^=&#\s'\"<>]{16,}(?=$|[&#\s'\"<>])")

@@ -13,6 +13,7 @@ from resnet_dist.system.provenance import (
     user_name,
 )
 from resnet_dist.system.redact import redact
+from resnet_dist.tracking.description import markdown
 
 
 def origin_tags(source: str, description: str) -> dict[str, str]:
@@ -21,7 +22,7 @@ def origin_tags(source: str, description: str) -> dict[str, str]:
         "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
         "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
         "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": redact(description.strip()),
+        "mlflow.note.content": redact(markdown(description)),
         **_git_tags(Path(source).parent),
     }
 

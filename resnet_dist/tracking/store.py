@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from resnet_dist.errors import UserError
+from resnet_dist.errors import NO_ANSWER_EXIT_CODE, ExplainedError, UserError
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.redact import HIDDEN, redact
 
@@ -23,6 +23,12 @@ _HOST_AND_PORT = re.compile(r"([^/@\s]*@)?[A-Za-z0-9._-]+:\d+(/.*)?")
 
 class TrackerRefuses(UserError):
     """A tracker that refuses this person, such as by a wrong password: it refuses every other request too."""
+
+
+class TrackerAway(ExplainedError):
+    """A tracker that does not answer, or not as MLflow does: another try may succeed."""
+
+    exit_code = NO_ANSWER_EXIT_CODE
 
 
 def store_folder(output: Path | str) -> Path:

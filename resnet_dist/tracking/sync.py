@@ -34,11 +34,11 @@ def sync_runs(output: Path | str, name: str | None, report: Report) -> bool:
     run, named = read_run(place.at(name)), [folder for folder in studies if folder.name == name]
     if run is None and not named:
         raise UserError(f"{place.location}: no run named {name} there")
-    sent = [_sync_run(run, store, report)] if run is not None else []
+    sent = [sync_one(run, store, report)] if run is not None else []
     for folder in named:
         members = [member for member in _study_in(folder).runs() if not _is_complete(member)]
-        sent += [_sync_run(member, store, report) for member in members]
-        sent.append(_sync_study(folder, report))
+        sent += [sync_one(member, store, report) for member in members]
+        sent.append(sync_one_study(folder, report))
     return all(sent)
 
 
@@ -47,10 +47,10 @@ def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) 
 
     def send_run(name: str) -> bool | None:
         run = read_run(place.at(name))
-        return None if run is None else _is_complete(run) or _sync_run(run, store, report)
+        return None if run is None else _is_complete(run) or sync_one(run, store, report)
 
     def send_study(folder: Path) -> bool:
-        return _is_complete(_study_in(folder)) or _sync_study(folder, report)
+        return _is_complete(_study_in(folder)) or sync_one_study(folder, report)
 
     # The studies come last: the runs that they adopt then exist.
     tasks: list[tuple[str, Callable[[], bool | None]]] = [
@@ -77,8 +77,8 @@ def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) 
     return not left
 
 
-def _sync_run(run: RunFolder, store: Path, report: Report) -> bool:
-    """Send a run; report whether MLflow has everything then."""
+def sync_one(run: RunFolder, store: Path, report: Report) -> bool:
+    """Send a run and close it; report whether MLflow has everything then. Raises UserError where a person must act."""
     from resnet_dist.tracking.mlflow.sync import sync_run
 
     try:
@@ -93,7 +93,7 @@ def _sync_run(run: RunFolder, store: Path, report: Report) -> bool:
     return not synced.unsent
 
 
-def _sync_study(folder: Path, report: Report) -> bool:
+def sync_one_study(folder: Path, report: Report) -> bool:
     """Send the run of a study that is the parent of the others; report whether MLflow has everything then."""
     from resnet_dist.tracking.mlflow.sync import sync_study
 

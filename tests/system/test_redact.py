@@ -16,6 +16,10 @@ from resnet_dist.system.redact import redact, redact_all
         ("http://u:hu'sh@h/a.tar", "http://***@h/a.tar"),
         ("https://hush@h/a.tar", "https://***@h/a.tar"),
         (
+            "http://h:5000/#/experiments/1/runs?workflowType=machine_learning&token=hush",
+            "http://h:5000/#/experiments/1/runs?workflowType=machine_learning&token=***",
+        ),
+        (
             "see s3://k:hush@b/x?X-Amz-Signature=hush&versionId=3",
             "see s3://***@b/x?X-Amz-Signature=***&versionId=3",
         ),

@@ -50,6 +50,7 @@ class Submission:
     command: str  # the command as it was typed, for the advice that names how to resume
     max_restarts: int
     wait_seconds: float | None
+    begin_from: str | None = None  # RUN or RUN@STEP, which the cluster looks up
     variables: Mapping[str, str] = field(default_factory=dict)  # additional ones of the job's environment
     working: WorkingFolder | None = None  # sent with the recipe
 
@@ -70,6 +71,8 @@ def entrypoint(submission: Submission) -> list[str]:
         command.append("--gpu" if submission.gpu else "--cpu")
     if submission.name:
         command += ["--name", submission.name]
+    if submission.begin_from:
+        command += ["--from", submission.begin_from]
     return start_command([*command, "--resume"] if submission.resume else command)
 
 

@@ -193,6 +193,31 @@ def held_lease(
             lease.release()
 
 
+def is_abandoned(storage: Storage) -> bool | None:
+    """Report whether the holder of a lease is dead or has released it; None where only a wait can show that.
+
+    Neither waits nor takes the lease.
+    """
+    found = storage.read(LEASE_FILE)
+    holder = None if found is None else Holder.parse(found)
+    if holder is None or holder.is_dead() is not None:
+        return _is_free(holder, is_locked=False)
+    if holder.host != platform.node():
+        return None
+    # This machine has been started again, or the holder was in a container on it: the lock of the kernel shows it.
+    try:
+        with storage.lock(LOCK_FILE) as is_locked:
+            return True if is_locked else None
+    except LockHeld:
+        return False
+
+
+def quiet_seconds(storage: Storage) -> float:
+    """Return the time since the last beat of a lease. It compares the clocks of two machines: good for messages alone."""
+    modified = storage.modified(LEASE_FILE)
+    return 0.0 if modified is None else max(0.0, time.time() - modified)
+
+
 def _take(storage: Storage, mine: Holder, *, is_locked: bool, report: Report) -> str:
     """Write this process into the lease and return the version. Raises LeaseHeld."""
     seen: Holder | None = None

@@ -2,6 +2,7 @@
 
 database/  the SQLite file or database that holds runs: checked, created, kept with its folder
 run        the MLflow run: created, resumed, described and closed
+lineage    tags and link of a forked run
 values     values and names as MLflow takes them
 failure    explain the failure of a tracker; tell a mistake from an outage
 upload     the thread that opens the run and sends it the metrics of a spool
@@ -11,7 +12,8 @@ results    publish the recipe, and the results of a run that has ended
 publisher  the publisher of a run, made of the modules above
 study      the publisher of a study: the parent of its runs
 sync       send what a tracker did not get; close what a dead driver left open
-ui         serve a store to a browser
+reading    read runs back: those of an experiment, one by its name, the history of a metric
+browse/    MLflow's page: served, linked, and opened with columns and charts
 """
 
 import logging

@@ -19,10 +19,13 @@ from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
+from resnet_dist.tracking.logged_run import FOLDER_TAG, KEY_TAG
 from resnet_dist.tracking.mlflow import values
+from resnet_dist.tracking.mlflow.browse.links import run_link
 from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.mlflow.lineage import NOTE_TAG, lineage_tags
 from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
@@ -30,9 +33,7 @@ from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_u
 log = logging.getLogger(__name__)
 
 MAX_METRICS_PER_REQUEST = 1000  # MLflow's limit
-KEY_TAG, FOLDER_TAG, ATTEMPT_TAG, RESTART_TAG, MODEL_TAG = (
-    f"resnet_dist.{name}" for name in ("key", "folder", "attempt", "restart", "model_step")
-)
+ATTEMPT_TAG, RESTART_TAG, MODEL_TAG = (f"resnet_dist.{name}" for name in ("attempt", "restart", "model_step"))
 CLOSE_SECONDS = 30.0
 ABANDON_SECONDS = 5.0  # for closing a run that could not be described
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page lists a run under the run with this id.
@@ -127,9 +128,7 @@ class MlflowRun:
         """The address of the run's page; empty where no server shows one."""
         if not self.uri.startswith(("http://", "https://")):
             return ""
-        return (
-            f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        )
+        return run_link(without_password(self.uri), self.experiment_id, self.run_id)
 
     def describe(self, record: RunRecord) -> None:
         """Set the parameters and tags; those that the store does not take go to `refused`."""
@@ -143,7 +142,7 @@ class MlflowRun:
             lambda batch: self.client.log_batch(self.run_id, params=batch, synchronous=True),
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
-        self.set_tags(tags)
+        self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
 
     def describe_study(self, study: StudyFolder) -> None:
         self.set_tags({**origin_tags(study.source, study.description), STUDY_TAG: study.name})
@@ -287,9 +286,3 @@ def warn_on_error(consequence: str, uri: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning("%s (%s)", consequence, explain(error, uri).reason)
-
-
-def page_of(address: str, experiment_id: str) -> str:
-    """Return the address of the page that lists an experiment's runs on an MLflow server."""
-    # Without the parameter, the page opens in its GenAI mode, which has no charts of metrics.
-    return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"

@@ -1,0 +1,108 @@
+"""Close what drivers that died left RUNNING in a tracker, for every command that looks at runs or begins one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from resnet_dist.errors import ExplainedError
+from resnet_dist.runs.folder import RUNS_FOLDER
+from resnet_dist.runs.storage.lease import is_abandoned, quiet_seconds
+from resnet_dist.runs.storage.open import is_url
+from resnet_dist.runs.study_folder import STUDIES_FOLDER, STUDY_TAG, StudyHeld, held, read_study
+from resnet_dist.tracking.locate import folder_of
+from resnet_dist.tracking.logged_run import LoggedRun
+from resnet_dist.tracking.open import has_mlflow
+from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
+from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.store import store_folder
+from resnet_dist.tracking.sync import sync_one, sync_one_study
+
+if TYPE_CHECKING:
+    from resnet_dist.tracking.mlflow.reading import Tracker
+
+Report = Callable[[str], None]
+# A driver of another machine that is so long without a heartbeat, which comes every few seconds, is worth a line.
+QUIET_MINUTES = 2.0
+RUNNING = "attributes.status = 'RUNNING'"
+
+
+def close_abandoned(tracker: Tracker, output: Path | str, report: Report) -> None:
+    """Close the runs that are RUNNING in a tracker and whose driver is gone, as their folders show.
+
+    Never waits for a lease, and leaves runs whose folder is not on this machine. A run that cannot be closed is reported:
+    the command that looks goes on. Raises what the tracker raises.
+    """
+    for run in tracker.runs(tracker.experiments(), RUNNING):
+        if run.folder is not None and is_url(run.folder) and not run.folder.startswith(f"{output}/"):
+            continue  # Another person's bucket is not asked.
+        try:
+            _close(tracker, run, output, report)
+        except (ExplainedError, OSError) as error:
+            report(f"run {run.name}: left RUNNING; {error}")
+
+
+def closing_abandoned(open_publisher: OpenPublisher) -> OpenPublisher:
+    """Return a function that opens a publisher and then closes what is abandoned, beside the training.
+
+    Only then: the run that begins may itself be one that a dead driver left, and its lease is this process's now.
+    """
+
+    def close(record: RunRecord) -> None:
+        from resnet_dist.tracking.mlflow.reading import Tracker
+
+        output = record.run.location.removesuffix(f"/{RUNS_FOLDER}/{record.run.name}")
+        with suppress(Exception):  # Whatever fails, the next command that looks tries it again.
+            close_abandoned(Tracker.open(record.output), output, lambda text: None)
+
+    def opened(record: RunRecord, on_entry: Callable[[Entry], None]) -> Publisher:
+        publisher = open_publisher(record, on_entry)
+        if has_mlflow():
+            # A daemon thread: nothing waits for it.
+            Thread(target=close, args=(record,), name="abandoned", daemon=True).start()
+        return publisher
+
+    return opened
+
+
+def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report) -> None:
+    if run.folder is None:
+        _close_study(run, output, report)
+        return
+    found = folder_of(run, output)
+    if found is None:
+        # In a store of its own, a folder that is gone was removed by a person; elsewhere it may be another machine's.
+        if not is_url(run.folder) and Path(run.folder).is_relative_to(Path(output).absolute()):
+            tracker.close(run, "KILLED")
+            report(f"run {run.name}: closed as KILLED, was RUNNING; its folder was removed")
+        return
+    gone = is_abandoned(found.storage)
+    if gone is None:
+        minutes = quiet_seconds(found.storage) / 60
+        if minutes >= QUIET_MINUTES:
+            report(
+                f"run {run.name}: RUNNING, but its driver on another machine has given no sign for {minutes:.0f} min; "
+                f"`resnet-dist sync {run.name}` closes it where it is dead"
+            )
+    elif gone and found.status is not None:  # Only the tracker missed the end.
+        tracker.close(run, found.status)
+        report(f"run {run.name}: closed as {found.status}, was RUNNING")
+    elif gone:
+        sync_one(found, store_folder(output), report)
+
+
+def _close_study(run: LoggedRun, output: Path | str, report: Report) -> None:
+    """Close the run of a study, which has no folder among those of runs."""
+    name = run.tags.get(STUDY_TAG)
+    folder = store_folder(output) / STUDIES_FOLDER / (name or "")
+    if name is None or read_study(folder) is None:
+        return
+    try:
+        with held(folder):
+            pass
+    except StudyHeld:  # Its driver lives.
+        return
+    sync_one_study(folder, report)

@@ -1,0 +1,53 @@
+"""Find the folder of a run by what a person calls it: its name, its path or URL, or its id in MLflow."""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import suppress
+from pathlib import Path
+
+from resnet_dist.errors import UserError
+from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, read_run
+from resnet_dist.runs.storage.open import is_url, open_storage
+from resnet_dist.tracking.logged_run import LoggedRun
+from resnet_dist.tracking.open import has_mlflow
+from resnet_dist.tracking.store import TrackerAway, store_folder
+
+
+def locate_run(name: str, output: Path | str, flag: str) -> RunFolder:
+    """Return a run of `output`, or one that is elsewhere. flag: begins the message of a UserError where there is none."""
+    if "/" in name or is_url(name):
+        found = read_run(open_storage(name if is_url(name) else Path(name).expanduser().absolute()))
+        if found is None:
+            raise UserError(f"{flag}: {name} is no folder of a run")
+        return found
+    runs = open_storage(output).at(RUNS_FOLDER)
+    found = read_run(runs.at(name)) or _of_tracker(name, output)
+    if found is not None:
+        return found
+    known = runs.folders()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known[:5]) or 'no runs'}"
+    raise UserError(f"{flag}: no run named {name} in {runs.location}{hint}")
+
+
+def folder_of(run: LoggedRun, output: Path | str) -> RunFolder | None:
+    """Return the folder of a run, also where its output was moved; None where this machine does not have it."""
+    here = open_storage(output).at(RUNS_FOLDER).at(run.name)
+    places = [here] if run.folder is None else [open_storage(run.folder), here]
+    for place in places:
+        found = read_run(place)
+        if found is not None and found.key == run.key:
+            return found
+    return None
+
+
+def _of_tracker(name: str, output: Path | str) -> RunFolder | None:
+    """Return the folder of a run that the tracker knows; None where it does not, and where it cannot be asked."""
+    if not has_mlflow():
+        return None
+    from resnet_dist.tracking.mlflow.reading import Tracker
+
+    with suppress(UserError, TrackerAway):
+        return folder_of(Tracker.open(store_folder(output)).find(name), output)
+    return None

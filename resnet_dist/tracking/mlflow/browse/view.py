@@ -1,0 +1,111 @@
+"""The saved view of an experiment: the columns of its table, and its charts in the order of their interest.
+
+MLflow's page keeps a view as a tag of the experiment, and opens it by its key in an address. The format is not documented:
+tests/tracking/mlflow/test_browse.py opens one in a browser.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import mlflow
+
+from resnet_dist.tracking.logged_run import LOSS, RATE, SPEED, TOP1, TRAIN_LOSS, LoggedRun, differing
+
+VIEW = "resnet-dist"  # its key in an address
+VIEW_NAME = "best runs first"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
+DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
+METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
+MAX_FIELDS = 8  # columns for recipe fields that differ
+# The four charts that answer first whether a run is good, and then sections by the prefix of their metrics. Bad samples
+# are in the last one, which is closed.
+FIRST_SECTION = "at a glance"
+FIRST_CHARTS = (TOP1, TRAIN_LOSS, RATE, SPEED)
+SECTIONS = ("eval", "train", "perf", "System metrics", "data")
+CLOSED_SECTIONS = ("System metrics", "data")
+
+
+def save_view(client: mlflow.MlflowClient, experiment_id: str, runs: Sequence[LoggedRun]) -> str:
+    """Save the view of an experiment with these runs, unless it is there; return its key. Raises what the store raises."""
+    tags = client.get_experiment(experiment_id).tags
+    state = _packed(view_state(runs))
+    if _state_of(tags.get(VIEW_TAG, "")) != state:
+        envelope = {"name": VIEW_NAME, "createdAt": time.time_ns() // 1_000_000, "state": state}
+        client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(envelope))
+    if PRIMARY_TAG not in tags:
+        client.set_experiment_tag(experiment_id, PRIMARY_TAG, TOP1)
+    return VIEW
+
+
+def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
+    """Return the state of the page: order, columns and charts. The page fills in what is missing."""
+    metrics = [f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED)]
+    fields = [f"params.`{key}`" for key in list(differing(runs))[:MAX_FIELDS]]
+    columns = [*metrics, *fields, DURATION, DATASET, "attributes.`Models`"]
+    return {
+        "orderByKey": metrics[0],
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {**dict.fromkeys(metrics, METRIC_WIDTH), DATASET: DATASET_WIDTH},
+        "compareRunCharts": _charts(runs),
+        "compareRunSections": [_section(name) for name in (FIRST_SECTION, *SECTIONS)],
+        # Otherwise the page sorts the sections by their names.
+        "isAccordionReordered": True,
+    }
+
+
+def _charts(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Return the charts of the first section, and of all other metrics so far; the page adds those that come later."""
+    known = dict.fromkeys(key for run in runs for key in sorted(run.metrics))
+    sections = {key: key.rpartition("/")[0] for key in known if key not in FIRST_CHARTS}
+    others = [_chart(key, section) for key, section in sections.items() if section in SECTIONS]
+    return [*(_chart(key, FIRST_SECTION) for key in FIRST_CHARTS), *others]
+
+
+def _chart(key: str, section: str) -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "uuid": f"chart {key}",
+        "metricSectionId": f"section {section}",
+        "metricKey": key,
+        "isGenerated": True,
+        "deleted": False,
+        "runsCountToCompare": 10,
+        # Curves as they were measured: the page smooths a chart that leaves this out.
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+        "xAxisKey": "step",
+    }
+
+
+def _section(name: str) -> dict[str, Any]:
+    display = name not in CLOSED_SECTIONS
+    return {
+        "uuid": f"section {name}",
+        "name": name,
+        "display": display,
+        "isReordered": True,
+        "deleted": False,
+        "isGenerated": True,
+    }
+
+
+def _packed(state: dict[str, Any]) -> str:
+    """Return a state as the page reads it, compressed as the page does it: a tag has room for MAX_TAG characters."""
+    return f"deflate;{base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()}"
+
+
+def _state_of(tag: str) -> str:
+    try:
+        return str(json.loads(tag)["state"])
+    except (ValueError, KeyError, TypeError):
+        return ""
