@@ -33,7 +33,7 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls"}, {"storage"}],
+    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls", "page"}, {"storage"}],
     "tracking": [
         {"sync"},
         {"open"},

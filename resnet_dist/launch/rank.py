@@ -32,6 +32,7 @@ from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.limit import Call
+from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.tracker import NullTracker
@@ -146,7 +147,8 @@ def _train_rank(
             def stop() -> bool:
                 return stop_requested() or watch.requested()
 
-            progress.on_first_step = lambda: log_start(attempt, progress, tracker)
+            tags = machine_tags(hosts, world)
+            progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
             return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
     except Superseded:
         raise
@@ -159,14 +161,25 @@ def _train_rank(
         raise
 
 
-def log_start(attempt: Attempt, progress: Progress, tracker: Spool) -> None:
-    """Record the seconds that the start of this attempt took; a restart is shown to the person, and a metric."""
+def machine_tags(hosts: list[str], world: World) -> dict[str, str]:
+    """Return the tags of the machines of an attempt: their names, and what rank 0's has."""
+    found = {"hosts": hosts_text(hosts), **package_versions()}
+    if world.device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(world.device)
+        found["cuda"] = str(torch.version.cuda or torch.version.hip)
+        found["nvidia_driver"] = driver_version() or "unknown"
+    return {f"resnet_dist.machine.{name}": text for name, text in found.items()}
+
+
+def log_start(attempt: Attempt, progress: Progress, tracker: Spool, tags: dict[str, str]) -> None:
+    """Record tags and the seconds that the start of this attempt took; a restart is shown, and a metric."""
     if BEGIN not in attempt.marks:  # The caller is no driver.
         return
     times = zip((CHECKPOINT, DATA, STEP), progress.start_times, strict=True)
     phases = phases_of({**attempt.marks, **dict(times)})
     seconds = round(sum(phases.values()), 3)
     start = {"attempt": attempt.number, "host": platform.node(), "seconds": seconds, "phases": phases}
+    start["tags"] = tags
     if ENDED in attempt.marks:
         metrics = {"perf/restarts": float(attempt.restarts), "perf/restart_seconds": seconds}
         tracker.log_start(start, progress.step, metrics, describe_start(attempt.number, phases))

@@ -35,7 +35,8 @@ class Entry:
     # By quantity, then by layer. Kept apart from `metrics` because MLflow would draw a chart for every layer.
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str | None = None
-    # The first step of an attempt: its number, and the seconds since the cause of its start, in all and by phase.
+    # The first step of an attempt: its number, the seconds since the cause of its start, in all and by phase, and tags
+    # of the machines that it runs on.
     start: dict[str, Any] | None = None
 
 
@@ -119,6 +120,15 @@ def start_seconds(entries: Iterable[Entry]) -> dict[int, float]:
     """Return the seconds to the first step of each attempt that took one, by its number."""
     starts = [entry.start for entry in entries if entry.start is not None]
     return {start["attempt"]: start["seconds"] for start in starts}
+
+
+def start_tags(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return the tags of the machines of the newest attempt that took a step."""
+    tags: dict[str, str] = {}
+    for entry in entries:
+        if entry.start is not None:
+            tags = entry.start.get("tags") or tags
+    return tags
 
 
 def has_steps(spool: Log) -> bool:

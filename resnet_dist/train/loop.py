@@ -18,7 +18,7 @@ It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.plan import Plan, due, order_of
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
+from resnet_dist.train.state.usage_metrics import usage_metrics, usage_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 from resnet_dist.train.step.train_step import TrainStep, compiled
 from resnet_dist.train.tracker import Tracker
@@ -105,7 +106,8 @@ def train(
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
-                    tracker.log(training_metrics(state, parts.order, world), state.step)
+                    since_last = training_metrics(state, parts.order, world)
+                    tracker.log(since_last | usage_of_machines(state, recipe), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
@@ -162,23 +164,19 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
+    storage = open_storage(location).at(CHECKPOINTS_FOLDER)
     with (
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
         Checkpointer(
-            open_storage(location).at(CHECKPOINTS_FOLDER),
-            recipe,
-            train_index.classes,
-            world,
-            tracker.note,
-            tracker.flush,
-            permit,
+            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit
         ) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
+        closing(usage_of(world)) as state.meter.usage,
     ):
         restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
         guard.check_length(state, plan.total)
@@ -249,6 +247,15 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     }
     state.metrics |= metrics
     return metrics
+
+
+def usage_of_machines(state: TrainState, recipe: Recipe) -> dict[str, float]:
+    """Return the metrics of the machines since the last log line; none where rank 0 has no new sample."""
+    usage = state.meter.usage
+    if not usage.is_new:
+        return {}
+    usage.restart()
+    return usage_metrics(state.meter.usage_RV, per_node=recipe.train.log_node_metrics)
 
 
 def log_gradient_norms(train_step: TrainStep, tracker: Tracker, step: int) -> None:

@@ -16,6 +16,7 @@ from resnet_dist.errors import StorageError
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.model import log_model
+from resnet_dist.tracking.mlflow.page.inputs import log_failures, log_page
 from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Follower, read_layers
@@ -50,6 +51,8 @@ def publish_results(
     tasks: list[tuple[str, Callable[[], object]]] = []
     if not recipe_logged:
         tasks.append(("the recipe file", lambda: log_recipe(run, record.recipe)))
+        tasks.append(("the data sets", lambda: log_page(run, record.run)))
+    tasks.append(("the details of failures", lambda: log_failures(run, record.run)))
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
     if checkpoint is not None:
