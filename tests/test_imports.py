@@ -23,6 +23,7 @@ LAYERS = [
     {"terminal", "driver"},
     {"launch"},
     {"tracking"},
+    {"figures"},
     {"train"},
     {"runs", "data", "model"},
     {"order"},
@@ -49,6 +50,7 @@ INNER_LAYERS = {
         {"optim", "plan", "watch"},
         {"state"},
         {"device", "tracker"},
+        {"predictions"},
     ],
 }
 # The rooms that training needs; they run where Ray and MLflow are not installed.
@@ -63,7 +65,7 @@ OWNERS = {
         "launch/ray_cluster/",
     ),
     "mlflow": ("tracking/mlflow/",),
-    "matplotlib": ("study/figure.py",),
+    "matplotlib": ("study/figure.py", "figures/"),
 }
 
 

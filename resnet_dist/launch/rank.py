@@ -28,6 +28,7 @@ from resnet_dist.launch.start_times import (
     process_start,
 )
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
+from resnet_dist.runs.page import EVALUATIONS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
@@ -142,7 +143,8 @@ def _train_rank(
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
         RankPlaces(attempt.number, attempt.threads, hosts, nodes).write(storage)
-        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE), fence) as tracker:
+        lines, evaluations = storage.log(SPOOL_FILE), storage.at(EVALUATIONS_FOLDER)
+        with closing(StopWatch(storage)) as watch, Spool(lines, fence, evaluations) as tracker:
 
             def stop() -> bool:
                 return stop_requested() or watch.requested()

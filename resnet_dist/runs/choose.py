@@ -48,6 +48,7 @@ MAY_CHANGE = frozenset(
         "train.stall_timeout_seconds",
         "train.log_gradient_norms",
         "train.log_node_metrics",
+        "train.figures",
     }
 )
 

@@ -10,6 +10,8 @@ from typing import Self
 PAGE_FOLDER = "page"  # in the run folder; all of it is published
 DATA_FILE = "data.json"
 CODE_FILE = "code.diff"
+# Beside it: predictions of evaluations, from which the figures are made.
+EVALUATIONS_FOLDER = "evaluations"
 MAX_DIGEST = 36  # characters; MLflow's limit
 
 
@@ -34,6 +36,16 @@ class DataSet:
     def from_json(cls, text: bytes) -> list[Self]:
         """Return the data sets that `to_json` has written. Raises ValueError or TypeError."""
         return [cls(**one) for one in json.loads(text)]
+
+
+def predictions_file(step: int) -> str:
+    """Return the name of the file with the predictions of an evaluation, in EVALUATIONS_FOLDER."""
+    return f"step-{step:08d}.safetensors"
+
+
+def step_of_predictions(name: str) -> int:
+    """Return the step of a file that `predictions_file` names. Raises ValueError."""
+    return int(name.removeprefix("step-").removesuffix(".safetensors"))
 
 
 def index_file(context: str) -> str:

@@ -37,6 +37,7 @@ from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.plan import Plan, due, order_of
+from resnet_dist.train.predictions import MAX_SAMPLES, PredictionLog
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.state.usage_metrics import usage_metrics, usage_of
@@ -117,7 +118,7 @@ def train(
                 state.meter.gather(world)
                 # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
                 guard.check_losses(state)
-                if metrics := evaluate_unless_stopped(parts, progress, world, tracker):
+                if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
                     tracker.log(metrics, state.step)
                     guard.check_evaluation(metrics, state.step)
                     state.evaluated(metrics, recipe.train.best_metric)
@@ -215,9 +216,12 @@ def restore_or_initialize(
 
 
 def evaluate_unless_stopped(
-    parts: Parts, progress: Progress, world: World, tracker: Tracker
+    parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker
 ) -> dict[str, float] | None:
-    """Return the metrics of the evaluation set, or None where the ranks agreed to stop before its end."""
+    """Return the metrics of the evaluation set, or None where the ranks agreed to stop before its end.
+
+    The predictions for all samples are recorded where figures of this evaluation are asked for.
+    """
 
     def before_batch() -> None:
         progress.at("evaluating")
@@ -228,12 +232,28 @@ def evaluate_unless_stopped(
     def report_bad(texts: list[str]) -> None:
         note_bad(texts, "bad evaluation sample", tracker)
 
+    predictions = PredictionLog() if wants_figures(parts, recipe, tracker) else None
     try:
-        return evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad)
+        metrics = evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad, predictions)
+        if predictions is not None:
+            progress.at(GATHERING)
+            tracker.log_predictions(predictions.gather(world), parts.state.step)
+        return metrics
     except Stopped:
         return None
     except (TooManyBadSamples, UserError) as error:
         raise TrainingError(str(error)) from None
+
+
+def wants_figures(parts: Parts, recipe: Recipe, tracker: Tracker) -> bool:
+    """Report whether figures of the evaluation that begins are asked for; all ranks decide the same."""
+    is_asked = recipe.train.figures == "evaluations" or parts.state.finished(parts.plan.total)
+    if recipe.train.figures == "none" or not is_asked:
+        return False
+    count = parts.eval_loader.index.num_samples
+    if count > MAX_SAMPLES:
+        tracker.note(f"no figures of an evaluation with {count:,} samples: at most {MAX_SAMPLES:,} are kept")
+    return count <= MAX_SAMPLES
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:

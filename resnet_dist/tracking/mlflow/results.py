@@ -16,6 +16,7 @@ from resnet_dist.errors import StorageError
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.model import log_model
+from resnet_dist.tracking.mlflow.page.figures import log_figures
 from resnet_dist.tracking.mlflow.page.inputs import log_failures, log_page
 from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
@@ -55,6 +56,8 @@ def publish_results(
     tasks.append(("the details of failures", lambda: log_failures(run, record.run)))
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
+    if checkpoint is not None and record.recipe.train.figures != "none":
+        tasks.append(("the figures", lambda: log_figures(run, record.run)))
     if checkpoint is not None:
         tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
     for number, (_, task) in enumerate(tasks):
