@@ -19,7 +19,7 @@ from resnet_dist.runs.folder import RunFolder, failure_name
 from resnet_dist.runs.page import CODE_FILE, DATA_FILE, MAX_DIGEST, DataSet, index_file
 from resnet_dist.system.provenance import GitState
 from resnet_dist.system.redact import redact
-from resnet_dist.tracking.origin import ERROR_TAG, MAX_ERROR, git_of, origin_tags, recipe_tags
+from resnet_dist.tracking.origin import ERROR_TAG, MAX_ERROR, git_of, recipe_tags, tags_of_origin
 
 CONTEXTS = ("train", "eval")
 MAX_SHARDS = 10_000  # that the file of an index lists
@@ -30,7 +30,7 @@ def begin_page(run: RunFolder, request: Request, indexes: Sequence[Index]) -> Ru
     """Return the run with the tags of its origin; write the files that describe its data and its code."""
     git = git_of(request.source)
     tags = {
-        **origin_tags(request.source, request.recipe.description, git),
+        **tags_of_origin(request.source, request.recipe.description, git),
         **recipe_tags(request.recipe, request.changes),
         **request.tags,
     }

@@ -29,14 +29,19 @@ MAX_ERROR = 1000  # characters
 _RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def origin_tags(source: str, description: str, git: GitState | None = None) -> dict[str, str]:
+def origin_tags(source: str, description: str) -> dict[str, str]:
     """Return the tags of user, source, commit and description, as MLflow's fluent functions set them."""
+    return tags_of_origin(source, description, git_of(source))
+
+
+def tags_of_origin(source: str, description: str, git: GitState | None) -> dict[str, str]:
+    """Return what `origin_tags` returns, for a state of the repository that is known."""
     return {
         "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
         "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
         "mlflow.source.type": "LOCAL",
         "mlflow.note.content": redact(description.strip()),
-        **_git_tags(git or git_of(source)),
+        **_git_tags(git),
         **_job_tags(),
     }
 

@@ -196,10 +196,12 @@ class Uploader(Generic[Store]):
             self._sent_tags = tags
 
     def _failed(self, error: BaseException) -> None:
+        # Explain it first: who waits for `has_tried` asks for the reason.
+        reason = self._explain(error)
         if not self.has_tried.is_set():
             self.first_error = error
             self.has_tried.set()
         self._failures += 1
         self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
         if self._failures >= FAILURES_TO_REPORT:
-            self.report_down(self._explain(error))
+            self.report_down(reason)
