@@ -108,7 +108,7 @@ def train(
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
                     since_last = training_metrics(state, parts.order, world)
-                    tracker.log(since_last | usage_of_machines(state, recipe), state.step)
+                    tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
@@ -269,12 +269,14 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     return metrics
 
 
-def usage_of_machines(state: TrainState, recipe: Recipe) -> dict[str, float]:
-    """Return the metrics of the machines since the last log line; none where rank 0 has no new sample."""
+def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:
+    """Return on rank 0 the metrics of the machines since the last log line; none where it has no new sample."""
     usage = state.meter.usage
     if not usage.is_new:
         return {}
     usage.restart()
+    if not world.is_main:
+        return {}
     return usage_metrics(state.meter.usage_RV, per_node=recipe.train.log_node_metrics)
 
 

@@ -1,12 +1,14 @@
 """The metrics of the machines of a run: as many keys for a thousand machines as for two.
 
-Shapes: R ranks, Q quantities, S places in the summary of a quantity; only one rank of each machine has counts above 0.
+Shapes: R ranks, N machines, Q quantities, S places in the summary of a quantity, V values of a rank; one rank of each
+machine has counts above 0.
 """
 
 from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,25 +40,26 @@ def usage_metrics(usage_RV: Tensor, *, per_node: bool) -> dict[str, float]:
 
     usage_RV: R summaries, as NodeUsage.summary() returns them. per_node: with the mean of each machine.
     """
-    nodes_NQS = usage_RV.reshape(len(usage_RV), len(QUANTITIES), NUM_SUMMARY)
-    nodes_NQS = nodes_NQS[nodes_NQS[:, :, COUNT].sum(dim=1) > 0]
+    # NumPy: a dozen operations on tensors this small would take as long as a log line.
+    nodes_NQS = usage_RV.numpy().reshape(-1, len(QUANTITIES), NUM_SUMMARY)
+    nodes_NQS = nodes_NQS[nodes_NQS[:, :, COUNT].any(axis=1)]
+    counts_NQ, means_NQ = nodes_NQS[:, :, COUNT], nodes_NQS[:, :, MEAN]
+    known_NQ, things_Q = counts_NQ > 0, counts_NQ.sum(axis=0)
+    means_Q = (counts_NQ * means_NQ).sum(axis=0) / np.maximum(things_Q, 1)
+    lowest_Q = np.where(known_NQ, nodes_NQS[:, :, MIN], np.inf).min(axis=0, initial=np.inf)
+    highest_Q = np.where(known_NQ, nodes_NQS[:, :, MAX], -np.inf).max(axis=0, initial=-np.inf)
     metrics: dict[str, float] = {}
     for number, name in enumerate(QUANTITIES):
-        known_NS = nodes_NQS[nodes_NQS[:, number, COUNT] > 0, number]
-        if not len(known_NS):
-            continue
-        things = float(known_NS[:, COUNT].sum())
-        metrics[f"{PREFIX}/{name}"] = float((known_NS[:, COUNT] * known_NS[:, MEAN]).sum()) / things
-        if things > 1:
-            metrics[f"{PREFIX}/{name}_min"] = float(known_NS[:, MIN].min())
-            metrics[f"{PREFIX}/{name}_max"] = float(known_NS[:, MAX].max())
+        if things_Q[number] > 0:
+            metrics[f"{PREFIX}/{name}"] = float(means_Q[number])
+        if things_Q[number] > 1:
+            metrics[f"{PREFIX}/{name}_min"] = float(lowest_Q[number])
+            metrics[f"{PREFIX}/{name}_max"] = float(highest_Q[number])
     if per_node:
-        for node, summary_QS in enumerate(nodes_NQS):
-            metrics |= {
-                f"{PREFIX}/node_{node}/{name}": float(summary_QS[number, MEAN])
-                for number, name in enumerate(QUANTITIES)
-                if summary_QS[number, COUNT]
-            }
+        metrics |= {
+            f"{PREFIX}/node_{node}/{QUANTITIES[number]}": float(means_NQ[node, number])
+            for node, number in np.argwhere(known_NQ)
+        }
     return metrics
 
 
