@@ -24,6 +24,7 @@ from resnet_dist.tracking.origin import ERROR_TAG, MAX_ERROR, git_of, recipe_tag
 CONTEXTS = ("train", "eval")
 MAX_SHARDS = 10_000  # that the file of an index lists
 MAX_TRACEBACK = 200_000  # characters
+MAX_LINE = 300  # characters of a line of a file
 
 
 def begin_page(run: RunFolder, request: Request, indexes: Sequence[Index]) -> RunFolder:
@@ -51,8 +52,16 @@ def record_failure(run: RunFolder, error: BaseException) -> RunFolder:
         name = failure_name(run.attempt)
         if not run.storage.is_gone() and run.storage.read(name) is None:
             lines = "".join(traceback.format_exception(error))
-            run.storage.write(name, redact(lines[-MAX_TRACEBACK:]).encode(errors="backslashreplace"))
+            text_of_file = public_lines(lines[-MAX_TRACEBACK:])
+            run.storage.write(name, text_of_file.encode(errors="backslashreplace"))
     return run.with_tags({ERROR_TAG: text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 1]}…"})
+
+
+def public_lines(text: str) -> str:
+    """Return a text without secrets, its lines cut at MAX_LINE: a search for secrets takes the square of their length."""
+    return redact(
+        "\n".join(line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…" for line in text.split("\n"))
+    )
 
 
 def index_value(index: Index) -> dict[str, Any]:
@@ -113,6 +122,6 @@ def _write_data(run: RunFolder, request: Request, indexes: Sequence[Index]) -> N
 def _write_code(run: RunFolder, git: GitState | None) -> None:
     """Write what the code differs from its commit; each attempt may have changed it, and the newest counts."""
     if git is not None and git.diff:
-        run.page.write(CODE_FILE, (redact(git.diff) + "\n").encode(errors="backslashreplace"))
+        run.page.write(CODE_FILE, (public_lines(git.diff) + "\n").encode(errors="backslashreplace"))
     elif run.page.read(CODE_FILE) is not None:
         run.page.delete(CODE_FILE)

@@ -20,7 +20,7 @@ SOURCE_VARIABLE = "RESNET_DIST_SOURCE"
 USER_VARIABLE = "RESNET_DIST_USER"
 GIT_BRANCH_VARIABLE = "RESNET_DIST_GIT_BRANCH"
 CHANGES_VARIABLE = "RESNET_DIST_CHANGES"  # what the command changed of its recipe file
-MAX_DIFF_BYTES = 500_000
+MAX_DIFF_BYTES = 200_000
 GIT_SECONDS = 0.8  # for all of git: no run waits longer for its origin
 
 

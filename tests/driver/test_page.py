@@ -47,6 +47,11 @@ def test_an_index_on_the_page_has_no_secret_and_a_limit(monkeypatch: pytest.Monk
     assert (many["shards_left_out"], len(many["shardlist"]), many["samples"]) == (2, 3, 25)
 
 
+def test_a_long_line_is_cut_before_it_is_searched() -> None:
+    text = page.public_lines("a\n" + "-a" * page.MAX_TRACEBACK + "\ntoken=hush")
+    assert [len(line) for line in text.split("\n")] == [1, page.MAX_LINE + 1, len("token=***")]
+
+
 def test_two_sets_of_one_place_have_two_names(digits_recipe: Recipe) -> None:
     request = Request(digits_recipe, "x.py", "out")
     one = index_of("index.json")
