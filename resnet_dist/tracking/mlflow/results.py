@@ -60,7 +60,7 @@ def publish_results(
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
     if checkpoint is not None and record.recipe.train.figures != "none":
-        tasks.append(("the figures", lambda: log_figures(run, record.run)))
+        tasks.append(("the figures", lambda: log_figures(run, record.run, report)))
     if checkpoint is not None:
         tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
     for number, (_, task) in enumerate(tasks):

@@ -110,8 +110,9 @@ def _publish(
     checkpoint = None
     if status == "FINISHED":
         checkpoint = best_or_newest(record.run.checkpoints)
-    # Files that were logged before are written again with the same content.
-    unsent = publish_results(run, record, checkpoint, report, recipe_logged=not record.run.unsent)
+    # Files that were logged before are written again with the same content. A driver that died has recorded nothing.
+    is_logged = record.run.status is not None and not record.run.unsent
+    unsent = publish_results(run, record, checkpoint, report, recipe_logged=is_logged)
     if "the model" in record.run.unsent and not unsent and checkpoint is not None:
         done.append("the model sent")
     return unsent

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from PIL import Image
@@ -20,22 +21,28 @@ from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 FOLDER = "figures"  # of the artifacts of a run
 IMAGE_KEY = "eval/worst images"  # The page shows its images with a slider over the steps.
+MAX_EVALUATIONS = 20  # drawn after a run: each may take seconds
 STEPS_TAG = "resnet_dist.figures"  # the steps of the evaluations whose figures are there
 
 
-def log_figures(run: MlflowRun, folder: RunFolder) -> None:
-    """Log the curves, and the figures of each evaluation whose predictions were kept and that has none yet.
+def log_figures(run: MlflowRun, folder: RunFolder, report: Callable[[str], None]) -> None:
+    """Log the curves, and the figures of the evaluations whose predictions were kept and that have none yet.
 
-    Raises what the store and the storage raise.
+    At most MAX_EVALUATIONS are drawn, the newest; the rest is reported. Raises what the store and the storage raise.
     """
     entries = Follower(folder.spool).read()
     files = training_files(_series(entries), _norms(entries))
     run.log_files({f"{FOLDER}/{name}": content for name, content in files.items()})
     classes, steps = _classes(folder), evaluations_of(folder)
     done = _steps_done(run)
-    for step in steps:
-        if classes is None or step in done:
-            continue
+    left = [step for step in steps if step not in done] if classes is not None else []
+    if len(left) > MAX_EVALUATIONS:
+        report(
+            f"figures of the newest {MAX_EVALUATIONS} of {len(left)} evaluations; the predictions of all are in "
+            f"{folder.location}/{EVALUATIONS_FOLDER}"
+        )
+    for step in left[-MAX_EVALUATIONS:]:
+        assert classes is not None
         files = _evaluation_files(folder, step, classes)
         # The last evaluation is the one to look at first.
         place = FOLDER if step == steps[-1] else f"{FOLDER}/step-{step:08d}"
