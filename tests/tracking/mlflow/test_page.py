@@ -154,3 +154,12 @@ def test_a_tracker_that_is_away_gets_the_page_later(
     again = replace(run, attempt=2, run_id=found.info.run_id)
     MlflowRun.open(RunRecord(again, request_of_run.recipe, output))
     assert "resnet_dist.error" not in only_run(output).data.tags
+
+
+def test_a_driver_that_died_early_leaves_the_data_to_sync(output: Path, request_of_run: Request) -> None:
+    begun(request_of_run)
+    synced(output)
+    found = only_run(output)
+    assert found.info.status == "KILLED"
+    assert inputs(found).keys() == {"train", "eval"}
+    assert "code.diff" in artifacts(output, found.info.run_id)
