@@ -67,6 +67,8 @@ def digits_recipe(digits_data: Path) -> Recipe:
         "train.log_every=5 steps",
         "train.eval_every=12 steps",
         "train.checkpoint_every=8 steps",
+        # Drawing takes seconds; the tests of figures ask for them.
+        "train.figures=none",
     ]
     return load_recipe(ROOT / "jobs/digits.py", overrides)
 

@@ -23,6 +23,7 @@ LAYERS = [
     {"terminal", "driver"},
     {"launch"},
     {"tracking"},
+    {"figures"},
     {"train"},
     {"runs", "data", "model"},
     {"order"},
@@ -33,7 +34,7 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls", "lineage"}, {"storage"}],
+    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls", "page", "lineage"}, {"storage"}],
     "tracking": [
         {"abandoned"},
         {"sync", "locate"},
@@ -51,6 +52,7 @@ INNER_LAYERS = {
         {"optim", "plan", "watch"},
         {"state"},
         {"device", "tracker"},
+        {"predictions"},
     ],
 }
 # The rooms that training needs; they run where Ray and MLflow are not installed.
@@ -65,7 +67,7 @@ OWNERS = {
         "launch/ray_cluster/",
     ),
     "mlflow": ("tracking/mlflow/",),
-    "matplotlib": ("study/figure.py",),
+    "matplotlib": ("study/figure.py", "figures/"),
 }
 
 

@@ -120,7 +120,7 @@ def test_a_tracker_that_is_away_costs_the_exit_code_and_no_password_is_shown(
     shown = address.replace("anna:hush", "***")
     assert f"\nMLflow at {shown}: connection refused; training does not wait for it" in f"\n{out}"
     assert re.fullmatch(
-        r"exit code 4: run x is trained, but not sent to MLflow: \d+ metrics, the parameters, the model, the status; "
+        r"exit code 4: run x is trained, but not sent to MLflow: \d+ metrics, the parameters, the figures, the model, the status; "
         rf"this sends it: resnet-dist sync x --output {output}\n",
         err,
     )

@@ -88,7 +88,7 @@ def submit(
     variables = parse_variables(env or ())
     if exclude and working_dir is None:
         raise UserError(f"--exclude {exclude[0]}: it leaves out files of --working-dir, which is missing")
-    value = load(recipe, overrides)
+    value, changes = load(recipe, overrides)
     check_submitted_tracker()
     dashboard = find_dashboard(address, err.print)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
@@ -121,6 +121,7 @@ def submit(
         wait_seconds=wait,
         variables=variables,
         working=working,
+        changes=changes,
     )
     code = _submit(submission)
     if note and code:

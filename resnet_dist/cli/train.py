@@ -48,6 +48,7 @@ from resnet_dist.system.command import (
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
+from resnet_dist.tracking.origin import changes_text
 from resnet_dist.tracking.store import (
     URI_VARIABLE,
     check_tracking_uri,
@@ -83,7 +84,7 @@ def train(
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
-    value = None if started_by_torchrun() else load(recipe, overrides)
+    loaded = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
         check_tracking_uri()
@@ -103,11 +104,11 @@ def train(
     try:
         with ranks or nullcontext(), make_reporter(out) as reporter:
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
-            value = value or load(recipe, overrides)
+            value, changes = loaded or load(recipe, overrides)
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            request = Request(value, str(recipe), place, *flags, max_restarts=max_restarts, wait_seconds=wait)
+            request = Request(value, str(recipe), place, *flags, {}, max_restarts, wait, changes)
             summary = run_training(request, reporter, closing_abandoned(open_publisher))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -178,10 +179,15 @@ def study(
     exit_where_unsent(summary.runs, (request.folder, summary.unsent))
 
 
-def load(recipe: Path, overrides: list[str] | None) -> Recipe:
-    """Read a recipe file, and show what it prints: it is the person's own code."""
+def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
+    """Read a recipe file; return the recipe, and what the overrides change of its file.
+
+    What the file prints is shown: it is the person's own code.
+    """
     with shown():
-        return load_recipe(recipe, overrides or ())
+        of_file = load_recipe(recipe)
+    value = of_file.with_overrides(overrides or ())
+    return value, changes_text(value, of_file)
 
 
 def _print_summary(summary: Summary, output: str) -> None:

@@ -106,6 +106,16 @@ class Recipe(Part):
         """Return every field by its dotted name, as MLflow shows parameters."""
         return {key: _text(value) for key, value in _leaves(self.model_dump(mode="json"))}
 
+    def changes_from(self, other: Recipe) -> dict[str, tuple[str, str]]:
+        """Return the fields that differ by dotted name: the value here and the other's, without passwords."""
+        ours, theirs = self.public().flat(), other.public().flat()
+        return {key: (value, theirs[key]) for key, value in ours.items() if value != theirs[key]}
+
+    def not_default(self) -> dict[str, str]:
+        """Return the fields that are not at their default, or have none, by dotted name; without passwords."""
+        tree = self.public().model_dump(mode="json", exclude_defaults=True)
+        return {key: _text(value) for key, value in _leaves(tree)}
+
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON, which ranks compare before they start.
 

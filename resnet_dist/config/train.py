@@ -183,6 +183,12 @@ class Train(Part):
     through each phase (compiling, filling caches) may take three times as long."""
     log_gradient_norms: bool = False
     """Write the gradient norm of every convolution at log steps to the run's gradient_norms.json."""
+    figures: Literal["none", "end", "evaluations"] = "end"
+    """Figures on the page of the run: curves, and confusions, classes, calibration and the worst images of the
+    last evaluation. evaluations: those of every evaluation, with some 30 bytes a sample kept of each."""
+    log_node_metrics: bool = False
+    """Log CPU, memory, disk, network and GPU use of each machine too, beside minimum, mean and maximum over
+    all: keys for every machine."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

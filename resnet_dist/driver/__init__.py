@@ -5,6 +5,7 @@ preflight  check everything that can be refused before a rank starts; prepare mi
 fork       begin a run with the checkpoint of another one
 output     check that a run can write its files
 hold       hold the run, so that nobody else trains it, and end where that right is lost
+page       keep what the run's page shows besides metrics and model
 restarts   start lost ranks again, within limits
 run        choose the run, start the ranks, publish the run to MLflow, close it on every way out
 """

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
 from resnet_dist.driver.gauges import GAUGES, RunGauges, Sink, file_sink, metrics_file
 from resnet_dist.driver.hold import choose, has_lost, locked, loss_reported
 from resnet_dist.driver.output import check_output
+from resnet_dist.driver.page import begin_page, record_failure
 from resnet_dist.driver.preflight import (
     check_continued,
     check_data,
@@ -42,12 +44,10 @@ from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_s
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
 from resnet_dist.system.command import resume_advice
-from resnet_dist.system.redact import redact_all
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
 from resnet_dist.system.streams import log_to
-from resnet_dist.tracking.origin import origin_tags
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
-from resnet_dist.tracking.spool import Entry, has_steps, start_seconds
+from resnet_dist.tracking.spool import Entry, has_steps, start_seconds, start_tags
 from resnet_dist.tracking.store import shown_tracker, store_folder, store_note
 from resnet_dist.train.checkpoint.folder import best_or_newest, list_checkpoints
 from resnet_dist.train.loop import Outcome
@@ -70,6 +70,23 @@ class _Ended:
     run: RunFolder
     status: Status
     outcome: Outcome | None  # None where the ranks were interrupted before they could save
+
+
+class _Starts:
+    """The starts of a run in this submission, as the spool has them."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # by attempt: from the cause of its start to its first step
+        self._machines: dict[str, str] = {}  # tags of the machines of the newest attempt
+
+    def add(self, entry: Entry) -> bool:
+        """Take what an entry has of a start; report whether it has something."""
+        self._seconds.update(start_seconds([entry]))
+        self._machines.update(start_tags([entry]))
+        return entry.start is not None
+
+    def shown_in(self, run: RunFolder) -> RunFolder:
+        return run.with_seconds(self._seconds).with_tags(self._machines)
 
 
 def run_training(request: Request, reporter: Reporter, open_publisher: OpenPublisher) -> Summary:
@@ -102,7 +119,9 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
         gauges = RunGauges(run, total_steps, [*sinks, *_ray_sinks(request)])
         try:
-            ended = _train_published(request, run, launch, total_steps, gauges, reporter, open_publisher)
+            ended = _train_published(
+                request, run, launch, indexes, total_steps, gauges, reporter, open_publisher
+            )
         except (AlreadyReported, Diverged):
             raise
         except Superseded as stale:
@@ -123,6 +142,7 @@ def _train_published(
     request: Request,
     run: RunFolder,
     launch: RankLauncher,
+    indexes: Sequence[Index],
     total_steps: int,
     gauges: RunGauges,
     reporter: Reporter,
@@ -136,7 +156,7 @@ def _train_published(
     publisher: Publisher | None = None
     status: Status = "FAILED"
     outcome = None
-    seconds: dict[int, float] = {}  # by attempt: from the cause of its start to its first step
+    starts = _Starts()
 
     def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
         nonlocal run
@@ -144,19 +164,17 @@ def _train_published(
         gauges.restarted(run)
         _report_restart(reporter, run, restart)
         if publisher is not None:
-            publisher.describe_attempt(run.with_seconds(seconds))
+            publisher.describe_attempt(starts.shown_in(run))
 
     def show(entry: Entry) -> None:
-        if entry.start is not None:
-            seconds.update(start_seconds([entry]))
-            if publisher is not None:
-                publisher.describe_attempt(run.with_seconds(seconds))
+        if starts.add(entry) and publisher is not None:
+            publisher.describe_attempt(starts.shown_in(run))
         gauges.show(entry)
         reporter.entry(entry)
 
     try:
         with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
-            run, publisher = _open(request, run, reporter, open_publisher, show)
+            run, publisher = _open(request, run, indexes, reporter, open_publisher, show)
         log_to(run.log)
         publisher.start()
         reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
@@ -171,12 +189,16 @@ def _train_published(
             status = "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
+    except BaseException as error:
+        if publisher is not None and not run.is_lost:
+            run = record_failure(run, error)
+            publisher.describe_attempt(starts.shown_in(run))
+        raise
     finally:
         if publisher is not None:
             status, unread = _close(publisher, run, status)
-            unsent = (*publisher.unsent, *unread)
-            run = run.with_seconds(seconds)
-            run = _record_end(run.with_run_id(publisher.run_id).ended(status, unsent), reporter)
+            ended = starts.shown_in(run).ended(status, (*publisher.unsent, *unread))
+            run = _record_end(ended.with_run_id(publisher.run_id), reporter)
     return _Ended(run, status, outcome)
 
 
@@ -196,6 +218,7 @@ def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> Non
 def _open(
     request: Request,
     run: RunFolder,
+    indexes: Sequence[Index],
     reporter: Reporter,
     open_publisher: OpenPublisher,
     show: Callable[[Entry], None],
@@ -208,8 +231,7 @@ def _open(
         reporter.note(
             f"run {run.name} goes to {shown_tracker() or 'the store in the output folder'} from here on"
         )
-    tags = {**origin_tags(request.source, request.recipe.description), **request.tags}
-    run = replace(run, tags=redact_all(tags), tracker=shown_tracker())
+    run = begin_page(replace(run, tags={}, tracker=shown_tracker()), request, indexes)
     run.write()
     if (note := store_note(request.output)) is not None:
         reporter.note(note)

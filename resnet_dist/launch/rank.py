@@ -29,10 +29,12 @@ from resnet_dist.launch.start_times import (
     process_start,
 )
 from resnet_dist.runs.folder import SPOOL_FILE, RankPlaces
+from resnet_dist.runs.page import EVALUATIONS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable, wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.limit import Call
+from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.start.threads import choose_threads
@@ -145,12 +147,14 @@ def _train_rank(
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
         RankPlaces(attempt.number, threads, hosts, nodes, attempt.cpus).write(storage)
-        with closing(StopWatch(storage)) as watch, Spool(storage.log(SPOOL_FILE), fence) as tracker:
+        lines, evaluations = storage.log(SPOOL_FILE), storage.at(EVALUATIONS_FOLDER)
+        with closing(StopWatch(storage)) as watch, Spool(lines, fence, evaluations) as tracker:
 
             def stop() -> bool:
                 return stop_requested() or watch.requested()
 
-            progress.on_first_step = lambda: log_start(attempt, progress, tracker, threads)
+            tags = machine_tags(hosts, world, threads)
+            progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
             return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
@@ -176,20 +180,25 @@ def threads_of(attempt: Attempt, recipe: Recipe, world: World) -> int:
     )
 
 
-def log_start(attempt: Attempt, progress: Progress, tracker: Spool, threads: int) -> None:
-    """Record the seconds that the start of this attempt took; a restart is shown to the person, and a metric."""
+def machine_tags(hosts: list[str], world: World, threads: int) -> dict[str, str]:
+    """Return the tags of the machines of an attempt: their names, the CPU threads of a rank, and what rank 0's has."""
+    found = {"hosts": hosts_text(hosts), "threads": str(threads), **package_versions()}
+    if world.device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(world.device)
+        found["cuda"] = str(torch.version.cuda or torch.version.hip)
+        found["nvidia_driver"] = driver_version() or "unknown"
+    return {f"resnet_dist.machine.{name}": text for name, text in found.items()}
+
+
+def log_start(attempt: Attempt, progress: Progress, tracker: Spool, tags: dict[str, str]) -> None:
+    """Record tags and the seconds that the start of this attempt took; a restart is shown, and a metric."""
     if BEGIN not in attempt.marks:  # The caller is no driver.
         return
     times = zip((CHECKPOINT, DATA, STEP), progress.start_times, strict=True)
     phases = phases_of({**attempt.marks, **dict(times)})
     seconds = round(sum(phases.values()), 3)
-    start = {
-        "attempt": attempt.number,
-        "host": platform.node(),
-        "threads": threads,
-        "seconds": seconds,
-        "phases": phases,
-    }
+    start = {"attempt": attempt.number, "host": platform.node(), "seconds": seconds, "phases": phases}
+    start["tags"] = tags
     if ENDED in attempt.marks:
         metrics = {"perf/restarts": float(attempt.restarts), "perf/restart_seconds": seconds}
         tracker.log_start(start, progress.step, metrics, describe_start(attempt.number, phases))

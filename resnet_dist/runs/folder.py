@@ -19,6 +19,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
 from resnet_dist.runs.lineage import Lineage
+from resnet_dist.runs.page import PAGE_FOLDER
 from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import Lease, LeaseHeld, held_lease, log_loss
 from resnet_dist.runs.storage.protocol import Log, Report, Storage
@@ -124,6 +125,11 @@ class RunFolder:
     def checkpoints(self) -> Storage:
         return self.storage.at(CHECKPOINTS_FOLDER)
 
+    @property
+    def page(self) -> Storage:
+        """The files that the page of the run shows, see `runs.page`."""
+        return self.storage.at(PAGE_FOLDER)
+
     def request_stop(self) -> None:
         """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded."""
         self.check_lease()
@@ -143,6 +149,10 @@ class RunFolder:
         """Return the run with the seconds that its restarts took, by attempt, as far as they are known."""
         restarts = [replace(one, seconds=seconds.get(one.attempt, one.seconds)) for one in self.restarts]
         return replace(self, restarts=tuple(restarts))
+
+    def with_tags(self, tags: Mapping[str, str]) -> RunFolder:
+        """Return the run with more tags, or other values of some."""
+        return replace(self, tags={**self.tags, **tags})
 
     def ended(self, status: Status, unsent: Sequence[str]) -> RunFolder:
         """Return the run as it is after an attempt; unsent: what MLflow did not get."""

@@ -12,11 +12,15 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"
 SOURCE_VARIABLE = "RESNET_DIST_SOURCE"
 USER_VARIABLE = "RESNET_DIST_USER"
+GIT_BRANCH_VARIABLE = "RESNET_DIST_GIT_BRANCH"
+CHANGES_VARIABLE = "RESNET_DIST_CHANGES"  # what the command changed of its recipe file
+MAX_DIFF_BYTES = 200_000
 GIT_SECONDS = 0.8  # for all of git: no run waits longer for its origin
 
 
@@ -33,7 +37,39 @@ def git_commit(folder: Path) -> str | None:
 
     The commit ends in -dirty where tracked files differ from it, and in -unchecked where that takes too long to see.
     """
+    return _commit(folder, time.monotonic() + GIT_SECONDS)
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The state of a repository: the commit as `git_commit` returns it, the branch, and what differs from the commit."""
+
+    commit: str
+    branch: str = ""  # empty: none, or it is not known
+    diff: str = ""  # at most MAX_DIFF_BYTES of it
+
+    @property
+    def is_dirty(self) -> bool:
+        return self.commit.endswith("-dirty")
+
+
+def git_state(folder: Path) -> GitState | None:
+    """Return the state of the repository around `folder`; None where `git_commit` returns None."""
     deadline = time.monotonic() + GIT_SECONDS
+    commit = _commit(folder, deadline)
+    if commit is None:
+        return None
+    branch = _git(folder, deadline, "symbolic-ref", "--short", "--quiet", "HEAD") or ""
+    if not commit.endswith("-dirty"):
+        return GitState(commit, branch)
+    # No program that the person has configured for diffs is run.
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv")
+    diff = _git(folder, deadline, "diff", *plain, "HEAD") or ""
+    cut = len(diff.encode()) >= MAX_DIFF_BYTES - 1
+    return GitState(commit, branch, f"{diff}\n… cut after {MAX_DIFF_BYTES:,} bytes" if cut else diff)
+
+
+def _commit(folder: Path, deadline: float) -> str | None:
     commit = _git(folder, deadline, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None
@@ -42,7 +78,10 @@ def git_commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, deadline: float, *arguments: str) -> str | None:
-    """Return what a git command prints; None where there is no git, it fails, or it has not ended by the deadline."""
+    """Return the beginning of what a git command prints, at most MAX_DIFF_BYTES.
+
+    None where there is no git, it fails, or it has not ended by the deadline.
+    """
     # Variables such as GIT_DIR, which hooks leave, name another repository than the one around the folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
@@ -69,4 +108,4 @@ def _git(folder: Path, deadline: float, *arguments: str) -> str | None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         output.seek(0)
-        return output.read().decode(errors="replace").strip() if code == 0 else None
+        return output.read(MAX_DIFF_BYTES).decode(errors="replace").strip() if code == 0 else None

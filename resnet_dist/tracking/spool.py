@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit
+from resnet_dist.runs.page import predictions_file
+from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit, Storage
 from resnet_dist.system.redact import redact
+from resnet_dist.train.predictions import Predictions
 
 log = logging.getLogger(__name__)
+
+WRITE_SECONDS = 30.0  # for predictions that are being written when the training ends
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Entry:
     # By quantity, then by layer. Kept apart from `metrics` because MLflow would draw a chart for every layer.
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str | None = None
-    # The first step of an attempt: its number, and the seconds since the cause of its start, in all and by phase.
+    # The first step of an attempt: its number, the seconds since the cause of its start, in all and by phase, and tags
+    # of the machines that it runs on.
     start: dict[str, Any] | None = None
 
 
@@ -45,8 +50,11 @@ class Spool:
     Writing never raises: a full disk loses metrics, but does not stop the training.
     """
 
-    def __init__(self, lines: Log, permit: Permit = ALWAYS) -> None:
+    def __init__(self, lines: Log, permit: Permit = ALWAYS, evaluations: Storage | None = None) -> None:
+        """Append to `lines`. evaluations: the place for predictions; None: they are dropped."""
         self._lines = lines.open(permit)  # The driver sees each entry at once, or after some seconds.
+        self._permit, self._evaluations = permit, evaluations
+        self._writers: list[threading.Thread] = []
         self._failed = False
         self._lock = threading.Lock()  # The thread that writes checkpoints appends notes too.
         self._append({})  # Show the driver that rank 0 has begun.
@@ -56,6 +64,25 @@ class Spool:
 
     def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
         self._append({"step": step, "layers": {name: values}})
+
+    def log_predictions(self, predictions: Predictions, step: int) -> None:
+        """Write predictions in a thread of their own: a storage may take long."""
+        if self._evaluations is None:
+            return
+        # A daemon thread: a storage that never answers must not keep the process alive.
+        writer = threading.Thread(
+            target=self._write_predictions, args=(predictions, step), name="predictions", daemon=True
+        )
+        writer.start()
+        self._writers = [*(one for one in self._writers if one.is_alive()), writer]
+
+    def _write_predictions(self, predictions: Predictions, step: int) -> None:
+        assert self._evaluations is not None
+        try:
+            self._permit.check()
+            self._evaluations.write(predictions_file(step), predictions.to_bytes())
+        except Exception as error:  # A figure must not end a training.
+            self.note(f"no figures of the evaluation at step {step}: {error}")
 
     def note(self, text: str) -> None:
         self._append({"note": redact(text)})
@@ -70,6 +97,9 @@ class Spool:
         self._lines.flush()
 
     def close(self) -> None:
+        deadline = time.monotonic() + WRITE_SECONDS
+        for writer in self._writers:
+            writer.join(max(0.0, deadline - time.monotonic()))
         try:
             self._lines.close()
         except OSError as error:
@@ -119,6 +149,15 @@ def start_seconds(entries: Iterable[Entry]) -> dict[int, float]:
     """Return the seconds to the first step of each attempt that took one, by its number."""
     starts = [entry.start for entry in entries if entry.start is not None]
     return {start["attempt"]: start["seconds"] for start in starts}
+
+
+def start_tags(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return the tags of the machines of the newest attempt that took a step."""
+    tags: dict[str, str] = {}
+    for entry in entries:
+        if entry.start is not None:
+            tags = entry.start.get("tags") or tags
+    return tags
 
 
 def has_steps(spool: Log) -> bool:

@@ -14,6 +14,7 @@ from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TooManyBadSamples, UserError
 from resnet_dist.order.samples import Order
+from resnet_dist.train.predictions import PredictionLog
 from resnet_dist.world import World
 
 
@@ -33,6 +34,7 @@ def evaluate(
     world: World,
     before_batch: Callable[[], None] = lambda: None,
     report_bad: Callable[[list[str]], None] = lambda texts: None,
+    predictions: PredictionLog | None = None,
 ) -> dict[str, float]:
     """Return the metrics over the loader's index; all ranks call it and get the same.
 
@@ -41,7 +43,7 @@ def evaluate(
     many samples as in training.
 
     `before_batch` may raise to end the evaluation, but on all ranks at the same batch. `report_bad` receives the
-    names of all ranks' bad samples, with the reasons, where there are any.
+    names of all ranks' bad samples, with the reasons, where there are any. `predictions` receives those for each sample.
 
     Raises TooManyBadSamples where all samples are bad, UserError where there are none.
     """
@@ -59,7 +61,10 @@ def evaluate(
             with torch.inference_mode():
                 for rows in (slice(first, first + size) for first in range(0, len(batch.ids_B), size)):
                     logits = logits_of(model, normalize(batch.images_BSSC[rows], loader.data), loader.data)
-                    sums += batch_sums(logits.float(), batch.labels_B[rows], batch.weights_B[rows])
+                    targets = batch.labels_B[rows], batch.weights_B[rows]
+                    sums += batch_sums(logits.float(), *targets)
+                    if predictions is not None:
+                        predictions.add(logits.float(), *targets, batch.ids_B[rows], batch.images_BSSC[rows])
     finally:
         model.train(was_training)
     loss, top1, top5, seen, num_bad = world.sum(torch.cat([sums, sums.new_tensor([len(bad)])])).tolist()

@@ -18,7 +18,7 @@ It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,10 @@ from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.plan import Plan, due, order_of
+from resnet_dist.train.predictions import MAX_SAMPLES, PredictionLog
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
+from resnet_dist.train.state.usage_metrics import usage_metrics, usage_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 from resnet_dist.train.step.train_step import TrainStep, compiled
 from resnet_dist.train.tracker import Tracker
@@ -105,7 +107,8 @@ def train(
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
-                    tracker.log(training_metrics(state, parts.order, world), state.step)
+                    since_last = training_metrics(state, parts.order, world)
+                    tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
@@ -115,7 +118,7 @@ def train(
                 state.meter.gather(world)
                 # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
                 guard.check_losses(state)
-                if metrics := evaluate_unless_stopped(parts, progress, world, tracker):
+                if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
                     tracker.log(metrics, state.step)
                     guard.check_evaluation(metrics, state.step)
                     state.evaluated(metrics, recipe.train.best_metric)
@@ -162,23 +165,19 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
+    storage = open_storage(location).at(CHECKPOINTS_FOLDER)
     with (
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
         Checkpointer(
-            open_storage(location).at(CHECKPOINTS_FOLDER),
-            recipe,
-            train_index.classes,
-            world,
-            tracker.note,
-            tracker.flush,
-            permit,
+            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit
         ) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
+        closing(usage_of(world)) as state.meter.usage,
     ):
         restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
         guard.check_length(state, plan.total)
@@ -217,9 +216,12 @@ def restore_or_initialize(
 
 
 def evaluate_unless_stopped(
-    parts: Parts, progress: Progress, world: World, tracker: Tracker
+    parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker
 ) -> dict[str, float] | None:
-    """Return the metrics of the evaluation set, or None where the ranks agreed to stop before its end."""
+    """Return the metrics of the evaluation set, or None where the ranks agreed to stop before its end.
+
+    The predictions for all samples are recorded where figures of this evaluation are asked for.
+    """
 
     def before_batch() -> None:
         progress.at("evaluating")
@@ -230,12 +232,28 @@ def evaluate_unless_stopped(
     def report_bad(texts: list[str]) -> None:
         note_bad(texts, "bad evaluation sample", tracker)
 
+    predictions = PredictionLog() if wants_figures(parts, recipe, tracker) else None
     try:
-        return evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad)
+        metrics = evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad, predictions)
+        if predictions is not None:
+            progress.at(GATHERING)
+            tracker.log_predictions(predictions.gather(world), parts.state.step)
+        return metrics
     except Stopped:
         return None
     except (TooManyBadSamples, UserError) as error:
         raise TrainingError(str(error)) from None
+
+
+def wants_figures(parts: Parts, recipe: Recipe, tracker: Tracker) -> bool:
+    """Report whether figures of the evaluation that begins are asked for; all ranks decide the same."""
+    is_asked = recipe.train.figures == "evaluations" or parts.state.finished(parts.plan.total)
+    if recipe.train.figures == "none" or not is_asked:
+        return False
+    count = parts.eval_loader.index.num_samples
+    if count > MAX_SAMPLES:
+        tracker.note(f"no figures of an evaluation with {count:,} samples: at most {MAX_SAMPLES:,} are kept")
+    return count <= MAX_SAMPLES
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:
@@ -249,6 +267,17 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     }
     state.metrics |= metrics
     return metrics
+
+
+def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:
+    """Return on rank 0 the metrics of the machines since the last log line; none where it has no new sample."""
+    usage = state.meter.usage
+    if not usage.is_new:
+        return {}
+    usage.restart()
+    if not world.is_main:
+        return {}
+    return usage_metrics(state.meter.usage_RV, per_node=recipe.train.log_node_metrics)
 
 
 def log_gradient_norms(train_step: TrainStep, tracker: Tracker, step: int) -> None:

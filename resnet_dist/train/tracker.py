@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from resnet_dist.train.predictions import Predictions
+
 
 class Tracker(Protocol):
     """The receiver of metrics and notes, callable from any thread. It never raises into training or makes it wait."""
@@ -13,6 +15,9 @@ class Tracker(Protocol):
 
     def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
         """Record one value per layer, by the layer's name, for the quantity `name`."""
+
+    def log_predictions(self, predictions: Predictions, step: int) -> None:
+        """Record the predictions of the evaluation after `step` completed steps, for figures."""
 
     def note(self, text: str) -> None:
         """Show one line of text to the person who started the run."""
@@ -28,6 +33,9 @@ class NullTracker:
         pass
 
     def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
+        pass
+
+    def log_predictions(self, predictions: Predictions, step: int) -> None:
         pass
 
     def note(self, text: str) -> None:

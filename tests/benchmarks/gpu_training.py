@@ -37,6 +37,7 @@ from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.train_step import TrainStep
+from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -48,16 +49,13 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.cuda.get_device_name() if GPU else "cpu"
 
 
-class Printer:
+class Printer(NullTracker):
     """A Tracker that prints metrics and notes."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         print(
             f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True
         )
-
-    def log_layers(self, name: str, values: dict[str, float], step: int) -> None:
-        pass
 
     def note(self, text: str) -> None:
         print(text, flush=True)

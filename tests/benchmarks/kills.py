@@ -291,7 +291,7 @@ def _metrics(folder: Path, name: str) -> Histories:
             (metric.step, metric.value) for metric in client.get_metric_history(runs[0].info.run_id, key)
         )
         for key in runs[0].data.metrics
-        if not key.startswith("perf/")
+        if not key.startswith(("perf/", "system/"))
     }
 
 

@@ -28,7 +28,7 @@ class Result:
         client = mlflow.MlflowClient(tracking)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         (found,) = client.search_runs(experiments, f"attributes.run_name = '{run.name}'")
-        names = [name for name in found.data.metrics if not name.startswith("perf/")]
+        names = [name for name in found.data.metrics if not name.startswith(("perf/", "system/"))]
         histories = {name: client.get_metric_history(found.info.run_id, name) for name in names}
         points = {
             name: sorted((point.step, point.value) for point in history)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.system import provenance
-from resnet_dist.system.provenance import git_commit
+from resnet_dist.system.provenance import git_commit, git_state
 from tests.paths import ROOT
 
 LIMIT_SECONDS = 5.0  # An upper limit for a busy machine; a git that hangs would take ten minutes.
@@ -46,6 +46,28 @@ def test_the_commit_and_whether_files_differ(repository: Path) -> None:
     assert git_commit(repository) == commit
     (repository / "recipe.py").write_text("2")
     assert git_commit(repository) == f"{commit}-dirty"
+
+
+def test_the_branch_and_what_differs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(repository, "checkout", "-qb", "feature/x")
+    clean = git_state(repository)
+    assert clean is not None
+    assert (clean.branch, clean.diff, clean.is_dirty) == ("feature/x", "", False)
+    # A program that the person has configured for diffs is not run.
+    git(repository, "config", "diff.external", f"touch {repository}/ran; false")
+    (repository / "recipe.py").write_text("2" * 5000)
+    monkeypatch.setattr(provenance, "MAX_DIFF_BYTES", 1000)
+    dirty = git_state(repository)
+    assert dirty is not None
+    assert dirty.is_dirty
+    assert "+2222" in dirty.diff
+    assert dirty.diff.endswith("\n… cut after 1,000 bytes")
+    assert len(dirty.diff) < 1100
+    assert not (repository / "ran").exists()
+    git(repository, "checkout", "-q", "--detach")
+    detached = git_state(repository)
+    assert detached is not None
+    assert detached.branch == ""
 
 
 def test_a_variable_of_another_repository_counts_for_nothing(

@@ -16,7 +16,7 @@ from tests.paths import list_checkpoints
 
 
 class Recorder(NullTracker):
-    """A Tracker that keeps everything except speeds; it raises at step `dies_at`, to end a run as a kill would."""
+    """A Tracker that keeps everything except speeds and the use of machines; it raises at step `dies_at`, to end a run as a kill would."""
 
     def __init__(self, dies_at: int | None = None) -> None:
         self.metrics: dict[tuple[str, int], float] = {}  # by name and step
@@ -27,7 +27,9 @@ class Recorder(NullTracker):
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.metrics |= {
-            (name, step): value for name, value in metrics.items() if not name.startswith("perf/")
+            (name, step): value
+            for name, value in metrics.items()
+            if not name.startswith(("perf/", "system/"))
         }
         self.curve += [value for name, value in metrics.items() if name in ("train/loss", "eval/loss")]
         if self.dies_at is not None and step >= self.dies_at:

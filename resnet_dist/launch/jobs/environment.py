@@ -8,13 +8,27 @@ from collections.abc import Mapping, Sequence
 
 from resnet_dist.errors import UserError
 from resnet_dist.system.command import COMMAND_VARIABLE
-from resnet_dist.system.provenance import GIT_COMMIT_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE
+from resnet_dist.system.provenance import (
+    CHANGES_VARIABLE,
+    GIT_BRANCH_VARIABLE,
+    GIT_COMMIT_VARIABLE,
+    SOURCE_VARIABLE,
+    USER_VARIABLE,
+)
 from resnet_dist.system.redact import redact
 
 OPTION = "--env"
 STOP_SIGNAL_VARIABLE, STOP_SECONDS_VARIABLE = "RAY_JOB_STOP_SIGNAL", "RAY_JOB_STOP_WAIT_TIME_S"
 # `submit` sets these: another value would break `stop`, or the line that continues a run.
-OWN = (COMMAND_VARIABLE, SOURCE_VARIABLE, USER_VARIABLE, GIT_COMMIT_VARIABLE, STOP_SIGNAL_VARIABLE)
+OWN = (
+    COMMAND_VARIABLE,
+    SOURCE_VARIABLE,
+    USER_VARIABLE,
+    GIT_COMMIT_VARIABLE,
+    GIT_BRANCH_VARIABLE,
+    CHANGES_VARIABLE,
+    STOP_SIGNAL_VARIABLE,
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
     r"PASSW|PASSPHRASE|TOKEN|SECRET|CREDENTIAL|(^|_)(API|ACCESS|PRIVATE|AUTH|ACCOUNT|STORAGE)?_?(KEY|PWD|PASS|PAT|AUTH)$",

@@ -21,10 +21,12 @@ from resnet_dist.launch.jobs.files import WorkingFolder
 from resnet_dist.launch.ray_cluster.job import RECIPE_FILE, start_command
 from resnet_dist.system.command import COMMAND_VARIABLE, joined
 from resnet_dist.system.provenance import (
+    CHANGES_VARIABLE,
+    GIT_BRANCH_VARIABLE,
     GIT_COMMIT_VARIABLE,
     SOURCE_VARIABLE,
     USER_VARIABLE,
-    git_commit,
+    git_state,
     user_name,
 )
 from resnet_dist.system.redact import redact
@@ -32,6 +34,7 @@ from resnet_dist.tracking.store import URI_VARIABLE, without_password
 
 # Ray's default, 3 s after a SIGTERM, is too soon for a checkpoint.
 STOP_SECONDS = 28
+MAX_CHANGES = 8000  # characters; MLflow's limit for a tag
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Submission:
     begin_from: str | None = None  # RUN or RUN@STEP, which the cluster looks up
     variables: Mapping[str, str] = field(default_factory=dict)  # additional ones of the job's environment
     working: WorkingFolder | None = None  # sent with the recipe
+    changes: str = ""  # what the command changes of the recipe file, without passwords
 
 
 def new_name(recipe: Recipe) -> str:
@@ -82,9 +86,10 @@ def job_environment(submission: Submission) -> dict[str, str]:
     environment[COMMAND_VARIABLE] = shown_command(submission)
     environment[SOURCE_VARIABLE] = str(submission.source)
     environment[USER_VARIABLE] = user_name()
-    commit = git_commit(submission.source.parent)
-    if commit:
-        environment[GIT_COMMIT_VARIABLE] = commit
+    if (git := git_state(submission.source.parent)) is not None:
+        environment |= {GIT_COMMIT_VARIABLE: git.commit, GIT_BRANCH_VARIABLE: redact(git.branch)}
+    if submission.changes:
+        environment[CHANGES_VARIABLE] = submission.changes[:MAX_CHANGES]
     if uri := os.environ.get(URI_VARIABLE):
         # Everyone who sees the jobs of the cluster sees it.
         environment[URI_VARIABLE] = without_password(uri)

@@ -9,6 +9,7 @@ upload     the thread that opens the run and sends it the metrics of a spool
 model      log a trained model with the run; download it
 serve      the code that MLflow runs to serve that model
 results    publish the recipe, and the results of a run that has ended
+page/      the data sets, figures and other files of a run's page
 publisher  the publisher of a run, made of the modules above
 study      the publisher of a study: the parent of its runs
 sync       send what a tracker did not get; close what a dead driver left open

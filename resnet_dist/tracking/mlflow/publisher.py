@@ -11,7 +11,8 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
-from resnet_dist.tracking.mlflow.results import log_recipe, publish_results
+from resnet_dist.tracking.mlflow.page.inputs import log_page
+from resnet_dist.tracking.mlflow.results import log_recipe, publish_results, results_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, attempt_tags, place_of
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.protocol import RunRecord
@@ -61,7 +62,7 @@ class MlflowPublisher:
         self._show.start()
 
     def describe_attempt(self, run: RunFolder) -> None:
-        self._uploader.set_tags(attempt_tags(run))
+        self._uploader.set_tags({**run.tags, **attempt_tags(run)})
 
     def finish(self, timeout_seconds: float) -> None:
         self._show.finish(timeout_seconds)
@@ -80,7 +81,7 @@ class MlflowPublisher:
     def log_results(self, checkpoint: str | None) -> None:
         run = self._uploader.store
         if run is None or self._unsent:  # A store that takes no metrics would only be waited for.
-            self._unsent += ["the model"] if checkpoint is not None else []
+            self._unsent += results_of(self._record) if checkpoint is not None else []
             return
         recipe_logged = self._has_logged_recipe()
         self._unsent += publish_results(
@@ -151,6 +152,7 @@ class MlflowPublisher:
     def _log_recipe(self, run: MlflowRun) -> None:
         try:
             log_recipe(run, self._record.recipe)
+            log_page(run, self._record.run)
         except Exception as error:  # It is tried again with the results, and counted there.
             self._recipe_error = error
 

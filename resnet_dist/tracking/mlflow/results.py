@@ -13,9 +13,12 @@ from mlflow.utils.rest_utils import http_request_safe
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError
+from resnet_dist.runs.page import DATA_FILE
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.model import log_model
+from resnet_dist.tracking.mlflow.page.figures import log_figures
+from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page
 from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Follower, read_layers
@@ -50,8 +53,14 @@ def publish_results(
     tasks: list[tuple[str, Callable[[], object]]] = []
     if not recipe_logged:
         tasks.append(("the recipe file", lambda: log_recipe(run, record.recipe)))
+        if _has(lambda: record.run.page.read(DATA_FILE)):
+            tasks.append(("the data sets", lambda: log_page(run, record.run)))
+    if _has(lambda: failures_of(record.run)):
+        tasks.append(("the details of failures", lambda: log_failures(run, record.run)))
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
+    if checkpoint is not None and record.recipe.train.figures != "none":
+        tasks.append(("the figures", lambda: log_figures(run, record.run, report)))
     if checkpoint is not None:
         tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
     for number, (_, task) in enumerate(tasks):
@@ -63,6 +72,19 @@ def publish_results(
             report(f"{run.place} did not get {' and '.join(unsent)}: {_reason(run, error)}")
             return unsent
     return []
+
+
+def _has(find: Callable[[], object]) -> bool:
+    """Report whether the run's storage has something; where it does not answer, the task that needs it reports that."""
+    try:
+        return bool(find())
+    except StorageError:
+        return True
+
+
+def results_of(record: RunRecord) -> list[str]:
+    """Return the names of the results of a finished run, for one that cannot be published now."""
+    return (["the figures"] if record.recipe.train.figures != "none" else []) + ["the model"]
 
 
 def _log_gradient_norms(run: MlflowRun, record: RunRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.lineage import NOTE_TAG, lineage_tags
-from resnet_dist.tracking.origin import origin_tags
+from resnet_dist.tracking.origin import ERROR_TAG, origin_tags
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
 
@@ -134,7 +134,8 @@ class MlflowRun:
         """Set the parameters and tags; those that the store does not take go to `refused`."""
         run = record.run
         # MLflow refuses a changed parameter: those of the first attempt stay.
-        known = self.client.get_run(self.run_id).data.params
+        data = self.client.get_run(self.run_id).data
+        known = data.params
         fields = record.recipe.public().flat()
         params = {key: value for key, value in fields.items() if key != "description" and key not in known}
         self.refused += _log_or_shorten(
@@ -143,6 +144,8 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
+        if ERROR_TAG in data.tags and ERROR_TAG not in tags:  # of an earlier attempt
+            self.client.delete_tag(self.run_id, ERROR_TAG)
 
     def describe_study(self, study: StudyFolder) -> None:
         self.set_tags({**origin_tags(study.source, study.description), STUDY_TAG: study.name})
@@ -177,11 +180,19 @@ class MlflowRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""
+        self.log_files({name: text.encode(errors="backslashreplace")})
+
+    def log_files(self, contents: Mapping[str, bytes]) -> None:
+        """Log files as artifacts, by their paths; files that are there already are replaced."""
+        if not contents:
+            return
         relocate(self.uri, self.output)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            self.client.log_artifact(self.run_id, str(path))
+            for name, content in contents.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self.client.log_artifacts(self.run_id, folder)
 
     def is_gone(self) -> bool:
         """Report whether the run was deleted or its store replaced; false where the store does not answer."""

@@ -17,7 +17,7 @@ from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, MlflowRun, RunGone, p
 from resnet_dist.tracking.mlflow.study import sync_parent
 from resnet_dist.tracking.mlflow.upload import Backlog
 from resnet_dist.tracking.protocol import RunRecord
-from resnet_dist.tracking.spool import Entry, Follower, start_seconds
+from resnet_dist.tracking.spool import Entry, Follower, start_seconds, start_tags
 from resnet_dist.tracking.store import TrackerRefuses, tracking_uri
 from resnet_dist.train.checkpoint.folder import best_or_newest
 
@@ -30,7 +30,7 @@ def sync_run(run: RunFolder, output: Path, report: Callable[[str], None]) -> Run
     What could not be sent is in its `unsent`, and reported. Raises UserError where a person must act.
     """
     entries = Follower(run.spool).read()
-    run = run.with_seconds(start_seconds(entries))
+    run = run.with_seconds(start_seconds(entries)).with_tags(start_tags(entries))
     record = RunRecord(
         run, Recipe.model_validate(run.recipe), output, entries[0].time_ms if entries else None
     )
@@ -110,8 +110,9 @@ def _publish(
     checkpoint = None
     if status == "FINISHED":
         checkpoint = best_or_newest(record.run.checkpoints)
-    # Files that were logged before are written again with the same content.
-    unsent = publish_results(run, record, checkpoint, report, recipe_logged=not record.run.unsent)
+    # Files that were logged before are written again with the same content. A driver that died has recorded nothing.
+    is_logged = record.run.status is not None and not record.run.unsent
+    unsent = publish_results(run, record, checkpoint, report, recipe_logged=is_logged)
     if "the model" in record.run.unsent and not unsent and checkpoint is not None:
         done.append("the model sent")
     return unsent

@@ -206,9 +206,8 @@ class Uploader(Generic[Store]):
             self._sent_tags = tags
 
     def _failed(self, error: BaseException) -> None:
-        reason = self._explain(
-            error
-        )  # Before `has_tried`: who waits for that finds what a first failure means.
+        # Explain it first: who waits for `has_tried` asks for the reason.
+        reason = self._explain(error)
         if not self.has_tried.is_set():
             self.first_error = error
             self.has_tried.set()

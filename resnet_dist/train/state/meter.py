@@ -1,6 +1,6 @@
 """Running sums between two log lines. They stay on the device until a log line is due.
 
-Shapes: R ranks, U micro-batches of a step on this rank, K sums, T times of a step.
+Shapes: R ranks, U micro-batches of a step on this rank, K sums, T times of a step, V values of a machine's use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resnet_dist.system.node.usage import NodeUsage
 from resnet_dist.train.state.step_times import NUM_TIMES, step_times, time_metrics
+from resnet_dist.train.state.usage_metrics import NUM_USAGE
 from resnet_dist.world import World
 
 LOSS, CORRECT, SEEN, BAD, FINITE = range(5)  # places in `Meter.sums`
@@ -43,6 +45,8 @@ class Meter:
         self.not_finite: NotFinite | None = None  # over all ranks, at the last `gather` or `flush`
         self.times = step_times(device)  # of this rank
         self.times_RT = torch.zeros(1, NUM_TIMES, dtype=torch.float64)  # of all ranks, at the last `gather`
+        self.usage = NodeUsage([])  # of this machine, where this rank samples it
+        self.usage_RV = torch.zeros(1, NUM_USAGE, dtype=torch.float64)  # of all ranks, at the last `gather`
         self._table_RK: Tensor | None = None  # all ranks' sums at `gather`; None once they have changed
         # Added since the last log line. Where all losses are finite, FINITE counts as many micro-batches.
         self._steps, self._micro_batches = 0, 0
@@ -68,10 +72,10 @@ class Meter:
 
     def gather(self, world: World) -> None:
         """Collect all ranks' sums, for the guard and for a checkpoint. A collective; waits for the device."""
-        # One collective for sums and times: each costs a round trip between all ranks.
-        times_T = self.sums.new_tensor(self.times.means())
-        table = world.stack(torch.cat([self.sums, times_T])).cpu()
-        table_RK, self.times_RT = table.split([len(self.sums), NUM_TIMES], dim=1)
+        # One collective for sums, times and use: each costs a round trip between all ranks.
+        more = self.sums.new_tensor([*self.times.means(), *self.usage.summary()])
+        table = world.stack(torch.cat([self.sums, more])).cpu()
+        table_RK, self.times_RT, self.usage_RV = table.split([len(self.sums), NUM_TIMES, NUM_USAGE], dim=1)
         self.not_finite = self._first_not_finite(table_RK)
         self._table_RK = table_RK[:, :FINITE]
 

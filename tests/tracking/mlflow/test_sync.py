@@ -138,7 +138,7 @@ def test_an_artifact_store_that_cannot_be_reached_costs_the_model_alone(
         raise PermissionError(13, "Permission denied", "/srv/mlflow")
 
     with monkeypatch.context() as patched:
-        for name in ("log_artifact", "log_model_artifacts"):
+        for name in ("log_artifacts", "log_model_artifacts"):
             patched.setattr(mlflow.MlflowClient, name, out_of_reach)
         complete, lines = synced(output)
     assert not complete

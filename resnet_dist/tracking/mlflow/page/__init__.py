@@ -1,0 +1,5 @@
+"""The page of a run in MLflow, besides parameters, metrics and the model.
+
+inputs   the data sets as inputs of the run, and the files of runs/page
+figures  the figures of a run that has ended
+"""
