@@ -101,9 +101,7 @@ def submit(
     check_recipe(value, ranks)
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
-    for line in (secrets_warning(variables), "" if working is None else working.summary(), note):
-        if line:
-            err.print(line)
+    _print_lines(secrets_warning(variables), "" if working is None else working.summary(), note)
     travelling = absolute_paths(value) if working is None else absolute_paths(value, working.sent)
     submission = Submission(
         recipe=travelling,
@@ -128,6 +126,11 @@ def submit(
         # Again, because it may be the cause, and the log of the job has moved it out of sight.
         err.print(note)
     raise typer.Exit(code)
+
+
+def _print_lines(*lines: str) -> None:
+    for line in filter(None, lines):
+        err.print(line)
 
 
 def _submit(submission: Submission) -> int:

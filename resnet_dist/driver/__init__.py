@@ -6,6 +6,8 @@ fork       begin a run with the checkpoint of another one
 output     check that a run can write its files
 hold       hold the run, so that nobody else trains it, and end where that right is lost
 page       keep what the run's page shows besides metrics and model
+publish    open the run in MLflow before its ranks start, and close it whatever ended them
+gauges     what Prometheus reads of the run: its step, speed, restarts, age of its checkpoint
 restarts   start lost ranks again, within limits
 run        choose the run, start the ranks, publish the run to MLflow, close it on every way out
 """

@@ -8,17 +8,17 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
 from resnet_dist.driver.gauges import GAUGES, RunGauges, Sink, file_sink, metrics_file
-from resnet_dist.driver.hold import choose, has_lost, locked, loss_reported
+from resnet_dist.driver.hold import choose, locked, loss_reported
 from resnet_dist.driver.output import check_output
-from resnet_dist.driver.page import begin_page, record_failure
+from resnet_dist.driver.page import record_failure
 from resnet_dist.driver.preflight import (
     check_continued,
     check_data,
@@ -26,13 +26,13 @@ from resnet_dist.driver.preflight import (
     resolve_paths,
     with_workers,
 )
+from resnet_dist.driver.publish import Starts, close_run, open_run, record_end
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
 from resnet_dist.errors import (
     AlreadyReported,
     Diverged,
     RankFailed,
-    StorageError,
     Superseded,
     TrainingError,
     UserError,
@@ -40,27 +40,18 @@ from resnet_dist.errors import (
 from resnet_dist.launch.attempt import RankLauncher
 from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.torchrun import torchrun_launcher
-from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status, unsent_summary
+from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
 from resnet_dist.system.command import resume_advice
-from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt, raise_on_second
+from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
 from resnet_dist.system.streams import log_to
-from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
-from resnet_dist.tracking.spool import Entry, has_steps, start_seconds, start_tags
-from resnet_dist.tracking.store import shown_tracker, store_folder, store_note
-from resnet_dist.train.checkpoint.folder import best_or_newest, list_checkpoints
+from resnet_dist.tracking.protocol import OpenPublisher, Publisher
+from resnet_dist.tracking.spool import Entry, has_steps
+from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.loop import Outcome
 
 log = logging.getLogger(__name__)
-
-LAST_UPLOAD_SECONDS = CLOSE_SECONDS = 30.0
-# The ranks' grace time leaves little after an interruption. Unsent metrics stay in the spool; a resumed run
-# sends them.
-LAST_UPLOAD_FAILED_SECONDS = (
-    5.0  # Something may be about to start the ranks again, and must not wait for a tracker.
-)
-LAST_UPLOAD_INTERRUPTED_SECONDS = CLOSE_INTERRUPTED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -72,21 +63,16 @@ class _Ended:
     outcome: Outcome | None  # None where the ranks were interrupted before they could save
 
 
-class _Starts:
-    """The starts of a run in this submission, as the spool has them."""
+@dataclass(frozen=True)
+class _Prepared:
+    """A run that is locked and checked, with all that its ranks need to start."""
 
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # by attempt: from the cause of its start to its first step
-        self._machines: dict[str, str] = {}  # tags of the machines of the newest attempt
-
-    def add(self, entry: Entry) -> bool:
-        """Take what an entry has of a start; report whether it has something."""
-        self._seconds.update(start_seconds([entry]))
-        self._machines.update(start_tags([entry]))
-        return entry.start is not None
-
-    def shown_in(self, run: RunFolder) -> RunFolder:
-        return run.with_seconds(self._seconds).with_tags(self._machines)
+    request: Request
+    run: RunFolder
+    indexes: Sequence[Index]
+    total_steps: int
+    launch: RankLauncher
+    gauges: RunGauges
 
 
 def run_training(request: Request, reporter: Reporter, open_publisher: OpenPublisher) -> Summary:
@@ -100,37 +86,10 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     request = replace(request, output=resolved(request.output))
     request = with_workers(replace(request, recipe=resolve_paths(request.recipe, request.output)))
     check_request(request)
-    gauge_file = metrics_file()
     with handle_signals(raise_interrupt), ExitStack() as stack:
-        check_output(request.output)
-        run = choose(request)
-        origin = find_origin(request, run)
-        is_new = origin is None and not list_checkpoints(run.checkpoints)
-        indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
-        # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
-        run = stack.enter_context(locked(request, run, reporter.note))
-        stack.enter_context(loss_reported(run))
-        run = run.with_data([index.digest() for index in indexes])
-        check_continued(run, request.recipe, indexes[0])
-        if origin is not None:
-            check_fork(origin, request.recipe, indexes, total_steps)
-            run = begin_fork(origin, run, request.recipe, reporter.note)
-        launch = stack.enter_context(_launcher(request, reporter))
-        sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
-        gauges = RunGauges(run, total_steps, [*sinks, *_ray_sinks(request)])
-        try:
-            ended = _train_published(
-                request, run, launch, indexes, total_steps, gauges, reporter, open_publisher
-            )
-        except (AlreadyReported, Diverged):
-            raise
-        except Superseded as stale:
-            raise RankFailed(f"{stale}\n{resume_advice(run.name)}") from None
-        except TrainingError as failed:
-            raise TrainingError(f"{failed}\nonce that is mended, {resume_advice(run.name)}") from None
-        except RankFailed as failed:
-            details = f"\ndetails are in {run.location}/{_newest_failure(run)}" if failed.details else ""
-            raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
+        prepared = _prepare(request, stack, reporter)
+        with _advised(prepared.run):
+            ended = _train_published(prepared, reporter, open_publisher)
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     names = list_checkpoints(ended.run.checkpoints)
@@ -138,25 +97,58 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start)
 
 
-def _train_published(
-    request: Request,
-    run: RunFolder,
-    launch: RankLauncher,
-    indexes: Sequence[Index],
-    total_steps: int,
-    gauges: RunGauges,
-    reporter: Reporter,
-    open_publisher: OpenPublisher,
-) -> _Ended:
+def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepared:
+    """Choose, check and lock the run, and connect to what starts its ranks. stack: releases all that at the end.
+
+    Raises UserError before a file is written.
+    """
+    gauge_file = metrics_file()
+    check_output(request.output)
+    run = choose(request)
+    origin = find_origin(request, run)
+    is_new = origin is None and not list_checkpoints(run.checkpoints)
+    indexes, total_steps = check_data(request.recipe, reporter, is_new=is_new, output=request.output)
+    # Lock before Ray is connected: the stack closes in reverse, so the ranks have gone before the lock has.
+    run = stack.enter_context(locked(request, run, reporter.note))
+    stack.enter_context(loss_reported(run))
+    run = run.with_data([index.digest() for index in indexes])
+    check_continued(run, request.recipe, indexes[0])
+    if origin is not None:
+        check_fork(origin, request.recipe, indexes, total_steps)
+        run = begin_fork(origin, run, request.recipe, reporter.note)
+    launch = stack.enter_context(_launcher(request, reporter))
+    sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
+    gauges = RunGauges(run, total_steps, [*sinks, *_ray_sinks(request)])
+    return _Prepared(request, run, indexes, total_steps, launch, gauges)
+
+
+@contextmanager
+def _advised(run: RunFolder) -> Iterator[None]:
+    """Name, with what ended the ranks, the command that continues the run, and the file that has all of it."""
+    try:
+        yield
+    except (AlreadyReported, Diverged):
+        raise
+    except Superseded as stale:
+        raise RankFailed(f"{stale}\n{resume_advice(run.name)}") from None
+    except TrainingError as failed:
+        raise TrainingError(f"{failed}\nonce that is mended, {resume_advice(run.name)}") from None
+    except RankFailed as failed:
+        details = f"\ndetails are in {run.location}/{_newest_failure(run)}" if failed.details else ""
+        raise RankFailed(f"{failed}{details}\n{resume_advice(run.name)}") from None
+
+
+def _train_published(prepared: _Prepared, reporter: Reporter, open_publisher: OpenPublisher) -> _Ended:
     """Open the MLflow run, run all ranks to their end, and close the MLflow run whatever happened in between.
 
     An interruption is returned as the status KILLED. Raises what ended the ranks, and UserError of the
     publisher.
     """
+    request, run, gauges = prepared.request, prepared.run, prepared.gauges
     publisher: Publisher | None = None
     status: Status = "FAILED"
     outcome = None
-    starts = _Starts()
+    starts = Starts()
 
     def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
         nonlocal run
@@ -173,32 +165,32 @@ def _train_published(
         reporter.entry(entry)
 
     try:
-        with defer_signals():  # An interrupt inside `_open` would leave an MLflow run that nobody closes.
-            run, publisher = _open(request, run, indexes, reporter, open_publisher, show)
+        with defer_signals():  # An interrupt inside `open_run` would leave an MLflow run that nobody closes.
+            run, publisher = open_run(request, run, prepared.indexes, reporter, open_publisher, show)
         log_to(run.log)
         publisher.start()
-        reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
-        reporter.begin(total_steps)
+        reporter.note(f"run {run.name}: {prepared.total_steps} steps, {request.ranks} rank(s)")
+        reporter.begin(prepared.total_steps)
         restarts = Restarts(request.max_restarts)
         with shown_stalls(run.storage, reporter.note), gauges.sent(publisher.num_waiting):
-            run, outcome = launch_with_restarts(run, launch, restarts, begin_again, reporter.note)
+            run, outcome = launch_with_restarts(run, prepared.launch, restarts, begin_again, reporter.note)
+        status = "KILLED"
         if outcome is not None and outcome.finished:
             check_results(run)
             status = "FINISHED"
-        else:
-            status = "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
     except BaseException as error:
+        status = "FAILED"
         if publisher is not None and not run.is_lost:
             run = record_failure(run, error)
             publisher.describe_attempt(starts.shown_in(run))
         raise
     finally:
         if publisher is not None:
-            status, unread = _close(publisher, run, status)
+            status, unread = close_run(publisher, run, status)
             ended = starts.shown_in(run).ended(status, (*publisher.unsent, *unread))
-            run = _record_end(ended.with_run_id(publisher.run_id), reporter)
+            run = record_end(ended.with_run_id(publisher.run_id), reporter)
     return _Ended(run, status, outcome)
 
 
@@ -213,88 +205,6 @@ def _newest_failure(run: RunFolder) -> str:
 def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> None:
     where = f"step {restart.step}" if restart.step else "the beginning"
     reporter.note(f"{restart.cause}; attempt {run.attempt} resumes from {where}")
-
-
-def _open(
-    request: Request,
-    run: RunFolder,
-    indexes: Sequence[Index],
-    reporter: Reporter,
-    open_publisher: OpenPublisher,
-    show: Callable[[Entry], None],
-) -> tuple[RunFolder, Publisher]:
-    """Write the run folder, then open the publisher: no MLflow run is left unknown where the driver dies.
-
-    Raises UserError where the publisher cannot be used; a new run is then removed.
-    """
-    if run.tracker not in (None, shown_tracker()):
-        reporter.note(
-            f"run {run.name} goes to {shown_tracker() or 'the store in the output folder'} from here on"
-        )
-    run = begin_page(replace(run, tags={}, tracker=shown_tracker()), request, indexes)
-    run.write()
-    if (note := store_note(request.output)) is not None:
-        reporter.note(note)
-    try:
-        record = RunRecord(run, request.recipe, store_folder(request.output))
-        publisher = open_publisher(record, show)
-    except UserError:
-        if run.attempt == 1:
-            run.remove()
-        raise
-    run = run.with_run_id(publisher.run_id)
-    run.write()
-    return run, publisher
-
-
-def _close(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Status, list[str]]:
-    """Send the last metrics, log the model of a finished run, and close the MLflow run.
-
-    Return the status that it was closed with, and what was not sent because the run's storage could not be read. A run
-    that was lost to another driver is left to that one.
-    """
-    unread: list[str] = []
-    if has_lost(run):
-        publisher.abandon()
-        return status, unread
-    try:
-        if status == "KILLED":
-            publisher.finish(LAST_UPLOAD_INTERRUPTED_SECONDS)
-        else:
-            publisher.finish(LAST_UPLOAD_SECONDS if status == "FINISHED" else LAST_UPLOAD_FAILED_SECONDS)
-            # The best model is the one to load; there is one only where train.best_metric names a metric.
-            checkpoint = None
-            if status == "FINISHED":
-                try:
-                    checkpoint = best_or_newest(run.checkpoints)
-                except StorageError as error:
-                    log.warning("the model was not logged: %s", error)
-                    unread.append("the model")
-            publisher.log_results(checkpoint)
-    except KeyboardInterrupt:
-        if status == "FINISHED":
-            status = "KILLED"  # Training is complete; resuming the run publishes the rest.
-    finally:
-        try:
-            with handle_signals(raise_on_second):
-                publisher.close(status, CLOSE_INTERRUPTED_SECONDS if status == "KILLED" else CLOSE_SECONDS)
-        except KeyboardInterrupt:
-            status = "KILLED"
-    return status, unread
-
-
-def _record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
-    """Write the end of an attempt to the run folder, where the next command looks for it."""
-    try:
-        if run.is_lost:  # Its record is the new driver's.
-            return run
-        if not run.storage.is_gone():  # A new folder would be in the way of the one that was moved.
-            run.write()
-    except OSError as error:  # A full disk must not hide what ended the training.
-        reporter.note(f"{run.location}: the end of the run was not recorded ({error})")
-    if run.unsent and run.status != "FINISHED":  # A finished run is summed up by the command.
-        reporter.note(unsent_summary(run))
-    return run
 
 
 def check_results(run: RunFolder) -> None:

@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from resnet_dist.runs.page import predictions_file
 from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit, Storage
 from resnet_dist.system.redact import redact
-from resnet_dist.train.predictions import Predictions
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from resnet_dist.train.predictions import Predictions
 
 WRITE_SECONDS = 30.0  # for predictions that are being written when the training ends
 
