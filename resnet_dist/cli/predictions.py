@@ -25,7 +25,7 @@ from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
 from resnet_dist.data.findings import Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
-from resnet_dist.system.streams import need_stdout
+from resnet_dist.system.streams import has_reader, need_stdout
 from resnet_dist.terminal import bars, can_move
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def predict(
     rows = predictions(trained, inputs, device, top)
     with _progress() as show:
         counted = _counted(rows, findings)
-        while some := list(islice(counted, ROWS_AT_ONCE)):
+        while has_reader() and (some := list(islice(counted, ROWS_AT_ONCE))):
             typer.echo(heading + write(some), file=out.file, nl=False)
             heading = ""
             show(findings.used + findings.num_left_out)
@@ -164,4 +164,4 @@ def _progress() -> Iterator[Callable[[int], None]]:
         yield lambda done: None
         return
     with bars(err, ["predict"], "images") as show:
-        yield lambda done: show("predict", done, done)
+        yield lambda done: show("predict", done, None)

@@ -1,10 +1,11 @@
-"""What is written for each format, and how the file is run again, to be compared with its source.
+"""The formats of an export: each writes a file, and runs it again to be compared with its source.
 
 Shapes: N images, S image size, C channels; N is free in every format.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class Logits(nn.Module):
 
     def __init__(self, trained: TrainedModel, *, pixels: bool) -> None:
         super().__init__()
-        self.model, self.data, self.pixels = trained.model, trained.recipe.data, pixels
+        # torch.export cannot store weights that are channels-last.
+        self.model = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)
+        self.data, self.pixels = trained.recipe.data, pixels
         # In float64 until the last step, as `normalize` computes them.
         mean = torch.tensor(self.data.mean, dtype=torch.float64)[None, :, None, None] * 255
         scale = 1 / (torch.tensor(self.data.std, dtype=torch.float64)[None, :, None, None] * 255)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -26,7 +26,9 @@ def samples_of(trained: TrainedModel, paths: Sequence[str] | None) -> tuple[Iter
     """
     data = trained.recipe.data
     if paths:
-        return inputs_of(paths, data, Findings()), "of --samples"
+        named = inputs_of(paths, data, Findings())
+        # Find the first one now: a mistake in a path is to be found before the export.
+        return chain(list(islice(named, 1)), named), "of --samples"
     if is_local(data.eval) and local_path(data.eval).exists():
         held_out = inputs_of([data.eval], data, Findings())
         return islice(held_out, MAX_HELD_OUT), f"of {data.eval}"

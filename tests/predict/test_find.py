@@ -35,7 +35,7 @@ def run_in(output: Path, name: str) -> RunFolder:
     return made
 
 
-def test_models_of_mlflow_and_runs_by_name_and_id(tmp_path: Path) -> None:
+def test_models_of_mlflow_and_runs_by_name_and_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one test, because MLflow takes seconds to create its store."""
     output = tmp_path / "output"
     made = run_in(output, "first")
@@ -48,7 +48,9 @@ def test_models_of_mlflow_and_runs_by_name_and_id(tmp_path: Path) -> None:
     model_uri = log_model(opened, checkpoint, recipe, 7, {"eval/top1": (0.5, 1)})
     client.create_registered_model("pets")
     model_id = model_uri.removeprefix("models:/")
-    version = client.create_model_version("pets", model_uri, run.info.run_id, model_id=model_id)
+    with monkeypatch.context() as environment:
+        environment.setenv(URI_VARIABLE, uri)  # To register, MLflow looks there.
+        version = client.create_model_version("pets", model_uri, run.info.run_id, model_id=model_id)
     client.set_registered_model_alias("pets", "best", version.version)
     for name in (
         "first",
@@ -59,6 +61,7 @@ def test_models_of_mlflow_and_runs_by_name_and_id(tmp_path: Path) -> None:
         model_uri,
         "models:/pets@best",
         "models:/pets/1",
+        "models:/pets/latest",
         "runs:/" + run.info.run_id + "/model",
     ):
         found = find_model(name, str(output))

@@ -22,6 +22,7 @@ from resnet_dist.train.checkpoint.folder import MANIFEST
 
 NAME = "model"
 MODEL_SCHEMES = ("models:/", "runs:/")
+MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
 RUN_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -68,9 +69,10 @@ def download_model(name: str, uri: str) -> Path:
     try:
         client = mlflow.MlflowClient(uri, uri)
         if name.startswith(MODEL_SCHEMES):
-            folder = mlflow.artifacts.download_artifacts(name, tracking_uri=uri, registry_uri=uri)
+            location = _location_of(client, name)
         else:
-            folder = _download_of_run(client, _run_of(client, name), uri)
+            location = _location_of_run(client, _run_of(client, name))
+        folder = mlflow.artifacts.download_artifacts(location, tracking_uri=uri)
     except LookupError:
         raise
     except Exception as error:  # The client of an artifact store may raise any type.
@@ -107,14 +109,39 @@ def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
     return runs[0]
 
 
-def _download_of_run(client: mlflow.MlflowClient, run: Run, uri: str) -> str:
+def _location_of_run(client: mlflow.MlflowClient, run: Run) -> str:
+    """Return the place of the newest model of a run."""
     outputs = run.outputs
-    if outputs is not None and outputs.model_outputs:
-        newest = max(outputs.model_outputs, key=lambda output: output.step)
-        location = client.get_logged_model(newest.model_id).artifact_location
-        return str(mlflow.artifacts.download_artifacts(location, tracking_uri=uri))
-    # logged to a server that knows no models apart from runs
-    return str(client.download_artifacts(run.info.run_id, NAME))
+    if outputs is None or not outputs.model_outputs:
+        # logged to a server that knows no models apart from runs
+        return f"{run.info.artifact_uri}/{NAME}"
+    newest = max(outputs.model_outputs, key=lambda output: output.step)
+    return str(client.get_logged_model(newest.model_id).artifact_location)
+
+
+def _location_of(client: mlflow.MlflowClient, uri: str) -> str:
+    """Return the place of what a URI of MLflow names.
+
+    MLflow would look names up in the store of its environment, whatever store it is given. Raises LookupError, or what
+    the client raises.
+    """
+    if uri.startswith("runs:/") and uri.endswith(f"/{NAME}"):
+        return _location_of_run(client, client.get_run(uri.split("/")[1]))
+    found = MODEL_URI.fullmatch(uri)
+    if found is None:
+        return uri
+    name, version, alias = found.groups()
+    if alias:
+        version = client.get_model_version_by_alias(name, alias).version
+    elif version == "latest":
+        versions = client.search_model_versions(f"name = '{name}'")
+        if not versions:
+            raise LookupError(f"{place_of(client.tracking_uri)} has no version of {name}")
+        version = max(int(one.version) for one in versions)
+    if not version:
+        return str(client.get_logged_model(name).artifact_location)
+    source = client.get_model_version_download_uri(name, str(version))
+    return source if source == uri else _location_of(client, source)
 
 
 def _create(run: MlflowRun) -> LoggedModel | None:

@@ -117,10 +117,13 @@ def _finish(folder: Path, described: Model) -> None:
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
     described.save(str(folder / "MLmodel"))
-    for name in ("python_env.yaml", "conda.yaml"):
+    # Any patch release of Python serves; uv or pyenv would have to download the one of this machine.
+    for name, found, wanted in (
+        ("python_env.yaml", r"^python: (\d+\.\d+)\.\S+$", r'python: "\1"'),  # quoted, or it would be a number
+        ("conda.yaml", r"^- python=(\d+\.\d+)\.\S+$", r"- python=\1"),
+    ):
         path = folder / name
-        # Any patch release serves; uv or pyenv would have to download the one of this machine.
-        path.write_text(re.sub(r"(python(?:: |=))(\d+\.\d+)\.\d+\b", r"\1\2", path.read_text()))
+        path.write_text(re.sub(found, wanted, path.read_text(), flags=re.MULTILINE))
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
 

@@ -57,11 +57,10 @@ def test_requirements_are_releases_that_an_index_has(logged: Path) -> None:
 
 def test_the_signature_has_both_forms_and_the_example_fits(logged: Path) -> None:
     described = Model.load(str(logged))
-    inputs = {column.name: (str(column.type), column.required) for column in described.signature.inputs}
-    assert inputs == {
-        "image": ("DataType.binary", False),
-        "pixels": ("Array(Array(Array(DataType.integer)))", False),
-    }
+    inputs = {column["name"]: column for column in described.signature.inputs.to_dict()}
+    assert inputs["image"] == {"type": "binary", "name": "image", "required": False}
+    assert inputs["pixels"]["items"]["items"]["items"] == {"type": "integer"}  # height, width, channels
+    assert not inputs["pixels"]["required"]
     assert [column.name for column in described.signature.outputs] == ["classes", "probabilities"]
     assert [(param.name, param.default) for param in described.signature.params] == [("top_k", 5)]
     assert json.loads((logged / "serving_input_example.json").read_text()).keys() == {"inputs"}
@@ -96,12 +95,12 @@ def test_paths_and_passwords_stay_here(digits_recipe: Recipe) -> None:
             "data.source=none",
         ]
     )
-    told = recipe.portable()
-    assert told.data.train.startswith("https://")
-    assert told.data.eval == "…/photos/eval"
-    assert told.model.init_from == "…/anna/weights.pth"
-    assert SECRET not in told.to_json()
-    assert "/home" not in told.to_json()
+    shared = recipe.portable()
+    assert shared.data.train.startswith("https://")
+    assert shared.data.eval == "…/photos/eval"
+    assert shared.model.init_from == "…/anna/weights.pth"
+    assert SECRET not in shared.to_json()
+    assert "/home" not in shared.to_json()
 
 
 def test_the_carried_modules_import_no_other_of_this_package() -> None:
