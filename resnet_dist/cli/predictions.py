@@ -13,6 +13,7 @@ import typer
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
+    RESUMES,
     STARTS_OVER,
     Gpu,
     RunOutput,
@@ -30,9 +31,12 @@ from resnet_dist.terminal import bars, can_move
 
 if TYPE_CHECKING:
     from resnet_dist.predict.classify import Prediction
+    from resnet_dist.predict.row_file import RowFile
+    from resnet_dist.predict.rows import Write
 
 MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV
 ROWS_AT_ONCE = 256
+BAD_IMAGE = "a bad image"  # the kind of finding; others are of what lies beside images
 
 Model = Annotated[
     str,
@@ -54,6 +58,10 @@ def predict(
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes of each image, the best first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a heading.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
+    ] = None,
     allow_left_out: AllowLeftOut = False,
     gpu: Gpu = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
@@ -63,31 +71,56 @@ def predict(
     Images are decoded, cropped and resized as in `evaluate`. One that cannot be is reported, and its row holds the
     problem in JSON and CSV. Exit code 3: there were such images.
     """
-    if as_json and as_csv:
-        raise UserError("--json and --csv exclude each other; use one of them")
-    need_stdout()
+    if as_json + as_csv + (to is not None) > 1:
+        raise UserError("--json, --csv and --to exclude each other; use one of them")
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
         from resnet_dist.predict.classify import predictions
         from resnet_dist.predict.find import find_model
         from resnet_dist.predict.inputs import inputs_of
+        from resnet_dist.predict.row_file import RowFile, form_of_file
         from resnet_dist.predict.rows import writer_of
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.world import World
 
+    form = form_of_file(to) if to is not None else "json" if as_json else "csv" if as_csv else "table"
     device, findings = World.single(gpu=use_gpu(gpu)).device, Findings()
     trained = load_model(find_model(model, output), device)
-    heading, write = writer_of("json" if as_json else "csv" if as_csv else "table", trained.classes, top)
+    kept = None if to is None else RowFile.open(to, trained, top)
     inputs = inputs_of(paths, trained.recipe.data, findings)
-    rows = predictions(trained, inputs, device, top)
-    with _progress() as show:
-        counted = _counted(rows, findings)
-        while has_reader() and (some := list(islice(counted, ROWS_AT_ONCE))):
-            typer.echo(heading + write(some), file=out.file, nl=False)
-            heading = ""
-            show(findings.used + findings.num_left_out)
+    left = inputs if kept is None else kept.rest(inputs, findings)
+    rows = _counted(predictions(trained, left, device, top), findings)
+    heading, write = writer_of(form, trained.classes, top)
+    with on_interrupt(STARTS_OVER if kept is None else RESUMES):
+        if kept is None:
+            _print_rows(rows, heading, write)
+        else:
+            _keep_rows(rows, heading, write, kept)
     _report(findings)
     exit_where_left_out(findings, allow_left_out=allow_left_out)
+
+
+def _print_rows(rows: Iterator[Prediction], heading: str, write: Write) -> None:
+    """Print rows as they come, until their reader has left."""
+    need_stdout()
+    with _progress(hidden=out.file.isatty()) as show:
+        done = 0
+        while has_reader() and (some := list(islice(rows, ROWS_AT_ONCE))):
+            typer.echo(heading + write(some), file=out.file, nl=False)
+            heading, done = "", done + len(some)
+            show(done)
+
+
+def _keep_rows(rows: Iterator[Prediction], heading: str, write: Write, kept: RowFile) -> None:
+    """Append rows to a file, which gets its name with the last one."""
+    done = len(kept.done)
+    with _progress(hidden=False) as show:
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            kept.write((heading if kept.is_new else "") + write(some))
+            done += len(some)
+            show(done)
+    kept.finish()
+    out.print(f"{kept.path}: {done:,} rows")
 
 
 @on_interrupt(STARTS_OVER)
@@ -137,7 +170,7 @@ def _counted(rows: Iterable[Prediction], findings: Findings) -> Iterator[Predict
         if row.problem is None:
             findings.used += 1
         else:
-            findings.leave_out(row.name, "a bad image", row.problem)
+            findings.leave_out(row.name, BAD_IMAGE, row.problem)
             num_bad += 1
             if num_bad <= MAX_REPORTED:
                 err.print(f"bad image {row.name}: {row.problem}")
@@ -153,14 +186,14 @@ def _counted(rows: Iterable[Prediction], findings: Findings) -> Iterator[Predict
 def _report(findings: Findings) -> None:
     """Report what folders and shards held beside images."""
     for what, kind, count, example in findings.rows():
-        if kind != "a bad image":
+        if kind != BAD_IMAGE:
             err.print(f"{what}: {count:,} {kind}: {example}{', …' if count > 1 else ''}")
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many images are done, on a terminal where the rows go elsewhere."""
-    if not can_move(err) or out.file.isatty():
+def _progress(*, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many images are done, on a terminal that does not show their rows."""
+    if hidden or not can_move(err):
         yield lambda done: None
         return
     with bars(err, ["predict"], "images") as show:

@@ -26,6 +26,8 @@ from resnet_dist.train.evaluate import logits_of
 
 Run = Callable[[Tensor], Tensor]  # uint8 (N, S, S, C) on the CPU → logits (N, classes)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Fields of a model on which neither its weights' names nor its answers depend.
+WITHOUT_WEIGHTS = ("name", "zero_init", "stochastic_depth")
 DESCRIPTION = "resnet_dist.json"  # the extra file of a pt2
 
 
@@ -168,7 +170,9 @@ def _torchvision_net(trained: TrainedModel) -> nn.Module:
     changed = [
         f"model.{name}={value!r}"
         for name, value in recipe.model.options().items()
-        if name not in ("name", "zero_init") and value != getattr(Model(), name) and not _has_no_part(name)
+        if name not in WITHOUT_WEIGHTS
+        and value != getattr(Model(), name)
+        and (name, value) != ("stem", "imagenet")
     ]
     name = recipe.model.name
     build = getattr(torchvision.models, name, None)
@@ -179,10 +183,6 @@ def _torchvision_net(trained: TrainedModel) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         net: nn.Module = build(num_classes=len(trained.classes))
     return net.eval()
-
-
-def _has_no_part(name: str) -> bool:
-    return name == "stochastic_depth"  # has no weights, and no effect in evaluation
 
 
 def _write_torchvision(trained: TrainedModel, path: Path, pixels: bool) -> None:

@@ -5,4 +5,5 @@ inputs    the PATHS of a command line → images to read: files, folders, patter
 shards    images inside tars
 classify  images → class names and probabilities, through the loader's threads and decoders
 rows      predictions as a table, as JSON or as CSV
+row_file  a file of rows that an interrupted command continues
 """

@@ -53,7 +53,7 @@ def _cells(row: Prediction, top_k: int) -> list[str]:
     best = [
         cell
         for name, value in zip(row.classes, row.probabilities, strict=True)
-        for cell in (name, f"{value:.9g}")
+        for cell in (one_line(name), f"{value:.9g}")
     ]
     return [row.name, *best, *[""] * (2 * top_k - len(best)), row.problem or ""]
 

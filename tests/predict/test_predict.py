@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_dist.cli import predictions
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.predict.classify import MAX_BATCH
+from resnet_dist.predict.row_file import RowFile
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.world import World
@@ -161,7 +163,9 @@ def test_urls_and_stdin(command: Command, model: str, photos: Path, monkeypatch:
         (["none.jpg"], "none.jpg: no such file or folder"),
         (["*.webp"], "*.webp: matches no file"),
         (["texts"], "texts: no images in this folder (1 a .txt file)"),
-        (["x.jpg", "--json", "--csv"], "--json and --csv exclude each other; use one of them"),
+        (["x.jpg", "--json", "--csv"], "--json, --csv and --to exclude each other; use one of them"),
+        (["x.jpg", "--to", "rows.txt"], "--to rows.txt: its name must end with .jsonl or .csv"),
+        (["none.jpg", "--to", "rows.csv"], "none.jpg: no such file or folder"),
     ],
 )
 def test_a_mistake_in_a_path_is_one_sentence(
@@ -172,3 +176,48 @@ def test_a_mistake_in_a_path_is_one_sentence(
     (tmp_path / "texts/a.txt").write_text("hello")
     code, out, err = command("predict", model, *paths)
     assert (code, out, err) == (2, "", f"error: {message}\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "texts"}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_file_of_rows_is_continued_after_a_kill(
+    command: Command, model: str, photos: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", 1)
+    (photos / "bad.jpg").write_bytes(b"<html>")
+    code, out, err = command("predict", model, "photos", "--to", name)
+    assert (code, out) == (3, f"{name}: 4 rows\n"), err
+    whole = (tmp_path / name).read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", name}
+    code, _, err = command("predict", model, "photos", "--to", name)
+    assert (code, err) == (
+        2,
+        f"error: --to {name}: exists already and is whole; give another name, or remove it\n",
+    )
+    (tmp_path / name).unlink()
+    written: list[str] = []
+
+    def killed(self: RowFile, text: str) -> None:
+        if len(written) == 2:  # in the middle of a row
+            with (tmp_path / f"{name}.partial").open("a") as file:
+                file.write(text[:7])
+            raise KeyboardInterrupt
+        written.append(text)
+        write(self, text)
+
+    write = RowFile.write
+    with monkeypatch.context() as patched:
+        patched.setattr(RowFile, "write", killed)
+        code, out, err = command("predict", model, "photos", "--to", name)
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted; the same command resumes with what is not done yet\n")
+    assert not (tmp_path / name).exists()
+    code, _, err = command("predict", model, "photos", "--to", name, "--top", 2)
+    assert (code, "was begun with another model or --top; remove it" in err) == (2, True)
+    code, _, err = command("predict", model, "photos/b.jpg", "--to", name)
+    assert (code, "row 1 of" in err, "give the same paths, or remove it" in err) == (2, True, True)
+    code, out, err = command("predict", model, "photos", "--to", name)
+    assert (code, out) == (3, f"{name}: 4 rows\n"), err
+    names = [line.split(",")[0].split('", ')[0] for line in (tmp_path / name).read_text().splitlines()]
+    assert names == [line.split(",")[0].split('", ')[0] for line in whole.splitlines()]
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", name}

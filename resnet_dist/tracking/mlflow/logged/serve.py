@@ -63,7 +63,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self, context: Any, model_input, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Return a row for each image. Raises MlflowException, which a server answers as 400, for a bad one."""
-        top_k = int((params or {}).get("top_k") or TOP_K)
+        top_k = int((params or {}).get("top_k", TOP_K))
         if top_k < 1:
             raise _refused(f"top_k is {top_k}; it must be 1 or more")
         top_k = min(top_k, len(self.classes))

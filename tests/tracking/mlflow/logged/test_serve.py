@@ -143,6 +143,11 @@ def test_a_bad_input_is_refused_with_its_number(served: Any, given: Any, message
     assert refused.value.get_http_status_code() == 400
 
 
+def test_a_number_of_classes_that_is_none(served: Any) -> None:
+    with pytest.raises(MlflowException, match="top_k is 0; it must be 1 or more"):
+        served.predict([jpeg(photo(40, 40))], params={"top_k": 0})
+
+
 def test_models_of_two_versions_live_in_one_process(served: Any, tmp_path: Path) -> None:
     other, _ = random_checkpoint(tmp_path, "model.name=resnet14", seed=2)
     second = mlflow.pyfunc.load_model(str(write_logged(other, tmp_path / "model")))
