@@ -100,9 +100,10 @@ def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
     """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
     if RUN_ID.fullmatch(name):
         return client.get_run(name)
-    quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+    # MLflow knows no escapes, but either kind of quotes.
+    quote = '"' if "'" in name else "'"
+    query = f"attributes.run_name = {quote}{name}{quote}"
     experiments = [found.experiment_id for found in client.search_experiments()]
-    query = f"attributes.run_name = '{quoted}'"
     runs = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
     if not runs:
         raise LookupError(f"{place_of(client.tracking_uri)} has no run of that name")
