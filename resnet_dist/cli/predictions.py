@@ -179,14 +179,19 @@ def _counted(rows: Iterable[Prediction], findings: Findings) -> Iterator[Predict
         err.print(
             f"and {num_bad - MAX_REPORTED:,} more bad images; --json and --csv have the problem of each"
         )
-    if not findings.used and not num_bad:
+    if not findings.used and not findings.left_out:
         raise UserError("no images in what the paths name")
 
 
 def _report(findings: Findings) -> None:
     """Report what folders and shards held beside images."""
+    others = [found for found in findings.left_out if found.kind != BAD_IMAGE]
+    for found in others[:MAX_REPORTED]:
+        err.print(f"left out {found.line()}")
+    if len(others) > MAX_REPORTED:
+        err.print(f"and {len(others) - MAX_REPORTED:,} more left out")
     for what, kind, count, example in findings.rows():
-        if kind != BAD_IMAGE:
+        if what == "passed over":
             err.print(f"{what}: {count:,} {kind}: {example}{', …' if count > 1 else ''}")
 
 

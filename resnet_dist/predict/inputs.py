@@ -7,6 +7,7 @@ rules of `resnet-dist prepare`.
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -63,23 +64,23 @@ def _sources(path: str, data: Data, findings: Findings) -> Iterator[Iterable[Inp
         yield from _of_stdin(data, findings)
     elif not is_local(path):
         yield from _of_url(path, data, findings)
+    elif local_path(path).exists():
+        yield _of_local(local_path(path), data, findings)
     else:
-        found = local_path(path)
-        if found.is_dir():
-            yield _of_folder(found, data, findings)
-        elif found.exists():
-            yield _of_file(found, data, findings)
-        else:
-            matches = sorted(glob.glob(str(found), recursive=True)) if glob.has_magic(path) else []
-            if not matches:
-                problem = "matches no file" if glob.has_magic(path) else "no such file or folder"
-                raise UserError(f"{one_line(path)}: {problem}")
-            for match in matches:
-                yield (
-                    _of_folder(Path(match), data, findings)
-                    if Path(match).is_dir()
-                    else _of_file(Path(match), data, findings)
-                )
+        for match in _matches(path):
+            yield _of_local(match, data, findings)
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return what a pattern matches. Raises UserError where that is nothing, or it is none."""
+    if not glob.has_magic(pattern):
+        raise UserError(f"{one_line(pattern)}: no such file or folder")
+    found = [Path(match) for match in sorted(glob.glob(str(local_path(pattern)), recursive=True))]
+    if "**" in pattern:  # It matches a folder, and what is in it too.
+        found = [path for path in found if not path.is_dir()]
+    if not found:
+        raise UserError(f"{one_line(pattern)}: matches no file")
+    return found
 
 
 def _of_stdin(data: Data, findings: Findings) -> Iterator[Iterable[Input]]:
@@ -100,15 +101,23 @@ def _of_stdin(data: Data, findings: Findings) -> Iterator[Iterable[Input]]:
         yield from _sources(path, data, findings)
 
 
+def _of_local(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
+    return _of_folder(path, data, findings) if path.is_dir() else _of_file(path, data, findings)
+
+
 def _of_file(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
     if path.name.lower().endswith(SHARD_SUFFIXES) or path.suffix == ".json" or _is_tar(path):
         return _of_shards(str(path), data, findings)
-    return [Input(one_line(str(path)), partial(read_file, str(path)), path.stat().st_size)]
+    num_bytes = path.stat().st_size if path.is_file() else None  # A pattern matches broken links too.
+    return [Input(one_line(str(path)), partial(read_file, str(path)), num_bytes)]
 
 
 def _of_folder(folder: Path, data: Data, findings: Findings) -> Iterable[Input]:
     """Return the samples of a folder of shards, or the images at any depth of another folder."""
-    names = [path.name for path in folder.iterdir()]
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{one_line(str(folder))}: cannot be read: {error.strerror}") from None
     has_shards = any(name.lower().endswith(SHARD_SUFFIXES) for name in names)
     if has_shards or INDEX_NAME in names or SECOND_INDEX_NAME in names:
         return _of_shards(str(folder), data, findings)
@@ -157,6 +166,8 @@ def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]
 
 
 def _is_tar(path: Path) -> bool:
+    if not path.is_file():  # To look into a pipe would take its first bytes.
+        return False
     try:
         with path.open("rb") as file:
             file.seek(_USTAR_AT)

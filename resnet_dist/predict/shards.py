@@ -12,8 +12,10 @@ from resnet_dist.data.findings import Findings, one_line
 from resnet_dist.data.shards.index import Index, Shard
 from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, WEBDATASET, Member, MemberRules
 from resnet_dist.data.shards.offsets import load_members, offset_files
+from resnet_dist.data.shards.tar import TarError
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
 from resnet_dist.data.storage.urls import local_path
+from resnet_dist.errors import StorageError
 from resnet_dist.predict.inputs import Input
 
 
@@ -41,8 +43,7 @@ def images_of_shards(
 ) -> Iterator[Input]:
     """Yield the image of each sample, in the order of the shards; samples without one are recorded.
 
-    index: that of the shards, whose rules and offsets are used. Raises StorageError where a shard cannot be fetched,
-    TarError where it is damaged.
+    index: that of the shards, whose rules and offsets are used. A shard that cannot be read is recorded as left out.
     """
     rules = WEBDATASET if index is None else index.rules
     cache = ShardCache(CacheLimits.of(data))
@@ -50,22 +51,34 @@ def images_of_shards(
         for number, shard in enumerate(shards):
             cache.want(shards[number : number + 2])  # The next one is fetched while this one is read.
             files = [] if index is None or not is_plain_local(shard) else index.offset_files(number)
-            yield from _images_of(shard, cache, rules, files, findings)
+            try:
+                tar, samples = _open(shard, cache, rules, files)
+            except (StorageError, TarError) as problem:
+                findings.leave_out(one_line(shard.name), "a shard that cannot be read", str(problem))
+                continue
+            yield from _images_of(shard.name, tar, samples, rules, findings)
     finally:
         cache.close()
 
 
-def _images_of(
-    shard: Shard, cache: ShardCache, rules: MemberRules, files: list[Path], findings: Findings
-) -> Iterator[Input]:
+def _open(
+    shard: Shard, cache: ShardCache, rules: MemberRules, files: list[Path]
+) -> tuple[OpenTar, list[list[Member]]]:
+    """Return an open shard and the members of its samples. Raises StorageError, or TarError where it is damaged."""
     fd, path = cache.open(shard)
     tar = OpenTar(fd)
     if not files and is_plain_local(shard):
         files = offset_files(local_path(shard.url), rules)
     samples, _ = load_members(files, fd, str(path), shard.num_samples, rules)
+    return tar, samples
+
+
+def _images_of(
+    name: str, tar: OpenTar, samples: list[list[Member]], rules: MemberRules, findings: Findings
+) -> Iterator[Input]:
     for members in samples:
         image = rules.image(members)
         if image is None:
-            findings.pass_over(f"{shard.name}/{members[0].key}", "a sample without an image")
+            findings.pass_over(f"{name}/{members[0].key}", "a sample without an image")
         else:
-            yield Input(one_line(f"{shard.name}/{image.key}"), partial(tar.read, image), image.size)
+            yield Input(one_line(f"{name}/{image.key}"), partial(tar.read, image), image.size)

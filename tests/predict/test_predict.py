@@ -70,6 +70,17 @@ def test_rows_in_the_order_of_the_paths(command: Command, model: str, photos: Pa
     assert err == "passed over: 1 a .txt file: notes.txt\n"
 
 
+def test_a_pattern_at_any_depth_names_each_file_once(command: Command, model: str, photos: Path) -> None:
+    (photos / "broken.jpg").symlink_to("nothing")
+    code, out, err = command("predict", model, "photos/**", "--json")
+    names = [str(row["input"]) for row in rows_of(out)]
+    assert sorted(names) == sorted({*names})
+    assert len(names) == 5
+    assert code == 3
+    assert "bad image photos/broken.jpg: cannot be read: No such file or directory\n" in err
+    assert "bad image photos/notes.txt: not a readable image: a text file\n" in err
+
+
 def test_csv_and_the_table_hold_the_same(command: Command, model: str, photos: Path) -> None:
     _, out, _ = command("predict", model, "photos/b.jpg", "photos/a b.png", "--json", "--top", 6)
     first, second = rows_of(out)
@@ -115,6 +126,10 @@ def test_shards_with_and_without_an_index(command: Command, model: str, tmp_path
     assert code == 3
     assert [row["input"] for row in rows_of(out)] == ["set.tar/x/1", "set.tar/x/2", "set.tar/x/4"]
     assert "passed over: 1 a sample without an image: set.tar/x/3\n" in err
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "set.tar").read_bytes()[:3000])
+    code, out, err = command("predict", model, "cut.tar", "set.tar", "--json")
+    assert (code, len(rows_of(out))) == (3, 3)
+    assert "left out cut.tar: a shard that cannot be read (" in err
     code, out, err = command("predict", model, "set.tar", "missing.tar", "--json")
     assert (code, out, err) == (2, "", "error: missing.tar: no such file or folder\n")
 
