@@ -151,10 +151,17 @@ def make_reporter(
 
 
 @contextmanager
-def bars(console: Console, names: Sequence[str], unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function `(name, done, total)` that moves the bar of `name`; without a terminal, prints a line."""
+def bars(
+    console: Console, names: Sequence[str], unit: str
+) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yield a function `(name, done, total)` that moves the bar of `name`; without a terminal, prints a line.
+
+    total: None where it is unknown.
+    """
     if not can_move(console):
-        yield lambda name, done, total: console.print(f"{name}: {done:,} of {total:,} {unit}")
+        yield lambda name, done, total: console.print(
+            f"{name}: {done:,}{'' if total is None else f' of {total:,}'} {unit}"
+        )
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with _progress(console, (*columns, TimeRemainingColumn())) as progress:

@@ -19,7 +19,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "experiments"},
+    {"bench", "study", "experiments", "export"},
+    {"predict"},
     {"terminal", "driver"},
     {"launch"},
     {"tracking"},

@@ -9,6 +9,7 @@ data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
 models    evaluate
+predictions predict, export
 runs      runs (show, best, compare), ui, sync
 bench     bench loader, bench step, bench launch
 
@@ -27,6 +28,7 @@ from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate
 from resnet_dist.cli.options import diverted
+from resnet_dist.cli.predictions import export, predict
 from resnet_dist.cli.runs import runs, sync, ui
 from resnet_dist.cli.submit import submit
 from resnet_dist.cli.submitted import jobs, logs, status, stop
@@ -38,7 +40,22 @@ app = typer.Typer(
     help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.callback()(check_launcher)
-for command in (prepare, index, train, study, submit, jobs, logs, status, stop, sync, evaluate, ui):
+for command in (
+    prepare,
+    index,
+    train,
+    study,
+    submit,
+    jobs,
+    logs,
+    status,
+    stop,
+    sync,
+    evaluate,
+    predict,
+    export,
+    ui,
+):
     app.command()(diverted(command))
 app.add_typer(runs, name="runs")
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)

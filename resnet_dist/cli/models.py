@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,16 +17,15 @@ from resnet_dist.cli.options import (
     out,
     use_gpu,
 )
+from resnet_dist.cli.predictions import Model
 from resnet_dist.errors import UserError
-from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import need_stdout
-from resnet_dist.tracking.store import store_folder, tracking_uri
 
 
 @on_interrupt(STARTS_OVER)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint or run, by path or URL, or an MLflow run id.")],
+    model: Model,
     shards: Annotated[str, typer.Argument(help="A folder with an index.json.")],
     gpu: Gpu = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
@@ -39,6 +37,7 @@ def evaluate(
         from resnet_dist.data.batches.bad_samples import check_bad_fraction
         from resnet_dist.data.shards.index import check_shards, read_index
         from resnet_dist.data.shards.labels import class_difference
+        from resnet_dist.predict.find import find_model
         from resnet_dist.train.checkpoint.load import load_model
         from resnet_dist.train.evaluate import evaluate as evaluate_model
         from resnet_dist.train.evaluate import evaluation_loader
@@ -48,7 +47,7 @@ def evaluate(
     index = read_index(shards)
     check_shards(index)
     world = World.single(gpu=use_gpu(gpu))
-    trained = load_model(_model_folder(model, output), world.device)
+    trained = load_model(find_model(model, output), world.device)
     if difference := class_difference(index.classes, trained.classes):
         raise UserError(
             f"{index.location} has other classes than the model was trained on: {difference}; index the shards with "
@@ -72,25 +71,3 @@ def evaluate(
         out.print(f"{key:<13} {value:.6g}")
     if bad:
         err.print(f"{len(bad):,} of {index.num_samples:,} samples are bad and not counted in the metrics")
-
-
-def _model_folder(model: str, output: str) -> Path | str:
-    """Return the path or URL of a model; a model that MLflow has is downloaded."""
-    if Path(model).exists() or is_url(model):
-        return model
-    from resnet_dist.tracking.open import has_mlflow
-
-    if not has_mlflow():
-        raise UserError(
-            f"{model!r} is no folder, and no run can be looked up, because MLflow is not installed"
-        )
-    from resnet_dist.tracking.mlflow.database.relocate import relocate
-    from resnet_dist.tracking.mlflow.model import download_model
-
-    store = store_folder(output)
-    uri = tracking_uri(store)
-    relocate(uri, store)
-    try:
-        return download_model(model, uri)
-    except LookupError as error:
-        raise UserError(f"{model!r} is neither a folder nor an MLflow run with a model ({error})") from None

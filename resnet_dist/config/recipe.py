@@ -81,6 +81,15 @@ class Recipe(Part):
         """Return the recipe as it may be stored and shown: its URLs without passwords and signatures."""
         return Recipe.model_validate(redact_all(self.model_dump()))
 
+    def portable(self) -> Recipe:
+        """Return the recipe as it may leave this machine: of a path only its last two names, of a URL no password."""
+        tree = self.public().model_dump()
+        for part, field in (("data", "train"), ("data", "eval"), ("data", "source"), ("model", "init_from")):
+            tree[part][field] = _end_of_path(tree[part][field])
+        if tree["data"]["shard_cache"].startswith("/"):  # The default is a folder of anybody's home.
+            tree["data"]["shard_cache"] = _end_of_path(tree["data"]["shard_cache"])
+        return Recipe.model_validate(tree)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
         """Read a recipe from JSON. Raises RecipeError with the field, the value and what would be accepted."""
@@ -137,6 +146,12 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     # A recipe that was sent to a cluster is a JSON file, and so is the record of a run.
     value = _read_json(source) if path.suffix == ".json" else _run_recipe(path, source)
     return value.with_overrides(overrides)
+
+
+def _end_of_path(text: str | None) -> str | None:
+    if text is None or not text.startswith(("/", "~", "file:")):
+        return text
+    return "/".join(["…", *Path(text.removeprefix("file:")).parts[-2:]])
 
 
 def _set_field(tree: dict[str, Any], key: str, text: str) -> None:

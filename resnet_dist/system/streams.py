@@ -133,6 +133,11 @@ def need_stdout() -> None:
         _streams.needs_stdout = True
 
 
+def has_reader() -> bool:
+    """Report whether stdout still takes what is printed: not after its reader has left, or its disk is full."""
+    return _streams is None or _streams.out_file.failure is None
+
+
 def lost_result() -> OSError | None:
     """Return why a command's result could not be printed; None where it was, or its reader left on purpose."""
     if _streams is None or not _streams.needs_stdout:

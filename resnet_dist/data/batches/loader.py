@@ -91,7 +91,7 @@ class Loader:
         self._buffers = Buffers(self._batches_ahead + 3)
         self._ahead: deque[tuple[int, _Pending]] = deque()
         self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest, world.cpus)
-        self._pool = _start_threads(self.threads)
+        self._pool = start_threads(self.threads)
         self._cached: Samples | None = None
         if data.cache != "none":
             try:
@@ -246,7 +246,7 @@ class _Pending:
     samples: Callable[[], Samples]  # to be called when the tasks are done
 
 
-def _start_threads(count: int) -> ThreadPoolExecutor:
+def start_threads(count: int) -> ThreadPoolExecutor:
     """Start a pool of threads in which torch uses no threads of its own: their busy waiting would slow decoding.
 
     torch keeps this number per thread, but a thread that reads it for the first time gets the value that any thread

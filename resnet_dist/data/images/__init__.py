@@ -7,9 +7,13 @@ jpeg_region.py    decodes a part of a JPEG with nvImageCodec, if it is installed
 pillow_decode.py  decodes every other format, with Pillow
 metadata.py       reads EXIF's orientation, and takes damaged metadata out of a file
 draws.py          the random draws of every sample of a batch
+view.py           what evaluation and prediction see of an image: the middle, resized and normalized
 crop.py           chooses crop boxes, decodes them and resizes them: one image at a time
-augment.py        the augmentations after the crop, for a batch; `normalize` for the model's input
-pixels.py         windows, mirrors, rectangles and resizing, without any randomness
+augment.py        the augmentations after the crop, for a batch
+pixels.py         windows, mirrors, rectangles and resizing of a batch, without any randomness
 policy/           RandAugment, TrivialAugment and color jitter of one image
 mix.py            mixup and CutMix of a micro-batch, on its device
+
+The imports of the first six and of view.py are relative: a logged model carries a copy of these modules, and
+loads where this package is not installed (`CARRIED` in tracking/mlflow/model.py).
 """

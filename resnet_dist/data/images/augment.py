@@ -7,14 +7,13 @@ Shapes: N images, B rows of a batch, H height, W width, S size of a square, C ch
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data
+from resnet_dist.data.images import view
 from resnet_dist.data.images.decode import Pixels
 from resnet_dist.data.images.draws import Randomness
 from resnet_dist.data.images.pixels import erased, flip_, resize_batch, take, windows
@@ -85,19 +84,5 @@ def recolored(pixels_SSC: Pixels, data: Data, random: Randomness, row: int) -> P
 
 
 def normalize(images_NHWC: Tensor, data: Data, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return uint8 (N, H, W, C) as (N, C, H, W) of zero mean and unit variance, on the same device.
-
-    The result is channels-last in memory. Transfer images before this call: bytes are a quarter of float32's.
-    """
-    mean, scale = _normalization(data.mean, data.std, images_NHWC.device, dtype)
-    return images_NHWC.permute(0, 3, 1, 2).to(dtype, copy=True).sub_(mean).mul_(scale)
-
-
-# Cache the constants on the device: creating them in every step would copy them there and wait.
-@lru_cache(maxsize=8)
-def _normalization(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    mean_1C11 = torch.tensor(mean, dtype=torch.float64)[None, :, None, None] * 255
-    scale_1C11 = 1 / (torch.tensor(std, dtype=torch.float64)[None, :, None, None] * 255)
-    return mean_1C11.to(device, dtype), scale_1C11.to(device, dtype)
+    """Return uint8 (N, H, W, C) as (N, C, H, W) of zero mean and unit variance, see view.py."""
+    return view.normalize(images_NHWC, data.mean, data.std, dtype)

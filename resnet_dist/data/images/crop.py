@@ -13,7 +13,8 @@ import torch
 from resnet_dist.config import Data
 from resnet_dist.data.images.decode import Box, Image, Pixels, scale_for
 from resnet_dist.data.images.draws import Draws
-from resnet_dist.data.images.pixels import mirrored, resize
+from resnet_dist.data.images.pixels import mirrored
+from resnet_dist.data.images.view import is_whole, middle, on_grid, resize
 
 
 def to_sizes(
@@ -25,8 +26,8 @@ def to_sizes(
     The pixels are valid until this thread asks for those of the next image. Raises ValueError where the image
     cannot be decoded.
     """
-    single_middle = len(crops_R) == 1 and crops_R[0] is None and not any(mirror_R) and data.eval_crop == 1
-    if single_middle and image.height == image.width == size:
+    single_middle = len(crops_R) == 1 and crops_R[0] is None and not any(mirror_R)
+    if single_middle and is_whole(image, size, data.eval_crop):
         # Return early: the steps below would change nothing, and take as long as decoding a small image.
         return [image.pixels(Box(0, 0, size, size), size)]
     boxes = [
@@ -84,12 +85,6 @@ def random_box(height: int, width: int, size: int, draws: Draws) -> Box:
     return on_grid(_any_box(height, width, draws.reshape(-1, 4)), size)
 
 
-def on_grid(box: Box, size: int) -> Box:
-    """Return `box`, moved and shrunk by less than the scale at which it will be decoded."""
-    scale = scale_for(box.height, box.width, size)
-    return box if scale == 1 else Box(*(edge // scale * scale for edge in box))
-
-
 def _any_box(height: int, width: int, tries: Draws) -> Box:
     for area_draw, ratio_draw, top_draw, left_draw in tries.tolist():
         area = height * width * (0.08 + 0.92 * area_draw)
@@ -100,9 +95,3 @@ def _any_box(height: int, width: int, tries: Draws) -> Box:
     # No try fitted: take the largest legal box, in the middle, as torchvision does.
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     return Box((height - h) // 2, (width - w) // 2, max(1, h), max(1, w))
-
-
-def middle(height: int, width: int, size: int, share: float) -> Box:
-    """Return the square in the middle, whose side is `share` of the short side, laid on the grid for `size`."""
-    side = max(1, round(min(height, width) * share))
-    return on_grid(Box((height - side) // 2, (width - side) // 2, side, side), size)

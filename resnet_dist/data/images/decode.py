@@ -15,12 +15,11 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from resnet_dist.config.data import MAX_PIXELS
-from resnet_dist.data.images import formats
-from resnet_dist.data.images.jpeg_header import JpegHeader, parse_header, parse_layout, read_header
-from resnet_dist.data.images.jpeg_region import decode_region
-from resnet_dist.data.images.metadata import orient
-from resnet_dist.data.images.pillow_decode import (
+from . import formats
+from .jpeg_header import JpegHeader, parse_header, parse_layout, read_header
+from .jpeg_region import decode_region
+from .metadata import orient
+from .pillow_decode import (
     LARGE_PIXELS,
     decode_with_pillow,
     one_large_image,
@@ -29,6 +28,8 @@ from resnet_dist.data.images.pillow_decode import (
 
 Pixels = NDArray[np.uint8]
 
+# As config.data.MAX_PIXELS, which a logged model's copy of this module cannot import; a test compares them.
+MAX_PIXELS = 80_000_000
 SMALL_PIXELS = 128 * 128  # Decode images up to this size whole, into fresh memory: it is the fastest way.
 MAX_SCALE = 8  # the strongest reduction that JPEG's inverse transform offers
 MAX_SCRATCH_BYTES = 32 * 2**20  # A thread keeps this much between images: fresh memory costs page faults.
@@ -90,6 +91,11 @@ def open_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Imag
     return _Decoded(decode_with_pillow(data, channels, max_pixels))
 
 
+def decoded(pixels_HWC: Pixels) -> Image:
+    """Return pixels that something else has decoded, as an image to choose a box from."""
+    return _Decoded(pixels_HWC)
+
+
 def whole(image: Image) -> Pixels:
     """Return all of an image, (H, W, C), reduced by `image.min_scale`: at its own size but for huge JPEGs.
 
@@ -118,7 +124,7 @@ def scale_for(height: int, width: int, size: int) -> int:
 
 
 class _Decoded:
-    """An image that Pillow has decoded as a whole: any but an ordinary JPEG."""
+    """An image that is decoded as a whole, such as by Pillow: any but an ordinary JPEG."""
 
     min_scale = 1
 

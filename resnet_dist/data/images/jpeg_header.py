@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from resnet_dist.data.images.metadata import exif_orientation
+from .metadata import exif_orientation
 
 MAX_HEADER_BYTES = 4096  # Remember no longer header: it holds a thumbnail or a color profile.
 START_OF_SCAN = 0xDA

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.images.formats import AVIF, HEIF, JPEG, PNG, TIFF, WEBP, Format
+from .formats import AVIF, HEIF, JPEG, PNG, TIFF, WEBP, Format
 
 ORIENTATION = 0x0112  # tag of EXIF and TIFF
 _EXIF_PREFIX = b"Exif\0\0"

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.images import formats
-from resnet_dist.data.images.formats import (
+from . import formats
+from .formats import (
     AVIF,
     BMP,
     GIF,
@@ -36,8 +36,8 @@ from resnet_dist.data.images.formats import (
     WEBP,
     Format,
 )
-from resnet_dist.data.images.jpeg_header import parse_header
-from resnet_dist.data.images.metadata import (
+from .jpeg_header import parse_header
+from .metadata import (
     ORIENTATION,
     exif_orientation,
     orient,

@@ -1,4 +1,4 @@
-"""Operations on pixels: windows, mirrors, rectangles and resizing, of one image or of a batch on its device.
+"""Operations on the pixels of a batch, on its device: windows, mirrors, rectangles and resizing.
 
 Nothing here is random: the caller passes what is done to which image.
 
@@ -23,19 +23,6 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
     """Copy to `device`; to a GPU from pinned memory, so that the host does not wait for the copy."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def resize(pixels_HWC: Pixels, height: int, width: int, mode: str = "bilinear") -> Pixels:
-    """Resize one image as Pillow does, antialiased: (H, W, C) → (height, width, C). mode: bilinear or bicubic."""
-    if min(pixels_HWC.strides) < 0:  # torch does not support negative strides.
-        pixels_HWC = np.ascontiguousarray(pixels_HWC)
-    if pixels_HWC.shape[:2] == (height, width):
-        return pixels_HWC
-    # Pass a channels-last view, without a copy: torch then resizes whole pixels, and returns the same layout.
-    images_NCHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
-    out = F.interpolate(images_NCHW, (height, width), mode=mode, antialias=True)
-    resized: Pixels = out[0].permute(1, 2, 0).numpy()
-    return resized
 
 
 def resize_batch(images_NSSC: Tensor, size: int) -> Tensor:

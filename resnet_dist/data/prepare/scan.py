@@ -78,6 +78,10 @@ class Scan:
         yield from self._walk(folder, findings, names)
         self._check_no_splits(folder, names)
 
+    def files(self, folder: Folder, findings: Findings) -> Iterator[ImageFile]:
+        """Yield the images at any depth of a folder whose subfolders have no meaning, sorted as by `images`."""
+        return self._walk(folder, findings, [])
+
     def _walk(self, top: Folder, findings: Findings, names: list[str]) -> Iterator[ImageFile]:
         # A stack and not a recursion: folders may be nested deeper than Python recurses.
         stack = [(top, iter(_readable_entries(top, findings)))]

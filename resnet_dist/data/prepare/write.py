@@ -171,7 +171,7 @@ def _encode(extension: str, data: bytes, options: PrepareOptions) -> tuple[str, 
         return _extension(extension, data), data
     import simplejpeg
 
-    from resnet_dist.data.images.pixels import resize
+    from resnet_dist.data.images.view import resize
 
     scale = wanted / short
     small = resize(pixels, round(image.height * scale), round(image.width * scale))

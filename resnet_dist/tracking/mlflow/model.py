@@ -1,35 +1,29 @@
-"""Log a trained model so that it loads without pickles, and where this package is not installed."""
+"""Log a trained model with its run, and get it back."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
+import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
-import numpy as np
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
-from packaging.version import Version
+from mlflow.models import Model
 
-import resnet_dist.model
 from resnet_dist.config import Recipe
+from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.run import MlflowRun
-from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE
+from resnet_dist.tracking.mlflow.logged.write import CHECKPOINT, write_model
+from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
+from resnet_dist.train.checkpoint.folder import MANIFEST
 
 NAME = "model"
-SERVE_FILE = "serve.py"
-# Without explicit requirements MLflow spends 14 s guessing them.
-REQUIREMENTS = ("torch", "numpy", "safetensors", "mlflow")
+MODEL_SCHEMES = ("models:/", "runs:/")
+MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
+RUN_ID = re.compile("[0-9a-f]{32}")
 
 
 def log_model(
@@ -37,20 +31,21 @@ def log_model(
 ) -> str:
     """Log the model of a checkpoint folder as `model` of the run; return its model URI.
 
-    The model maps uint8 images (N, H, W, C) to float32 probabilities (N, classes). metrics: those of its step, with
-    their times in milliseconds. A server that knows no models apart from runs gets it as an artifact of the run.
+    The model maps encoded images or pixels to class names and probabilities, see logged/serve.py. metrics: those of its
+    step, with their times in milliseconds. A server that knows no models apart from runs gets it as an artifact.
     """
+    values = {name: value for name, (value, _) in metrics.items()}
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / NAME
         logged = _create(run)
         if logged is None:
-            _save(saved, checkpoint, recipe, Model(artifact_path=NAME, run_id=run.run_id))
+            write_model(saved, checkpoint, recipe, Model(artifact_path=NAME, run_id=run.run_id), values)
             run.client.log_artifacts(run.run_id, str(saved), NAME)
             return f"runs:/{run.run_id}/{NAME}"
         model_id = logged.model_id
         try:
             described = Model(artifact_path=NAME, run_id=run.run_id, model_id=model_id, model_uuid=model_id)
-            _save(saved, checkpoint, recipe, described)
+            write_model(saved, checkpoint, recipe, described, values)
             run.client.log_model_artifacts(model_id, str(saved))
         except BaseException:
             # MLflow would load the model of a run from this entry, which has no files.
@@ -65,23 +60,89 @@ def log_model(
     return f"models:/{model_id}"
 
 
-def download_model(run_id: str, uri: str) -> Path:
-    """Download the model that a run logged; return the checkpoint folder in it.
+def download_model(name: str, uri: str) -> Path:
+    """Download a model of the store `uri`; return the checkpoint folder in it.
 
-    Raises LookupError where the store has no such run or the run has no model.
+    name: a run by its id or name, or a model as `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
+    Raises LookupError where the store has no such thing, UserError where it is a model of another kind.
     """
-    client = mlflow.MlflowClient(uri, uri)
     try:
-        outputs = client.get_run(run_id).outputs
-        if outputs is not None and outputs.model_outputs:
-            newest = max(outputs.model_outputs, key=lambda output: output.step)
-            location = client.get_logged_model(newest.model_id).artifact_location
-            folder = mlflow.artifacts.download_artifacts(location, tracking_uri=uri)
-        else:  # logged to a server that knows no models apart from runs
-            folder = client.download_artifacts(run_id, NAME)
+        client = mlflow.MlflowClient(uri, uri)
+        if name.startswith(MODEL_SCHEMES):
+            location = _location_of(client, name)
+        else:
+            location = _location_of_run(client, _run_of(client, name))
+        folder = mlflow.artifacts.download_artifacts(location, tracking_uri=uri)
+    except LookupError:
+        raise
     except Exception as error:  # The client of an artifact store may raise any type.
         raise LookupError(explain(error, uri).reason) from None
-    return Path(folder) / "artifacts" / "checkpoint"
+    return checkpoint_in(Path(folder), name)
+
+
+def checkpoint_in(folder: Path, name: str) -> Path:
+    """Return the checkpoint folder of a logged model. Raises UserError where the model is of another kind."""
+    checkpoint = folder / "artifacts" / CHECKPOINT
+    if not (checkpoint / MANIFEST).exists():
+        raise UserError(f"{name}: {_kind_of(folder)}, which resnet_dist did not log and cannot read")
+    return checkpoint
+
+
+def _kind_of(folder: Path) -> str:
+    try:
+        flavors = [flavor for flavor in Model.load(str(folder)).flavors if flavor != "python_function"]
+    except Exception:  # no MLmodel, or one that cannot be parsed
+        return "no model of MLflow"
+    return f"a model of {flavors[0]}" if flavors else "a model of another program"
+
+
+def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
+    """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
+    if RUN_ID.fullmatch(name):
+        return client.get_run(name)
+    # MLflow knows no escapes, but either kind of quotes.
+    quote = '"' if "'" in name else "'"
+    query = f"attributes.run_name = {quote}{name}{quote}"
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    runs = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
+    if not runs:
+        raise LookupError(f"{place_of(client.tracking_uri)} has no run of that name")
+    return runs[0]
+
+
+def _location_of_run(client: mlflow.MlflowClient, run: Run) -> str:
+    """Return the place of the newest model of a run."""
+    outputs = run.outputs
+    if outputs is None or not outputs.model_outputs:
+        # logged to a server that knows no models apart from runs
+        return f"{run.info.artifact_uri}/{NAME}"
+    newest = max(outputs.model_outputs, key=lambda output: output.step)
+    return str(client.get_logged_model(newest.model_id).artifact_location)
+
+
+def _location_of(client: mlflow.MlflowClient, uri: str) -> str:
+    """Return the place of what a URI of MLflow names.
+
+    MLflow would look names up in the store of its environment, whatever store it is given. Raises LookupError, or what
+    the client raises.
+    """
+    if uri.startswith("runs:/") and uri.endswith(f"/{NAME}"):
+        return _location_of_run(client, client.get_run(uri.split("/")[1]))
+    found = MODEL_URI.fullmatch(uri)
+    if found is None:
+        return uri
+    name, version, alias = found.groups()
+    if alias:
+        version = client.get_model_version_by_alias(name, alias).version
+    elif version == "latest":
+        versions = client.search_model_versions(f"name = '{name}'")
+        if not versions:
+            raise LookupError(f"{place_of(client.tracking_uri)} has no version of {name}")
+        version = max(int(one.version) for one in versions)
+    if not version:
+        return str(client.get_logged_model(name).artifact_location)
+    source = client.get_model_version_download_uri(name, str(version))
+    return source if source == uri else _location_of(client, source)
 
 
 def _create(run: MlflowRun) -> LoggedModel | None:
@@ -96,55 +157,3 @@ def _create(run: MlflowRun) -> LoggedModel | None:
         if error.get_http_status_code() in (404, 405, 501) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-
-
-def _save(folder: Path, checkpoint: Path, recipe: Recipe, described: Model) -> None:
-    """Write the model to `folder` in MLflow's format, without a path of this machine."""
-    classes = json.loads((checkpoint / MANIFEST).read_bytes())["classes"]
-    size, channels = recipe.data.evaluation_size, recipe.data.channels
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, channels))]),
-        Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),
-    )
-    with tempfile.TemporaryDirectory() as parts, warnings.catch_warnings(), _without_git():
-        warnings.simplefilter("ignore")  # MLflow's advice on type hints, for agents
-        weights, code = Path(parts) / "checkpoint", Path(parts) / "resnet_dist_model"
-        weights.mkdir()
-        for name in (MODEL_FILE, MANIFEST):
-            shutil.copy(checkpoint / name, weights)
-        package = Path(resnet_dist.model.__file__).parent
-        shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
-        mlflow.pyfunc.save_model(
-            path=folder,
-            mlflow_model=described,
-            python_model=str(Path(__file__).with_name(SERVE_FILE)),
-            artifacts={"checkpoint": str(weights)},
-            code_paths=[str(code)],
-            pip_requirements=requirements(),
-            signature=signature,
-        )
-    flavor = described.flavors["python_function"]
-    flavor["model_code_path"] = SERVE_FILE
-    flavor["artifacts"]["checkpoint"]["uri"] = flavor["artifacts"]["checkpoint"]["path"]
-    described.save(str(folder / "MLmodel"))
-    for cache in folder.rglob("__pycache__"):
-        shutil.rmtree(cache, ignore_errors=True)
-
-
-def requirements() -> list[str]:
-    """Return the packages that the model needs, in versions that an index has: torch 2.9.1, not the build 2.9.1+cu130."""
-    return [f"{name}=={Version(version(name)).public}" for name in REQUIREMENTS]
-
-
-@contextmanager
-def _without_git() -> Iterator[None]:
-    """Keep MLflow from running git, which it waits for as long as that takes. The run has its commit already."""
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "git"}
-    for name in before:
-        del sys.modules[name]
-    sys.modules["git"] = None  # type: ignore[assignment]  # An import now raises ImportError.
-    try:
-        yield
-    finally:
-        del sys.modules["git"]
-        sys.modules.update(before)

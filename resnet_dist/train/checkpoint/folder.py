@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,20 @@ def write_checkpoint(
             path = folder / f"{name}.safetensors"
             _save(group, path)
             checksums[path.name] = _sha256(path)
-        content = {"sha256": checksums, **manifest}
-        signed = {**content, "manifest_sha256": _digest(content)}
-        (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
+        _write_manifest(folder, {"sha256": checksums, **manifest})
+
+
+def copy_model(folder: Path, target: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Write the model of a checkpoint folder, without what resumes it, to a new folder; return its manifest.
+
+    recipe: as JSON, in place of the checkpoint's own. Raises DamagedCheckpoint.
+    """
+    target.mkdir()
+    _, manifest = read_checkpoint(folder, only=("model",))
+    shutil.copyfile(folder / MODEL_FILE, target / MODEL_FILE)
+    content = {**manifest, "sha256": {MODEL_FILE: manifest["sha256"][MODEL_FILE]}, "recipe": recipe}
+    _write_manifest(target, content)
+    return content
 
 
 def read_checkpoint(
@@ -206,6 +218,11 @@ def _parse_manifest(content: bytes, place: str) -> dict[str, Any]:
     if missing := [name for name in REQUIRED if name not in manifest]:
         raise DamagedCheckpoint(f"{place}/{MANIFEST} has no {missing[0]}")
     return manifest
+
+
+def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    signed = {**content, "manifest_sha256": _digest(content)}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
 
 
 def _digest(manifest: dict[str, Any]) -> str:

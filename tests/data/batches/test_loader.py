@@ -19,7 +19,7 @@ from resnet_dist.config import Data, Recipe
 from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.crop import random_box
-from resnet_dist.data.images.pixels import resize
+from resnet_dist.data.images.view import resize
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.order.samples import PADDING, Order
 from resnet_dist.train.evaluate import evaluation_order

@@ -12,7 +12,8 @@ from resnet_dist.config import Data, Recipe, Train, steps_of
 from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.crop import to_sizes
 from resnet_dist.data.images.decode import open_image
-from resnet_dist.data.images.pixels import resize, resize_batch
+from resnet_dist.data.images.pixels import resize_batch
+from resnet_dist.data.images.view import resize
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.data.shards.names import expand

@@ -17,10 +17,10 @@ from PIL import Image, ImageOps
 
 from resnet_dist.config import Data
 from resnet_dist.data.images import decode, jpeg_header
-from resnet_dist.data.images.crop import middle, random_box, to_sizes
+from resnet_dist.data.images.crop import random_box, to_sizes
 from resnet_dist.data.images.decode import Box, open_image, scale_for
 from resnet_dist.data.images.draws import randomness
-from resnet_dist.data.images.pixels import resize
+from resnet_dist.data.images.view import middle, resize
 from tests.data.conftest import decode_image
 from tests.data.images.pictures import jpeg, photo, saved
 

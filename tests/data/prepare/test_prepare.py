@@ -209,7 +209,7 @@ import sys
 from resnet_dist.data.prepare.write import _import_webdataset_without_torch
 _import_webdataset_without_torch()
 assert "webdataset" in sys.modules and "torch" not in sys.modules
-from resnet_dist.data.images.pixels import resize
+from resnet_dist.data.images.view import resize
 assert "torch" in sys.modules
 """
 

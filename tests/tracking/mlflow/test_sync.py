@@ -20,8 +20,8 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, read_run, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.tracking.mlflow import model
 from resnet_dist.tracking.mlflow.failure import Failure
+from resnet_dist.tracking.mlflow.logged import write
 from resnet_dist.tracking.mlflow.model import download_model
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
@@ -90,8 +90,8 @@ def test_a_run_is_sent_once_with_its_times(output: Path, trained: RunFolder) -> 
 def test_the_model_names_nothing_of_this_machine(
     output: Path, trained: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = model.version
-    monkeypatch.setattr(model, "version", lambda name: "2.9.1+cu130" if name == "torch" else old(name))
+    old = write.version
+    monkeypatch.setattr(write, "version", lambda name: "2.9.1+cu130" if name == "torch" else old(name))
     monkeypatch.chdir(output.parent)
     for name in ("pyproject.toml", "uv.lock"):  # A folder of another project, where the command is typed
         Path(name).write_text("[project]\nname = 'other'\nversion = '1'\n")

@@ -1,0 +1,205 @@
+"""Commands that use a trained model: predict the classes of images, and export it for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from resnet_dist.cli.main import exit_with_message
+from resnet_dist.cli.options import (
+    DEFAULT_OUTPUT,
+    RESUMES,
+    STARTS_OVER,
+    Gpu,
+    RunOutput,
+    err,
+    on_interrupt,
+    out,
+    use_gpu,
+)
+from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
+from resnet_dist.data.findings import Findings
+from resnet_dist.errors import UserError
+from resnet_dist.system.signals import handle_signals
+from resnet_dist.system.streams import has_reader, need_stdout
+from resnet_dist.terminal import bars, can_move
+
+if TYPE_CHECKING:
+    from resnet_dist.predict.classify import Prediction
+    from resnet_dist.predict.row_file import RowFile
+    from resnet_dist.predict.rows import Write
+
+MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV
+ROWS_AT_ONCE = 256
+BAD_IMAGE = "a bad image"  # the kind of finding; others are of what lies beside images
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint, run or exported file by path or URL, a run's name or id, or models:/NAME@ALIAS."
+    ),
+]
+
+
+@on_interrupt(STARTS_OVER)
+def predict(
+    model: Model,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, patterns, shards, URLs; - is stdin: an image, or paths on lines."
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes of each image, the best first.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a heading.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
+    ] = None,
+    allow_left_out: AllowLeftOut = False,
+    gpu: Gpu = None,
+    output: RunOutput = str(DEFAULT_OUTPUT),
+) -> None:
+    """Print the most probable classes of images, a row for each, in the order of the paths.
+
+    Images are decoded, cropped and resized as in `evaluate`. One that cannot be is reported, and its row holds the
+    problem in JSON and CSV. Exit code 3: there were such images.
+    """
+    if as_json + as_csv + (to is not None) > 1:
+        raise UserError("--json, --csv and --to exclude each other; use one of them")
+    # The same as in `train`: an exception must not interrupt the imports.
+    with handle_signals(exit_with_message(STARTS_OVER)):
+        from resnet_dist.predict.classify import predictions
+        from resnet_dist.predict.find import find_model
+        from resnet_dist.predict.inputs import inputs_of
+        from resnet_dist.predict.row_file import RowFile, form_of_file
+        from resnet_dist.predict.rows import writer_of
+        from resnet_dist.train.checkpoint.load import load_model
+        from resnet_dist.world import World
+
+    form = form_of_file(to) if to is not None else "json" if as_json else "csv" if as_csv else "table"
+    device, findings = World.single(gpu=use_gpu(gpu)).device, Findings()
+    trained = load_model(find_model(model, output), device)
+    kept = None if to is None else RowFile.open(to, trained, top)
+    inputs = inputs_of(paths, trained.recipe.data, findings)
+    left = inputs if kept is None else kept.rest(inputs, findings)
+    rows = _counted(predictions(trained, left, device, top), findings)
+    heading, write = writer_of(form, trained.classes, top)
+    with on_interrupt(STARTS_OVER if kept is None else RESUMES):
+        if kept is None:
+            _print_rows(rows, heading, write)
+        else:
+            _keep_rows(rows, heading, write, kept)
+    _report(findings)
+    exit_where_left_out(findings, allow_left_out=allow_left_out)
+
+
+def _print_rows(rows: Iterator[Prediction], heading: str, write: Write) -> None:
+    """Print rows as they come, until their reader has left."""
+    need_stdout()
+    with _progress(hidden=out.file.isatty()) as show:
+        done = 0
+        while has_reader() and (some := list(islice(rows, ROWS_AT_ONCE))):
+            typer.echo(heading + write(some), file=out.file, nl=False)
+            heading, done = "", done + len(some)
+            show(done)
+
+
+def _keep_rows(rows: Iterator[Prediction], heading: str, write: Write, kept: RowFile) -> None:
+    """Append rows to a file, which gets its name with the last one."""
+    done = len(kept.done)
+    with _progress(hidden=False) as show:
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            kept.write((heading if kept.is_new else "") + write(some))
+            done += len(some)
+            show(done)
+    kept.finish()
+    out.print(f"{kept.path}: {done:,} rows")
+
+
+@on_interrupt(STARTS_OVER)
+def export(
+    model: Model,
+    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="A new file; its end names the format.")],
+    format_name: Annotated[
+        Literal["safetensors", "onnx", "pt2", "torchvision"] | None,
+        typer.Option(
+            "--format", help="Default: by the end of OUT: .safetensors, .onnx, .pt2, .pth (torchvision)."
+        ),
+    ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
+    ] = False,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="Images to compare with; default: the held-out set, 1,024 at most."
+        ),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
+    output: RunOutput = str(DEFAULT_OUTPUT),
+) -> None:
+    """Write a model as a file for other programs, after comparing its logits with the source's on real images."""
+    # The same as in `train`: an exception must not interrupt the imports.
+    with handle_signals(exit_with_message(STARTS_OVER)):
+        import torch
+
+        from resnet_dist.export.run import export as export_model
+        from resnet_dist.export.run import format_of_file
+        from resnet_dist.export.samples import samples_of
+        from resnet_dist.predict.find import find_model
+        from resnet_dist.train.checkpoint.load import load_model
+
+    form = format_of_file(out_file, format_name, pixels=pixels)
+    trained = load_model(find_model(model, output), torch.device("cpu"))
+    images, name = samples_of(trained, samples)
+    found = export_model(trained, out_file, form, images, tolerance, pixels=pixels)
+    out.print(f"{out_file}: {found} ({name})")
+
+
+def _counted(rows: Iterable[Prediction], findings: Findings) -> Iterator[Prediction]:
+    """Yield the rows; record and report the bad ones."""
+    num_bad = 0
+    for row in rows:
+        if row.problem is None:
+            findings.used += 1
+        else:
+            findings.leave_out(row.name, BAD_IMAGE, row.problem)
+            num_bad += 1
+            if num_bad <= MAX_REPORTED:
+                err.print(f"bad image {row.name}: {row.problem}")
+        yield row
+    if num_bad > MAX_REPORTED:
+        err.print(
+            f"and {num_bad - MAX_REPORTED:,} more bad images; --json and --csv have the problem of each"
+        )
+    if not findings.used and not findings.left_out:
+        raise UserError("no images in what the paths name")
+
+
+def _report(findings: Findings) -> None:
+    """Report what folders and shards held beside images."""
+    others = [found for found in findings.left_out if found.kind != BAD_IMAGE]
+    for found in others[:MAX_REPORTED]:
+        err.print(f"left out {found.line()}")
+    if len(others) > MAX_REPORTED:
+        err.print(f"and {len(others) - MAX_REPORTED:,} more left out")
+    for what, kind, count, example in findings.rows():
+        if what == "passed over":
+            err.print(f"{what}: {count:,} {kind}: {example}{', …' if count > 1 else ''}")
+
+
+@contextmanager
+def _progress(*, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many images are done, on a terminal that does not show their rows."""
+    if hidden or not can_move(err):
+        yield lambda done: None
+        return
+    with bars(err, ["predict"], "images") as show:
+        yield lambda done: show("predict", done, None)

@@ -1,0 +1,176 @@
+"""The PATHS of a command line → images to read: files, folders, patterns, shards, URLs, stdin.
+
+What is named by itself must exist, before anything is predicted. What a folder holds beside images is recorded, by the
+rules of `resnet-dist prepare`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from resnet_dist.config import Data
+from resnet_dist.data.findings import Findings, one_line
+from resnet_dist.data.images.formats import format_of
+from resnet_dist.data.prepare.judge import read_file
+from resnet_dist.data.prepare.scan import Folder, Scan
+from resnet_dist.data.shards.index import INDEX_NAME, SECOND_INDEX_NAME, read_index
+from resnet_dist.data.shards.names import expand
+from resnet_dist.data.storage.transfer import list_files, read_bytes
+from resnet_dist.data.storage.urls import (
+    COMMAND,
+    SHARD_SUFFIXES,
+    is_http,
+    is_local,
+    local_path,
+    path_of,
+    shown,
+)
+from resnet_dist.errors import StorageError, UserError
+
+STDIN = "-"
+STDIN_NAME = "stdin"
+_USTAR_AT, _USTAR = 257, b"ustar"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An image that is not read yet. `read` may raise OSError or ValueError."""
+
+    name: str  # on one line, without a password
+    read: Callable[[], bytes]
+    num_bytes: int | None = None  # None: unknown
+
+
+def inputs_of(paths: Iterable[str], data: Data, findings: Findings) -> Iterator[Input]:
+    """Yield one input for each image that the paths name, in their order.
+
+    findings: gets what folders and shards hold beside images. Raises UserError, before the first input, where something
+    that is named does not exist or holds no image; StorageError where a shard cannot be read.
+    """
+    sources = [source for path in paths for source in _sources(path, data, findings)]
+    for source in sources:
+        yield from source
+
+
+def _sources(path: str, data: Data, findings: Findings) -> Iterator[Iterable[Input]]:
+    """Yield what a path stands for; only the contents of tars are not looked at yet."""
+    if path == STDIN:
+        yield from _of_stdin(data, findings)
+    elif not is_local(path):
+        yield from _of_url(path, data, findings)
+    elif local_path(path).exists():
+        yield _of_local(local_path(path), data, findings)
+    else:
+        for match in _matches(path):
+            yield _of_local(match, data, findings)
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return what a pattern matches. Raises UserError where that is nothing, or it is none."""
+    if not glob.has_magic(pattern):
+        raise UserError(f"{one_line(pattern)}: no such file or folder")
+    found = [Path(match) for match in sorted(glob.glob(str(local_path(pattern)), recursive=True))]
+    if "**" in pattern:  # It matches a folder, and what is in it too.
+        found = [path for path in found if not path.is_dir()]
+    if not found:
+        raise UserError(f"{one_line(pattern)}: matches no file")
+    return found
+
+
+def _of_stdin(data: Data, findings: Findings) -> Iterator[Iterable[Input]]:
+    """Yield the image on stdin; where it is text, the paths in it, one a line (or with zeros between, as find prints)."""
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise UserError(f"{STDIN}: stdin is empty; it must be an image, or paths of images, one a line")
+    if format_of(content) is not None:
+        yield [Input(STDIN_NAME, lambda: content)]
+        return
+    text = content.decode(sys.getfilesystemencoding(), "surrogateescape")
+    paths = [line for line in (text.split("\0") if "\0" in text else text.splitlines()) if line]
+    missing = next((path for path in paths if is_local(path) and not local_path(path).exists()), None)
+    if missing is not None or STDIN in paths:
+        name = one_line(missing or STDIN)
+        raise UserError(f"{STDIN}: stdin is neither an image nor paths of files, one a line ({name[:80]!r})")
+    for path in paths:
+        yield from _sources(path, data, findings)
+
+
+def _of_local(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
+    return _of_folder(path, data, findings) if path.is_dir() else _of_file(path, data, findings)
+
+
+def _of_file(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
+    if path.name.lower().endswith(SHARD_SUFFIXES) or path.suffix == ".json" or _is_tar(path):
+        return _of_shards(str(path), data, findings)
+    num_bytes = path.stat().st_size if path.is_file() else None  # A pattern matches broken links too.
+    return [Input(one_line(str(path)), partial(read_file, str(path)), num_bytes)]
+
+
+def _of_folder(folder: Path, data: Data, findings: Findings) -> Iterable[Input]:
+    """Return the samples of a folder of shards, or the images at any depth of another folder."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{one_line(str(folder))}: cannot be read: {error.strerror}") from None
+    has_shards = any(name.lower().endswith(SHARD_SUFFIXES) for name in names)
+    if has_shards or INDEX_NAME in names or SECOND_INDEX_NAME in names:
+        return _of_shards(str(folder), data, findings)
+    found = [
+        Input(one_line(file.path), partial(read_file, file.path), file.num_bytes)
+        for file in Scan().files(Folder(str(folder)), findings)
+    ]
+    if not found:
+        rows = ", ".join(f"{count:,} {kind}" for _, kind, count, _ in findings.rows())
+        raise UserError(f"{one_line(str(folder))}: no images in this folder{f' ({rows})' if rows else ''}")
+    return found
+
+
+def _of_url(url: str, data: Data, findings: Findings) -> Iterator[Iterable[Input]]:
+    name = path_of(url).lower()
+    if url.startswith(COMMAND) or name.endswith((*SHARD_SUFFIXES, ".json")):
+        yield _of_shards(url, data, findings)
+        return
+    try:
+        listed = None if is_http(url) else list_files(url)
+    except StorageError as error:
+        raise UserError(str(error)) from None
+    if listed is None:
+        yield [Input(shown(url), partial(read_bytes, url))]
+        return
+    shards = [file for file in listed if file.lower().endswith(SHARD_SUFFIXES)]
+    if not listed:
+        raise UserError(f"{shown(url)}: no files there")
+    if shards:
+        yield _of_shards(url, data, findings)
+    else:
+        yield [Input(shown(file), partial(read_bytes, file)) for file in listed]
+
+
+def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]:
+    from resnet_dist.predict.shards import images_of_shards
+
+    path = local_path(location) if is_local(location) else None
+    is_index = path_of(location).endswith(".json")
+    if path is not None and path.is_dir():
+        is_index = any((path / name).exists() for name in (INDEX_NAME, SECOND_INDEX_NAME))
+    if is_index:
+        index = read_index(location)
+        return images_of_shards(index.shards, data, findings, index)
+    return images_of_shards(expand([location], findings=findings), data, findings)
+
+
+def _is_tar(path: Path) -> bool:
+    if not path.is_file():  # To look into a pipe would take its first bytes.
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(_USTAR_AT)
+            return file.read(len(_USTAR)) == _USTAR
+    except OSError:
+        return False

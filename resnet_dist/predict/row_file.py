@@ -1,0 +1,137 @@
+"""A file of rows that grows with the predictions, and is continued by the same command after an interruption.
+
+NAME.partial holds the rows, and NAME.partial.json what they were made with. When all rows are there, the first gets its
+name, so that a file called NAME is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from resnet_dist.data.findings import Findings
+from resnet_dist.errors import UserError
+from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.rows import Form
+from resnet_dist.system.files import write_text_atomically
+from resnet_dist.train.checkpoint.load import TrainedModel
+
+FORMS: dict[str, Form] = {".jsonl": "json", ".csv": "csv"}
+BAD_IMAGE = "a bad image"  # the kind of finding, which the command line repeats
+
+
+def form_of_file(path: Path) -> Form:
+    """Return the form of a file's rows by its name. Raises UserError where it has none, or the file exists."""
+    if path.suffix not in FORMS:
+        raise UserError(f"--to {path}: its name must end with {' or '.join(FORMS)}")
+    if path.exists():
+        raise UserError(f"--to {path}: exists already and is whole; give another name, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--to {path}: no such folder {path.absolute().parent}")
+    return FORMS[path.suffix]
+
+
+@dataclass
+class RowFile:
+    """The rows that are there, and room for more. Nothing is on the disk before the first row."""
+
+    path: Path
+    made: dict[str, object]  # the model and the options that the rows are made with
+    done: list[tuple[str, str | None]]  # input and problem of each row that is there
+
+    @classmethod
+    def open(cls, path: Path, trained: TrainedModel, top_k: int) -> Self:
+        """Open a new file, or one that was begun. Raises UserError where it was begun with another model or --top."""
+        made: dict[str, object] = {"model": weights_of(trained), "top": top_k}
+        partial = _partial(path)
+        lines = _whole_lines(partial) if partial.exists() else []
+        if not lines:
+            partial.unlink(missing_ok=True)
+            return cls(path, made, [])
+        try:
+            before = json.loads(_state(path).read_text("utf-8"))
+            done = list(_rows(lines, FORMS[path.suffix]))
+        except (OSError, ValueError, KeyError, IndexError):
+            before, done = None, []
+        if before != made:
+            raise UserError(
+                f"--to {path}: {partial.name} was begun with another model or --top; remove it, or give another name"
+            )
+        return cls(path, made, done)
+
+    @property
+    def is_new(self) -> bool:
+        return not _partial(self.path).exists()
+
+    def write(self, text: str) -> None:
+        if self.is_new:
+            write_text_atomically(_state(self.path), json.dumps(self.made) + "\n")
+        with _partial(self.path).open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+    def finish(self) -> None:
+        _partial(self.path).replace(self.path)
+        with suppress(OSError):
+            _state(self.path).unlink()
+
+    def rest(self, inputs: Iterable[Input], findings: Findings) -> Iterator[Input]:
+        """Yield the inputs without a row; those with one are counted.
+
+        Raises UserError where the rows are those of other inputs.
+        """
+        inputs = iter(inputs)
+        for number, (name, problem) in enumerate(self.done, 1):
+            given = next(inputs, None)
+            if given is None or given.name != name:
+                raise UserError(
+                    f"--to {self.path}: row {number} of {_partial(self.path).name} is {name}, and the paths name "
+                    f"{given.name if given else 'no more'}; give the same paths, or remove it"
+                )
+            if problem:
+                findings.leave_out(name, BAD_IMAGE, problem)
+            else:
+                findings.used += 1
+        yield from inputs
+
+
+def weights_of(trained: TrainedModel) -> str:
+    """Return the SHA-256 of the model's weights and of what determines the view of an image."""
+    digest = hashlib.sha256(trained.recipe.data.model_dump_json().encode())
+    for name, value in trained.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _state(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial.json")
+
+
+def _whole_lines(partial: Path) -> list[str]:
+    """Return the lines of a file; a last one that was cut off is removed from the file."""
+    content = partial.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with partial.open("r+b") as file:
+            file.truncate(end)
+    return content[:end].decode("utf-8").split("\n")[:-1]
+
+
+def _rows(lines: list[str], form: Form) -> Iterator[tuple[str, str | None]]:
+    if form == "json":
+        for line in lines:
+            row = json.loads(line)
+            yield row["input"], row["problem"]
+    else:
+        for cells in csv.reader(lines[1:]):
+            yield cells[0], cells[-1] or None
