@@ -130,6 +130,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
             "PYTHONPATH": str(ROOT),
             "RAY_TMPDIR": short,
             "RAY_AUTH_MODE": "disabled",
+            # Under `uv run` Ray would pack the working folder of this head, which is /, for every job.
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "HOME": str(tmp_path),
             "OMP_NUM_THREADS": "1",
         }
