@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from resnet_dist.runs.page import predictions_file
 from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit, Storage
 from resnet_dist.system.redact import redact
-from resnet_dist.train.predictions import Predictions
+
+if TYPE_CHECKING:  # It imports torch, which a command that shows a spool need not wait for.
+    from resnet_dist.train.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
