@@ -20,10 +20,10 @@ from resnet_dist.runs.page import predictions_file
 from resnet_dist.runs.storage.protocol import ALWAYS, Log, Permit, Storage
 from resnet_dist.system.redact import redact
 
-log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # It imports torch, which a command that shows a spool need not wait for.
     from resnet_dist.train.predictions import Predictions
+
+log = logging.getLogger(__name__)
 
 WRITE_SECONDS = 30.0  # for predictions that are being written when the training ends
 

@@ -14,7 +14,7 @@ from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TooManyBadSamples, UserError
 from resnet_dist.order.samples import Order
-from resnet_dist.train.predictions import PredictionLog
+from resnet_dist.train.predictions import TOP, PredictionLog
 from resnet_dist.world import World
 
 
@@ -85,7 +85,7 @@ def evaluate(
         "eval/samples": seen,
         "eval/bad_samples": num_bad,
     }
-    if len(loader.index.classes) > 5:
+    if len(loader.index.classes) > TOP:
         metrics["eval/top5"] = top5 / seen
     return metrics
 
@@ -103,7 +103,7 @@ def logits_of(model: nn.Module, images_BCSS: Tensor, data: Data) -> Tensor:
 def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted sums of loss, top-1 hits, top-5 hits, and the sum of weights: (4,), float64."""
     losses = F.cross_entropy(logits, labels, reduction="none")
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    ranked = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
     hits = (ranked == labels[:, None]).to(weights.dtype)
     columns = torch.stack([losses, hits[:, 0], hits.sum(dim=1), torch.ones_like(losses)])
     return (columns * weights).sum(dim=1, dtype=torch.float64)

@@ -247,7 +247,7 @@ def evaluate_unless_stopped(
 
 def wants_figures(parts: Parts, recipe: Recipe, tracker: Tracker) -> bool:
     """Report whether figures of the evaluation that begins are asked for; all ranks decide the same."""
-    is_asked = recipe.train.figures == "evaluations" or parts.state.finished(parts.plan.total)
+    is_asked = recipe.train.figures == "evaluations" or parts.state.step >= parts.plan.total
     if recipe.train.figures == "none" or not is_asked:
         return False
     count = parts.eval_loader.index.num_samples

@@ -23,6 +23,7 @@ from resnet_dist.world import World
 MAX_WORST = 36  # images
 MAX_SAMPLES = 2_000_000  # of a set whose predictions are kept: 60 MB
 LABEL, PREDICTION, PROBABILITY, LABEL_PROBABILITY, WEIGHT = range(5)  # places in a row
+TOP = 5  # classes that are ranked for the metrics of an evaluation
 RIGHT = -1.0  # the score of a sample that is no candidate for the worst ones
 
 
@@ -70,8 +71,9 @@ class PredictionLog:
     ) -> None:
         """Add a forward pass. logits: (B, classes), float32. weights_B: 0 for padding and bad samples."""
         probabilities = logits.softmax(dim=1)
-        highest_B, predicted_B = probabilities.max(dim=1)
-        own_B = probabilities.gather(1, labels_B[:, None])[:, 0]
+        # As the metrics rank them: of equal logits, another call may choose another class.
+        predicted_B = logits.topk(min(TOP, logits.shape[1]), dim=1).indices[:, 0]
+        highest_B, own_B = (probabilities.gather(1, one[:, None])[:, 0] for one in (predicted_B, labels_B))
         columns = (labels_B, predicted_B, highest_B, own_B, weights_B)
         self._rows.append(torch.stack([column.float() for column in columns]))
         self._ids.append(ids_B)

@@ -70,7 +70,7 @@ def test_the_calibration_error_of_an_example_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("num_classes", "samples", "wrong"),
-    [(1000, 5000, 0.3), (2, 3, 1.0), (10, 40, 0.0), (1, 2, 0.0), (60, 30, 0.5)],
+    [(1000, 5000, 0.3), (2, 3, 1.0), (1, 2, 0.0)],
 )
 def test_every_evaluation_can_be_drawn(num_classes: int, samples: int, wrong: float) -> None:
     names = [

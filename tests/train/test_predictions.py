@@ -61,7 +61,7 @@ def test_every_sample_is_there_once_on_any_number_of_ranks(digits_recipe: Recipe
         assert of_ranks == content
 
 
-@pytest.mark.parametrize(("figures", "expected"), [("none", []), ("end", [24]), ("evaluations", [12, 24])])
+@pytest.mark.parametrize(("figures", "expected"), [("none", []), ("end", [4]), ("evaluations", [2, 4])])
 def test_they_are_recorded_where_the_recipe_asks(
     figures: str, expected: list[int], digits_recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -72,6 +72,8 @@ def test_they_are_recorded_where_the_recipe_asks(
             steps.append(step)
             assert len(predictions.ids_N) == 360
 
-    recipe = digits_recipe.with_overrides([f"train.figures={figures}"])
+    recipe = digits_recipe.with_overrides(
+        [f"train.figures={figures}", "train.length=4 steps", "train.eval_every=2 steps"]
+    )
     loop.train(recipe, tmp_path, World.single(), Steps())
     assert steps == expected

@@ -76,7 +76,7 @@ class MlflowPublisher:
         if self._uploader.store is None:
             self._unsent.append("the parameters")
         elif self._uploader.has_tags:
-            self._unsent.append("the causes of restarts")
+            self._unsent.append("the newest tags")
 
     def log_results(self, checkpoint: str | None) -> None:
         run = self._uploader.store
