@@ -190,14 +190,35 @@ def _answer(function: Function, orders: dict[str, Any], connection: socket.socke
 
 
 def main(target: str, path: str, descriptor: str) -> None:
+    try:
+        function = _import(target)
+    except BaseException:  # Clients that wait see the connection end.
+        Path(path).unlink(missing_ok=True)
+        raise
+    gc.collect()
+    gc.freeze()  # Garbage collection in the copies would write to the memory that they share.
+    Server(function, socket.socket(fileno=int(descriptor)), Path(path)).serve()
+
+
+def _import(target: str) -> Function:
     module, _, name = target.partition(":")
     function: Function = getattr(importlib.import_module(module), name)
     if "torch" in sys.modules:
         for also in ALSO:
             importlib.import_module(also)
-    gc.collect()
-    gc.freeze()  # Garbage collection in the copies would write to the memory that they share.
-    Server(function, socket.socket(fileno=int(descriptor)), Path(path)).serve()
+    if _uses_gpu():
+        raise SystemExit(
+            "an import has used a GPU, and copies of this process could not: each rank imports for itself"
+        )
+    return function
+
+
+def _uses_gpu() -> bool:
+    """Report whether CUDA's driver is in this process: torch loads it with the first call that needs a GPU."""
+    try:
+        return "libcuda.so" in Path("/proc/self/maps").read_text()
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":
