@@ -32,6 +32,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
+from resnet_dist.launch.preload.client import is_on
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.ray_failures import NotPlaced, explain
@@ -348,7 +349,7 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
 def orders_of(attempt: Attempt, *, gpu: bool) -> dict[str, Any]:
     """Return the orders of all ranks as plain values: a process without torch passes them on."""
     timeout = collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds)
-    return {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout}
+    return {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout, "preload": is_on()}
 
 
 def _fit(trainer: DataParallelTrainer, box: list[Any]) -> None:

@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -64,12 +65,13 @@ def rank_main(orders: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(orders: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return run_rank(RANK, orders, _key(orders))
-    except Unavailable:
-        module, _, name = RANK.partition(":")
-        outcome: dict[str, Any] = getattr(importlib.import_module(module), name)(orders)
-        return outcome
+    """Train in a copy of a process that has imported already; in this process where there can be none."""
+    if orders["preload"]:
+        with suppress(Unavailable):
+            return run_rank(RANK, orders, _key(orders))
+    module, _, name = RANK.partition(":")
+    outcome: dict[str, Any] = getattr(importlib.import_module(module), name)(orders)
+    return outcome
 
 
 def _key(orders: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from resnet_dist.launch.preload.wire import STARTED, locked, receive, send, send
 from resnet_dist.search_path import SAFE_PATH_VARIABLE
 
 SERVER = "resnet_dist.launch.preload.server"
-OFF_VARIABLE = "RESNET_DIST_PRELOAD"  # "0": every rank imports for itself
+OFF_VARIABLE = "RESNET_DIST_PRELOAD"  # of the driver; "0": every rank imports for itself
 MAX_PATH = 100  # in bytes; a longer path of a socket is cut off
 
 
@@ -33,13 +33,16 @@ class Died(Exception):
     """The process of the rank ended without an answer: it was killed, or crashed."""
 
 
+def is_on() -> bool:
+    """Report whether the person who started this process wants ranks that are copies."""
+    return os.environ.get(OFF_VARIABLE) != "0"
+
+
 def run_rank(target: str, orders: dict[str, Any], key: str) -> dict[str, Any]:
     """Call `target`, "module:function", with the orders in a copy of the process that has imported that module.
 
     key: names that process on this machine. Raises what the function raises, Unavailable, or Died.
     """
-    if os.environ.get(OFF_VARIABLE) == "0":
-        raise Unavailable
     try:
         connection, message = _begin(target, orders, _socket_path(key))
     except OSError as error:
