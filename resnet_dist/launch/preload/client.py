@@ -104,7 +104,8 @@ def _start_server(target: str, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1024)
-        command = [sys.executable, "-m", SERVER, target, str(path), str(listener.fileno())]
+        numbers = [str(listener.fileno()), str(os.getppid())]
+        command = [sys.executable, "-m", SERVER, target, str(path), *numbers]
         # Through a shell that ends at once: Ray kills the child processes of a process of its own that ends.
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],

@@ -1,8 +1,8 @@
 """Import what a rank imports, then become a rank as often as one is asked for: by a copy of this process.
 
-    python -m resnet_dist.launch.preload.server MODULE:FUNCTION SOCKET DESCRIPTOR
+    python -m resnet_dist.launch.preload.server MODULE:FUNCTION SOCKET DESCRIPTOR KEEPER
 
-It ends soon after its last rank. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
+It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node, has gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ class Child:
 class Server:
     """Copies this process for every client that connects, until there has been none for a while."""
 
-    def __init__(self, function: Function, listener: socket.socket, path: Path) -> None:
+    def __init__(self, function: Function, listener: socket.socket, path: Path, keeper: int) -> None:
         self._function, self._listener, self._path = function, listener, path
         self._children: dict[int, Child] = {}  # by process
         self._selector = selectors.DefaultSelector()
         self._finished = False  # the newest rank to end, and so the run
+        self._keeper: int | None = None  # a descriptor that is ready when the process has gone
+        self._is_left = False
         # A child that ends interrupts the wait for clients.
         self._wakeup, self._wakeup_end = socket.socketpair()
         for end in (self._wakeup, self._wakeup_end):
@@ -66,6 +68,9 @@ class Server:
         signal.set_wakeup_fd(self._wakeup_end.fileno())
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
+        with suppress(OSError, AttributeError):  # only Linux has it
+            self._keeper = os.pidfd_open(keeper)
+            self._selector.register(self._keeper, selectors.EVENT_READ)
 
     def serve(self) -> None:
         """Return when this process is no longer needed."""
@@ -75,7 +80,10 @@ class Server:
             if not ready and not self._children and self._has_left():
                 return
             for connection in ready:
-                if connection is self._wakeup:
+                if connection == self._keeper:
+                    self._selector.unregister(connection)
+                    self._is_left = True
+                elif connection is self._wakeup:
                     with suppress(BlockingIOError):
                         self._wakeup.recv(1024)
                 elif connection is not self._listener:
@@ -85,7 +93,7 @@ class Server:
                 self._accept()
 
     def _is_done(self) -> bool:
-        return self._finished and not self._children
+        return (self._finished or self._is_left) and not self._children
 
     def _has_left(self) -> bool:
         """Remove the socket, and report that nobody has connected to it meanwhile."""
@@ -153,6 +161,8 @@ class Server:
                 other.close()
             for child in self._children.values():
                 child.connection.close()
+            if self._keeper is not None:
+                os.close(self._keeper)
             for number, stream in enumerate(streams, start=1):
                 os.dup2(stream, number)
                 os.close(stream)
@@ -189,7 +199,7 @@ def _answer(function: Function, orders: dict[str, Any], connection: socket.socke
     return 0 if answer.get("finished") else 1
 
 
-def main(target: str, path: str, descriptor: str) -> None:
+def main(target: str, path: str, descriptor: str, keeper: str) -> None:
     try:
         function = _import(target)
     except BaseException:  # Clients that wait see the connection end.
@@ -197,7 +207,7 @@ def main(target: str, path: str, descriptor: str) -> None:
         raise
     gc.collect()
     gc.freeze()  # Garbage collection in the copies would write to the memory that they share.
-    Server(function, socket.socket(fileno=int(descriptor)), Path(path)).serve()
+    Server(function, socket.socket(fileno=int(descriptor)), Path(path), int(keeper)).serve()
 
 
 def _import(target: str) -> Function:

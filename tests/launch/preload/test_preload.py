@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from resnet_dist.launch.preload.client import Died, Unavailable, run_rank
 from tests.paths import ROOT
 
 TARGET = "tests.launch.preload.functions:act"
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 40.0  # less than the server waits for another rank
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -75,20 +76,32 @@ def test_the_process_that_imports_outlives_its_ranks(
     assert not client._socket_path(key).exists()
 
 
-def hanging_client(key: str, sign: Path) -> subprocess.Popen[bytes]:
+def client_process(key: str, orders: dict[str, Any], *before: str) -> subprocess.Popen[str]:
+    """Start a client in a process of its own, by the command `before`, which prints the server's process."""
     program = (
-        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "import json, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
         "from resnet_dist.launch.preload.client import run_rank\n"
-        "run_rank(sys.argv[2], {'end': 'hang', 'sign': sys.argv[4]}, sys.argv[3])"
+        "print(run_rank(sys.argv[2], json.loads(sys.argv[4]), sys.argv[3])['parent'])"
     )
-    command = [sys.executable, "-c", program, tempfile.gettempdir(), TARGET, key, str(sign)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [*before, sys.executable, "-c", program, tempfile.gettempdir(), TARGET, key, json.dumps(orders)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_process_that_imports_ends_with_the_parent_of_its_first_client(key: str) -> None:
+    """It is Ray's on that node: a run that was interrupted leaves nothing behind on a machine without Ray."""
+    parent = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    # The rank has not finished its run: the server would wait for the next attempt.
+    process = client_process(key, {}, sys.executable, "-c", parent)
+    server = int(process.communicate(timeout=LIMIT_SECONDS)[0].split()[-1])
+    wait_until(lambda: not is_alive(server))
+    assert not client._socket_path(key).exists()
 
 
 @pytest.mark.parametrize("victim", ["client", "server"])
 def test_a_rank_ends_with_its_client_and_with_the_server(key: str, tmp_path: Path, victim: str) -> None:
     sign = tmp_path / "sign"
-    process = hanging_client(key, sign)
+    process = client_process(key, {"end": "hang", "sign": str(sign)})
     try:
         wait_until(lambda: sign.exists() and sign.read_text() != "")
         rank = int(sign.read_text())
@@ -100,7 +113,7 @@ def test_a_rank_ends_with_its_client_and_with_the_server(key: str, tmp_path: Pat
         assert (answer["parent"] == server) == (victim == "client")
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_a_rank_that_cannot_be_copied_is_reported_before_it_begins(key: str) -> None:
