@@ -34,11 +34,6 @@ class World:
         return cls(0, 0, 1, torch.device("cuda", 0) if gpu else torch.device("cpu"))
 
     @classmethod
-    def from_process_group(cls, *, local_rank: int, device: torch.device) -> World:
-        """Return the World of the process group that Ray Train or `init_process_group` has set up."""
-        return cls(dist.get_rank(), local_rank, dist.get_world_size(), device)
-
-    @classmethod
     def join(
         cls,
         store: Any,

@@ -63,7 +63,7 @@ MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
     "ray": (
-        *(f"launch/ray_{name}.py" for name in ("failures", "gauges", "nodes", "train")),
+        *(f"launch/ray_{name}.py" for name in ("failures", "gauges", "nodes", "train", "worker")),
         "launch/jobs/",
         "launch/ray_cluster/",
     ),
@@ -144,6 +144,29 @@ def test_a_folder_is_seen_at_a_glance() -> None:
 )
 def test_pure_modules_know_no_torch(name: str) -> None:
     assert not [module for module in imports(PACKAGE / f"{name}.py") if module.split(".")[0] == "torch"]
+
+
+def modules_behind(name: str) -> set[str]:
+    """Return the modules of the package that a module imports at its top, and those that these import."""
+    found, left = set(), [name]
+    while left:
+        path = PACKAGE / f"{left.pop()}.py"
+        if path.exists() and path not in found:
+            found.add(path)
+            names = [
+                one.split(".")[1:] for one in imports(path, top_level=True) if one.startswith("resnet_dist.")
+            ]
+            left += ["/".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)]
+            left += ["/".join([*parts[:end], "__init__"]) for parts in names for end in range(len(parts) + 1)]
+    return {str(path.relative_to(PACKAGE)) for path in found}
+
+
+def test_the_processes_that_ray_train_starts_import_no_torch() -> None:
+    """They start one after the other, and torch takes seconds: the ranks are copies of one that has imported it."""
+    behind = modules_behind("launch/ray_worker")
+    assert {"launch/preload/client.py", "config/recipe.py"} <= behind
+    for name in behind:
+        assert "torch" not in {one.split(".")[0] for one in imports(PACKAGE / name, top_level=True)}, name
 
 
 @pytest.mark.parametrize("library", ["ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"])

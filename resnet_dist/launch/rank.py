@@ -6,9 +6,12 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import timedelta
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, Superseded, TrainingError, UserError
@@ -33,6 +36,7 @@ from resnet_dist.runs.page import EVALUATIONS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable, wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
+from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
 from resnet_dist.tracking.spool import Spool
@@ -45,6 +49,39 @@ from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
+
+
+def carry_out(orders: dict[str, Any]) -> dict[str, Any]:
+    """Join the other ranks and train, in a process that is this rank's alone; return the fields of the Outcome."""
+    attempt = Attempt(**orders["attempt"])
+    attempt.marks[IMPORTS] = time.time()
+    # It is not closed: this process ends with its driver's run, also while it waits for the other ranks to return.
+    fence = Fence.of(attempt, exits=True)
+    outcome = run_attempt(attempt, _join(orders), node=orders["node"], fence=fence)
+    assert outcome is not None  # Only the driver gives up; a rank has no `give_up`.
+    dist.destroy_process_group()
+    return asdict(outcome)
+
+
+def _join(orders: dict[str, Any]) -> World:
+    """Set up the process group of the ranks. Raises TrainingError where the network of this node is set up wrongly."""
+    rank, size, seconds = orders["rank"], orders["world_size"], orders["timeout_seconds"]
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            orders["address"], orders["port"], size, is_master=rank == 0, timeout=timedelta(seconds=seconds)
+        )
+        return World.join(
+            store,
+            rank=rank,
+            local_rank=orders["device"],
+            world_size=size,
+            gpu=orders["gpu"],
+            timeout_seconds=seconds,
+        )
+    except RuntimeError as error:
+        if (sentence := interface_problem(f"{error} ip={orders['node_address']}")) is not None:
+            raise TrainingError(sentence) from None
+        raise
 
 
 def run_attempt(
@@ -65,7 +102,8 @@ def run_attempt(
     thread is abandoned and may hang forever.
     """
     recipe, progress = attempt.recipe, Progress()
-    attempt.marks.update({PROCESSES: process_start(), IMPORTS: time.time()})
+    attempt.marks.setdefault(PROCESSES, process_start())
+    attempt.marks.setdefault(IMPORTS, time.time())
     own_fence = fence is None
     fence = fence or Fence.of(attempt)
 

@@ -20,7 +20,6 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Worker
 from resnet_dist.errors import Diverged, RankFailed, RanksLost, Superseded, TrainingError, UserError
 from resnet_dist.launch.rank import is_echo
 from resnet_dist.runs.storage.protocol import Unreachable
-from resnet_dist.system.environment.network import interface_problem
 from resnet_dist.train.watch.watchdog import Stalled
 
 MAX_LINES = 10  # of a rank's own message that are shown; the details have the rest
@@ -71,8 +70,6 @@ def _first_failure(error: WorkerGroupError) -> Exception:
 
 def _controller_failure(error: ControllerError) -> Exception:
     failure = error.controller_failure
-    if (sentence := interface_problem(str(failure))) is not None:
-        return TrainingError(sentence)
     if isinstance(failure, WorkerGroupStartupTimeoutError):
         return NotPlaced(str(failure))
     if isinstance(failure, WorkerGroupStartupFailedError):

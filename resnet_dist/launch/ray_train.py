@@ -1,7 +1,7 @@
 """Ray Train: start the ranks on a cluster, and report a failure as the error of the rank that failed first.
 
-Ray places the processes and sets up the process group. DDP, checkpoints and metrics belong to the loop, so a
-run under Ray computes what the other launchers compute. Each attempt is one `fit()`: Ray Train could retry by
+Ray places and starts the processes; the ranks set up the process group. DDP, checkpoints and metrics belong to the
+loop, so a run under Ray computes what the other launchers compute. Each attempt is one `fit()`: Ray Train could retry by
 itself, but it would retry a person's mistake too, and use numbers of ranks that the recipe does not allow.
 """
 
@@ -26,14 +26,13 @@ set_defaults()
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.fence import Fence
-from resnet_dist.launch.rank import run_attempt
+from resnet_dist.launch.preload.client import is_on
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.ray_failures import NotPlaced, explain
@@ -47,6 +46,7 @@ from resnet_dist.launch.ray_nodes import (
     nodes,
     resources_of,
 )
+from resnet_dist.launch.ray_worker import MeetingConfig, rank_main
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.search_path import hiding_file, neutral_folder
@@ -58,19 +58,16 @@ from resnet_dist.system.signals import (
     StopRequest,
     handle_signals,
     kept_from_children,
-    limit_exit,
     raise_on_second,
 )
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.watch.progress import collective_timeout_seconds
-from resnet_dist.world import World
 
 # Keep Ray's object store small: batches never pass through it.
 OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 0.2
 LONG_START_SECONDS = 60.0  # A start that takes longer is reported.
 DEFAULT_WAIT_SECONDS = 600.0  # for nodes
-ORPHAN_SECONDS = 60.0  # after which the process of a rank that has failed ends by itself
 
 
 @contextmanager
@@ -317,9 +314,10 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     """
     # A path that every node has: Ray Train's controller may run on another one.
     ray_files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "ray"
-    trainer = ray.train.torch.TorchTrainer(
-        _rank_main,
-        train_loop_config={**asdict(attempt), "gpu": placement.gpu},
+    trainer = DataParallelTrainer(
+        rank_main,
+        train_loop_config=orders_of(attempt, gpu=placement.gpu),
+        backend_config=MeetingConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,
@@ -332,10 +330,6 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
             failure_config=ray.train.FailureConfig(
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
-        ),
-        torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if placement.gpu else "gloo",
-            timeout_s=math.ceil(collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds)),
         ),
     )
     box: list[Any] = []
@@ -352,27 +346,14 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     return Outcome(**box[0])
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer, box: list[Any]) -> None:
+def orders_of(attempt: Attempt, *, gpu: bool) -> dict[str, Any]:
+    """Return the orders of all ranks as plain values: a process without torch passes them on."""
+    timeout = collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds)
+    return {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout, "preload": is_on()}
+
+
+def _fit(trainer: DataParallelTrainer, box: list[Any]) -> None:
     try:
         box.append(trainer.fit().return_value)
     except BaseException as error:  # `train_on_ray` raises it again in the main thread.
         box.append(error)
-
-
-def _rank_main(config: dict[str, Any]) -> dict[str, Any]:
-    gpu = config.pop("gpu")
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    world = World.from_process_group(local_rank=context.get_local_rank(), device=device)
-    assert (device.type == "cuda") == gpu
-    node, attempt = ray.get_runtime_context().get_node_id(), Attempt(**config)
-    # It is not closed: this process ends with its driver's run, also while it waits for the other ranks to return.
-    fence = Fence.of(attempt, exits=True)
-    try:
-        outcome = run_attempt(attempt, world, node=node, fence=fence)
-    except BaseException:
-        # Ray ends this process in seconds, unless its controller is dead or out of reach.
-        limit_exit(ORPHAN_SECONDS, 1)
-        raise
-    assert outcome is not None  # Only the driver gives up; a rank has no `give_up`.
-    return asdict(outcome)

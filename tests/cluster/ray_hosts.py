@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tests.cluster.hosts import TEMPORARY, Host, wait_until
 from tests.paths import ROOT
+from tests.rank_processes import RAY_PROCESS
 
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 PYTHON = sys.executable
 LOG = "ray.log"
 START_SECONDS = 300.0
 # In the command lines of the processes of Ray.
-RANK, RAYLET, GCS = "RayTrainWorker", "/raylet/raylet ", "/gcs/gcs_server "
+RANK, RAYLET, GCS = RAY_PROCESS, "/raylet/raylet ", "/gcs/gcs_server "
 
 
 @dataclass

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_dist.launch.preload.client import SERVER
 from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import open_storage
 from tests.cluster.hosts import Host, hosts, wait_until
 from tests.cluster.ray_hosts import PYTHON, RANK, RayCluster
 from tests.cluster.services import make_bucket, start_mlflow, start_nginx, start_s3
 from tests.paths import ROOT
+from tests.rank_processes import copies
 
 OUTPUT = "s3://runs/output"
 RECIPE = ROOT / "jobs/digits.py"
@@ -71,7 +73,10 @@ class Scene:
         return host
 
     def rank_processes(self) -> list[int]:
-        return [pid for host in self.nodes for pid in host.find(RANK)]
+        found = []
+        for host in self.nodes:
+            found += host.find(RANK) + copies(host.find(SERVER))
+        return found
 
     def prepare(self, nodes: Sequence[Host]) -> None:
         """Make these the nodes of the cluster, whatever happened to it before."""

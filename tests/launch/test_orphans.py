@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from resnet_dist.runs.folder import read_run
 from resnet_dist.runs.storage.lease import EXPIRY_SECONDS
 from resnet_dist.runs.storage.open import open_storage
 from tests.paths import ROOT
+from tests.rank_processes import RAY_PROCESS, ranks_with
 
 GONE_SECONDS = (
     EXPIRY_SECONDS + 30.0
@@ -39,7 +41,9 @@ class Submission:
         self.log = output.parent / f"{name}-{time.monotonic_ns()}.log"
         command = [sys.executable, "-m", "resnet_dist", "train", str(ROOT / "jobs/digits.py"), "--workers=2"]
         command += [f"--name={name}", f"--output={output}", *(f"--set={flag}" for flag in FLAGS)]
+        self.mark = f"RESNET_DIST_TEST={uuid.uuid4().hex}"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment.update([self.mark.split("=")])
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -69,12 +73,12 @@ class Submission:
 
     def wait_until_ranks_are_gone(self) -> None:
         deadline = time.monotonic() + GONE_SECONDS
-        while self.pids("RayTrainWorker"):
+        while self.pids(RAY_PROCESS) or ranks_with(self.mark):
             assert time.monotonic() < deadline, "ranks outlive their lease"
             time.sleep(0.2)
 
     def clean_up(self) -> None:
-        for pid in self.pids("."):
+        for pid in [*self.pids("."), *ranks_with(self.mark)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()

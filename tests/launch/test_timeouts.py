@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import ray.train.torch
 import torch.distributed as dist
 
 from resnet_dist.config import Recipe
-from resnet_dist.launch import ray_train
+from resnet_dist.launch import rank, ray_train
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.launch.ray_nodes import Placement
 from resnet_dist.launch.torchrun import TorchrunRanks
 from resnet_dist.train.watch.control import Control
 from resnet_dist.train.watch.positions import POLLS_TO_ANSWER
@@ -41,17 +38,15 @@ def attempt_of(recipe: Recipe, stall_timeout: float) -> Attempt:
 def test_ray_train_gets_it(
     stall_timeout: float, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configs: list[Any] = []
-
-    def trainer(function: object, *, torch_config: Any, **options: object) -> Mock:
-        configs.append(torch_config)
-        outcome = {"step": 1, "total_steps": 1, "metrics": {}, "finished": True}
-        return Mock(fit=lambda: SimpleNamespace(return_value=outcome))
-
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
-    attempt = attempt_of(digits_recipe, stall_timeout)
-    assert ray_train.train_on_ray(attempt, Placement(2, 1, gpu=False), lambda: False) is not None
-    assert configs[0].timeout_s > longest_watch(stall_timeout)
+    joined: list[dict[str, Any]] = []
+    monkeypatch.setattr(dist, "TCPStore", lambda *places, **options: joined.append(options) or Mock())
+    monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: joined.append(options))
+    orders = ray_train.orders_of(attempt_of(digits_recipe, stall_timeout), gpu=False)
+    place = {"rank": 0, "world_size": 2, "device": 0, "address": "127.0.0.1", "port": 1}
+    rank._join({**orders, **place})
+    for options in joined:
+        assert options["timeout"].total_seconds() > longest_watch(stall_timeout)
+    assert len(joined) == 2
 
 
 @pytest.mark.parametrize("stall_timeout", TIMEOUTS)

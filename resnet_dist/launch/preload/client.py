@@ -1,0 +1,121 @@
+"""Ask for a process that trains as a rank, and wait for its end. Imports neither torch nor Ray.
+
+The server for a key is found by its socket, in a folder that belongs to this user alone. Where there is none, it is
+started, apart from this process: a rank that is killed must not take it away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.launch.preload.wire import STARTED, locked, receive, send, send_streams, unpack
+from resnet_dist.search_path import SAFE_PATH_VARIABLE
+
+SERVER = "resnet_dist.launch.preload.server"
+OFF_VARIABLE = "RESNET_DIST_PRELOAD"  # of the driver; "0": every rank imports for itself
+MAX_PATH = 100  # in bytes; a longer path of a socket is cut off
+
+
+class Unavailable(Exception):
+    """No process could be started for the rank here; the rank can still run in this one."""
+
+
+class Died(Exception):
+    """The process of the rank ended without an answer: it was killed, or crashed."""
+
+
+def is_on() -> bool:
+    """Report whether the person who started this process wants ranks that are copies."""
+    return os.environ.get(OFF_VARIABLE) != "0"
+
+
+def run_rank(target: str, orders: dict[str, Any], key: str) -> dict[str, Any]:
+    """Call `target`, "module:function", with the orders in a copy of the process that has imported that module.
+
+    key: names that process on this machine. Raises what the function raises, Unavailable, or Died.
+    """
+    try:
+        connection, message = _begin(target, orders, _socket_path(key))
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    with connection:
+        answer = receive(connection) if message == STARTED else message
+        if answer is None:
+            raise Died
+        while receive(connection) is not None:  # The process has ended once nobody holds the other end.
+            pass
+    return unpack(answer)
+
+
+def _begin(target: str, orders: dict[str, Any], path: Path) -> tuple[socket.socket, bytes]:
+    """Send the request; return the connection and its first message. Raises OSError where there is none."""
+    connection = _connect(target, path)
+    try:
+        send_streams(connection)
+        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd()}
+        send(connection, json.dumps(request).encode())
+        message = receive(connection)
+        if message is None:
+            raise ConnectionAbortedError("the process that imports has ended")
+    except BaseException:
+        connection.close()
+        raise
+    return connection, message
+
+
+def _socket_path(key: str) -> Path:
+    """Return the path of the server's socket. Raises Unavailable where others could put something there."""
+    folder = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "ranks"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    owners = {folder.stat().st_uid, folder.parent.stat().st_uid}
+    if owners != {os.getuid()} or folder.stat().st_mode & 0o077 or len(os.fsencode(path)) > MAX_PATH:
+        raise Unavailable(f"{folder} cannot hold the socket")
+    return path
+
+
+def _connect(target: str, path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        with locked(path.parent):
+            try:
+                connection.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                _start_server(target, path)
+                connection.connect(str(path))  # It is answered once the server has imported everything.
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _start_server(target: str, path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1024)
+        numbers = [str(listener.fileno()), str(os.getppid())]
+        command = [sys.executable, "-m", SERVER, target, str(path), *numbers]
+        # Through a shell that ends at once: Ray kills the child processes of a process of its own that ends.
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                SAFE_PATH_VARIABLE: "1",
+            },
+            stdin=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(),),
+            start_new_session=True,
+            check=True,
+        )

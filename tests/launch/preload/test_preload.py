@@ -1,0 +1,128 @@
+"""Ranks that are copies of one process: it lives on when they die, they end with their client, and it ends by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.launch.preload import client
+from resnet_dist.launch.preload.client import Died, Unavailable, run_rank
+from tests.paths import ROOT
+
+TARGET = "tests.launch.preload.functions:act"
+LIMIT_SECONDS = 40.0  # less than the server waits for another rank
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Yield the key of a server of the test's own, which has ended after the test."""
+    name = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(prefix="pre") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        yield name
+        path = client._socket_path(name)
+        if path.exists():
+            parent = run_rank(TARGET, {"finished": True}, name)["parent"]
+            wait_until(lambda: not is_alive(parent))
+
+
+def test_the_process_that_imports_outlives_its_ranks(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = run_rank(TARGET, {}, key)
+    monkeypatch.setenv("PRELOAD_TEST", "later")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Died):
+        run_rank(TARGET, {"end": "die"}, key)
+    with pytest.raises(ValueError, match="^a shape") as raised:
+        run_rank(TARGET, {"end": "raise"}, key)
+    assert str(raised.value) == "a shape"
+    assert "functions.py" in raised.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="^Odd: an odd error"):
+        run_rank(TARGET, {"end": "raise oddly"}, key)
+    last = run_rank(TARGET, {"say": "hello", "finished": True}, key)
+    assert (first["variable"], last["variable"]) == (None, "later")
+    assert last["folder"] == str(tmp_path)
+    assert first["parent"] == last["parent"]
+    assert len({first["pid"], last["pid"], os.getpid()}) == 3
+    assert "hello" in capfd.readouterr().out
+    # The run has finished: its process is needed no more, and leaves nothing behind.
+    wait_until(lambda: not is_alive(first["parent"]))
+    assert not client._socket_path(key).exists()
+
+
+def client_process(key: str, orders: dict[str, Any], *before: str) -> subprocess.Popen[str]:
+    """Start a client in a process of its own, by the command `before`, which prints the server's process."""
+    program = (
+        "import json, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from resnet_dist.launch.preload.client import run_rank\n"
+        "print(run_rank(sys.argv[2], json.loads(sys.argv[4]), sys.argv[3])['parent'])"
+    )
+    command = [*before, sys.executable, "-c", program, tempfile.gettempdir(), TARGET, key, json.dumps(orders)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_process_that_imports_ends_with_the_parent_of_its_first_client(key: str) -> None:
+    """It is Ray's on that node: a run that was interrupted leaves nothing behind on a machine without Ray."""
+    parent = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    # The rank has not finished its run: the server would wait for the next attempt.
+    process = client_process(key, {}, sys.executable, "-c", parent)
+    server = int(process.communicate(timeout=LIMIT_SECONDS)[0].split()[-1])
+    wait_until(lambda: not is_alive(server))
+    assert not client._socket_path(key).exists()
+
+
+@pytest.mark.parametrize("victim", ["client", "server"])
+def test_a_rank_ends_with_its_client_and_with_the_server(key: str, tmp_path: Path, victim: str) -> None:
+    sign = tmp_path / "sign"
+    process = client_process(key, {"end": "hang", "sign": str(sign)})
+    try:
+        wait_until(lambda: sign.exists() and sign.read_text() != "")
+        rank = int(sign.read_text())
+        (server,) = {int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])}
+        os.kill(process.pid if victim == "client" else server, signal.SIGKILL)
+        wait_until(lambda: not is_alive(rank))
+        assert process.wait(LIMIT_SECONDS) != 0
+        answer = run_rank(TARGET, {}, key)  # by the same process, or by a new one
+        assert (answer["parent"] == server) == (victim == "client")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_rank_that_cannot_be_copied_is_reported_before_it_begins(key: str) -> None:
+    orders: dict[str, Any] = {}
+    with pytest.raises(Unavailable):  # The import fails; the rank's own process then shows why.
+        run_rank("tests.launch.preload.missing:act", orders, key)
+    wait_until(lambda: not client._socket_path(key).exists())
+    folder = client._socket_path(key).parent
+    folder.chmod(0o755)  # Others could connect.
+    with pytest.raises(Unavailable):
+        run_rank(TARGET, orders, key)
+    folder.chmod(0o700)

@@ -1,0 +1,78 @@
+"""The process that Ray starts for a rank: it runs the rank in a copy or in itself, and dies with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from resnet_dist.config import Recipe
+from resnet_dist.launch import rank, ray_train, ray_worker
+from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.preload.client import OFF_VARIABLE, Died, Unavailable
+
+OUTCOME = {"step": 1, "total_steps": 1, "metrics": {}, "finished": True}
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run every rank at once; return the keys of those that ran in a copy."""
+    asked: list[str] = []
+
+    def run_rank(target: str, orders: dict[str, Any], key: str) -> dict[str, Any]:
+        asked.append(key)
+        if orders.get("fails"):
+            raise orders["fails"]
+        return {**OUTCOME, "step": 2}
+
+    monkeypatch.setattr(ray_worker, "run_rank", run_rank)
+    monkeypatch.setattr(ray_worker, "_complete", lambda orders: {**orders, "node": "ab"})
+    monkeypatch.setattr(rank, "carry_out", lambda orders: OUTCOME)
+    return asked
+
+
+def orders_of(recipe: Recipe, **others: Any) -> dict[str, Any]:
+    attempt = Attempt(recipe.to_json(), "s3://b/run", threads=1, number=1, token="t", host="h", holder="me")
+    return {**ray_train.orders_of(attempt, gpu=False), **others}
+
+
+def test_a_rank_is_a_copy_of_the_process_of_its_run_and_node(digits_recipe: Recipe, keys: list[str]) -> None:
+    assert ray_worker.rank_main(orders_of(digits_recipe))["step"] == 2
+    assert keys == ["s3://b/run\nme\n1\nab"]
+
+
+def test_a_rank_runs_in_the_process_of_ray_where_there_is_no_copy(
+    digits_recipe: Recipe, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ray_worker.rank_main(orders_of(digits_recipe, fails=Unavailable())) == OUTCOME
+    assert len(keys) == 1
+    monkeypatch.setenv(OFF_VARIABLE, "0")
+    assert ray_worker.rank_main(orders_of(digits_recipe)) == OUTCOME
+    assert len(keys) == 1
+
+
+def test_the_process_of_ray_dies_with_its_rank(
+    digits_recipe: Recipe, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray reports that with host and cause, and the driver starts the ranks again."""
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+    with pytest.raises(Died):
+        ray_worker.rank_main(orders_of(digits_recipe, fails=Died()))
+    assert signals == [(os.getpid(), signal.SIGKILL)]
+    assert keys
+
+
+@pytest.mark.parametrize(
+    ("own", "visible", "index"), [("3", "2,3", 1), ("2", "2,3", 0), ("0", "", 0), ("1", "0,1,2", 1)]
+)
+def test_the_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch, own: str, visible: str, index: int) -> None:
+    class Context:
+        def get_accelerator_ids(self) -> dict[str, list[str]]:
+            return {"GPU": [own]}
+
+    monkeypatch.setattr(ray_worker.ray, "get_runtime_context", Context)
+    monkeypatch.setenv(ray_worker.GPUS_VARIABLE, visible)
+    assert ray_worker._device_index() == index
