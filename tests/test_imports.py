@@ -63,7 +63,7 @@ MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
     "ray": (
-        *(f"launch/ray_{name}.py" for name in ("failures", "gauges", "nodes", "train", "worker")),
+        "launch/on_ray/",
         "launch/jobs/",
         "launch/ray_cluster/",
     ),
@@ -163,7 +163,7 @@ def modules_behind(name: str) -> set[str]:
 
 def test_the_processes_that_ray_train_starts_import_no_torch() -> None:
     """They start one after the other, and torch takes seconds: the ranks are copies of one that has imported it."""
-    behind = modules_behind("launch/ray_worker")
+    behind = modules_behind("launch/on_ray/worker")
     assert {"launch/preload/client.py", "config/recipe.py"} <= behind
     for name in behind:
         assert "torch" not in {one.split(".")[0] for one in imports(PACKAGE / name, top_level=True)}, name

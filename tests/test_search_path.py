@@ -11,7 +11,7 @@ import pytest
 
 from resnet_dist import search_path
 from resnet_dist.errors import UserError
-from resnet_dist.launch.ray_train import connected
+from resnet_dist.launch.on_ray.launcher import connected
 from resnet_dist.search_path import SAFE_PATH_VARIABLE, neutral_folder, safe_children
 from tests.paths import JOBS, ROOT
 

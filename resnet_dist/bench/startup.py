@@ -22,7 +22,7 @@ from resnet_dist.bench import minimal
 from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import resolve_paths
-from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, UV_HOOK_VARIABLE
+from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE, UV_HOOK_VARIABLE
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, SPOOL_FILE
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.cpus import cpu_count

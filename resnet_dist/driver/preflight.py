@@ -24,7 +24,7 @@ from resnet_dist.data.storage.shard_cache import check_command
 from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
-from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
+from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE
 from resnet_dist.model import Options, check_batch_norm, check_model
 from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage

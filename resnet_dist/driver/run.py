@@ -242,7 +242,7 @@ def _ray_sinks(request: Request) -> list[Sink]:
     """Return the sink for the gauges of a run on Ray, once its launcher has connected to the cluster."""
     if request.local or request.torchrun is not None:
         return []
-    from resnet_dist.launch.ray_gauges import RayGauges
+    from resnet_dist.launch.on_ray.gauges import RayGauges
 
     return [RayGauges(GAUGES)]
 
@@ -251,7 +251,7 @@ def _import_ray_train() -> ModuleType:
     """Import Ray late: `--local` and torchrun work without it. Raises UserError where it is not installed."""
     try:
         with defer_signals():  # An exception in the middle of Ray's import would leave it broken.
-            from resnet_dist.launch import ray_train
+            from resnet_dist.launch.on_ray import launcher as ray_train
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise  # Ray is installed but broken.

@@ -5,11 +5,9 @@ rank          train as one rank: a training thread, and a main thread that watch
 fence         end a rank whose attempt is not the newest, or whose driver is gone, before it writes
 start_times   the seconds from the cause of a start to its first step, by phase
 local         one rank in this process
-ray_train     ranks on a Ray cluster, placed and started by Ray Train
-ray_worker    the process that Ray Train starts for a rank
+on_ray        ranks on a Ray cluster, placed and started by Ray Train
 preload       ranks as copies of a process that has imported what they need
 torchrun      ranks that torchrun has started
 jobs          submit a recipe to a running cluster as a Ray job, which runs `train` there; list, follow and stop jobs
 ray_cluster   check the address and the nodes of a cluster before anything is started or sent
-ray_settings  the environment variables of Ray that we set or read
 """

@@ -10,8 +10,9 @@ import pytest
 import torch.distributed as dist
 
 from resnet_dist.config import Recipe
-from resnet_dist.launch import rank, ray_train
+from resnet_dist.launch import rank
 from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.on_ray import launcher
 from resnet_dist.launch.torchrun import TorchrunRanks
 from resnet_dist.train.watch.control import Control
 from resnet_dist.train.watch.positions import POLLS_TO_ANSWER
@@ -41,7 +42,7 @@ def test_ray_train_gets_it(
     joined: list[dict[str, Any]] = []
     monkeypatch.setattr(dist, "TCPStore", lambda *places, **options: joined.append(options) or Mock())
     monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: joined.append(options))
-    orders = ray_train.orders_of(attempt_of(digits_recipe, stall_timeout), gpu=False)
+    orders = launcher.orders_of(attempt_of(digits_recipe, stall_timeout), gpu=False)
     place = {"rank": 0, "world_size": 2, "device": 0, "address": "127.0.0.1", "port": 1}
     rank._join({**orders, **place})
     for options in joined:

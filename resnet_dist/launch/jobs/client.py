@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE, set_defaults
 from resnet_dist.launch.ray_cluster.address import DASHBOARD_VARIABLE
 from resnet_dist.launch.ray_cluster.check import job_headers
-from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE, set_defaults
 
 set_defaults()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_dist.launch.ray_settings import set_defaults
+from resnet_dist.launch.on_ray.settings import set_defaults
 
 set_defaults()
 

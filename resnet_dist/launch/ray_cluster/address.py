@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from resnet_dist.errors import UserError
-from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
+from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE
 from resnet_dist.system.redact import redact
 
 DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from resnet_dist.errors import UserError
+from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE
 from resnet_dist.launch.ray_cluster import advice
 from resnet_dist.launch.ray_cluster.address import (
     AUTO,
@@ -33,7 +34,6 @@ from resnet_dist.launch.ray_cluster.gcs import (
 )
 from resnet_dist.launch.ray_cluster.probe import VERSION_PATH, Answer, Kind, probe
 from resnet_dist.launch.ray_cluster.tls import uses_tls
-from resnet_dist.launch.ray_settings import ADDRESS_VARIABLE
 from resnet_dist.system.redact import redact
 
 # A node that has just been started registers within this time.

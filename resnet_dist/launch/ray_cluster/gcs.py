@@ -14,8 +14,8 @@ from enum import Enum, auto
 from typing import Any
 
 from resnet_dist.errors import UserError
+from resnet_dist.launch.on_ray.settings import set_defaults
 from resnet_dist.launch.ray_cluster.tls import channel_credentials, uses_tls
-from resnet_dist.launch.ray_settings import set_defaults
 
 CALL_SECONDS = 2.0
 

@@ -53,7 +53,7 @@ def test_a_wrong_address_is_refused_first(command: str, job: str, variable: str,
 
 SETTINGS = """
 import os
-from resnet_dist.launch.ray_settings import ignored_variables, set_defaults
+from resnet_dist.launch.on_ray.settings import ignored_variables, set_defaults
 set_defaults()
 set_defaults()
 print(ignored_variables(), os.environ["RAY_TRAIN_V2_ENABLED"])

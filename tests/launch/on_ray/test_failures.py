@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Worker
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from resnet_dist.errors import Diverged, RankFailed, RanksLost, StorageError, Superseded, TrainingError
-from resnet_dist.launch.ray_failures import NotPlaced, explain
+from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train.watch.watchdog import Stalled
 

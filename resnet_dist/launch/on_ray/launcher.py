@@ -7,37 +7,31 @@ itself, but it would retry a person's mistake too, and use numbers of ranks that
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.launch.ray_settings import ignored_variables, set_defaults
+from resnet_dist.launch.on_ray.settings import ignored_variables, set_defaults
 
 set_defaults()
 
 import ray
 import ray.train
-import torch
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from resnet_dist.config import Recipe, WorkerRange
-from resnet_dist.errors import RankFailed, StorageError, UserError
+from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.preload.client import is_on
-from resnet_dist.launch.ray_cluster.check import find_cluster
-from resnet_dist.launch.ray_cluster.packages import check_packages
-from resnet_dist.launch.ray_failures import NotPlaced, explain
-from resnet_dist.launch.ray_nodes import (
-    ClusterWatch,
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
+from resnet_dist.launch.on_ray.failures import NotPlaced, explain
+from resnet_dist.launch.on_ray.nodes import (
     Placement,
     Placer,
     choose_placement,
@@ -46,27 +40,21 @@ from resnet_dist.launch.ray_nodes import (
     nodes,
     resources_of,
 )
-from resnet_dist.launch.ray_worker import MeetingConfig, rank_main
+from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS, Change, StartWatch, request_stop_of
+from resnet_dist.launch.on_ray.worker import MeetingConfig, rank_main
+from resnet_dist.launch.preload.client import is_on
+from resnet_dist.launch.ray_cluster.check import find_cluster
+from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.search_path import hiding_file, neutral_folder
-from resnet_dist.system.cpus import cpu_count
-from resnet_dist.system.environment.explain import limit_behind
-from resnet_dist.system.environment.limits import shared_memory
 from resnet_dist.system.signals import (
-    IGNORABLE_SIGNALS,
     StopRequest,
     handle_signals,
-    kept_from_children,
-    raise_on_second,
 )
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.watch.progress import collective_timeout_seconds
 
-# Keep Ray's object store small: batches never pass through it.
-OBJECT_STORE_BYTES = 128 * 2**20
 JOIN_SECONDS = 0.2
-LONG_START_SECONDS = 60.0  # A start that takes longer is reported.
 DEFAULT_WAIT_SECONDS = 600.0  # for nodes
 
 
@@ -108,69 +96,6 @@ def ray_launcher(
         yield lambda folder: fit_ranks(recipe, folder, placer, report)
 
 
-def check_gpus_here(workers: WorkerRange, *, gpu: bool | None) -> None:
-    """Raise UserError where this machine, as a cluster of its own, has too few GPUs."""
-    devices = torch.cuda.device_count()
-    if gpu and devices < workers.preferred:
-        raise UserError(
-            f"--gpu --workers {workers}: this machine has {devices} CUDA device(s); use fewer workers, --cpu, or "
-            "--address of a cluster"
-        )
-
-
-@contextmanager
-def connected(
-    address: str | None, *, workers: int, report: Callable[[str], None] = lambda text: None
-) -> Iterator[None]:
-    """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
-
-    report: receives what a person should know about a local one.
-
-    Raises UserError where Ray cannot connect or start.
-    """
-    if (hiding := hiding_file()) is not None:
-        raise UserError(f"{hiding}: has the name of a library, which no rank could import; rename it")
-    try:
-        try:
-            # Ray passes both on to its processes: a file of the working folder may hide a library, and a terminal
-            # that goes away would end them at once, before a checkpoint.
-            with neutral_folder(), kept_from_children(*IGNORABLE_SIGNALS):
-                _connect(address, workers, report)
-        # Ray raises bare Exceptions and OSErrors too; none of them is a defect of ours.
-        except Exception as error:
-            where = f"at {address}" if address else "here"
-            cause = limit_behind(error) or " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"no Ray cluster {where}: {cause}") from None
-        yield
-    finally:
-        # A second signal ends the wait for Ray, but must not replace the outcome of the run.
-        with suppress(KeyboardInterrupt), handle_signals(raise_on_second):
-            ray.shutdown()
-
-
-def _connect(address: str | None, workers: int, report: Callable[[str], None]) -> None:
-    # Ray prints every death of a worker, whatever its log settings; `explain` names it in one sentence.
-    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        ray.init(address=address, **quiet)
-        return
-    plasma, lines = shared_memory()
-    for line in lines:
-        report(line)
-    ray.init(
-        "local",  # Without this, Ray joins any cluster that it finds on this machine.
-        # Offer as many CPUs as ranks: a trial of eight ranks on two cores is slow, but allowed.
-        num_cpus=max(cpu_count(), workers),
-        # Ray counts the entries of CUDA_VISIBLE_DEVICES, also those that torch cannot use.
-        num_gpus=torch.cuda.device_count(),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        _plasma_directory=str(plasma) if plasma else None,
-        **quiet,
-    )
-
-
 def fit_ranks(
     recipe: Recipe, folder: RunFolder, placer: Placer, report: Callable[[str], None]
 ) -> Outcome | None:
@@ -210,7 +135,7 @@ def _fit_placed(
     stop: StopRequest,
     report: Callable[[str], None],
 ) -> Outcome | None:
-    start, change = _StartWatch(folder, placement, report), _Change(folder, placement, sizes, report)
+    start, change = StartWatch(folder, placement, report), Change(folder, placement, sizes, report)
 
     def request_stop(count: int) -> None:
         stop.request(count)
@@ -236,74 +161,6 @@ def _fit_placed(
             f"{change.reason}; the ranks saved step {outcome.step} and start again", change.seen_at
         )
     return outcome
-
-
-class _Change:
-    """Requests a checkpoint and the end of the ranks where the cluster changes so that they should start again."""
-
-    def __init__(
-        self, folder: RunFolder, placement: Placement, sizes: Sequence[int], report: Callable[[str], None]
-    ) -> None:
-        self.reason: str | None = None
-        self.seen_at: float | None = None  # in seconds since 1970
-        self._folder, self._report = folder, report
-        self._hosts: list[str] = []
-        self._watch = ClusterWatch(placement, sizes, self._find_hosts)
-
-    def look(self) -> None:
-        if self.reason is not None:
-            return
-        try:
-            reason = self._watch.look()
-        except Exception:  # Ray raises several types where its head does not answer; then `fit()` ends too.
-            return
-        if reason:
-            self.reason, self.seen_at = reason, time.time()
-            self._report(f"{reason}: saving a checkpoint")
-            request_stop_of(self._folder, self._report)
-
-    def _find_hosts(self) -> list[str]:
-        if not self._hosts and (ranks := self._folder.ranks()) and ranks.attempt == self._folder.attempt:
-            self._hosts = ranks.nodes
-        return self._hosts
-
-
-def request_stop_of(folder: RunFolder, report: Callable[[str], None]) -> None:
-    """Request a stop of the ranks through the storage of their run; report where it cannot be written."""
-    try:
-        folder.request_stop()
-    except StorageError as error:
-        report(f"the ranks could not be asked to save: {error}")
-
-
-class _StartWatch:
-    """Reports once, with the resources that ranks wait for, where none has begun after LONG_START_SECONDS."""
-
-    def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
-        self._folder, self._placement, self._report = folder, placement, report
-        self._end_before = folder.spool.end()
-        self._late_at = time.monotonic() + LONG_START_SECONDS
-        self._begun, self._look_at = False, 0.0
-
-    def have_begun(self) -> bool:
-        now = time.monotonic()
-        if not self._begun and now >= self._look_at:
-            self._look_at = now + self._folder.storage.poll_seconds
-            try:
-                self._begun = self._folder.spool.end() != self._end_before
-            except StorageError:  # It is not known: give the ranks time to save.
-                return True
-        return self._begun
-
-    def report_if_late(self) -> None:
-        if time.monotonic() <= self._late_at:
-            return
-        self._late_at = math.inf
-        if not self.have_begun():
-            self._report(
-                f"no rank has begun after {LONG_START_SECONDS:g} s: {self._placement.workers} wait for {self._placement} each; "
-                f"{free_resources()} are free in the cluster"
-            )
 
 
 def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], bool]) -> Outcome | None:

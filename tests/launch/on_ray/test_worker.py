@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from resnet_dist.config import Recipe
-from resnet_dist.launch import rank, ray_train, ray_worker
+from resnet_dist.launch import rank
 from resnet_dist.launch.attempt import Attempt
+from resnet_dist.launch.on_ray import launcher, worker
 from resnet_dist.launch.preload.client import OFF_VARIABLE, Died, Unavailable
 
 OUTCOME = {"step": 1, "total_steps": 1, "metrics": {}, "finished": True}
@@ -27,29 +28,29 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise orders["fails"]
         return {**OUTCOME, "step": 2}
 
-    monkeypatch.setattr(ray_worker, "run_rank", run_rank)
-    monkeypatch.setattr(ray_worker, "_complete", lambda orders: {**orders, "node": "ab"})
+    monkeypatch.setattr(worker, "run_rank", run_rank)
+    monkeypatch.setattr(worker, "_complete", lambda orders: {**orders, "node": "ab"})
     monkeypatch.setattr(rank, "carry_out", lambda orders: OUTCOME)
     return asked
 
 
 def orders_of(recipe: Recipe, **others: Any) -> dict[str, Any]:
-    attempt = Attempt(recipe.to_json(), "s3://b/run", threads=1, number=1, token="t", host="h", holder="me")
-    return {**ray_train.orders_of(attempt, gpu=False), **others}
+    attempt = Attempt(recipe.to_json(), "s3://b/run", cpus=1, number=1, token="t", host="h", holder="me")
+    return {**launcher.orders_of(attempt, gpu=False), **others}
 
 
 def test_a_rank_is_a_copy_of_the_process_of_its_run_and_node(digits_recipe: Recipe, keys: list[str]) -> None:
-    assert ray_worker.rank_main(orders_of(digits_recipe))["step"] == 2
+    assert worker.rank_main(orders_of(digits_recipe))["step"] == 2
     assert keys == ["s3://b/run\nme\n1\nab"]
 
 
 def test_a_rank_runs_in_the_process_of_ray_where_there_is_no_copy(
     digits_recipe: Recipe, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ray_worker.rank_main(orders_of(digits_recipe, fails=Unavailable())) == OUTCOME
+    assert worker.rank_main(orders_of(digits_recipe, fails=Unavailable())) == OUTCOME
     assert len(keys) == 1
     monkeypatch.setenv(OFF_VARIABLE, "0")
-    assert ray_worker.rank_main(orders_of(digits_recipe)) == OUTCOME
+    assert worker.rank_main(orders_of(digits_recipe)) == OUTCOME
     assert len(keys) == 1
 
 
@@ -60,7 +61,7 @@ def test_the_process_of_ray_dies_with_its_rank(
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
     with pytest.raises(Died):
-        ray_worker.rank_main(orders_of(digits_recipe, fails=Died()))
+        worker.rank_main(orders_of(digits_recipe, fails=Died()))
     assert signals == [(os.getpid(), signal.SIGKILL)]
     assert keys
 
@@ -73,6 +74,6 @@ def test_the_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch, own: str, visible: s
         def get_accelerator_ids(self) -> dict[str, list[str]]:
             return {"GPU": [own]}
 
-    monkeypatch.setattr(ray_worker.ray, "get_runtime_context", Context)
-    monkeypatch.setenv(ray_worker.GPUS_VARIABLE, visible)
-    assert ray_worker._device_index() == index
+    monkeypatch.setattr(worker.ray, "get_runtime_context", Context)
+    monkeypatch.setenv(worker.GPUS_VARIABLE, visible)
+    assert worker._device_index() == index

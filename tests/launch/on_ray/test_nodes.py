@@ -8,8 +8,8 @@ import pytest
 
 from resnet_dist.config import WorkerRange
 from resnet_dist.errors import RankFailed, UserError
-from resnet_dist.launch import ray_nodes
-from resnet_dist.launch.ray_nodes import (
+from resnet_dist.launch.on_ray import nodes as ray_nodes
+from resnet_dist.launch.on_ray.nodes import (
     REPORT_SECONDS,
     SETTLING_SECONDS,
     ClusterWatch,

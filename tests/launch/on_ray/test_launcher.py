@@ -24,7 +24,7 @@ from mlflow.entities import Run
 
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import UserError
-from resnet_dist.launch.ray_train import ray_launcher
+from resnet_dist.launch.on_ray.launcher import ray_launcher
 from tests.paths import ROOT
 
 COMMANDS = Path(sys.executable).parent

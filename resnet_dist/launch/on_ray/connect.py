@@ -1,0 +1,89 @@
+"""Connect to a Ray cluster, or start one on this machine that ends with the connection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from resnet_dist.launch.on_ray.settings import set_defaults
+
+set_defaults()
+
+import ray
+import torch
+
+from resnet_dist.config import WorkerRange
+from resnet_dist.errors import UserError
+from resnet_dist.search_path import hiding_file, neutral_folder
+from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.environment.explain import limit_behind
+from resnet_dist.system.environment.limits import shared_memory
+from resnet_dist.system.signals import IGNORABLE_SIGNALS, handle_signals, kept_from_children, raise_on_second
+
+# Keep Ray's object store small: batches never pass through it.
+OBJECT_STORE_BYTES = 128 * 2**20
+
+
+def check_gpus_here(workers: WorkerRange, *, gpu: bool | None) -> None:
+    """Raise UserError where this machine, as a cluster of its own, has too few GPUs."""
+    devices = torch.cuda.device_count()
+    if gpu and devices < workers.preferred:
+        raise UserError(
+            f"--gpu --workers {workers}: this machine has {devices} CUDA device(s); use fewer workers, --cpu, or "
+            "--address of a cluster"
+        )
+
+
+@contextmanager
+def connected(
+    address: str | None, *, workers: int, report: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
+
+    report: receives what a person should know about a local one.
+
+    Raises UserError where Ray cannot connect or start.
+    """
+    if (hiding := hiding_file()) is not None:
+        raise UserError(f"{hiding}: has the name of a library, which no rank could import; rename it")
+    try:
+        try:
+            # Ray passes both on to its processes: a file of the working folder may hide a library, and a terminal
+            # that goes away would end them at once, before a checkpoint.
+            with neutral_folder(), kept_from_children(*IGNORABLE_SIGNALS):
+                _connect(address, workers, report)
+        # Ray raises bare Exceptions and OSErrors too; none of them is a defect of ours.
+        except Exception as error:
+            where = f"at {address}" if address else "here"
+            cause = limit_behind(error) or " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"no Ray cluster {where}: {cause}") from None
+        yield
+    finally:
+        # A second signal ends the wait for Ray, but must not replace the outcome of the run.
+        with suppress(KeyboardInterrupt), handle_signals(raise_on_second):
+            ray.shutdown()
+
+
+def _connect(address: str | None, workers: int, report: Callable[[str], None]) -> None:
+    # Ray prints every death of a worker, whatever its log settings; `explain` names it in one sentence.
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+        return
+    plasma, lines = shared_memory()
+    for line in lines:
+        report(line)
+    ray.init(
+        "local",  # Without this, Ray joins any cluster that it finds on this machine.
+        # Offer as many CPUs as ranks: a trial of eight ranks on two cores is slow, but allowed.
+        num_cpus=max(cpu_count(), workers),
+        # Ray counts the entries of CUDA_VISIBLE_DEVICES, also those that torch cannot use.
+        num_gpus=torch.cuda.device_count(),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        _plasma_directory=str(plasma) if plasma else None,
+        **quiet,
+    )
