@@ -23,7 +23,7 @@ from resnet_dist.cli.options import (
     use_gpu,
 )
 from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
-from resnet_dist.data.findings import Findings
+from resnet_dist.data.findings import BAD_IMAGE, Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import has_reader, need_stdout
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV
 ROWS_AT_ONCE = 256
-BAD_IMAGE = "a bad image"  # the kind of finding; others are of what lies beside images
 
 Model = Annotated[
     str,

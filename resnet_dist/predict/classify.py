@@ -24,6 +24,7 @@ from resnet_dist.data.batches.loader import (
     SMALL_SIZE,
     start_threads,
 )
+from resnet_dist.data.batches.resident import Buffers
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.view import evaluation_view
@@ -73,11 +74,13 @@ def decoded_batches(inputs: Iterable[Input], data: Data) -> Iterator[Decoded]:
         return
     inputs = chain([first], inputs)
     size = min(data.micro_batch_size or data.global_batch_size, MAX_BATCH)
+    # Not torch.zeros: the threads in which torch fills memory then wait busily, and slow decoding.
+    buffers = Buffers(BATCHES_AHEAD + 3)
     pool = start_threads(_num_threads(first, data))
     try:
         while True:
             while len(waiting) <= BATCHES_AHEAD and (some := list(islice(inputs, size))):
-                images = torch.zeros(len(some), *_shape(data), dtype=torch.uint8)
+                images = buffers.take((len(some), *_shape(data)))
                 tasks = [pool.submit(_fill, part, data) for part in _parts(some, images)]
                 waiting.append(_Pending(some, images, tasks))
             if not waiting:
@@ -127,14 +130,17 @@ def _fill(part: _Part, data: Data) -> list[str | None]:
     inputs, rows = part[0], part[1].numpy()
     problems: list[str | None] = []
     for number, given in enumerate(inputs):
+        problem = None
         try:
             image = open_image(given.read(), data.channels, data.max_pixels)
             rows[number] = evaluation_view(image, data)
-            problems.append(None)
         except OSError as error:
-            problems.append(f"cannot be read: {error.strerror or error}")
+            problem = f"cannot be read: {error.strerror or error}"
         except ValueError as error:
-            problems.append(str(error))
+            problem = str(error)
+        if problem is not None:
+            rows[number] = 0
+        problems.append(problem)
     return problems
 
 

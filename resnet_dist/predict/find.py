@@ -11,10 +11,9 @@ from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.tracking.open import check_tracker, has_mlflow
-from resnet_dist.tracking.store import sqlite_file, store_folder, tracking_uri
+from resnet_dist.tracking.store import MODEL_SCHEMES, sqlite_file, store_folder, tracking_uri
 from resnet_dist.train.checkpoint.folder import best_or_newest
 
-MODEL_SCHEMES = ("models:/", "runs:/")
 MLFLOW_FILE = "MLmodel"
 KINDS = "a checkpoint, run or exported file by its path or URL, the name or id of a run, or models:/NAME@ALIAS of MLflow"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from resnet_dist.data.findings import Findings
+from resnet_dist.data.findings import BAD_IMAGE, Findings
 from resnet_dist.errors import UserError
 from resnet_dist.predict.inputs import Input
 from resnet_dist.predict.rows import Form
@@ -23,7 +23,6 @@ from resnet_dist.system.files import write_text_atomically
 from resnet_dist.train.checkpoint.load import TrainedModel
 
 FORMS: dict[str, Form] = {".jsonl": "json", ".csv": "csv"}
-BAD_IMAGE = "a bad image"  # the kind of finding, which the command line repeats
 
 
 def form_of_file(path: Path) -> Form:

@@ -18,6 +18,7 @@ ARTIFACTS_FOLDER = "artifacts"  # the folder of artifacts beside the embedded st
 LOCAL_FOLDER = Path("output")  # holds the store of an output that is a URL
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # and with a driver, as postgresql+psycopg2
 SCHEMES = ("http", "https", *DATABASES, "databricks", "databricks-uc", "uc")
+MODEL_SCHEMES = ("models:/", "runs:/")  # the beginnings of MLflow's URIs of models
 _HOST_AND_PORT = re.compile(r"([^/@\s]*@)?[A-Za-z0-9._-]+:\d+(/.*)?")
 
 

@@ -18,10 +18,10 @@ from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.logged.write import CHECKPOINT, write_model
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
+from resnet_dist.tracking.store import MODEL_SCHEMES
 from resnet_dist.train.checkpoint.folder import MANIFEST
 
 NAME = "model"
-MODEL_SCHEMES = ("models:/", "runs:/")
 MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
 RUN_ID = re.compile("[0-9a-f]{32}")
 
