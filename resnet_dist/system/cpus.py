@@ -11,7 +11,7 @@ from resnet_dist.system.environment.cgroups import ROOT, control_groups
 NO_QUOTA = 2.0**31
 # Turns of an OpenMP thread that waits for others before it sleeps. GCC's library waits for milliseconds, which a thread
 # that has no CPU at that moment costs all others: see docs/performance.md.
-SPIN_VARIABLE, SPIN_TURNS = "GOMP_SPINCOUNT", "10000"
+SPIN_VARIABLE, SPIN_TURNS = "GOMP_SPINCOUNT", "1000"
 WAIT_VARIABLE = "OMP_WAIT_POLICY"
 
 
