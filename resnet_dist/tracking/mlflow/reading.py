@@ -94,20 +94,23 @@ class Tracker:
     def find(self, name: str) -> LoggedRun:
         """Return the run with this name, id, or beginning of an id. Raises UserError where there is none, or several."""
         experiments = self.experiments()
-        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
-        found = self._search(experiments, f"attributes.run_name = '{quoted}'", NEWEST_FIRST, None)
+        # MLflow knows no escapes in a quoted name.
+        mark = next((mark for mark in "'\"" if mark not in name), None)
+        query = f"attributes.run_name = {mark}{name}{mark}"
+        found = self._search(experiments, query, NEWEST_FIRST, None) if mark else []
+        if not found:
+            known = self._search(experiments, "", NEWEST_FIRST, None)
+            if not known:
+                raise UserError(f"{self.place} has no runs yet; `resnet-dist train` begins one")
+            found = [run for run in known if run.name == name]
+            found = found or [run for run in known if len(name) >= MIN_ID and run.run_id.startswith(name)]
+            if not found:
+                names = list(dict.fromkeys(run.name for run in known))
+                raise UserError(f"{self.place} has no run named {name}{nearest(name, names)}")
         if len(found) > 1:
             which = ", ".join(f"{run.run_id} in {run.experiment}" for run in found[:5])
             raise UserError(f"{len(found)} runs are named {name}: {which}; give the id of one")
-        if found:
-            return found[0]
-        known = self._search(experiments, "", NEWEST_FIRST, None)
-        if not known:
-            raise UserError(f"{self.place} has no runs yet; `resnet-dist train` begins one")
-        by_id = [run for run in known if len(name) >= MIN_ID and run.run_id.startswith(name)]
-        if len(by_id) == 1:
-            return by_id[0]
-        raise UserError(f"{self.place} has no run named {name}{nearest(name, [run.name for run in known])}")
+        return found[0]
 
     def history(self, run: LoggedRun, metric: str) -> list[Point]:
         """Return all values of a metric, by step."""

@@ -20,7 +20,10 @@ def ids(output: Path) -> dict[str, str]:
     """Return the ids of runs in two experiments, by name; two runs are named twice."""
     client = mlflow.MlflowClient(f"sqlite:///{output}/mlflow.db")
     found = {}
-    for experiment, names in (("digits", ("first", "second", "twice")), ("cifar", ("it's", "twice"))):
+    for experiment, names in (
+        ("digits", ("first", "second", "twice")),
+        ("cifar", ("it's", "twice", "both ' and \"")),
+    ):
         experiment_id = client.create_experiment(experiment, artifact_location=output.as_uri())
         for number, name in enumerate(names):
             run_id = client.create_run(experiment_id, run_name=name, start_time=number + 1).info.run_id
@@ -42,7 +45,8 @@ def test_runs_are_found_by_what_a_person_calls_them(output: Path, ids: dict[str,
     assert [run.name for run in chosen] == ["second"]
     for name in ("second", ids["second"], ids["second"][:8]):
         assert tracker.find(name).run_id == ids["second"]
-    assert tracker.find("it's").run_id == ids["it's"]
+    for odd in ("it's", "both ' and \""):
+        assert tracker.find(odd).run_id == ids[odd]
     points = tracker.history(tracker.find("second"), "eval/top1")
     assert [(point.step, point.value) for point in points] == [(2, 0.0), (4, 0.25)]
 

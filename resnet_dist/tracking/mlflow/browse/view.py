@@ -64,9 +64,8 @@ def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
 
 def _charts(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
     """Return the charts of the first section, and of all other metrics so far; the page adds those that come later."""
-    known = dict.fromkeys(key for run in runs for key in sorted(run.metrics))
-    sections = {key: key.rpartition("/")[0] for key in known if key not in FIRST_CHARTS}
-    others = [_chart(key, section) for key, section in sections.items() if section in SECTIONS]
+    known = sorted({key for run in runs for key in run.metrics} - set(FIRST_CHARTS))
+    others = [_chart(key, name) for name in SECTIONS for key in known if key.rpartition("/")[0] == name]
     return [*(_chart(key, FIRST_SECTION) for key in FIRST_CHARTS), *others]
 
 
