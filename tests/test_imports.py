@@ -58,7 +58,7 @@ MAX_FUNCTION_LINES = 60
 # The only modules that import a library, by library.
 OWNERS = {
     "ray": (
-        *(f"launch/ray_{name}.py" for name in ("failures", "nodes", "train")),
+        *(f"launch/ray_{name}.py" for name in ("failures", "gauges", "nodes", "train")),
         "launch/jobs/",
         "launch/ray_cluster/",
     ),

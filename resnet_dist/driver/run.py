@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+from resnet_dist.driver.gauges import GAUGES, RunGauges, Sink, file_sink, metrics_file
 from resnet_dist.driver.hold import choose, has_lost, locked, loss_reported
 from resnet_dist.driver.output import check_output
 from resnet_dist.driver.preflight import (
@@ -81,6 +82,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
     request = replace(request, output=resolved(request.output))
     request = with_workers(replace(request, recipe=resolve_paths(request.recipe, request.output)))
     check_request(request)
+    gauge_file = metrics_file()
     with handle_signals(raise_interrupt), ExitStack() as stack:
         check_output(request.output)
         run = choose(request)
@@ -92,8 +94,10 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         run = run.with_data([index.digest() for index in indexes])
         check_continued(run, request.recipe, indexes[0])
         launch = stack.enter_context(_launcher(request, reporter))
+        sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
+        gauges = RunGauges(run, total_steps, [*sinks, *_ray_sinks(request)])
         try:
-            ended = _train_published(request, run, launch, total_steps, reporter, open_publisher)
+            ended = _train_published(request, run, launch, total_steps, gauges, reporter, open_publisher)
         except (AlreadyReported, Diverged):
             raise
         except Superseded as stale:
@@ -115,6 +119,7 @@ def _train_published(
     run: RunFolder,
     launch: RankLauncher,
     total_steps: int,
+    gauges: RunGauges,
     reporter: Reporter,
     open_publisher: OpenPublisher,
 ) -> _Ended:
@@ -131,6 +136,7 @@ def _train_published(
     def begin_again(next_attempt: RunFolder, restart: Restart) -> None:
         nonlocal run
         run = next_attempt  # also where this attempt fails
+        gauges.restarted(run)
         _report_restart(reporter, run, restart)
         if publisher is not None:
             publisher.describe_attempt(run.with_seconds(seconds))
@@ -140,6 +146,7 @@ def _train_published(
             seconds.update(start_seconds([entry]))
             if publisher is not None:
                 publisher.describe_attempt(run.with_seconds(seconds))
+        gauges.show(entry)
         reporter.entry(entry)
 
     try:
@@ -150,7 +157,7 @@ def _train_published(
         reporter.note(f"run {run.name}: {total_steps} steps, {request.ranks} rank(s)")
         reporter.begin(total_steps)
         restarts = Restarts(request.max_restarts)
-        with shown_stalls(run.storage, reporter.note):
+        with shown_stalls(run.storage, reporter.note), gauges.sent(publisher.num_waiting):
             run, outcome = launch_with_restarts(run, launch, restarts, begin_again, reporter.note)
         if outcome is not None and outcome.finished:
             check_results(run)
@@ -292,6 +299,15 @@ def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[Ra
         wait_seconds=request.wait_seconds,
         report=reporter.note,
     )
+
+
+def _ray_sinks(request: Request) -> list[Sink]:
+    """Return the sink for the gauges of a run on Ray, once its launcher has connected to the cluster."""
+    if request.local or request.torchrun is not None:
+        return []
+    from resnet_dist.launch.ray_gauges import RayGauges
+
+    return [RayGauges(GAUGES)]
 
 
 def _import_ray_train() -> ModuleType:

@@ -66,6 +66,9 @@ class ConsolePublisher:
     def __init__(self, spool: Log, on_entry: Callable[[Entry], None]) -> None:
         self._thread = SpoolThread(spool, on_entry)
 
+    def num_waiting(self) -> int:
+        return 0
+
     def start(self) -> None:
         self._thread.start()
 

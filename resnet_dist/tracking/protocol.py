@@ -55,6 +55,9 @@ class Publisher(Protocol):
     def unsent(self) -> tuple[str, ...]:
         """The things that MLflow did not get, in words such as "12 metrics" and "the model"; complete after `close`."""
 
+    def num_waiting(self) -> int:
+        """Return the number of metrics that MLflow has not got yet. Never waits."""
+
     def start(self) -> None:
         """Begin to follow the run's spool."""
 

@@ -47,6 +47,9 @@ class Publisher:
 
     def finish(self, timeout_seconds: float) -> None: ...
 
+    def num_waiting(self) -> int:
+        return 0
+
     def log_results(self, checkpoint: str | None) -> None:
         self.ends.append("results")
 

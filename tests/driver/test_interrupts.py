@@ -102,6 +102,9 @@ class SignallingPublisher:
     def finish(self, timeout_seconds: float) -> None:
         self._call("finish")
 
+    def num_waiting(self) -> int:
+        return 0
+
     def log_results(self, checkpoint: str | None) -> None:
         self._call(f"log_results {checkpoint}")
 

@@ -54,6 +54,9 @@ class MlflowPublisher:
     def unsent(self) -> tuple[str, ...]:
         return tuple(self._unsent)
 
+    def num_waiting(self) -> int:
+        return self._uploader.num_waiting()
+
     def start(self) -> None:
         self._show.start()
 

@@ -64,6 +64,12 @@ class Backlog:
             num_sent += len(batch)
         return num_sent
 
+    def num_waiting(self) -> int:
+        """Return the number of metrics that were not sent, from any thread: without those written since the last look."""
+        if self._newest is None:  # The store has not answered yet, and nothing was read for it.
+            return len(_metrics_after({}, Follower(self._spool).read()))
+        return len(self._unsent)
+
     def count(self) -> int:
         """Return the number of metrics that were not sent: all of them where the store has not answered yet."""
         if self._newest is None:
@@ -140,6 +146,10 @@ class Uploader(Generic[Store]):
             self._report(f"waiting for the tracker, at most {timeout_seconds:g} s")
         self._thread.join(timeout_seconds)
         return 0 if self._all_sent and not self._thread.is_alive() else self._backlog.count()
+
+    def num_waiting(self) -> int:
+        """Return the number of metrics that the store has not got, as of the last look at the spool."""
+        return self._backlog.num_waiting()
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags of the run, when the store answers."""

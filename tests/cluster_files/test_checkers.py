@@ -1,0 +1,150 @@
+"""Each file of cluster/ passes the checker of its own tool, which refuses a wrong edit of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster_files.checkers import (
+    COMPOSE,
+    DSTACK,
+    HADOLINT,
+    PODS,
+    PROMTOOL_CONFIG,
+    PROMTOOL_RULES,
+    SHELLCHECK,
+    SKYPILOT,
+    Checker,
+    Program,
+)
+from tests.cluster_files.files import CLUSTER, edited, interpolated, text_of
+from tests.cluster_files.kuberay import problems
+from tests.cluster_files.test_contents import SECRETS
+
+SCHEMAS_VARIABLE = "KUBERAY_CRDS"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file, its checker, and one wrong edit, of which the checker's output must hold `complaint`."""
+
+    name: str
+    checker: Checker | Program
+    old: str
+    new: str
+    complaint: str
+
+
+CASES = [
+    Case("Dockerfile", HADOLINT, "USER 1000", "USER root", "DL3002"),
+    Case("mlflow-compose.yaml", COMPOSE, "    healthcheck:", "    healthchecks:", "`healthchecks`"),
+    Case("kuberay-rayjob.yaml", PODS, "mountPath: /dev/shm", "mountpath: /dev/shm", "mountpath"),
+    Case("kuberay-raycluster.yaml", PODS, "sizeLimit: 4Gi", "maxSize: 4Gi", "maxSize"),
+    Case("skypilot.yaml", SKYPILOT, "use_spot: true", "spot: true", "spot"),
+    Case("dstack.yaml", DSTACK, "spot_policy: spot", "spot_policy: sometimes", "spot_policy"),
+    Case("slurm.sbatch", SHELLCHECK, 'on_node "$@" &', "on_node $@ &", "SC2068"),
+    Case("prometheus.yaml", PROMTOOL_CONFIG, "scrape_interval: 15s", "scrape_interval: often", "duration"),
+    Case("prometheus-rules.yaml", PROMTOOL_RULES, "max by (run) (", "max by run (", "parse error"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_file_passes_and_a_wrong_edit_does_not(tmp_path: Path, case: Case) -> None:
+    """Slurm itself, Ray's launcher and KubeRay's schemas have tests of their own."""
+    texts = {"right": text_of(case.name), "wrong": edited(case.name, case.old, case.new)}
+    done = {}
+    for kind, text in texts.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        path = folder / case.name
+        path.write_text(interpolated(text, SECRETS) if case.name == "mlflow-compose.yaml" else text)
+        # A task names folders, which must be there.
+        for name in ("dist", "jobs"):
+            (folder / name).mkdir(exist_ok=True)
+        done[kind] = case.checker.check(path)
+    assert done["right"].returncode == 0, done["right"].stdout[-3000:]
+    assert done["wrong"].returncode != 0
+    assert case.complaint in done["wrong"].stdout
+
+
+RULES_TEST = {
+    "evaluation_interval": "1m",
+    "tests": [
+        {
+            "interval": "1m",
+            "input_series": [
+                {"series": 'ray_resnet_dist_step_time_seconds{run="x"}', "values": "0x60"},
+                {"series": 'ray_resnet_dist_checkpoint_time_seconds{run="x"}', "values": "0+60x120"},
+                {"series": 'ray_resnet_dist_step{run="x"}', "values": "7x20 _x100"},
+                {"series": 'ray_resnet_dist_total_steps{run="x"}', "values": "9x20 _x100"},
+            ],
+            "alert_rule_test": [
+                {"eval_time": "14m", "alertname": "RunMakesNoSteps", "exp_alerts": []},
+                {"eval_time": "20m", "alertname": "RunMakesNoSteps", "exp_alerts": ["page"]},
+                {"eval_time": "60m", "alertname": "CheckpointIsOld", "exp_alerts": []},
+                {"eval_time": "18m", "alertname": "RunEndedEarly", "exp_alerts": []},
+                {"eval_time": "28m", "alertname": "RunEndedEarly", "exp_alerts": ["warn"]},
+            ],
+        }
+    ],
+}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)")
+def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    """Prometheus' own tool evaluates the rules over time."""
+    rules = yaml.safe_load(text_of("prometheus-rules.yaml"))
+    for rule in rules["groups"][0]["rules"]:
+        rule["annotations"] = {}  # Their texts need no test.
+    wanted = json.loads(json.dumps(RULES_TEST))
+    for alert in wanted["tests"][0]["alert_rule_test"]:
+        alert["exp_alerts"] = [
+            {"exp_labels": {"run": "x", "severity": severity}} for severity in alert["exp_alerts"]
+        ]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    path = tmp_path / "test.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], **wanted}))
+    command = ["promtool", "test", "rules", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)")
+def test_queries_of_the_dashboard_are_promql(tmp_path: Path) -> None:
+    panels = json.loads(text_of("grafana-dashboard.json"))["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(queries) >= len(panels)
+    for text, code in ((queries, 0), ([*queries, "max by run (x)"], 1)):
+        rules = [{"record": f"x:{number}", "expr": query} for number, query in enumerate(text)]
+        path = tmp_path / "rules.yaml"
+        path.write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": rules}]}))
+        assert PROMTOOL_RULES.check(path).returncode == code
+
+
+@pytest.mark.parametrize("name", ["kuberay-rayjob.yaml", "kuberay-raycluster.yaml"])
+def test_kuberays_own_schemas(name: str) -> None:
+    """Every field is one of the custom resource definition: a server without them drops it, or refuses the file."""
+    folder = os.environ.get(SCHEMAS_VARIABLE)
+    if folder is None:
+        pytest.skip(f"needs {SCHEMAS_VARIABLE}, the folder crds/ of KubeRay's Helm chart")
+    assert problems(yaml.safe_load(text_of(name)), Path(folder)) == []
+    wrong = yaml.safe_load(edited(name, "rayStartParams:", "rayStartParam:"))
+    assert any("rayStartParam" in problem for problem in problems(wrong, Path(folder)))
+
+
+def test_every_file_has_a_checker() -> None:
+    """Ray's launcher files, the dashboard and the README are checked by the tests of contents and the one above."""
+    others = {
+        "README.md",
+        "grafana-dashboard.json",
+        *(path.name for path in CLUSTER.glob("ray-launcher*.yaml")),
+    }
+    assert {case.name for case in CASES} | others == {path.name for path in CLUSTER.iterdir()}
