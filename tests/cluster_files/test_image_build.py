@@ -1,7 +1,7 @@
 """The steps of the Dockerfile, carried out in a Debian of `debootstrap` where there is no Docker; PyTorch is resolved only.
 
-    debootstrap --variant=minbase bookworm /var/tmp/base
-    RESNET_DIST_IMAGE_BASE=/var/tmp/base pytest --all tests/cluster_files/test_image_build.py
+debootstrap --variant=minbase bookworm /var/tmp/base
+RESNET_DIST_IMAGE_BASE=/var/tmp/base pytest --all tests/cluster_files/test_image_build.py
 """
 
 from __future__ import annotations
@@ -54,13 +54,37 @@ def root() -> Iterator[Path]:
 
 def run(root: Path, step: str, **environment: str) -> str:
     """Carry out a RUN step as root of the new system, with namespaces that end with it."""
-    kept = {name: value for name, value in os.environ.items() if re.match("PIP_|UV_|SSL_|.*_proxy$", name, re.I)}
-    kept |= {"DEBIAN_FRONTEND": "noninteractive", "PIP_BREAK_SYSTEM_PACKAGES": "1", "HOME": "/root", **environment}
+    kept = {
+        name: value for name, value in os.environ.items() if re.match("PIP_|UV_|SSL_|.*_proxy$", name, re.I)
+    }
+    kept |= {
+        "DEBIAN_FRONTEND": "noninteractive",
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",
+        "HOME": "/root",
+        **environment,
+    }
     kept["PATH"] = "/usr/local/dry:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    script = f"mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev && exec chroot {root} /bin/sh -c "
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script + shlex.quote(step)]
+    script = (
+        f"mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev && exec chroot {root} /bin/sh -c "
+    )
+    command = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        script + shlex.quote(step),
+    ]
     done = subprocess.run(
-        command, env=kept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False
+        command,
+        env=kept,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert done.returncode == 0, f"{step}\n{done.stdout[-3000:]}"
     return done.stdout
@@ -89,7 +113,9 @@ def test_the_steps_of_the_image(root: Path) -> None:
         elif name == "RUN":
             output = run(root, rest, **environment)
             if " -r pyproject.toml" in rest:
-                assert all(f"+ {package}==" in output for package in ("torch", "ray", "mlflow", "obstore", "gcsfs"))
+                assert all(
+                    f"+ {package}==" in output for package in ("torch", "ray", "mlflow", "obstore", "gcsfs")
+                )
     assert run(root, "id -u ray").strip() == "1000"
     assert "g++" in run(root, "g++ --version")
     assert "/opt/venv/bin/python" in (root / "opt/package/bin/resnet-dist").read_text()[:60]

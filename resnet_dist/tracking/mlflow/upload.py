@@ -206,10 +206,13 @@ class Uploader(Generic[Store]):
             self._sent_tags = tags
 
     def _failed(self, error: BaseException) -> None:
+        reason = self._explain(
+            error
+        )  # Before `has_tried`: who waits for that finds what a first failure means.
         if not self.has_tried.is_set():
             self.first_error = error
             self.has_tried.set()
         self._failures += 1
         self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
         if self._failures >= FAILURES_TO_REPORT:
-            self.report_down(self._explain(error))
+            self.report_down(reason)

@@ -91,6 +91,7 @@ def test_an_outage_costs_nothing(tmp_path: Path) -> None:
     uploader = upload_to(store, spool_in(tmp_path))
     uploader.start()
     assert uploader.finish(SOON) == 0
+    assert uploader.num_waiting() == 0
     assert store.rows == rows
 
 
@@ -141,6 +142,7 @@ def test_a_server_that_is_away_leaves_the_number_of_metrics(tmp_path: Path) -> N
     rows = write(spool_in(tmp_path), range(3))
     uploader = upload_to(Store(fail), spool_in(tmp_path), lines.append)
     uploader.start()
+    assert uploader.num_waiting() == len(rows)
     assert uploader.finish(0.2) == len(rows)
     assert lines == [
         "ConnectionError: no route; training does not wait for it, and the metrics are kept and sent later"
