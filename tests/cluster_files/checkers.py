@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,68 +16,82 @@ SECONDS = 280.0  # limit for a checker with its installation
 
 _COMPOSE = """
 import compose_spec
-compose = compose_spec.PyCompose.from_yaml(open(sys.argv[1]).read())
-compose.validate()
-compose.to_spec()
+
+def check(path):
+    compose = compose_spec.PyCompose.from_yaml(open(path).read())
+    compose.validate()
+    compose.to_spec()
 """
 # Of each pod: the schema that a cluster's own server has, without fields that it does not know.
 _PODS = """
 import kubernetes_validate, yaml
-spec = yaml.safe_load(open(sys.argv[1]))["spec"]
-spec = spec.get("rayClusterSpec", spec)
-for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-    template = {"metadata": {"name": "x"}, **group["template"]}
-    kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **template}, "1.37", strict=True)
+
+def check(path):
+    spec = yaml.safe_load(open(path))["spec"]
+    spec = spec.get("rayClusterSpec", spec)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **group["template"]}
+        kubernetes_validate.validate(pod, "1.37", strict=True)
 """
 _SKYPILOT = """
-import sky
-sky.Task.from_yaml(sys.argv[1])
+import os, sky
+
+def check(path):
+    os.chdir(os.path.dirname(path))  # A task names folders, which must be there.
+    sky.Task.from_yaml(path)
 """
 _DSTACK = """
 import yaml
 from dstack._internal.core.models.configurations import parse_apply_configuration
-parse_apply_configuration(yaml.safe_load(open(sys.argv[1])))
+
+def check(path):
+    parse_apply_configuration(yaml.safe_load(open(path)))
 """
+# Both files in one process: importing SkyPilot takes ten seconds.
+_EACH = """
+import json, sys
+found = {}
+for path in sys.argv[1:]:
+    try:
+        check(path)
+        found[path] = [True, ""]
+    except BaseException as error:
+        found[path] = [False, f"{type(error).__name__}: {error}"]
+print("RESULT", json.dumps(found))
+"""
+Found = dict[str, tuple[bool, str]]  # by path: whether it has passed, and what was said of it
 
 
 @dataclass(frozen=True)
 class Checker:
-    """A package of the index: `script` is Python code that raises for a bad file, or `command` a program of it."""
+    """A package of the index: Python code whose `check` raises for a bad file, or a program of it."""
 
     package: str
     script: str = ""
     command: tuple[str, ...] = ()
 
-    def check(self, path: Path) -> subprocess.CompletedProcess[str]:
-        """Check a file; return code 0 means that it has passed."""
+    def check(self, *paths: Path) -> Found:
         uv = shutil.which("uv")
         if uv is None:
             pytest.skip("needs uv, to install a checker into an environment of its own")
-        program = list(self.command) or ["python", "-W", "ignore", "-c", f"import sys\n{self.script}"]
-        run = [
-            uv,
-            "run",
-            "--no-project",
-            "--isolated",
-            "--quiet",
-            "--with",
-            self.package,
-            "--",
-            *program,
-            str(path),
-        ]
-        # Tools that write settings do so beside the file.
+        start = [uv, "run", "--no-project", "--isolated", "--quiet", "--with", self.package, "--"]
+        # Tools that write settings do so beside the files.
         ours = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
         }
         cache = os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache/uv"))
-        environment = {
-            **ours,
-            "HOME": str(path.parent),
-            "UV_CACHE_DIR": cache,
-            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-        }
-        return _run(run, environment)
+        environment = {**ours, "HOME": str(paths[0].parent), "UV_CACHE_DIR": cache}
+        environment["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
+        if self.command:
+            return _each([*start, *self.command], paths, environment)
+        done = _run(
+            [*start, "python", "-W", "ignore", "-c", self.script + _EACH, *map(str, paths)], environment
+        )
+        results = [
+            line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")
+        ]
+        assert len(results) == 1, done.stdout[-3000:]
+        return {path: (passed, said) for path, (passed, said) in json.loads(results[0]).items()}
 
 
 @dataclass(frozen=True)
@@ -85,11 +101,15 @@ class Program:
     package: str
     command: tuple[str, ...]
 
-    def check(self, path: Path) -> subprocess.CompletedProcess[str]:
-        """Check a file; return code 0 means that it has passed."""
+    def check(self, *paths: Path) -> Found:
         if shutil.which(self.command[0]) is None:
             pytest.skip(f"needs {self.command[0]} (apt-get install {self.package})")
-        return _run([*self.command, str(path)], dict(os.environ))
+        return _each(list(self.command), paths, dict(os.environ))
+
+
+def _each(command: list[str], paths: Sequence[Path], environment: dict[str, str]) -> Found:
+    done = {str(path): _run([*command, str(path)], environment) for path in paths}
+    return {path: (each.returncode == 0, each.stdout) for path, each in done.items()}
 
 
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -104,14 +104,18 @@ def copy(root: Path, words: list[str]) -> None:
 def test_the_steps_of_the_image(root: Path) -> None:
     run(root, f"apt-get update -qq && apt-get install -y -qq {PYTHON_PACKAGES} && update-ca-certificates")
     environment: dict[str, str] = {}
+    folder = "/"
     for name, rest in instructions():
         if name in ("ARG", "ENV"):
             pairs = [word.partition("=")[::2] for word in shlex.split(rest)]
             environment |= {key: value for key, value in pairs if key != "PATH"}
+        elif name == "WORKDIR":
+            folder = rest
+            (root / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
         elif name == "COPY" and "--from" not in rest:
             copy(root, rest.split())
         elif name == "RUN":
-            output = run(root, rest, **environment)
+            output = run(root, f"cd {folder} && {rest}", **environment)
             if " -r pyproject.toml" in rest:
                 assert all(
                     f"+ {package}==" in output for package in ("torch", "ray", "mlflow", "obstore", "gcsfs")
