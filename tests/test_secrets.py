@@ -13,7 +13,7 @@ import pytest
 
 import resnet_dist.cli as cli
 from resnet_dist.config import Recipe
-from resnet_dist.driver import run
+from resnet_dist.driver import publish
 from resnet_dist.errors import UNSENT_EXIT_CODE
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUN_FILE
@@ -104,8 +104,8 @@ def test_a_tracker_that_is_away_costs_the_exit_code_and_no_password_is_shown(
     """MLflow's client and urllib3 would print the address, with the password in it."""
     address = unused_address().replace("http://", "http://anna:hush@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setattr(run, "LAST_UPLOAD_SECONDS", 0.5)
-    monkeypatch.setattr(run, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(publish, "LAST_UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(publish, "CLOSE_SECONDS", 0.5)
     changes = {
         "data.train": f"{digits_data}/train",
         "data.eval": f"{digits_data}/eval",
@@ -113,14 +113,16 @@ def test_a_tracker_that_is_away_costs_the_exit_code_and_no_password_is_shown(
         "train.length": "2 steps",
     }
     sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    command = ["train", str(ROOT / "jobs/digits.py"), "--local", "--cpu", "--name", "x", *sets]
+    recipe = tmp_path / "digits.py"  # In no checkout, whose changes would be among the run's files.
+    recipe.write_text((ROOT / "jobs/digits.py").read_text())
+    command = ["train", str(recipe), "--local", "--cpu", "--name", "x", *sets]
     output = tmp_path / "output"
     assert cli.app([*command, "--output", str(output)], standalone_mode=False) == UNSENT_EXIT_CODE
     out, err = capfd.readouterr()
     shown = address.replace("anna:hush", "***")
     assert f"\nMLflow at {shown}: connection refused; training does not wait for it" in f"\n{out}"
     assert re.fullmatch(
-        r"exit code 4: run x is trained, but not sent to MLflow: \d+ metrics, the parameters, the figures, the model, the status; "
+        r"exit code 4: run x is trained, but not sent to MLflow: \d+ metrics, the parameters, the model, the figures, the status; "
         rf"this sends it: resnet-dist sync x --output {output}\n",
         err,
     )

@@ -30,6 +30,7 @@ from resnet_dist.train.checkpoint.folder import (
     VerifiedCheckpoint,
     fetch_checkpoint,
     list_checkpoints,
+    remove,
     remove_unfinished,
     step_of,
     write_checkpoint,
@@ -131,9 +132,13 @@ def begin_fork(origin: Origin, run: RunFolder, recipe: Recipe, report: Callable[
     except DamagedCheckpoint as problem:
         raise UserError(f"--from {origin.run.name}@{origin.step}: {problem}") from None
     remove_unfinished(run.checkpoints)
+    # Of a fork that was killed before it was recorded, perhaps at another step.
+    remove(run.checkpoints, list_checkpoints(run.checkpoints))
     write_checkpoint(run.checkpoints, origin.step, found.tensors, _manifest(found, recipe))
     report(f"run {run.name} begins with step {origin.step} of run {origin.run.name}")
-    return replace(run, lineage=origin.lineage, order=origin.run.order)
+    fork = replace(run, lineage=origin.lineage, order=origin.run.order)
+    fork.write()  # At once: a checkpoint alone would look like that of a run without an origin.
+    return fork
 
 
 def _check_begun(run: RunFolder, name: str, step: int | None) -> None:

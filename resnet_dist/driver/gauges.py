@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnet_dist.errors import UserError
@@ -150,4 +150,5 @@ def file_sink(path: Path) -> Iterator[Sink]:
     try:
         yield write
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # A folder that cannot be written must not fail a finished run.
+            path.unlink(missing_ok=True)

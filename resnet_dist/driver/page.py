@@ -44,7 +44,7 @@ def begin_page(run: RunFolder, request: Request, indexes: Sequence[Index]) -> Ru
 def record_failure(run: RunFolder, error: BaseException) -> RunFolder:
     """Return the run with the tag of what ended it; write the traceback unless the run has more about it."""
     kind = "" if isinstance(error, ExplainedError) else f"{type(error).__name__}: "
-    text = redact(f"{kind}{error}")
+    text = redact(_cut(f"{kind}{error}", 2 * MAX_ERROR))
     with suppress(
         OSError
     ):  # A full disk, or a run that another driver trains now, must not hide the failure.
@@ -52,16 +52,23 @@ def record_failure(run: RunFolder, error: BaseException) -> RunFolder:
         name = failure_name(run.attempt)
         if not run.storage.is_gone() and run.storage.read(name) is None:
             lines = "".join(traceback.format_exception(error))
-            text_of_file = public_lines(lines[-MAX_TRACEBACK:])
+            if len(lines) > MAX_TRACEBACK:  # Leave out the line that is cut.
+                lines = lines[-MAX_TRACEBACK:].partition("\n")[2]
+            text_of_file = public_lines(lines)
             run.storage.write(name, text_of_file.encode(errors="backslashreplace"))
     return run.with_tags({ERROR_TAG: text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 1]}…"})
 
 
 def public_lines(text: str) -> str:
     """Return a text without secrets, its lines cut at MAX_LINE: a search for secrets takes the square of their length."""
-    return redact(
-        "\n".join(line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…" for line in text.split("\n"))
-    )
+    return redact("\n".join(map(_cut, text.split("\n"))))
+
+
+def _cut(line: str, limit: int = MAX_LINE) -> str:
+    """Return the start of a long line, up to a blank: half of a URL would not show that it has a password."""
+    if len(line) <= limit:
+        return line
+    return f"{line[: line.rfind(' ', 0, limit) + 1]}…"
 
 
 def index_value(index: Index) -> dict[str, Any]:

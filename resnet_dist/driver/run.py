@@ -183,8 +183,9 @@ def _train_published(prepared: _Prepared, reporter: Reporter, open_publisher: Op
     except BaseException as error:
         status = "FAILED"
         if publisher is not None and not run.is_lost:
-            run = record_failure(run, error)
-            publisher.describe_attempt(starts.shown_in(run))
+            with suppress(KeyboardInterrupt):  # An impatient Ctrl-C must not hide what ended the run.
+                run = record_failure(run, error)
+                publisher.describe_attempt(starts.shown_in(run))
         raise
     finally:
         if publisher is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from resnet_dist.errors import ExplainedError
 from resnet_dist.runs.folder import RUNS_FOLDER
 from resnet_dist.runs.storage.lease import is_abandoned, quiet_seconds
 from resnet_dist.runs.storage.open import is_url
@@ -18,7 +17,7 @@ from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
 from resnet_dist.tracking.spool import Entry
-from resnet_dist.tracking.store import store_folder
+from resnet_dist.tracking.store import STORE_FILE, sqlite_file, store_folder
 from resnet_dist.tracking.sync import sync_one, sync_one_study
 
 if TYPE_CHECKING:
@@ -27,21 +26,26 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 # A driver of another machine that is so long without a heartbeat, which comes every few seconds, is worth a line.
 QUIET_MINUTES = 2.0
+# What starts a dead driver again, such as a supervisor, needs the lease of its run, and does so within minutes.
+RESTART_SECONDS = 300.0
 RUNNING = "attributes.status = 'RUNNING'"
 
 
-def close_abandoned(tracker: Tracker, output: Path | str, report: Report) -> None:
+def close_abandoned(tracker: Tracker, output: Path | str, report: Report, quiet: float = 0.0) -> None:
     """Close the runs that are RUNNING in a tracker and whose driver is gone, as their folders show.
 
     Never waits for a lease, and leaves runs whose folder is not on this machine. A run that cannot be closed is reported:
-    the command that looks goes on. Raises what the tracker raises.
+    the command that looks goes on. quiet: leaves runs whose driver gave a sign within so many seconds. Raises what the
+    tracker raises.
     """
     for run in tracker.runs(tracker.experiments(), RUNNING):
         if run.folder is not None and is_url(run.folder) and not run.folder.startswith(f"{output}/"):
             continue  # Another person's bucket is not asked.
         try:
-            _close(tracker, run, output, report)
-        except (ExplainedError, OSError) as error:
+            _close(tracker, run, output, report, quiet)
+        except (
+            Exception
+        ) as error:  # A run of another version, or an answer of the tracker, must not end the command.
             report(f"run {run.name}: left RUNNING; {error}")
 
 
@@ -56,7 +60,7 @@ def closing_abandoned(open_publisher: OpenPublisher) -> OpenPublisher:
 
         output = record.run.location.removesuffix(f"/{RUNS_FOLDER}/{record.run.name}")
         with suppress(Exception):  # Whatever fails, the next command that looks tries it again.
-            close_abandoned(Tracker.open(record.output), output, lambda text: None)
+            close_abandoned(Tracker.open(record.output), output, lambda text: None, RESTART_SECONDS)
 
     def opened(record: RunRecord, on_entry: Callable[[Entry], None]) -> Publisher:
         publisher = open_publisher(record, on_entry)
@@ -68,16 +72,20 @@ def closing_abandoned(open_publisher: OpenPublisher) -> OpenPublisher:
     return opened
 
 
-def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report) -> None:
+def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report, quiet: float) -> None:
     if run.folder is None:
         _close_study(run, output, report)
         return
     found = folder_of(run, output)
     if found is None:
-        # In a store of its own, a folder that is gone was removed by a person; elsewhere it may be another machine's.
-        if not is_url(run.folder) and Path(run.folder).is_relative_to(Path(output).absolute()):
+        # In a store of its own, a folder that is gone was removed by a person. On a server, the same path may be that of
+        # another machine, whose run lives.
+        own = sqlite_file(tracker.uri) == store_folder(output) / STORE_FILE
+        if own and not is_url(run.folder) and Path(run.folder).is_relative_to(Path(output).absolute()):
             tracker.close(run, "KILLED")
             report(f"run {run.name}: closed as KILLED, was RUNNING; its folder was removed")
+        return
+    if quiet and quiet_seconds(found.storage) < quiet:
         return
     gone = is_abandoned(found.storage)
     if gone is None:

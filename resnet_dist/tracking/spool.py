@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # It imports torch, which a command that shows a spool need n
 
 log = logging.getLogger(__name__)
 
-WRITE_SECONDS = 30.0  # for predictions that are being written when the training ends
+WRITE_SECONDS = 10.0  # for predictions that are being written when the training ends
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,11 @@ class Spool:
         writer = threading.Thread(
             target=self._write_predictions, args=(predictions, step), name="predictions", daemon=True
         )
-        writer.start()
+        try:
+            writer.start()
+        except RuntimeError as error:  # The user may have no more threads.
+            self.note(f"no figures of the evaluation at step {step}: {error}")
+            return
         self._writers = [*(one for one in self._writers if one.is_alive()), writer]
 
     def _write_predictions(self, predictions: Predictions, step: int) -> None:
@@ -102,6 +106,10 @@ class Spool:
         deadline = time.monotonic() + WRITE_SECONDS
         for writer in self._writers:
             writer.join(max(0.0, deadline - time.monotonic()))
+        if late := sum(writer.is_alive() for writer in self._writers):
+            self.note(
+                f"no figures of the last {late} evaluation(s): the storage took longer than {WRITE_SECONDS:.0f} s"
+            )
         try:
             self._lines.close()
         except OSError as error:

@@ -60,7 +60,18 @@ def start_mlflow(host: Host) -> tuple[str, Wait]:
     as_user = ["setpriv", f"--reuid={POSTGRES_USER}", "--clear-groups"]
     place = ["-D", str(TEMPORARY / "postgres")]
     host.run(
-        [*as_user, f"{programs}/initdb", *place, "-A", "trust", "-U", "mlflow", "--locale=C", "--no-sync"]
+        [
+            *as_user,
+            f"{programs}/initdb",
+            *place,
+            "-A",
+            "trust",
+            "-U",
+            "mlflow",
+            "--locale=C",
+            "--encoding=UTF8",
+            "--no-sync",
+        ]
     )
     options = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off")
     host.start([*as_user, f"{programs}/postgres", *place, *(f"--{option}" for option in options)])

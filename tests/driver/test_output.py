@@ -14,13 +14,13 @@ import mlflow
 import pytest
 import torch
 
-from resnet_dist.cli.models import _model_folder
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.output import check_output
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import TrainingError, UserError
+from resnet_dist.predict.find import find_model
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.system.command import joined, quoted
 from resnet_dist.tracking.open import open_publisher
@@ -246,7 +246,7 @@ def test_everything_lies_in_a_folder_of_any_name(
     assert found.data.metrics["eval/samples"] == 360
     assert len(list(output.rglob("MLmodel"))) == 1
     assert (commands / "calls").read_text() == "-C\n"  # ours, which has a limit
-    model = load_model(_model_folder(summary.run.run_id, output), torch.device("cpu"))
+    model = load_model(find_model(summary.run.run_id, output), torch.device("cpu"))
     assert model.classes == read_index(digits_recipe.data.eval).classes
 
 

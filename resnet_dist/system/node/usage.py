@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -101,10 +101,27 @@ class NodeUsage:
             self.sample()
 
 
+class _Late:
+    """A source that the sampling thread makes: a driver that hangs or raises must not reach the training thread.
+
+    psutil measures the CPU from one call to the next of the same thread.
+    """
+
+    def __init__(self, make: Callable[[], Source | None]) -> None:
+        self._make: Callable[[], Source | None] | None = make
+        self._source: Source | None = None
+
+    def read(self) -> dict[str, list[float]]:
+        if self._make is not None:
+            make, self._make = self._make, None  # once: what fails now fails again
+            self._source = make()
+            return {}
+        return self._source.read() if self._source is not None else {}
+
+
 def start_usage(gpu_uuids: Sequence[str], *, samples: bool) -> NodeUsage:
     """Start to sample this machine and these GPUs of it; `samples` false: another rank of the machine does."""
-    sources: list[Source | None] = [host_use(), gpu_use(gpu_uuids)] if samples else []
-    return NodeUsage([source for source in sources if source is not None])
+    return NodeUsage([_Late(host_use), _Late(lambda: gpu_use(gpu_uuids))] if samples else [])
 
 
 def _summary_of(values: Sequence[float]) -> list[float]:

@@ -38,6 +38,8 @@ def driver_version(file: Path = DRIVER_FILE) -> str | None:
 def hosts_text(hosts: Sequence[str]) -> str:
     """Return the names of the machines of all ranks, each once, with the number of ranks where it is not one."""
     names = list(dict.fromkeys(hosts))
-    shown = [f"{name} × {count}" if (count := hosts.count(name)) > 1 else name for name in names[:MAX_HOSTS]]
+    shown = [
+        f"{name} ({count} ranks)" if (count := hosts.count(name)) > 1 else name for name in names[:MAX_HOSTS]
+    ]
     more = f" and {len(names) - MAX_HOSTS} more" if len(names) > MAX_HOSTS else ""
     return ", ".join(shown) + more

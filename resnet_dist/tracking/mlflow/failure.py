@@ -99,3 +99,9 @@ def _shortened(error: BaseException) -> str:
     name = "" if isinstance(error, MlflowException) else type(error).__name__
     short = line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}…"
     return ": ".join(part for part in (name, short) if part)
+
+
+def lacks_endpoint(error: MlflowException) -> bool:
+    """Report whether a server does not know what was asked: MLflow 2, Azure ML, or a proxy in front of one."""
+    # RESOURCE_DOES_NOT_EXIST would be the run's.
+    return error.get_http_status_code() in (404, 405, 501) and error.error_code != "RESOURCE_DOES_NOT_EXIST"

@@ -15,7 +15,7 @@ from mlflow.models import Model
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.mlflow.failure import explain, lacks_endpoint
 from resnet_dist.tracking.mlflow.logged.write import CHECKPOINT, write_model
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
 from resnet_dist.tracking.store import MODEL_SCHEMES
@@ -153,7 +153,6 @@ def _create(run: MlflowRun) -> LoggedModel | None:
             run.experiment_id, NAME, source_run_id=run.run_id, params=params
         )
     except MlflowException as error:
-        # MLflow 2 and Azure ML do not know the endpoint; RESOURCE_DOES_NOT_EXIST would be the run's.
-        if error.get_http_status_code() in (404, 405, 501) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if lacks_endpoint(error):
             return None
         raise

@@ -11,6 +11,7 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
+from resnet_dist.tracking.mlflow.lineage import NOTE_TAG
 from resnet_dist.tracking.mlflow.page.inputs import log_page
 from resnet_dist.tracking.mlflow.results import log_recipe, publish_results, results_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, attempt_tags, place_of
@@ -62,7 +63,9 @@ class MlflowPublisher:
         self._show.start()
 
     def describe_attempt(self, run: RunFolder) -> None:
-        self._uploader.set_tags({**run.tags, **attempt_tags(run)})
+        # The description was sent when the run was opened, with a link that the tags of the folder do not have.
+        tags = {name: text for name, text in run.tags.items() if name != NOTE_TAG}
+        self._uploader.set_tags({**tags, **attempt_tags(run)})
 
     def finish(self, timeout_seconds: float) -> None:
         self._show.finish(timeout_seconds)

@@ -59,10 +59,11 @@ def publish_results(
         tasks.append(("the details of failures", lambda: log_failures(run, record.run)))
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
-    if checkpoint is not None and record.recipe.train.figures != "none":
-        tasks.append(("the figures", lambda: log_figures(run, record.run, report)))
     if checkpoint is not None:
         tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
+    # Last: a figure that cannot be drawn must not cost the model.
+    if checkpoint is not None and record.recipe.train.figures != "none":
+        tasks.append(("the figures", lambda: log_figures(run, record.run, report)))
     for number, (_, task) in enumerate(tasks):
         try:
             task()
@@ -84,7 +85,7 @@ def _has(find: Callable[[], object]) -> bool:
 
 def results_of(record: RunRecord) -> list[str]:
     """Return the names of the results of a finished run, for one that cannot be published now."""
-    return (["the figures"] if record.recipe.train.figures != "none" else []) + ["the model"]
+    return ["the model"] + (["the figures"] if record.recipe.train.figures != "none" else [])
 
 
 def _log_gradient_norms(run: MlflowRun, record: RunRecord) -> None:

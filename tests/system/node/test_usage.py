@@ -150,5 +150,5 @@ def test_the_versions_of_a_machine(tmp_path: Any) -> None:
     for line in ("x86_64 Kernel Module  570.86.15  Thu", "Open Kernel Module for x86_64  570.86.15  Release"):
         file.write_text(f"NVRM version: NVIDIA UNIX {line}\n")
         assert driver_version(file) == "570.86.15"
-    assert hosts_text(["a", "a", "b"]) == "a × 2, b"
+    assert hosts_text(["a", "a", "b"]) == "a (2 ranks), b"
     assert hosts_text([f"h{number}" for number in range(150)]).endswith("h99 and 50 more")

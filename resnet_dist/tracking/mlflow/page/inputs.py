@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder
 from resnet_dist.runs.page import DATA_FILE, DataSet
 from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.tracking.mlflow.failure import lacks_endpoint
 from resnet_dist.tracking.mlflow.run import MlflowRun
 
 CONTEXT_TAG = "mlflow.data.context"  # The page shows it beside the name.
@@ -44,7 +45,7 @@ def log_data_sets(run: MlflowRun, sets: Sequence[DataSet]) -> None:
     try:
         run.client.log_inputs(run.run_id, inputs)
     except MlflowException as error:
-        if error.error_code not in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
+        if not lacks_endpoint(error):
             raise
 
 
