@@ -1,4 +1,4 @@
-"""What the tests of clusters install: Debian's packages in CI, and checkers in environments of their own."""
+"""Installations for the tests of clusters: Debian's packages in CI, and checkers in environments of their own."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_slurm_reports_a_host_without_an_address(tmp_path: Path) -> None:
     ],
     ids=["none", "same", "same-interrupted", "saved", "further"],
 )
-def test_slurm_does_not_queue_a_job_for_ever_that_saves_nothing(
+def test_slurm_does_not_queue_forever_a_job_that_saves_nothing(
     tmp_path: Path, start: str, stops: bool
 ) -> None:
     queued = "asking Slurm to queue the job again; the next start continues run x\n"

@@ -8,7 +8,6 @@ gone. It has one thread, holds no GPU and opens nothing of the run: a copy would
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -19,19 +18,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended
 from resnet_dist.launch.preload.wire import (
     NUM_STREAMS,
     STARTED,
     locked,
-    pack_answer,
     pack_end,
-    pack_error,
     pack_refusal,
     receive,
     receive_streams,
@@ -45,16 +41,6 @@ DEATH_SECONDS = 30.0
 PAUSE_SECONDS = 0.05
 # Imported on top of what the module of the function imports: the first optimizer would import it.
 ALSO = ("torch._dynamo",)
-PR_SET_PDEATHSIG = 1
-Function = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-@dataclass
-class Child:
-    """A rank: its process, and the connection to the client that waits for it."""
-
-    pid: int
-    connection: socket.socket
 
 
 class Server:
@@ -158,7 +144,7 @@ class Server:
             os.kill(child.pid, signal.SIGKILL)
         # Wait: their memory, of a GPU too, is needed by the next ranks.
         deadline = time.monotonic() + DEATH_SECONDS
-        while alive := [child for child in killed if not _has_ended(child.pid)]:
+        while alive := [child for child in killed if not has_ended(child.pid)]:
             if time.monotonic() >= deadline:
                 return self._give_up(alive)
             time.sleep(PAUSE_SECONDS)
@@ -190,7 +176,7 @@ class Server:
         """Carry out a request in this process, a copy, and exit: 0 where the run is finished."""
         code = 1
         try:
-            _end_with_parent()
+            end_with_parent()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._selector.close()
@@ -209,38 +195,12 @@ class Server:
             os.environ.update(request["environment"])
             with suppress(OSError):
                 os.chdir(request["folder"])
-            code = _answer(self._function, request["orders"], connection)
+            code = answer(self._function, request["orders"], connection)
         finally:
             for output in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     output.flush()
             os._exit(code)
-
-
-def _has_ended(pid: int) -> bool:
-    """Report whether a child has ended; its exit status can still be read."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-
-
-def _end_with_parent() -> None:
-    """Let the system kill this process when its parent, which watches over it, has ended."""
-    parent = os.getppid()
-    with suppress(OSError, AttributeError):  # only Linux has it
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _answer(function: Function, orders: dict[str, Any], connection: socket.socket) -> int:
-    """Send what the function returns or raises; return the exit code."""
-    try:
-        answer = function(orders)
-        message = pack_answer(answer)
-    except BaseException as error:
-        send(connection, pack_error(error))
-        return 1
-    send(connection, message)
-    return 0 if answer.get("finished") else 1
 
 
 def main(target: str, path: str, descriptor: str, keeper: str) -> None:

@@ -1,4 +1,4 @@
-"""What fails around a rank's copy: the server and its other ranks live on, and the client is given the reason."""
+"""Failures around a rank's copy: the server and its other ranks live on, and the client is given the reason."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 
 from resnet_dist.launch.preload import client, server
 from resnet_dist.launch.preload.client import Unavailable, run_rank
-from resnet_dist.launch.preload.server import Child, Server
-from resnet_dist.launch.preload.wire import receive, refusal_in, send, send_streams
+from resnet_dist.launch.preload.copies import Child
+from resnet_dist.launch.preload.server import Server
+from resnet_dist.launch.preload.wire import pack_answer, receive, refusal_in, send, send_streams
 
 OPEN = Path("/proc/self/fd")
 
@@ -99,7 +100,7 @@ def test_a_rank_that_answers_and_does_not_end_is_not_waited_for(monkeypatch: pyt
     monkeypatch.setattr(client, "END_SECONDS", 0.05)
     monkeypatch.setattr(client, "_begin", lambda *_: (ours, client.STARTED))
     with theirs:
-        send(theirs, server.pack_answer({"finished": True}))
+        send(theirs, pack_answer({"finished": True}))
         assert run_rank("a:b", {}, "key") == {"finished": True}
 
 
