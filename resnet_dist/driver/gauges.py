@@ -29,7 +29,7 @@ GAUGES = {
     "resnet_dist_step": "Optimizer steps done, as of the newest line of the journal.",
     "resnet_dist_total_steps": "Optimizer steps of the whole run.",
     "resnet_dist_step_time_seconds": "Unix time of the newest step in the journal; at first, of the driver's start.",
-    "resnet_dist_checkpoint_time_seconds": "Unix time of the newest checkpoint; without one, of the driver's start.",
+    "resnet_dist_checkpoint_time_seconds": "Unix time of the newest checkpoint, or of the driver's start if that is later.",
     "resnet_dist_images_per_second": "Images trained on each second, by all ranks.",
     "resnet_dist_data_wait_fraction": "Part of its time that rank 0 waits for data.",
     "resnet_dist_restarts": "Restarts of the run's ranks since it began.",
@@ -52,7 +52,7 @@ class RunGauges:
     def __init__(self, run: RunFolder, total_steps: int, sinks: Sequence[Sink]) -> None:
         self._run, self._sinks = run, sinks
         self._num_waiting: Callable[[], int] = lambda: 0
-        start = time.time()
+        self._start = start = time.time()
         self._values = {
             "resnet_dist_total_steps": float(total_steps),
             "resnet_dist_step_time_seconds": start,
@@ -95,7 +95,10 @@ class RunGauges:
         }
         names = list_checkpoints(self._run.checkpoints)
         saved = self._run.checkpoints.modified(f"{names[-1]}/{MANIFEST}") if names else None
-        return values if saved is None else {**values, "resnet_dist_checkpoint_time_seconds": saved}
+        if saved is not None:
+            # A run that is resumed a day later loses no more work than since its resumption.
+            values["resnet_dist_checkpoint_time_seconds"] = max(self._start, saved)
+        return values
 
     def _follow(self) -> None:
         self.send()

@@ -75,13 +75,7 @@ class Checker:
         if uv is None:
             pytest.skip("needs uv, to install a checker into an environment of its own")
         start = [uv, "run", "--no-project", "--isolated", "--quiet", "--with", self.package, "--"]
-        # Tools that write settings do so beside the files.
-        ours = {
-            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
-        }
-        cache = os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache/uv"))
-        environment = {**ours, "HOME": str(paths[0].parent), "UV_CACHE_DIR": cache}
-        environment["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
+        environment = environment_of(paths[0].parent)
         if self.command:
             return _each([*start, *self.command], paths, environment)
         done = _run(
@@ -105,6 +99,19 @@ class Program:
         if shutil.which(self.command[0]) is None:
             pytest.skip(f"needs {self.command[0]} (apt-get install {self.package})")
         return _each(list(self.command), paths, dict(os.environ))
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """Return the variables of a checker: its tools write settings to `home`, while uv keeps its real folders."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    cache, data, settings = (
+        Path(ours.get(f"XDG_{name}_HOME", Path.home() / place))
+        for name, place in (("CACHE", ".cache"), ("DATA", ".local/share"), ("CONFIG", ".config"))
+    )
+    kept = {"UV_CACHE_DIR": str(cache / "uv"), "UV_PYTHON_INSTALL_DIR": str(data / "uv/python")}
+    if (settings / "uv/uv.toml").exists():
+        kept["UV_CONFIG_FILE"] = str(settings / "uv/uv.toml")
+    return {**kept, **ours, "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
 
 
 def _each(command: list[str], paths: Sequence[Path], environment: dict[str, str]) -> Found:

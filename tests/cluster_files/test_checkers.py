@@ -24,7 +24,7 @@ from tests.cluster_files.checkers import (
     Checker,
     Program,
 )
-from tests.cluster_files.files import CLUSTER, edited, interpolated, text_of
+from tests.cluster_files.files import CLUSTER, edited, interpolated, project_version, text_of
 from tests.cluster_files.kuberay import problems
 from tests.cluster_files.test_contents import SECRETS
 
@@ -64,6 +64,7 @@ def test_a_file_passes_and_a_wrong_edit_does_not(tmp_path: Path, case: Case) -> 
     for kind, path in paths.items():
         for name in ("dist", "jobs"):  # Files name them.
             (path.parent / name).mkdir(parents=True)
+        (path.parent / f"dist/resnet_dist-{project_version()}-py3-none-any.whl").touch()
         is_compose = case.name == "mlflow-compose.yaml"
         path.write_text(interpolated(texts[kind], SECRETS) if is_compose else texts[kind])
     found = case.checker.check(*paths.values())

@@ -87,6 +87,12 @@ def test_ray_launcher(name: str) -> None:
         validate_config(prepare_config({**load(name), "worker_count": 2}))
 
 
+def test_skypilot_installs_the_wheel_of_this_version_alone() -> None:
+    wheel = f"resnet_dist-{project_version()}-py3-none-any.whl"
+    assert load("skypilot.yaml")["file_mounts"][f"~/{wheel}"] == f"dist/{wheel}"
+    assert f"~/'{wheel}[s3,gs]'" in load("skypilot.yaml")["setup"]
+
+
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     return [group["template"]["spec"] for group in groups]

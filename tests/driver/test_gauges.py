@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -41,6 +42,12 @@ def test_the_file_has_the_state_of_the_run(run: RunFolder, tmp_path: Path) -> No
         first = values(path.read_text())
         assert first["resnet_dist_step_time_seconds"] >= before  # A start that hangs raises an alert too.
         assert "resnet_dist_step" not in first
+        # A run that is resumed the next morning must not raise the alert of an old checkpoint.
+        checkpoint, later = tmp_path / "x/checkpoints/step-00000008" / MANIFEST, before + 3600
+        os.utime(checkpoint, (before - 80_000, before - 80_000))
+        gauges.send()
+        assert values(path.read_text())["resnet_dist_checkpoint_time_seconds"] >= before
+        os.utime(checkpoint, (later, later))
         gauges.show(Entry(5_000, step=10, metrics={"perf/images_per_second": 1500.0, "train/loss": 1.0}))
         gauges.show(Entry(6_000, note="a note is no step"))
         gauges.restarted(replace(run, restarts=(Restarted(2, "lost", 8),)))
@@ -56,8 +63,7 @@ def test_the_file_has_the_state_of_the_run(run: RunFolder, tmp_path: Path) -> No
         assert found["resnet_dist_total_steps"] == 132
         assert found["resnet_dist_images_per_second"] == 1500
         assert found["resnet_dist_restarts"] == 1
-        saved = (tmp_path / "x/checkpoints/step-00000008" / MANIFEST).stat().st_mtime
-        assert found["resnet_dist_checkpoint_time_seconds"] == saved
+        assert found["resnet_dist_checkpoint_time_seconds"] == checkpoint.stat().st_mtime
         assert set(found) <= set(GAUGES)
         if promtool := shutil.which("promtool"):
             subprocess.run([promtool, "check", "metrics"], input=text, text=True, check=True, timeout=60)

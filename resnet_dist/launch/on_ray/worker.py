@@ -9,7 +9,7 @@ import importlib
 import os
 import signal
 import socket
-from contextlib import suppress
+import sys
 from typing import Any
 
 import ray
@@ -19,6 +19,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from resnet_dist.launch.preload.client import Died, Unavailable, run_rank
 from resnet_dist.launch.start_times import PROCESSES, process_start
+from resnet_dist.system.cpus import limit_spinning
 from resnet_dist.system.signals import limit_exit
 
 ADDRESS_VARIABLE, PORT_VARIABLE = "MASTER_ADDR", "MASTER_PORT"  # where the ranks meet
@@ -54,7 +55,8 @@ def rank_main(orders: dict[str, Any]) -> dict[str, Any]:
     orders = _complete(orders)
     try:
         return _run(orders)
-    except Died:
+    except Died as death:
+        print(death, file=sys.stderr, flush=True)
         # Ray then knows of the death, and reports it with host and cause as that of any other process.
         os.kill(os.getpid(), signal.SIGKILL)
         raise
@@ -66,9 +68,12 @@ def rank_main(orders: dict[str, Any]) -> dict[str, Any]:
 
 def _run(orders: dict[str, Any]) -> dict[str, Any]:
     """Train in a copy of a process that has imported already; in this process where there can be none."""
+    limit_spinning()  # A cluster that `ray start` made has not called it.
     if orders["preload"]:
-        with suppress(Unavailable):
+        try:
             return run_rank(RANK, orders, _key(orders))
+        except Unavailable as error:
+            print(f"this rank imports for itself: {error}", file=sys.stderr, flush=True)
     module, _, name = RANK.partition(":")
     outcome: dict[str, Any] = getattr(importlib.import_module(module), name)(orders)
     return outcome

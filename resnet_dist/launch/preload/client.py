@@ -17,11 +17,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.launch.preload.wire import STARTED, locked, receive, send, send_streams, unpack
+from resnet_dist.launch.preload.wire import (
+    STARTED,
+    end_in,
+    locked,
+    receive,
+    refusal_in,
+    send,
+    send_streams,
+    unpack,
+)
 from resnet_dist.search_path import SAFE_PATH_VARIABLE
 
 SERVER = "resnet_dist.launch.preload.server"
 OFF_VARIABLE = "RESNET_DIST_PRELOAD"  # of the driver; "0": every rank imports for itself
+END_SECONDS = 30.0  # for the process of a rank that has answered to end
 MAX_PATH = 100  # in bytes; a longer path of a socket is cut off
 
 
@@ -30,7 +40,7 @@ class Unavailable(Exception):
 
 
 class Died(Exception):
-    """The process of the rank ended without an answer: it was killed, or crashed."""
+    """The process of the rank ended without an answer: it was killed, or crashed. The text names the signal."""
 
 
 def is_on() -> bool:
@@ -45,14 +55,17 @@ def run_rank(target: str, orders: dict[str, Any], key: str) -> dict[str, Any]:
     """
     try:
         connection, message = _begin(target, orders, _socket_path(key))
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(str(error)) from error
     with connection:
         answer = receive(connection) if message == STARTED else message
-        if answer is None:
-            raise Died
-        while receive(connection) is not None:  # The process has ended once nobody holds the other end.
-            pass
+        end = end_in(answer)
+        if answer is None or end is not None:
+            raise Died(end)
+        connection.settimeout(END_SECONDS)
+        with suppress(TimeoutError):  # The server kills a rank whose client closes the connection.
+            while receive(connection) is not None:  # The process has ended once nobody holds the other end.
+                pass
     return unpack(answer)
 
 
@@ -66,6 +79,8 @@ def _begin(target: str, orders: dict[str, Any], path: Path) -> tuple[socket.sock
         message = receive(connection)
         if message is None:
             raise ConnectionAbortedError("the process that imports has ended")
+        if (reason := refusal_in(message)) is not None:
+            raise ConnectionAbortedError(f"the process that imports cannot copy itself: {reason}")
     except BaseException:
         connection.close()
         raise
@@ -90,8 +105,12 @@ def _connect(target: str, path: Path) -> socket.socket:
             try:
                 connection.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
-                _start_server(target, path)
-                connection.connect(str(path))  # It is answered once the server has imported everything.
+                try:
+                    _start_server(target, path)
+                    connection.connect(str(path))  # It is answered once the server has imported everything.
+                except BaseException:
+                    path.unlink(missing_ok=True)
+                    raise
     except BaseException:
         connection.close()
         raise

@@ -2,12 +2,13 @@
 
     python -m resnet_dist.launch.preload.server MODULE:FUNCTION SOCKET DESCRIPTOR KEEPER
 
-It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node, has gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
+It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node, has
+gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
 """
 
 from __future__ import annotations
 
-import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -16,18 +17,18 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended
 from resnet_dist.launch.preload.wire import (
     NUM_STREAMS,
     STARTED,
     locked,
-    pack_answer,
-    pack_error,
+    pack_end,
+    pack_refusal,
     receive,
     receive_streams,
     send,
@@ -35,18 +36,11 @@ from resnet_dist.launch.preload.wire import (
 
 IDLE_SECONDS = 60.0  # after its last rank: those of the next attempt come within seconds, or not at all
 REQUEST_SECONDS = 10.0  # for a client to send its request
+# For a killed rank to end. One that waits for a device or a storage that does not answer cannot end before it answers.
+DEATH_SECONDS = 30.0
+PAUSE_SECONDS = 0.05
 # Imported on top of what the module of the function imports: the first optimizer would import it.
 ALSO = ("torch._dynamo",)
-PR_SET_PDEATHSIG = 1
-Function = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-@dataclass
-class Child:
-    """A rank: its process, and the connection to the client that waits for it."""
-
-    pid: int
-    connection: socket.socket
 
 
 class Server:
@@ -79,6 +73,7 @@ class Server:
             ready = [key.fileobj for key, _ in self._selector.select(wait)]
             if not ready and not self._children and self._has_left():
                 return
+            gone: list[Any] = []
             for connection in ready:
                 if connection == self._keeper:
                     self._selector.unregister(connection)
@@ -87,7 +82,8 @@ class Server:
                     with suppress(BlockingIOError):
                         self._wakeup.recv(1024)
                 elif connection is not self._listener:
-                    self._end_rank_of(connection)
+                    gone.append(connection)
+            self._end_ranks_of(gone)
             self._reap()
             if self._listener in ready:
                 self._accept()
@@ -106,35 +102,60 @@ class Server:
             return True
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        connection.settimeout(REQUEST_SECONDS)
+        """Start a rank for the next client. One that cannot be served is refused; the other ranks train on."""
         try:
-            streams, request = receive_streams(connection), receive(connection)
-            if request is None or len(streams) < NUM_STREAMS:
-                raise OSError
-            connection.settimeout(None)
-        except OSError:
-            connection.close()
+            connection, _ = self._listener.accept()
+        except OSError:  # The client has gone, or there is no free descriptor: one may be soon.
+            time.sleep(PAUSE_SECONDS)
             return
+        streams: list[int] = []
+        try:
+            connection.settimeout(REQUEST_SECONDS)
+            streams = receive_streams(connection)
+            request = receive(connection)
+            if request is None or len(streams) < NUM_STREAMS:
+                raise OSError("the request is not complete")
+            connection.settimeout(None)
+            self._copy(connection, streams, json.loads(request))
+        except (OSError, ValueError) as error:
+            with suppress(OSError):
+                send(connection, pack_refusal(str(error)))
+            connection.close()
+        finally:
+            for stream in streams:
+                os.close(stream)
+
+    def _copy(self, connection: socket.socket, streams: list[int], request: dict[str, Any]) -> None:
+        """Let a copy of this process become the rank. Raises OSError where the system allows no further process."""
         self._finished = False
         pid = os.fork()
         if pid == 0:
-            self._become_rank(connection, streams, json.loads(request))
-        for stream in streams:
-            os.close(stream)
+            self._become_rank(connection, streams, request)
         self._children[pid] = Child(pid, connection)
         self._selector.register(connection, selectors.EVENT_READ)
         with suppress(OSError):  # A client that has gone is seen by the selector.
             send(connection, STARTED)
 
-    def _end_rank_of(self, connection: Any) -> None:
-        """Kill the rank whose client has gone: Ray has ended it, or its place in the cluster."""
-        for child in self._children.values():
-            if child.connection is connection:
-                self._selector.unregister(connection)
-                os.kill(child.pid, signal.SIGKILL)
-                # Wait: its memory, of a GPU too, is needed by the next rank.
-                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    def _end_ranks_of(self, connections: list[Any]) -> None:
+        """Kill the ranks whose clients have gone: Ray has ended them, or their places in the cluster."""
+        killed = [child for child in self._children.values() if child.connection in connections]
+        for child in killed:
+            self._selector.unregister(child.connection)
+            os.kill(child.pid, signal.SIGKILL)
+        # Wait: their memory, of a GPU too, is needed by the next ranks.
+        deadline = time.monotonic() + DEATH_SECONDS
+        while alive := [child for child in killed if not has_ended(child.pid)]:
+            if time.monotonic() >= deadline:
+                return self._give_up(alive)
+            time.sleep(PAUSE_SECONDS)
+
+    def _give_up(self, children: list[Child]) -> None:
+        """Continue without ranks that do not end, so that the next ones need not wait for them."""
+        for child in children:
+            sentence = f"process {child.pid} of a rank has not ended within {DEATH_SECONDS:g} s of its SIGKILL: it waits "
+            print(f"{sentence}for a device or a storage, and may hold memory", file=sys.stderr, flush=True)
+            del self._children[child.pid]
+            child.connection.close()
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
@@ -145,6 +166,8 @@ class Server:
                 self._finished = ended[1] == 0
                 with suppress(KeyError):
                     self._selector.unregister(child.connection)
+                with suppress(OSError):
+                    send(child.connection, pack_end(ended[1]))
                 child.connection.close()
 
     def _become_rank(
@@ -153,7 +176,7 @@ class Server:
         """Carry out a request in this process, a copy, and exit: 0 where the run is finished."""
         code = 1
         try:
-            _end_with_parent()
+            end_with_parent()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._selector.close()
@@ -166,37 +189,18 @@ class Server:
             for number, stream in enumerate(streams, start=1):
                 os.dup2(stream, number)
                 os.close(stream)
+            # A crash shows where. The thread that crashes alone: a hundred stacks of data loading would hide it.
+            faulthandler.enable(2, all_threads=False)
             os.environ.clear()
             os.environ.update(request["environment"])
             with suppress(OSError):
                 os.chdir(request["folder"])
-            code = _answer(self._function, request["orders"], connection)
+            code = answer(self._function, request["orders"], connection)
         finally:
             for output in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     output.flush()
             os._exit(code)
-
-
-def _end_with_parent() -> None:
-    """Let the system kill this process when its parent, which watches over it, has ended."""
-    parent = os.getppid()
-    with suppress(OSError, AttributeError):  # only Linux has it
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _answer(function: Function, orders: dict[str, Any], connection: socket.socket) -> int:
-    """Send what the function returns or raises; return the exit code."""
-    try:
-        answer = function(orders)
-        message = pack_answer(answer)
-    except BaseException as error:
-        send(connection, pack_error(error))
-        return 1
-    send(connection, message)
-    return 0 if answer.get("finished") else 1
 
 
 def main(target: str, path: str, descriptor: str, keeper: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import signal
 import socket
 import struct
 import traceback
@@ -15,6 +16,8 @@ from typing import Any
 
 _LENGTH = struct.Struct("!Q")
 STARTED = b"started"  # the first message to the client: there is a process for its rank
+# These begin the other messages of the server itself; the messages of a rank are pickled.
+_REFUSED, _ENDED = b"refused ", b"ended "
 NUM_STREAMS = 2  # stdout and stderr of the client, which the rank writes to
 
 
@@ -53,6 +56,34 @@ def pack_error(error: BaseException) -> bytes:
 
 def pack_answer(answer: dict[str, Any]) -> bytes:
     return pickle.dumps((None, answer))
+
+
+def pack_refusal(reason: str) -> bytes:
+    """Return the message to a client that gets no rank."""
+    return _REFUSED + reason.encode()
+
+
+def refusal_in(message: bytes) -> str | None:
+    """Return why there is no rank, or None where the message is another one."""
+    return message.removeprefix(_REFUSED).decode() if message.startswith(_REFUSED) else None
+
+
+def pack_end(status: int) -> bytes:
+    """Return the message of a rank's end, which follows its answer. status: as `os.waitpid` returns it."""
+    return _ENDED + str(status).encode()
+
+
+def end_in(message: bytes | None) -> str | None:
+    """Describe the end of a rank that has not answered; return None where the message is an answer."""
+    if message is None:
+        return "the process of the rank and the one that started it have ended"
+    if not message.startswith(_ENDED):
+        return None
+    code = os.waitstatus_to_exitcode(int(message.removeprefix(_ENDED)))
+    if code >= 0:
+        return f"the process of the rank ended with exit code {code}, without an answer"
+    names = {item.value: item.name for item in signal.Signals}
+    return f"the process of the rank was ended by {names.get(-code, f'signal {-code}')}"
 
 
 def unpack(message: bytes) -> dict[str, Any]:

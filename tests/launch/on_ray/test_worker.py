@@ -13,6 +13,7 @@ from resnet_dist.launch import rank
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.on_ray import launcher, worker
 from resnet_dist.launch.preload.client import OFF_VARIABLE, Died, Unavailable
+from resnet_dist.system.cpus import SPIN_TURNS, SPIN_VARIABLE, WAIT_VARIABLE
 
 OUTCOME = {"step": 1, "total_steps": 1, "metrics": {}, "finished": True}
 
@@ -45,23 +46,36 @@ def test_a_rank_is_a_copy_of_the_process_of_its_run_and_node(digits_recipe: Reci
 
 
 def test_a_rank_runs_in_the_process_of_ray_where_there_is_no_copy(
-    digits_recipe: Recipe, keys: list[str], monkeypatch: pytest.MonkeyPatch
+    digits_recipe: Recipe,
+    keys: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert worker.rank_main(orders_of(digits_recipe, fails=Unavailable())) == OUTCOME
+    monkeypatch.delenv(WAIT_VARIABLE, raising=False)
+    monkeypatch.delenv(SPIN_VARIABLE, raising=False)
+    assert worker.rank_main(orders_of(digits_recipe, fails=Unavailable("no room"))) == OUTCOME
     assert len(keys) == 1
+    assert "imports for itself: no room" in capsys.readouterr().err
+    assert (
+        os.environ[SPIN_VARIABLE] == SPIN_TURNS
+    )  # The command line has set it in the driver's process alone.
     monkeypatch.setenv(OFF_VARIABLE, "0")
     assert worker.rank_main(orders_of(digits_recipe)) == OUTCOME
     assert len(keys) == 1
 
 
 def test_the_process_of_ray_dies_with_its_rank(
-    digits_recipe: Recipe, keys: list[str], monkeypatch: pytest.MonkeyPatch
+    digits_recipe: Recipe,
+    keys: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ray reports that with host and cause, and the driver starts the ranks again."""
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
     with pytest.raises(Died):
-        worker.rank_main(orders_of(digits_recipe, fails=Died()))
+        worker.rank_main(orders_of(digits_recipe, fails=Died("ended by SIGSEGV")))
+    assert capsys.readouterr().err == "ended by SIGSEGV\n"
     assert signals == [(os.getpid(), signal.SIGKILL)]
     assert keys
 

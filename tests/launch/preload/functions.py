@@ -26,6 +26,10 @@ def act(orders: dict[str, Any]) -> dict[str, Any]:
             raise Odd("an odd", "error")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "leave":
+            os._exit(7)
         case "hang":
             Path(orders["sign"]).write_text(str(os.getpid()))
             time.sleep(600)

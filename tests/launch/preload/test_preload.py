@@ -57,8 +57,9 @@ def test_the_process_that_imports_outlives_its_ranks(
     first = run_rank(TARGET, {}, key)
     monkeypatch.setenv("PRELOAD_TEST", "later")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Died):
-        run_rank(TARGET, {"end": "die"}, key)
+    for end, text in (("die", "by SIGKILL"), ("crash", "by SIGSEGV"), ("leave", "with exit code 7")):
+        with pytest.raises(Died, match=f"the process of the rank .*ended {text}"):
+            run_rank(TARGET, {"end": end}, key)
     with pytest.raises(ValueError, match="^a shape") as raised:
         run_rank(TARGET, {"end": "raise"}, key)
     assert str(raised.value) == "a shape"
@@ -70,7 +71,11 @@ def test_the_process_that_imports_outlives_its_ranks(
     assert last["folder"] == str(tmp_path)
     assert first["parent"] == last["parent"]
     assert len({first["pid"], last["pid"], os.getpid()}) == 3
-    assert "hello" in capfd.readouterr().out
+    shown = capfd.readouterr()
+    assert "hello" in shown.out
+    # The crash has shown its line, on the stream of the client.
+    assert "Segmentation fault" in shown.err
+    assert "functions.py" in shown.err
     # The run has finished: its process is needed no more, and leaves nothing behind.
     wait_until(lambda: not is_alive(first["parent"]))
     assert not client._socket_path(key).exists()
@@ -109,7 +114,8 @@ def test_a_rank_ends_with_its_client_and_with_the_server(key: str, tmp_path: Pat
         os.kill(process.pid if victim == "client" else server, signal.SIGKILL)
         wait_until(lambda: not is_alive(rank))
         assert process.wait(LIMIT_SECONDS) != 0
-        answer = run_rank(TARGET, {}, key)  # by the same process, or by a new one
+        # By the same process, or by a new one, which ends with the run: it holds the output that is read below.
+        answer = run_rank(TARGET, {"finished": True}, key)
         assert (answer["parent"] == server) == (victim == "client")
     finally:
         process.kill()

@@ -1,0 +1,51 @@
+"""A copy of the process that imports: how it answers, and how it ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from resnet_dist.launch.preload.wire import pack_answer, pack_error, send
+
+PR_SET_PDEATHSIG = 1
+Function = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass
+class Child:
+    """A rank: its process, and the connection to the client that waits for it."""
+
+    pid: int
+    connection: socket.socket
+
+
+def has_ended(pid: int) -> bool:
+    """Report whether a child has ended; its exit status can still be read."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent, which watches over it, has ended."""
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):  # only Linux has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def answer(function: Function, orders: dict[str, Any], connection: socket.socket) -> int:
+    """Send what the function returns or raises; return the exit code."""
+    try:
+        outcome = function(orders)
+        message = pack_answer(outcome)
+    except BaseException as error:
+        send(connection, pack_error(error))
+        return 1
+    send(connection, message)
+    return 0 if outcome.get("finished") else 1

@@ -1,0 +1,80 @@
+"""cluster/slurm.sbatch without Slurm: what it does where nodes, addresses, checkpoints or Slurm itself fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster_files.files import CLUSTER
+
+# Stand-ins of the programs that the script of Slurm calls. The job has been preempted.
+PROGRAMS = {
+    "resnet-dist": "",
+    "ray": "echo ray >> $COUNT",
+    "sleep": "",
+    "getent": "echo 127.0.1.1 host",
+    "hostname": '[[ $1 != -I ]] || echo "$ADDRESSES"',
+    "scancel": "",
+    "scontrol": "[[ $1 == show ]] && echo StartTime=2026-01-01 PreemptTime=2026-01-02",
+    "srun": 'echo "srun $* to $HEAD"; SLURM_NODEID=1 SLURMD_NODENAME=h2 timeout 20 "${@:3}"; echo 1 > "$STATE/code"',
+}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "1"}
+
+
+def run_slurm_script(folder: Path, before: str = "", **variables: str) -> tuple[int, str, int]:
+    """Run the script on stand-ins; return its exit code, its log, and how often the second node has begun Ray."""
+    for name, text in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    log, count = folder / "job.log", folder / "count"
+    log.write_text(before)
+    count.touch()
+    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "COUNT": str(count), **SLURM, **variables}
+    with log.open("a") as file:
+        script = ["bash", str(CLUSTER / "slurm.sbatch"), "x.py"]
+        code = subprocess.run(
+            script, env=variables, stdout=file, stderr=file, timeout=30, check=False
+        ).returncode
+    return code, log.read_text().removeprefix(before), len(count.read_text().splitlines())
+
+
+def test_slurm_ends_a_node_that_cannot_join_and_reports_what_is_not_queued(tmp_path: Path) -> None:
+    # More addresses than a pipe holds.
+    code, log, joins = run_slurm_script(tmp_path, ADDRESSES="192.0.2.1 " + "192.0.2.2 " * 10_000)
+    assert "--kill-on-bad-exit=1" in log
+    assert "to 192.0.2.1\n" in log
+    assert joins == 10
+    assert "error: Ray on h2 ended ten times" in log
+    assert "asking Slurm to queue the job again; the next start continues run x-7" in log
+    assert "error: Slurm does not queue the job again; this continues its run: NAME=x-7" in log
+    assert code == 1
+
+
+def test_slurm_reports_a_host_without_an_address(tmp_path: Path) -> None:
+    code, log, _ = run_slurm_script(tmp_path, ADDRESSES="2001:db8::1")
+    assert (code, "has no IPv4 address that other nodes can reach" in log) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("start", "stops"),
+    [
+        ("", True),
+        ("resumed at step 40 of 99\n", True),
+        ("resumed at step 40 of 99\ninterrupted at step 40; saved\n", True),
+        ("resumed at step 40 of 99\ninterrupted at step 41; saved\n", False),
+        ("resumed at step {} of 99\n", False),
+    ],
+    ids=["none", "same", "same-interrupted", "saved", "further"],
+)
+def test_slurm_does_not_queue_forever_a_job_that_saves_nothing(
+    tmp_path: Path, start: str, stops: bool
+) -> None:
+    queued = "asking Slurm to queue the job again; the next start continues run x\n"
+    before = "".join(f"{start.format(number)}{queued}" for number in range(4)) + start.format(4)
+    code, log, _ = run_slurm_script(tmp_path, before, ADDRESSES="192.0.2.1")
+    assert code == 1
+    assert ("error: 5 starts began at the same step" in log) == stops
+    assert (queued.partition(";")[0] in log) != stops

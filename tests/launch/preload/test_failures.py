@@ -1,0 +1,121 @@
+"""Failures around a rank's copy: the server and its other ranks live on, and the client is given the reason."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.launch.preload import client, server
+from resnet_dist.launch.preload.client import Unavailable, run_rank
+from resnet_dist.launch.preload.copies import Child
+from resnet_dist.launch.preload.server import Server
+from resnet_dist.launch.preload.wire import pack_answer, receive, refusal_in, send, send_streams
+
+OPEN = Path("/proc/self/fd")
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pre") as short:
+        yield Path(short) / "socket"
+
+
+@pytest.fixture
+def serving(socket_path: Path) -> Iterator[Server]:
+    """Yield a server in this process, without its signal handlers."""
+    made = object.__new__(Server)
+    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
+        listener.bind(str(socket_path))
+        listener.listen()
+        made._listener, made._selector, made._children, made._finished = listener, selector, {}, False
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("request_sent", "reason"),
+    [(b"{}", "no processes"), (b"{", "Expecting"), (None, "not complete")],
+    ids=["fork", "broken", "none"],
+)
+def test_a_client_that_gets_no_rank_is_refused_with_the_reason(
+    serving: Server,
+    socket_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request_sent: bytes | None,
+    reason: str,
+) -> None:
+    def no_fork() -> int:
+        raise BlockingIOError("no processes are left")
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(socket_path))
+        before = len(list(OPEN.iterdir()))
+        send_streams(connection)
+        if request_sent is None:
+            connection.shutdown(socket.SHUT_WR)
+        else:
+            send(connection, request_sent)
+        serving._accept()
+        assert reason in (refusal_in(receive(connection) or b"") or "")
+        assert len(list(OPEN.iterdir())) == before  # Nothing leaks.
+    assert not serving._children
+
+
+def test_a_connection_that_cannot_be_taken_leaves_the_server_alive(serving: Server) -> None:
+    serving._listener.setblocking(False)  # accept() fails, as without a free descriptor.
+    serving._accept()
+    assert not serving._children
+
+
+def test_a_killed_rank_that_does_not_end_is_not_waited_for(
+    serving: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "kill", lambda *_: None)  # as in an uninterruptible sleep
+    monkeypatch.setattr(server, "DEATH_SECONDS", 0.1)
+    stuck = subprocess.Popen(["sleep", "600"])
+    ours, theirs = socket.socketpair()
+    try:
+        serving._children[stuck.pid] = Child(stuck.pid, ours)
+        serving._selector.register(ours, selectors.EVENT_READ)
+        serving._end_ranks_of([ours])
+        assert not serving._children
+        assert f"process {stuck.pid} of a rank has not ended within 0.1 s" in capsys.readouterr().err
+        assert receive(theirs) is None
+    finally:
+        monkeypatch.undo()
+        stuck.kill()
+        stuck.wait()
+        theirs.close()
+
+
+def test_a_rank_that_answers_and_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(client, "END_SECONDS", 0.05)
+    monkeypatch.setattr(client, "_begin", lambda *_: (ours, client.STARTED))
+    with theirs:
+        send(theirs, pack_answer({"finished": True}))
+        assert run_rank("a:b", {}, "key") == {"finished": True}
+
+
+@pytest.mark.parametrize(
+    "failure", [FileNotFoundError("/bin/sh"), subprocess.CalledProcessError(2, "/bin/sh"), None]
+)
+def test_a_server_that_does_not_start_leaves_no_socket(
+    monkeypatch: pytest.MonkeyPatch, socket_path: Path, failure: Exception | None
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        if failure is not None:
+            raise failure
+
+    monkeypatch.setattr(tempfile, "tempdir", str(socket_path.parent))
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(Unavailable, match="/bin/sh" if failure else "refused"):
+        run_rank("a:b", {}, "key")
+    assert not client._socket_path("key").exists()
