@@ -13,6 +13,7 @@ from resnet_dist.cli.options import (
     FETCH_TIMEOUT_SECONDS,
     SHARD_CACHE_BYTES,
     STARTS_OVER,
+    AllowCommands,
     err,
     local_folder,
     on_interrupt,
@@ -74,7 +75,6 @@ Verify = Annotated[
     bool, typer.Option("--verify", help="Recompute checksums, compare offsets and decode every image.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per CPU.")]
-AllowCommands = Annotated[bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")]
 CacheFolder = Annotated[Path, typer.Option(help="Where remote shards are kept.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Images with more are a problem to --verify.")]
 

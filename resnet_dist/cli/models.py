@@ -10,6 +10,7 @@ from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     STARTS_OVER,
+    AllowCommands,
     Gpu,
     RunOutput,
     err,
@@ -27,6 +28,7 @@ from resnet_dist.system.streams import need_stdout
 def evaluate(
     model: Model,
     shards: Annotated[str, typer.Argument(help="A folder with an index.json.")],
+    allow_commands: AllowCommands = False,
     gpu: Gpu = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
@@ -47,7 +49,7 @@ def evaluate(
     index = read_index(shards)
     check_shards(index)
     world = World.single(gpu=use_gpu(gpu))
-    trained = load_model(find_model(model, output), world.device)
+    trained = load_model(find_model(model, output), world.device, allow_commands=allow_commands)
     if difference := class_difference(index.classes, trained.classes):
         raise UserError(
             f"{index.location} has other classes than the model was trained on: {difference}; index the shards with "

@@ -68,6 +68,7 @@ Wait = Annotated[
         min=0, metavar="SECONDS", help="Wait so long for nodes; default: 0 at the start, 600 after a loss."
     ),
 ]
+AllowCommands = Annotated[bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs if there are any.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: one here.")]
 Dashboard = Annotated[

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +14,7 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     STARTS_OVER,
+    AllowCommands,
     Gpu,
     RunOutput,
     err,
@@ -23,7 +23,7 @@ from resnet_dist.cli.options import (
     use_gpu,
 )
 from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
-from resnet_dist.data.findings import BAD_IMAGE, Findings
+from resnet_dist.data.findings import BAD_IMAGE, BAD_SHARD, Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import has_reader, need_stdout
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from resnet_dist.predict.rows import Write
 
 MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV
-ROWS_AT_ONCE = 256
 
 Model = Annotated[
     str,
@@ -62,6 +61,7 @@ def predict(
         typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
     ] = None,
     allow_left_out: AllowLeftOut = False,
+    allow_commands: AllowCommands = False,
     gpu: Gpu = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
@@ -84,42 +84,58 @@ def predict(
 
     form = form_of_file(to) if to is not None else "json" if as_json else "csv" if as_csv else "table"
     device, findings = World.single(gpu=use_gpu(gpu)).device, Findings()
-    trained = load_model(find_model(model, output), device)
-    kept = None if to is None else RowFile.open(to, trained, top)
-    inputs = inputs_of(paths, trained.recipe.data, findings)
-    left = inputs if kept is None else kept.rest(inputs, findings)
-    rows = _counted(predictions(trained, left, device, top), findings)
+    trained = load_model(find_model(model, output), device, allow_commands=allow_commands)
     heading, write = writer_of(form, trained.classes, top)
-    with on_interrupt(STARTS_OVER if kept is None else RESUMES):
+    inputs = inputs_of(paths, trained.recipe.data, findings)
+    with on_interrupt(STARTS_OVER if to is None else RESUMES), ExitStack() as stack:
+        kept = None if to is None else stack.enter_context(RowFile.open(to, trained, top))
+        left = inputs if kept is None else kept.rest(inputs, findings)
+        rows = _counted(predictions(trained, left, device, top), findings)
         if kept is None:
             _print_rows(rows, heading, write)
         else:
-            _keep_rows(rows, heading, write, kept)
+            num_rows = _keep_rows(rows, heading, write, kept)
+            _finish(kept, num_rows, findings, allow_left_out=allow_left_out)
     _report(findings)
-    exit_where_left_out(findings, allow_left_out=allow_left_out)
+    exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
 
 
-def _print_rows(rows: Iterator[Prediction], heading: str, write: Write) -> None:
+def _print_rows(batches: Iterator[list[Prediction]], heading: str, write: Write) -> None:
     """Print rows as they come, until their reader has left."""
     need_stdout()
     with _progress(hidden=out.file.isatty()) as show:
         done = 0
-        while has_reader() and (some := list(islice(rows, ROWS_AT_ONCE))):
+        while has_reader() and (some := next(batches, None)):
             typer.echo(heading + write(some), file=out.file, nl=False)
             heading, done = "", done + len(some)
             show(done)
 
 
-def _keep_rows(rows: Iterator[Prediction], heading: str, write: Write, kept: RowFile) -> None:
-    """Append rows to a file, which gets its name with the last one."""
+def _keep_rows(batches: Iterator[list[Prediction]], heading: str, write: Write, kept: RowFile) -> int:
+    """Append rows to a file; return how many it has."""
     done = len(kept.done)
     with _progress(hidden=False) as show:
-        while some := list(islice(rows, ROWS_AT_ONCE)):
+        for some in batches:
             kept.write((heading if kept.is_new else "") + write(some))
             done += len(some)
             show(done)
+    if kept.is_new:
+        kept.write(heading)
+    return done
+
+
+def _finish(kept: RowFile, num_rows: int, findings: Findings, *, allow_left_out: bool) -> None:
+    """Give a file with all rows its name, but not where a shard is missing that the same command may read later."""
+    num_shards = sum(found.kind == BAD_SHARD for found in findings.left_out)
+    if num_shards and not allow_left_out:
+        shards = "1 shard" if num_shards == 1 else f"{num_shards:,} shards"
+        err.print(
+            f"{kept.path} is not finished, because {shards} could not be read: the same command tries again from the "
+            "first of them on, --allow-left-out leaves them out"
+        )
+        return
     kept.finish()
-    out.print(f"{kept.path}: {done:,} rows")
+    out.print(f"{kept.path}: {num_rows:,} rows")
 
 
 @on_interrupt(STARTS_OVER)
@@ -142,9 +158,14 @@ def export(
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
+    allow_left_out: AllowLeftOut = False,
+    allow_commands: AllowCommands = False,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
-    """Write a model as a file for other programs, after comparing its logits with the source's on real images."""
+    """Write a model as a file for other programs, after comparing its logits with the source's on real images.
+
+    Exit code 3: the file is written, but some of the images could not be compared.
+    """
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
         import torch
@@ -156,24 +177,22 @@ def export(
         from resnet_dist.train.checkpoint.load import load_model
 
     form = format_of_file(out_file, format_name, pixels=pixels)
-    trained = load_model(find_model(model, output), torch.device("cpu"))
-    images, name = samples_of(trained, samples)
-    found = export_model(trained, out_file, form, images, tolerance, pixels=pixels)
+    trained = load_model(find_model(model, output), torch.device("cpu"), allow_commands=allow_commands)
+    findings = Findings()
+    images, name = samples_of(trained, samples, findings)
+    found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
     out.print(f"{out_file}: {found} ({name})")
+    _report(findings, bad_images=True)
+    exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
 
 
-def _counted(rows: Iterable[Prediction], findings: Findings) -> Iterator[Prediction]:
-    """Yield the rows; record and report the bad ones."""
+def _counted(batches: Iterable[list[Prediction]], findings: Findings) -> Iterator[list[Prediction]]:
+    """Yield the rows, a batch at a time; record and report the bad ones."""
     num_bad = 0
-    for row in rows:
-        if row.problem is None:
-            findings.used += 1
-        else:
-            findings.leave_out(row.name, BAD_IMAGE, row.problem)
-            num_bad += 1
-            if num_bad <= MAX_REPORTED:
-                err.print(f"bad image {row.name}: {row.problem}")
-        yield row
+    for rows in batches:
+        for row in rows:
+            num_bad += _count(row, findings, is_reported=num_bad < MAX_REPORTED)
+        yield rows
     if num_bad > MAX_REPORTED:
         err.print(
             f"and {num_bad - MAX_REPORTED:,} more bad images; --json and --csv have the problem of each"
@@ -182,9 +201,23 @@ def _counted(rows: Iterable[Prediction], findings: Findings) -> Iterator[Predict
         raise UserError("no images in what the paths name")
 
 
-def _report(findings: Findings) -> None:
-    """Report what folders and shards held beside images."""
-    others = [found for found in findings.left_out if found.kind != BAD_IMAGE]
+def _count(row: Prediction, findings: Findings, *, is_reported: bool) -> bool:
+    """Record a row, and report whether it is a bad image; shards are reported at the end."""
+    if row.problem is None:
+        findings.used += 1
+        return False
+    if row.problem.startswith(f"{BAD_SHARD}: "):
+        findings.leave_out(row.name, BAD_SHARD, row.problem.removeprefix(f"{BAD_SHARD}: "))
+        return False
+    findings.leave_out(row.name, BAD_IMAGE, row.problem)
+    if is_reported:
+        err.print(f"bad image {row.name}: {row.problem}")
+    return True
+
+
+def _report(findings: Findings, *, bad_images: bool = False) -> None:
+    """Report what folders and shards held beside images. bad_images: report these too, which no row has."""
+    others = [found for found in findings.left_out if bad_images or found.kind != BAD_IMAGE]
     for found in others[:MAX_REPORTED]:
         err.print(f"left out {found.line()}")
     if len(others) > MAX_REPORTED:

@@ -58,11 +58,14 @@ def print_json(value: Mapping[str, object]) -> None:
     typer.echo(json.dumps(value), file=out.file)
 
 
-def exit_where_left_out(findings: Findings, *, allow_left_out: bool) -> None:
-    """End the command, which is done, with LEFT_OUT where something was left out and the person did not allow it."""
+def exit_where_left_out(findings: Findings, *, allow_left_out: bool, has_strict: bool = True) -> None:
+    """End the command, which is done, with LEFT_OUT where something was left out and the person did not allow it.
+
+    has_strict: the command has the option --strict.
+    """
     if findings.left_out and not allow_left_out:
+        strict = ", --strict refuses it" if has_strict else ""
         err.print(
-            f"exit code {LEFT_OUT}: {findings.num_left_out:,} left out; --allow-left-out accepts this, "
-            "--strict refuses it"
+            f"exit code {LEFT_OUT}: {findings.num_left_out:,} left out; --allow-left-out accepts this{strict}"
         )
         raise typer.Exit(LEFT_OUT)

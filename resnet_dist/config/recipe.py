@@ -82,12 +82,15 @@ class Recipe(Part):
         return Recipe.model_validate(redact_all(self.model_dump()))
 
     def portable(self) -> Recipe:
-        """Return the recipe as it may leave this machine: of a path only its last two names, of a URL no password."""
+        """Return the recipe as it may leave this machine: of a path only its last two names, of a URL no password.
+
+        Where shards are kept and whether commands run is decided anew by each machine.
+        """
         tree = self.public().model_dump()
         for part, field in (("data", "train"), ("data", "eval"), ("data", "source"), ("model", "init_from")):
             tree[part][field] = _end_of_path(tree[part][field])
-        if tree["data"]["shard_cache"].startswith("/"):  # The default is a folder of anybody's home.
-            tree["data"]["shard_cache"] = _end_of_path(tree["data"]["shard_cache"])
+        for field in ("shard_cache", "allow_commands"):
+            tree["data"][field] = Data.model_fields[field].default
         return Recipe.model_validate(tree)
 
     @classmethod

@@ -18,6 +18,7 @@ from resnet_dist.system.files import write_text_atomically
 LEFT_OUT = 3  # exit code of a command that is done, but has left something out
 REPORT_NAME = "left-out.txt"  # in the folder of a split, or beside an index
 BAD_IMAGE = "a bad image"  # the kind of what `predict` could not decode
+BAD_SHARD = "a shard that cannot be read"
 MAX_NAMES = 3  # the names of one kind that a message has
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -65,6 +65,7 @@ class Format:
     write: Callable[[TrainedModel, Path, bool], None]
     open: Callable[[TrainedModel, Path, bool], Run]
     takes_pixels: bool = False  # `--pixels` has a meaning
+    mirrors: bool = True  # the file computes `eval_flip`, or its description has it
 
 
 def describe(trained: TrainedModel, *, pixels: bool) -> dict[str, Any]:
@@ -97,6 +98,11 @@ def source_of(trained: TrainedModel) -> Run:
     """Return the model itself, as `evaluate` runs it."""
     data = trained.recipe.data
     return lambda images: logits_of(trained.model, normalize(images, data), data)
+
+
+def plain_source_of(trained: TrainedModel) -> Run:
+    """Return the net of a model alone, without `eval_flip`."""
+    return lambda images: trained.model(normalize(images, trained.recipe.data))
 
 
 def _example(trained: TrainedModel, pixels: bool) -> Tensor:
@@ -202,7 +208,7 @@ def _write_torchvision(trained: TrainedModel, path: Path, pixels: bool) -> None:
 def _open_torchvision(trained: TrainedModel, path: Path, pixels: bool) -> Run:
     net, data = _torchvision_net(trained), trained.recipe.data
     net.load_state_dict(_state_in(path))
-    return lambda images: logits_of(net, normalize(images, data), data)
+    return lambda images: net(normalize(images, data))
 
 
 def _state_in(path: Path) -> Mapping[str, Tensor]:
@@ -219,5 +225,7 @@ FORMATS: dict[str, Format] = {
     "safetensors": Format((".safetensors",), _write_safetensors, _open_safetensors),
     "onnx": Format((".onnx",), _write_onnx, _open_onnx, takes_pixels=True),
     "pt2": Format((".pt2",), _write_pt2, _open_pt2, takes_pixels=True),
-    "torchvision": Format((".pth", ".pt", ".safetensors"), _write_torchvision, _open_torchvision),
+    "torchvision": Format(
+        (".pth", ".pt", ".safetensors"), _write_torchvision, _open_torchvision, mirrors=False
+    ),
 }

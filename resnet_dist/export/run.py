@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from resnet_dist.errors import ExplainedError, UserError
-from resnet_dist.export.formats import FORMATS, Format, Run, source_of
+from resnet_dist.data.findings import BAD_IMAGE, Findings
+from resnet_dist.errors import ExplainedError, StorageError, UserError
+from resnet_dist.export.formats import FORMATS, Format, Run, plain_source_of, source_of
 from resnet_dist.predict.classify import decoded_batches
 from resnet_dist.predict.inputs import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
@@ -29,11 +31,14 @@ class Comparison:
     num_images: int
     largest: float  # difference of two logits
     num_changed: int  # images whose first class differs
+    num_bad: int = 0  # images that could not be decoded, and were not compared
+    remark: str = ""  # on what was compared
 
     def __str__(self) -> str:
+        bad = f"; {self.num_bad:,} more could not be decoded" if self.num_bad else ""
         return (
             f"largest difference of a logit {self.largest:.2g} over {self.num_images:,} images; the first class differs "
-            f"for {self.num_changed:,}"
+            f"for {self.num_changed:,}{bad}{self.remark}"
         )
 
 
@@ -58,18 +63,28 @@ def format_of_file(out: Path, name: str | None, *, pixels: bool) -> Format:
 
 
 def export(
-    trained: TrainedModel, out: Path, form: Format, images: Iterable[Input], tolerance: float, *, pixels: bool
+    trained: TrainedModel,
+    out: Path,
+    form: Format,
+    images: Iterable[Input],
+    findings: Findings,
+    tolerance: float,
+    *,
+    pixels: bool,
 ) -> Comparison:
     """Write `out` and return its comparison with the source over `images`.
 
-    Raises ExportDiffers where a logit differs by more than `tolerance`, UserError where no image can be decoded; neither
-    leaves a file.
+    findings: gets the images that cannot be decoded. Raises ExportDiffers where a logit differs by more than
+    `tolerance`, UserError where no image can be decoded, StorageError where it cannot be written; none leaves a file.
     """
     # In a folder beside the file, so that the last step is a rename: some formats write several files on their way.
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
+    with (
+        _explained(out),
+        tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder,
+    ):
         partial = Path(folder) / out.name
         form.write(trained, partial, pixels)
-        found = compare(trained, form.open(trained, partial, pixels), images)
+        found = compare(trained, form, form.open(trained, partial, pixels), images, findings)
         if not found.largest <= tolerance:  # A NaN is refused too.
             raise ExportDiffers(
                 f"{out}: {found}, and --tolerance allows {tolerance:g}; the file was not kept"
@@ -78,9 +93,30 @@ def export(
     return found
 
 
-def compare(trained: TrainedModel, run: Run, images: Iterable[Input]) -> Comparison:
-    source, largest, changed, count = source_of(trained), 0.0, 0, 0
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except ExplainedError:
+        raise
+    except OSError as error:
+        raise StorageError(f"OUT {out}: cannot be written: {error.strerror or error}") from None
+
+
+def compare(
+    trained: TrainedModel, form: Format, run: Run, images: Iterable[Input], findings: Findings
+) -> Comparison:
+    """Compare a file with what its format writes of the model. findings: gets the images that cannot be decoded."""
+    source, remark = source_of(trained), ""
+    if trained.recipe.data.eval_flip and not form.mirrors:
+        source = plain_source_of(trained)
+        remark = "; the file has the net alone, without data.eval_flip, the mean over an image and its mirror image"
+    largest, changed, count, num_bad = 0.0, 0, 0, 0
     for batch in decoded_batches(images, trained.recipe.data):
+        for given, problem in zip(batch.inputs, batch.problems, strict=True):
+            if problem is not None:
+                findings.leave_out(given.name, BAD_IMAGE, problem)
+                num_bad += 1
         good = batch.images_NSSC[[problem is None for problem in batch.problems]]
         # In two parts of different sizes: the number of images in a batch is free.
         for part in (good[:1], good[1:]):
@@ -90,7 +126,7 @@ def compare(trained: TrainedModel, run: Run, images: Iterable[Input]) -> Compari
                 changed, count = changed + num_changed, count + len(part)
     if not count:
         raise UserError("no image to compare the export with could be decoded; name some with --samples")
-    return Comparison(count, largest, changed)
+    return Comparison(count, largest, changed, num_bad, remark)
 
 
 def _difference(source: Run, run: Run, images_NSSC: Tensor) -> tuple[float, int]:

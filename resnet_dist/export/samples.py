@@ -18,19 +18,21 @@ MAX_HELD_OUT = 1024  # images of the held-out set; those of --samples are all us
 NUM_GENERATED = 64
 
 
-def samples_of(trained: TrainedModel, paths: Sequence[str] | None) -> tuple[Iterable[Input], str]:
+def samples_of(
+    trained: TrainedModel, paths: Sequence[str] | None, findings: Findings
+) -> tuple[Iterable[Input], str]:
     """Return the images, and what they are, for a message.
 
     paths: None takes the held-out set of the recipe if it lies on this machine, else generated images. Raises UserError
-    where a path does not exist.
+    where a path does not exist. findings: gets what the paths hold beside images.
     """
     data = trained.recipe.data
     if paths:
-        named = inputs_of(paths, data, Findings())
+        named = inputs_of(paths, data, findings)
         # Find the first one now: a mistake in a path is to be found before the export.
         return chain(list(islice(named, 1)), named), "of --samples"
     if is_local(data.eval) and local_path(data.eval).exists():
-        held_out = inputs_of([data.eval], data, Findings())
+        held_out = inputs_of([data.eval], data, findings)
         return islice(held_out, MAX_HELD_OUT), f"of {data.eval}"
     missing = f"generated, because {shown(data.eval)} is not on this machine; --samples names real ones"
     return [

@@ -25,6 +25,7 @@ from resnet_dist.data.batches.loader import (
     start_threads,
 )
 from resnet_dist.data.batches.resident import Buffers
+from resnet_dist.data.findings import one_line
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.view import evaluation_view
@@ -57,13 +58,13 @@ class Decoded:
 
 def predictions(
     trained: TrainedModel, inputs: Iterable[Input], device: torch.device, top_k: int
-) -> Iterator[Prediction]:
-    """Yield one prediction for each input, in the same order.
+) -> Iterator[list[Prediction]]:
+    """Yield one prediction for each input, in the same order, a batch at a time.
 
     An image that cannot be read or decoded becomes a prediction with a problem. Raises what iterating `inputs` raises.
     """
     for batch in decoded_batches(inputs, trained.recipe.data):
-        yield from _classified(trained, batch, device, top_k)
+        yield list(_classified(trained, batch, device, top_k))
 
 
 def decoded_batches(inputs: Iterable[Input], data: Data) -> Iterator[Decoded]:
@@ -135,9 +136,9 @@ def _fill(part: _Part, data: Data) -> list[str | None]:
             image = open_image(given.read(), data.channels, data.max_pixels)
             rows[number] = evaluation_view(image, data)
         except OSError as error:
-            problem = f"cannot be read: {error.strerror or error}"
+            problem = one_line(f"cannot be read: {error.strerror or error}")
         except ValueError as error:
-            problem = str(error)
+            problem = one_line(str(error))
         if problem is not None:
             rows[number] = 0
         problems.append(problem)

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from resnet_dist.config.part import NAME
+from resnet_dist.data.storage.urls import local_path
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER
 from resnet_dist.runs.storage.open import is_url, open_storage
@@ -28,7 +29,7 @@ def find_model(model: str, output: str) -> Path | str:
         return _download(model, output)
     if is_url(model):
         return model
-    path = Path(model.removeprefix("file://")).expanduser()
+    path = local_path(model)
     if path.exists():
         return _logged_in(path) if (path / MLFLOW_FILE).exists() else path
     runs = open_storage(output).at(RUNS_FOLDER)

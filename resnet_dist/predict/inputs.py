@@ -18,10 +18,11 @@ from resnet_dist.config import Data
 from resnet_dist.data.findings import Findings, one_line
 from resnet_dist.data.images.formats import format_of
 from resnet_dist.data.prepare.judge import read_file
-from resnet_dist.data.prepare.scan import Folder, Scan
+from resnet_dist.data.prepare.scan import Folder, Scan, is_image_by_name
 from resnet_dist.data.shards.index import INDEX_NAME, SECOND_INDEX_NAME, read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.transfer import list_files, read_bytes
+from resnet_dist.data.storage.shard_cache import check_command
+from resnet_dist.data.storage.transfer import has_stars, list_files, read_bytes
 from resnet_dist.data.storage.urls import (
     COMMAND,
     SHARD_SUFFIXES,
@@ -92,13 +93,18 @@ def _of_stdin(data: Data, findings: Findings) -> Iterator[Iterable[Input]]:
         yield [Input(STDIN_NAME, lambda: content)]
         return
     text = content.decode(sys.getfilesystemencoding(), "surrogateescape")
-    paths = [line for line in (text.split("\0") if "\0" in text else text.splitlines()) if line]
+    paths = [line for line in (text.split("\0") if "\0" in text else _lines(text)) if line]
     missing = next((path for path in paths if is_local(path) and not local_path(path).exists()), None)
     if missing is not None or STDIN in paths:
         name = one_line(missing or STDIN)
         raise UserError(f"{STDIN}: stdin is neither an image nor paths of files, one a line ({name[:80]!r})")
     for path in paths:
         yield from _sources(path, data, findings)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text; what Unicode calls a line separator may be in the name of a file."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _of_local(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
@@ -126,8 +132,7 @@ def _of_folder(folder: Path, data: Data, findings: Findings) -> Iterable[Input]:
         for file in Scan().files(Folder(str(folder)), findings)
     ]
     if not found:
-        rows = ", ".join(f"{count:,} {kind}" for _, kind, count, _ in findings.rows())
-        raise UserError(f"{one_line(str(folder))}: no images in this folder{f' ({rows})' if rows else ''}")
+        raise UserError(f"{one_line(str(folder))}: no images in this folder{_found(findings)}")
     return found
 
 
@@ -143,13 +148,28 @@ def _of_url(url: str, data: Data, findings: Findings) -> Iterator[Iterable[Input
     if listed is None:
         yield [Input(shown(url), partial(read_bytes, url))]
         return
-    shards = [file for file in listed if file.lower().endswith(SHARD_SUFFIXES)]
-    if not listed:
-        raise UserError(f"{shown(url)}: no files there")
-    if shards:
+    if any(file.lower().endswith(SHARD_SUFFIXES) for file in listed):
         yield _of_shards(url, data, findings)
-    else:
-        yield [Input(shown(file), partial(read_bytes, file)) for file in listed]
+        return
+    if not has_stars(url):
+        listed = list(_images_in(url, findings))
+    if not listed:
+        raise UserError(f"{shown(url)}: no {'files' if has_stars(url) else 'images'} there{_found(findings)}")
+    yield [Input(shown(file), partial(read_bytes, file)) for file in listed]
+
+
+def _images_in(url: str, findings: Findings) -> Iterator[str]:
+    """Yield the files at any depth of a remote folder that may be images by their names; others are recorded."""
+    folder = url.partition("://")[2].strip("/") + "/"
+    for file in list_files(url, any_depth=True) or []:
+        if is_image_by_name(file.partition(folder)[2], findings):
+            yield file
+
+
+def _found(findings: Findings) -> str:
+    """Return what was found in place of images, for the end of a message."""
+    rows = ", ".join(f"{count:,} {kind}" for _, kind, count, _ in findings.rows())
+    return f" ({rows})" if rows else ""
 
 
 def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]:
@@ -159,10 +179,11 @@ def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]
     is_index = path_of(location).endswith(".json")
     if path is not None and path.is_dir():
         is_index = any((path / name).exists() for name in (INDEX_NAME, SECOND_INDEX_NAME))
-    if is_index:
-        index = read_index(location)
-        return images_of_shards(index.shards, data, findings, index)
-    return images_of_shards(expand([location], findings=findings), data, findings)
+    index = read_index(location) if is_index else None
+    shards = expand([location], findings=findings) if index is None else index.shards
+    for shard in shards:  # before the first row
+        check_command(shard.url, allowed=data.allow_commands)
+    return images_of_shards(shards, data, findings, index)
 
 
 def _is_tar(path: Path) -> bool:

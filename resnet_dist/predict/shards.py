@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from resnet_dist.config import Data
-from resnet_dist.data.findings import Findings, one_line
+from resnet_dist.data.findings import BAD_SHARD, Findings, one_line
 from resnet_dist.data.shards.index import Index, Shard
 from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, WEBDATASET, Member, MemberRules
 from resnet_dist.data.shards.offsets import load_members, offset_files
@@ -41,9 +42,10 @@ class OpenTar:
 def images_of_shards(
     shards: Sequence[Shard], data: Data, findings: Findings, index: Index | None = None
 ) -> Iterator[Input]:
-    """Yield the image of each sample, in the order of the shards; samples without one are recorded.
+    """Yield the image of each sample, in the order of the shards; members that are none are recorded.
 
-    index: that of the shards, whose rules and offsets are used. A shard that cannot be read is recorded as left out.
+    index: that of the shards, whose rules and offsets are used. Without it, each image is yielded of a key that several
+    share with dotted extensions. A shard that cannot be read becomes one input, which cannot be read.
     """
     rules = WEBDATASET if index is None else index.rules
     cache = ShardCache(CacheLimits.of(data))
@@ -52,33 +54,67 @@ def images_of_shards(
             cache.want(shards[number : number + 2])  # The next one is fetched while this one is read.
             files = [] if index is None or not is_plain_local(shard) else index.offset_files(number)
             try:
-                tar, samples = _open(shard, cache, rules, files)
+                tar, samples, in_tar = _open(shard, cache, rules, files)
             except (StorageError, TarError) as problem:
-                findings.leave_out(one_line(shard.name), "a shard that cannot be read", str(problem))
+                yield Input(one_line(shard.name), partial(_refuse, f"{BAD_SHARD}: {problem}"))
                 continue
-            yield from _images_of(shard.name, tar, samples, rules, findings)
+            _record_others(shard.name, in_tar, findings)
+            yield from _images_of(shard.name, tar, samples, rules, findings, split=index is None)
     finally:
         cache.close()
 
 
 def _open(
     shard: Shard, cache: ShardCache, rules: MemberRules, files: list[Path]
-) -> tuple[OpenTar, list[list[Member]]]:
-    """Return an open shard and the members of its samples. Raises StorageError, or TarError where it is damaged."""
+) -> tuple[OpenTar, list[list[Member]], Findings]:
+    """Return an open shard, the members of its samples, and those of none.
+
+    Raises StorageError, or TarError where it is damaged.
+    """
     fd, path = cache.open(shard)
     tar = OpenTar(fd)
     if not files and is_plain_local(shard):
         files = offset_files(local_path(shard.url), rules)
-    samples, _ = load_members(files, fd, str(path), shard.num_samples, rules)
-    return tar, samples
+    in_tar = Findings()
+    samples, _ = load_members(files, fd, str(path), shard.num_samples, rules, in_tar)
+    return tar, samples, in_tar
+
+
+def _refuse(problem: str) -> bytes:
+    raise ValueError(problem)
+
+
+def _record_others(name: str, in_tar: Findings, findings: Findings) -> None:
+    """Record the members of a tar that are in no sample."""
+    for found, all_found in (
+        (in_tar.left_out, findings.left_out),
+        (in_tar.passed_over, findings.passed_over),
+    ):
+        all_found += [replace(finding, name=f"{name}/{finding.name}") for finding in found]
 
 
 def _images_of(
-    name: str, tar: OpenTar, samples: list[list[Member]], rules: MemberRules, findings: Findings
+    name: str,
+    tar: OpenTar,
+    samples: list[list[Member]],
+    rules: MemberRules,
+    findings: Findings,
+    *,
+    split: bool,
 ) -> Iterator[Input]:
     for members in samples:
         image = rules.image(members)
         if image is None:
             findings.pass_over(f"{name}/{members[0].key}", "a sample without an image")
-        else:
-            yield Input(one_line(f"{name}/{image.key}"), partial(tar.read, image), image.size)
+            continue
+        images = rules.images(members)
+        # IMG.2024.01.jpg and IMG.2024.02.jpg share a key: by webdataset's rule one of them would be lost.
+        if split and len(images) > 1 and "." in image.extension:
+            for one in images:
+                full_key = one.name[: -1 - len(one.last_extension)]
+                yield Input(one_line(f"{name}/{full_key}"), partial(tar.read, one), one.size)
+            continue
+        yield Input(one_line(f"{name}/{image.key}"), partial(tar.read, image), image.size)
+        for other in images:
+            if other is not image:
+                findings.pass_over(f"{name}/{other.name}", "another image of a sample, which is not read")

@@ -126,8 +126,13 @@ def test_torchvisions_own_class_loads_the_file(
     command: Command, resnet18: str, photos: Path, tmp_path: Path, end: str
 ) -> None:
     words = ("--format", "torchvision", "--samples", "photos")
-    code, _, err = command("export", resnet18, f"m{end}", *words)
+    code, out, err = command("export", resnet18, f"m{end}", *words)
     assert code == 0, err
+    assert "; the file has the net alone, without data.eval_flip, " in out
+    trained = load_model(resnet18, torch.device("cpu"))
+    opened = formats.FORMATS["torchvision"].open(trained, tmp_path / f"m{end}", False)
+    given = inputs_of(photos, resnet18)
+    assert torch.equal(opened(given), formats.plain_source_of(trained)(given))
     path = tmp_path / f"m{end}"
     net = torchvision.models.resnet18(num_classes=len(CLASSES)).eval()
     net.load_state_dict(load_file(path) if end == ".safetensors" else torch.load(path, weights_only=True))
@@ -179,6 +184,33 @@ def test_a_mistake_is_one_sentence(
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_cannot_be_compared_are_counted(command: Command, model: str, photos: Path) -> None:
+    (photos / "bad.jpg").write_bytes(b"<html>")
+    (photos / "raw.nef").write_bytes(b"x")
+    words = ("export", model, "m.safetensors", "--samples", "photos")
+    code, out, err = command(*words)
+    assert code == 3
+    assert "over 5 images; the first class differs for 0; 1 more could not be decoded (of --samples)" in out
+    assert "left out photos/bad.jpg: a bad image (not a readable image: an HTML page)\n" in err
+    assert "left out raw.nef: a camera's raw file" in err
+    assert err.endswith("exit code 3: 2 left out; --allow-left-out accepts this\n")
+    (photos.parent / "m.safetensors").unlink()
+    assert command(*words, "--allow-left-out")[0] == 0
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(
+    command: Command, model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    written = formats.FORMATS["safetensors"]
+    monkeypatch.setitem(formats.FORMATS, "safetensors", formats.Format(written.suffixes, full, written.open))
+    code, out, err = command("export", model, "m.safetensors", "--samples", "photos")
+    expected = "error: OUT m.safetensors: cannot be written: No space left on device\n"
+    assert (code, out, err) == (1, "", expected)
 
 
 def test_a_variant_that_torchvision_lacks(command: Command, photos: Path, tmp_path: Path) -> None:

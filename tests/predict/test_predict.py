@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist.cli import predictions
 from resnet_dist.data.shards.index import read_index
+from resnet_dist.predict import classify
 from resnet_dist.predict.classify import MAX_BATCH
 from resnet_dist.predict.row_file import RowFile
 from resnet_dist.train.checkpoint.load import load_model
@@ -128,7 +128,7 @@ def test_shards_with_and_without_an_index(command: Command, model: str, tmp_path
     assert "passed over: 1 a sample without an image: set.tar/x/3\n" in err
     (tmp_path / "cut.tar").write_bytes((tmp_path / "set.tar").read_bytes()[:3000])
     code, out, err = command("predict", model, "cut.tar", "set.tar", "--json")
-    assert (code, len(rows_of(out))) == (3, 3)
+    assert (code, len(rows_of(out))) == (3, 4)
     assert "left out cut.tar: a shard that cannot be read (" in err
     code, out, err = command("predict", model, "set.tar", "missing.tar", "--json")
     assert (code, out, err) == (2, "", "error: missing.tar: no such file or folder\n")
@@ -198,7 +198,7 @@ def test_a_mistake_in_a_path_is_one_sentence(
 def test_a_file_of_rows_is_continued_after_a_kill(
     command: Command, model: str, photos: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(classify, "MAX_BATCH", 1)
     (photos / "bad.jpg").write_bytes(b"<html>")
     code, out, err = command("predict", model, "photos", "--to", name)
     assert (code, out) == (3, f"{name}: 4 rows\n"), err

@@ -28,6 +28,7 @@ _UNFINISHED = re.compile("part|partial|crdownload|download|filepart|aria2")
 _RAW = re.compile("arw|cr2|cr3|crw|dng|erf|kdc|mrw|nef|nrw|orf|pef|raf|raw|rw2|sr2|srf|srw")
 # White space and comments, then the width: a text that begins with "P1 shows a cat" is no image.
 _PPM_START = re.compile(rb"P[1-6](\s|#[^\r\n]*([\r\n]|$))+(\d|$)")
+_READMES = frozenset(("README", "LICENSE", "COPYING", "NOTICE", "CHANGELOG", "MANIFEST"))
 _TEXT_KINDS = ("a text file", "an XML or SVG file", "a JSON file")  # as `describe` names them
 
 
@@ -73,6 +74,25 @@ def judge(entry: os.DirEntry[str], name: str, findings: Findings, *, in_class: b
         findings.leave_out(name, f"an unfinished download, .{extension}")
         return None
     return _judge_by_bytes(entry, name, extension, info.st_size, findings, in_class=in_class)
+
+
+def judge_name(file_name: str, name: str, findings: Findings) -> bool:
+    """Report whether a file may be an image by its name alone; record it as `name` where it is none."""
+    reason, extension = _reason_to_pass_over_file(file_name), _extension(file_name)
+    if reason is None and _TEXT.fullmatch(extension):
+        reason = f"a .{extension} file"
+    if reason is None and file_name.upper() in _READMES:
+        reason = "a text file"
+    if reason is not None:
+        findings.pass_over(name, reason)
+        return False
+    if _RAW.fullmatch(extension):
+        findings.leave_out(name, f"a camera's raw file, .{extension}")
+    elif _UNFINISHED.fullmatch(extension):
+        findings.leave_out(name, f"an unfinished download, .{extension}")
+    else:
+        return bool(file_name)  # The entry of a folder itself ends with a slash.
+    return False
 
 
 def _judge_by_bytes(

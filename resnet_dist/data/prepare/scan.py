@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.data.findings import Findings, one_line
-from resnet_dist.data.prepare.judge import ImageFile, judge
+from resnet_dist.data.prepare.judge import ImageFile, judge, judge_name
 from resnet_dist.data.prepare.layout import is_eval, is_train
 from resnet_dist.errors import UserError
 
@@ -40,6 +40,18 @@ class Folder:
         """Return the identities of the folder and of those above it, down from the source."""
         above = self.parent.chain() if self.parent is not None else []
         return [*above, identity_of(self.path)]
+
+
+def is_image_by_name(name: str, findings: Findings) -> bool:
+    """Report whether a file may be an image by its name, with its folders; record it where it is none.
+
+    For files that would have to be fetched to look into them.
+    """
+    *folders, last = name.split("/")
+    if any(folder.startswith(".") or folder.lower() in TOOL_FOLDERS for folder in folders):
+        findings.pass_over(name, "a file in a hidden folder or that of a tool")
+        return False
+    return judge_name(last, name, findings)
 
 
 class Scan:

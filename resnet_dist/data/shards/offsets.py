@@ -15,6 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
 
+from resnet_dist.data.findings import Findings
 from resnet_dist.data.shards.members import WEBDATASET, Member, MemberRules
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.storage.urls import IDX_SUFFIX
@@ -63,18 +64,24 @@ def beside_index(index: Path, number: int) -> Path:
 
 
 def load_members(
-    files: Iterable[Path], fd: int, name: str, count: int, rules: MemberRules
+    files: Iterable[Path],
+    fd: int,
+    name: str,
+    count: int,
+    rules: MemberRules,
+    findings: Findings | None = None,
 ) -> tuple[list[list[Member]], Path | None]:
     """Return the members of each sample, from the first of `files` that fits the tar, else from the tar's headers.
 
-    count: number of samples that the index records; 0: unknown. Returns the file too. Raises TarError.
+    count: number of samples that the index records; 0: unknown. findings: gets the members that are in no sample, where
+    the headers are read. Returns the file too. Raises TarError.
     """
     for file in files:
         samples = fitting(file, fd, count)
         if samples is not None:
             return samples, file
     with os.fdopen(os.dup(fd), "rb") as tar:
-        return list(group_samples(tar, name, rules)), None
+        return list(group_samples(tar, name, rules, findings)), None
 
 
 def fitting(file: Path, fd: int, count: int) -> list[list[Member]] | None:

@@ -180,7 +180,12 @@ class ShardCache:
     def _fetch(self, shard: StoredFile) -> Path:
         path = self._cached_path(shard)
         check_command(shard.url, allowed=self._limits.allow_commands)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"data.shard_cache={self._limits.folder}: cannot be written: {error.strerror}"
+            ) from None
         with self._locked(path, shard):
             if path.exists():  # fetched by another process while this one waited for the lock
                 return path

@@ -91,14 +91,21 @@ def exists(url: str) -> bool:
     return True
 
 
-def list_files(url: str) -> list[str] | None:
+def has_stars(url: str) -> bool:
+    """Report whether a URL may be a pattern of files in a store."""
+    return any(character in url for character in MAGIC)
+
+
+def list_files(url: str, *, any_depth: bool = False) -> list[str] | None:
     """Return the files that a remote pattern (`…/train-*.tar`) or folder names, sorted.
 
-    None where `url` names one file, or its store cannot list. Raises StorageError, or UserError.
+    any_depth: those in the folders of a folder too. None where `url` names one file, or its store cannot list. Raises StorageError, or UserError.
     """
     patience = Patience(url, LIST_SECONDS)
     store = _open(url, patience)
-    return None if isinstance(store, HttpFile) else patience.retry(store.list_files)
+    return (
+        None if isinstance(store, HttpFile) else patience.retry(lambda: store.list_files(any_depth=any_depth))
+    )
 
 
 class _Remote(Protocol):
@@ -155,11 +162,13 @@ class _StoredObject:
         file.write(block)
         return total is None or start + len(block) >= total
 
-    def list_files(self) -> list[str] | None:
+    def list_files(self, *, any_depth: bool) -> list[str] | None:
         path = self._path
-        if not any(character in path for character in MAGIC):
+        if not has_stars(path):
             if self._call("isfile", path) or not self._call("isdir", path):
                 return None
+            if any_depth:
+                return sorted(self._fs.unstrip_protocol(found) for found in self._call("find", path))
             pattern = f"{path.rstrip('/')}/*"
         elif self._call("exists", path):  # the name of one object
             return None

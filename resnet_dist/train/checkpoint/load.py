@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +11,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Data, Recipe
 from resnet_dist.config.part import explain
+from resnet_dist.data.storage.transfer import read_bytes
+from resnet_dist.data.storage.urls import path_of, shown
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
-from resnet_dist.train.checkpoint.single_file import read_single_file
+from resnet_dist.train.checkpoint.single_file import SUFFIX, read_single_file
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,38 @@ class TrainedModel:
     location: str  # the path or URL of its checkpoint
 
 
-def load_model(location: str | Path, device: torch.device) -> TrainedModel:
+def load_model(location: str | Path, device: torch.device, *, allow_commands: bool = False) -> TrainedModel:
     """Return the model of a checkpoint folder, of the newest good checkpoint of a run folder, or of an exported file.
 
-    Raises UserError where there is none, where it is damaged, or where this version cannot use its recipe.
+    allow_commands: whether its data may be what a command in a shell prints, which is the person's to allow and not the
+    model's. Raises UserError where there is none, where it is damaged, or where this version cannot use it.
     """
-    path = None if is_url(location) else Path(location)
-    if path is not None and path.is_file():
-        return _load_file(path, device)
+    trained = _loaded(location, device)
+    return replace(trained, recipe=_on_this_machine(trained.recipe, allow_commands=allow_commands))
+
+
+def _on_this_machine(recipe: Recipe, *, allow_commands: bool) -> Recipe:
+    """Return the recipe without what another machine may do: run commands, and the folder of its cache."""
+    cache = Data.model_fields["shard_cache"].default
+    data = recipe.data.model_copy(update={"allow_commands": allow_commands, "shard_cache": cache})
+    return recipe.model_copy(update={"data": data})
+
+
+def _loaded(location: str | Path, device: torch.device) -> TrainedModel:
+    if is_url(location):
+        if path_of(str(location)).endswith(SUFFIX):
+            return _fetched(str(location), device)
+    elif Path(location).is_file():
+        return _load_file(Path(location), device)
     try:
         found = read_newest(location, only=("model",))
     except DamagedCheckpoint as problem:
         raise UserError(f"{location}: no model to load; {problem}") from None
     manifest = found.manifest
-    description = _Description(manifest["recipe"], manifest["classes"], manifest["scalars"]["step"])
+    try:
+        description = _Description(manifest["recipe"], manifest["classes"], manifest["scalars"]["step"])
+    except (KeyError, TypeError) as problem:
+        raise UserError(f"{found.location}: no model to load; its manifest lacks {problem}") from None
     return _built(found.tensors["model"], description, found.location, device)
 
 
@@ -53,6 +74,19 @@ class _Description(NamedTuple):
     recipe: Any
     classes: list[str]
     step: int
+
+
+def _fetched(url: str, device: torch.device) -> TrainedModel:
+    """Return the model of an exported file that lies in a bucket or on a server."""
+    try:
+        content = read_bytes(url)
+    except FileNotFoundError:
+        raise UserError(f"{shown(url)}: no such file") from None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"model{SUFFIX}"
+        file.write_bytes(content)
+        trained = _load_file(file, device)
+    return replace(trained, location=shown(url))
 
 
 def _load_file(path: Path, device: torch.device) -> TrainedModel:
@@ -74,8 +108,15 @@ def _built(
         recipe = Recipe.model_validate(description.recipe)
     except ValidationError as error:
         raise UserError(f"{location}: its recipe cannot be used: {explain(error, Recipe)}") from None
-    classes = tuple(description.classes)
+    given = description.classes
+    if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{location}: its classes are {str(given)[:80]}; they must be a list of names")
+    classes = tuple(given)
     model = build_model(**recipe.model.options(), in_channels=recipe.data.channels, num_classes=len(classes))
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise UserError(f"{location}: its weights do not fit its recipe: {first[:200]}") from None
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     return TrainedModel(model, recipe, classes, description.step, location)
