@@ -202,7 +202,8 @@ class Host:
 @contextmanager
 def hosts(*names: str) -> Iterator[list[Host]]:
     """Yield hosts that reach one another and this machine, which reaches them; nothing else."""
-    tag, number = f"rd{os.getpid()}", os.getpid() + next(_numbers)
+    count = next(_numbers)  # Other hosts of this process may still be there.
+    tag, number = f"rd{os.getpid()}{chr(ord('a') + count % 26)}", os.getpid() + count
     subnet = f"10.{100 + number % 100}.{number // 100 % 250}"
     with ExitStack() as stack:
         # Ray puts sockets into these folders, and the path of a socket must be short.
