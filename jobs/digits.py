@@ -5,7 +5,7 @@ Command   resnet-dist train jobs/digits.py
 Expected  98.5 to 99.8 % top-1 on the 360 held-out digits: rounding differs between CPUs and thread counts
 Differs   the data; Nesterov momentum, projections as shortcuts, no decay of norms and no flips; cosine after two epochs of
           warm-up (there: CIFAR-10; plain momentum, option A, decay of all parameters, flips; two steps)
-Measured  AMD EPYC: 98.89 % on one rank of two threads, 98.61 % on two of one
+Measured  AMD EPYC: 98.61 % on one rank and on two, of one thread each; 98.89 % on one of two threads
 """
 
 from resnet_dist import Data, Model, Optim, Recipe, Schedule, Train
