@@ -2,7 +2,8 @@
 
     python -m resnet_dist.launch.preload.server MODULE:FUNCTION SOCKET DESCRIPTOR KEEPER
 
-It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node, has gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
+It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node, has
+gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
 """
 
 from __future__ import annotations
