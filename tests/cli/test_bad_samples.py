@@ -58,7 +58,9 @@ def evaluate(
         recipe = digits_recipe.with_overrides([f"data.max_bad_fraction={limit}"])
         model = build_model(**recipe.model.options(), in_channels=recipe.data.channels, num_classes=10).eval()
         trained = TrainedModel(model, recipe, tuple(str(label) for label in range(10)), 1, tmp_path)
-        monkeypatch.setattr("resnet_dist.train.checkpoint.load.load_model", lambda *arguments: trained)
+        monkeypatch.setattr(
+            "resnet_dist.train.checkpoint.load.load_model", lambda *arguments, **options: trained
+        )
         return command("evaluate", str(tmp_path), str(shards), "--cpu")
 
     return run

@@ -1,4 +1,4 @@
-"""What could not be predicted is counted and named, and a file of rows is finished only when it is whole."""
+"""Count and name what could not be predicted; a file of rows is finished only when it is whole."""
 
 from __future__ import annotations
 

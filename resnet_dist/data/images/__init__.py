@@ -15,5 +15,5 @@ policy/           RandAugment, TrivialAugment and color jitter of one image
 mix.py            mixup and CutMix of a micro-batch, on its device
 
 The imports of the first six and of view.py are relative: a logged model carries a copy of these modules, and
-loads where this package is not installed (`CARRIED` in tracking/mlflow/model.py).
+loads where this package is not installed (`CARRIED` in tracking/mlflow/logged/write.py).
 """

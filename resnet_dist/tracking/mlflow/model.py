@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +26,7 @@ from resnet_dist.train.checkpoint.folder import MANIFEST
 NAME = "model"
 MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
 RUN_ID = re.compile("[0-9a-f]{32}")
+_REMOTE = re.compile("(?!file:)[a-z][a-z0-9+.-]+:")  # s3://…, mlflow-artifacts:/…, runs:/…
 
 
 def log_model(
@@ -72,7 +75,9 @@ def download_model(name: str, uri: str) -> Path:
             location = _location_of(client, name)
         else:
             location = _location_of_run(client, _run_of(client, name))
-        folder = mlflow.artifacts.download_artifacts(location, tracking_uri=uri)
+        folder = mlflow.artifacts.download_artifacts(
+            location, dst_path=_folder_for(location), tracking_uri=uri
+        )
     except LookupError:
         raise
     except Exception as error:  # The client of an artifact store may raise any type.
@@ -100,14 +105,27 @@ def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
     """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
     if RUN_ID.fullmatch(name):
         return client.get_run(name)
-    # MLflow knows no escapes, but either kind of quotes.
-    quote = '"' if "'" in name else "'"
-    query = f"attributes.run_name = {quote}{name}{quote}"
+    query = f"attributes.run_name = {_quoted(name)}"
     experiments = [found.experiment_id for found in client.search_experiments()]
     runs = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
     if not runs:
         raise LookupError(f"{place_of(client.tracking_uri)} has no run of that name")
     return runs[0]
+
+
+def _quoted(name: str) -> str:
+    """Return a name for a filter of MLflow, which knows no escapes, but either kind of quotes."""
+    quote = '"' if "'" in name else "'"
+    return f"{quote}{name}{quote}"
+
+
+def _folder_for(location: str) -> str | None:
+    """Return a folder for a download, which goes with this process; None for a model that is read where it lies."""
+    if _REMOTE.match(location) is None:
+        return None
+    folder = tempfile.mkdtemp(prefix="resnet-dist-model-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _location_of_run(client: mlflow.MlflowClient, run: Run) -> str:
@@ -135,7 +153,7 @@ def _location_of(client: mlflow.MlflowClient, uri: str) -> str:
     if alias:
         version = client.get_model_version_by_alias(name, alias).version
     elif version == "latest":
-        versions = client.search_model_versions(f"name = '{name}'")
+        versions = client.search_model_versions(f"name = {_quoted(name)}")
         if not versions:
             raise LookupError(f"{place_of(client.tracking_uri)} has no version of {name}")
         version = max(int(one.version) for one in versions)

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 TOP_K = 5
 IMAGE, PIXELS = "image", "pixels"  # the columns of the signature
 COLUMNS = {IMAGE, PIXELS}
+MAX_BATCH = 256  # images of a forward pass; repeats resnet_dist.predict.classify.MAX_BATCH
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
@@ -68,7 +69,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             raise _refused(f"top_k is {top_k}; it must be 1 or more")
         top_k = min(top_k, len(self.classes))
         images = images_of(model_input)
-        size = self.data.micro_batch_size or self.data.global_batch_size
+        size = min(self.data.micro_batch_size or self.data.global_batch_size, MAX_BATCH)
         rows: list[tuple[list[str], list[float]]] = []
         for first in range(0, len(images), size):
             probabilities = self.probabilities(self.views(images[first : first + size], first))
@@ -197,6 +198,8 @@ def _pixels(value: Any, channels: int) -> np.ndarray:
         raise ValueError(f"pixels of shape {array.shape}; they must be (H, W, {channels})")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
+    if array.dtype.kind not in "biuf":
+        raise ValueError("pixels that are no numbers; they must be integers from 0 to 255")
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
         raise ValueError(
             f"pixels of {array.dtype} from {array.min()} to {array.max()}; they must be integers from 0 to 255"

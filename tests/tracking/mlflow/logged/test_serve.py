@@ -130,6 +130,7 @@ def test_every_form_of_an_image_gets_the_same_answer(served: Any) -> None:
         (np.zeros((8, 8, 3)), "pixels of float64 from 0.0 to 0.0; they must be integers from 0 to 255"),
         (np.full((8, 8, 3), 256), "from 256 to 256"),
         ([[[1, 2], [3]]], "image 0: "),
+        ({"pixels": [[[["a", 1, 2]]]]}, "image 0: pixels that are no numbers; they must be integers from 0"),
         ({"photo": [b""]}, r"columns \['photo'\]; there must be"),
         (pd.DataFrame({"a": [1], "b": [2]}), r"columns \['a', 'b'\]"),
         ([{"image": b"x", "pixels": [1]}], "image 0: 2 of"),
@@ -146,6 +147,20 @@ def test_a_bad_input_is_refused_with_its_number(served: Any, given: Any, message
 def test_a_number_of_classes_that_is_none(served: Any) -> None:
     with pytest.raises(MlflowException, match="top_k is 0; it must be 1 or more"):
         served.predict([jpeg(photo(40, 40))], params={"top_k": 0})
+
+
+def test_a_forward_pass_has_a_limit(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    implementation = served.unwrap_python_model()
+    monkeypatch.setitem(type(implementation).predict.__globals__, "MAX_BATCH", 2)
+    sizes, views = [], implementation.views
+
+    def counted(images: list[Any], first: int) -> np.ndarray:
+        sizes.append(len(images))
+        return np.asarray(views(images, first))
+
+    monkeypatch.setattr(implementation, "views", counted)
+    assert len(served.predict([jpeg(photo(40, 40))] * 5)) == 5
+    assert sizes == [2, 2, 1]
 
 
 def test_models_of_two_versions_live_in_one_process(served: Any, tmp_path: Path) -> None:
