@@ -314,6 +314,7 @@ def ray_data() -> Iterator[object]:
     ray.shutdown()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_ray_data_reads_ours_and_we_read_what_it_writes(
     digits_data: Path, tmp_path: Path, limits: CacheLimits, ray_data: object
