@@ -21,6 +21,7 @@ from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 FOLDER = "figures"  # of the artifacts of a run
 IMAGE_KEY = "eval/worst images"  # The page shows its images with a slider over the steps.
+MAX_CLASSES = 5_000  # Their matrix takes 200 MB, a few times over.
 MAX_EVALUATIONS = 20  # drawn after a run: each may take seconds
 STEPS_TAG = "resnet_dist.figures"  # the steps of the evaluations whose figures are there
 
@@ -35,14 +36,18 @@ def log_figures(run: MlflowRun, folder: RunFolder, report: Callable[[str], None]
     run.log_files({f"{FOLDER}/{name}": content for name, content in files.items()})
     classes, steps = _classes(folder), evaluations_of(folder)
     done = _steps_done(run)
-    left = [step for step in steps if step not in done] if classes is not None else []
-    if len(left) > MAX_EVALUATIONS:
+    left = [step for step in steps[-MAX_EVALUATIONS:] if step not in done]
+    if classes is None or not left:
+        return
+    if len(classes) > MAX_CLASSES:
+        report(f"no figures of {len(classes):,} classes: at most {MAX_CLASSES:,} can be drawn")
+        return
+    if len(steps) > MAX_EVALUATIONS:
         report(
-            f"figures of the newest {MAX_EVALUATIONS} of {len(left)} evaluations; the predictions of all are in "
+            f"figures of the newest {MAX_EVALUATIONS} of {len(steps)} evaluations; the predictions of all are in "
             f"{folder.location}/{EVALUATIONS_FOLDER}"
         )
-    for step in left[-MAX_EVALUATIONS:]:
-        assert classes is not None
+    for step in left:
         files = _evaluation_files(folder, step, classes)
         # The last evaluation is the one to look at first.
         place = FOLDER if step == steps[-1] else f"{FOLDER}/step-{step:08d}"
