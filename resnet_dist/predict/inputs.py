@@ -20,6 +20,7 @@ from resnet_dist.data.images.formats import format_of
 from resnet_dist.data.prepare.judge import read_file
 from resnet_dist.data.prepare.scan import Folder, Scan, is_image_by_name
 from resnet_dist.data.shards.index import INDEX_NAME, SECOND_INDEX_NAME, read_index
+from resnet_dist.data.shards.listing import has_tar_header
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.storage.shard_cache import check_command
 from resnet_dist.data.storage.transfer import has_stars, list_files, read_bytes
@@ -36,7 +37,6 @@ from resnet_dist.errors import StorageError, UserError
 
 STDIN = "-"
 STDIN_NAME = "stdin"
-_USTAR_AT, _USTAR = 257, b"ustar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _of_local(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
 
 
 def _of_file(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
-    if path.name.lower().endswith(SHARD_SUFFIXES) or path.suffix == ".json" or _is_tar(path):
+    if path.name.lower().endswith(SHARD_SUFFIXES) or path.suffix == ".json" or has_tar_header(path):
         return _of_shards(str(path), data, findings)
     num_bytes = path.stat().st_size if path.is_file() else None  # A pattern matches broken links too.
     return [Input(one_line(str(path)), partial(read_file, str(path)), num_bytes)]
@@ -184,14 +184,3 @@ def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]
     for shard in shards:  # before the first row
         check_command(shard.url, allowed=data.allow_commands)
     return images_of_shards(shards, data, findings, index)
-
-
-def _is_tar(path: Path) -> bool:
-    if not path.is_file():  # To look into a pipe would take its first bytes.
-        return False
-    try:
-        with path.open("rb") as file:
-            file.seek(_USTAR_AT)
-            return file.read(len(_USTAR)) == _USTAR
-    except OSError:
-        return False

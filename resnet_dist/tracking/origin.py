@@ -21,6 +21,7 @@ from resnet_dist.system.provenance import (
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.description import markdown
 
+NOTE_TAG = "mlflow.note.content"  # the description, which the page renders as Markdown
 COMMIT_TAG, BRANCH_TAG = "mlflow.source.git.commit", "mlflow.source.git.branch"
 DIRTY_TAG, CHANGES_TAG, NOT_DEFAULT_TAG, JOB_TAG, ERROR_TAG = (
     f"resnet_dist.{name}" for name in ("git_dirty", "changes_from_file", "not_default", "ray_job", "error")
@@ -41,7 +42,7 @@ def tags_of_origin(source: str, description: str, git: GitState | None) -> dict[
         "mlflow.user": os.environ.get(USER_VARIABLE) or user_name(),
         "mlflow.source.name": os.environ.get(SOURCE_VARIABLE) or source,
         "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": redact(markdown(description)),
+        NOTE_TAG: redact(markdown(description)),
         **_git_tags(git),
         **_job_tags(),
     }

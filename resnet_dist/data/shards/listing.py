@@ -48,7 +48,12 @@ def shards_in(folder: Path, findings: Findings) -> list[Path]:
 
 
 def _is_tar(path: Path) -> bool:
-    if path.name.lower().endswith(_OTHER_SUFFIXES) or not path.is_file():
+    return not path.name.lower().endswith(_OTHER_SUFFIXES) and has_tar_header(path)
+
+
+def has_tar_header(path: Path) -> bool:
+    """Report whether a file begins as a tar does, whatever its name. A pipe is not looked into: its bytes would be lost."""
+    if not path.is_file():
         return False
     try:
         with path.open("rb") as file:

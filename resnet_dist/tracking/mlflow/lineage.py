@@ -8,8 +8,8 @@ import mlflow
 
 from resnet_dist.runs.lineage import Lineage
 from resnet_dist.tracking.mlflow.browse.links import run_link
+from resnet_dist.tracking.origin import NOTE_TAG
 
-NOTE_TAG = "mlflow.note.content"
 FORK_TAG, FORK_ID_TAG = "resnet_dist.forked_from", "resnet_dist.forked_from_id"
 
 

@@ -11,11 +11,11 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
-from resnet_dist.tracking.mlflow.lineage import NOTE_TAG
 from resnet_dist.tracking.mlflow.page.inputs import log_page
 from resnet_dist.tracking.mlflow.results import log_recipe, publish_results, results_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, attempt_tags, place_of
 from resnet_dist.tracking.mlflow.upload import Uploader
+from resnet_dist.tracking.origin import NOTE_TAG
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.tracking.store import sqlite_file, tracking_uri
