@@ -43,6 +43,7 @@ INNER_LAYERS = {
         {"mlflow"},
         {"console"},
         {"protocol"},
+        {"backlog"},
         {"spool", "store", "origin"},
         {"description", "logged_run"},
     ],

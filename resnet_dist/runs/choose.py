@@ -48,6 +48,7 @@ MAY_CHANGE = frozenset(
         "train.stall_timeout_seconds",
         "train.threads",  # as the number of ranks, it changes the last bits
         "train.log_gradient_norms",
+        "train.log_checkpoints",
         "train.log_node_metrics",
         "train.figures",
     }

@@ -2,6 +2,7 @@
 
 protocol  the publishers of a run and of a study, as the driver sees them
 spool     the file that rank 0 appends its metrics to, and that the driver follows
+backlog   what a store lacks of a spool
 store     where MLflow keeps the runs of an output folder
 origin    tags that say where a run comes from
 description  a recipe's description as Markdown

@@ -32,7 +32,7 @@ from resnet_dist.order.samples import Order
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.storage.protocol import ALWAYS, Permit
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -171,9 +171,7 @@ def set_up(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
-        Checkpointer(
-            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit
-        ) as checkpoints,
+        checkpointer(storage, recipe, train_index.classes, world, tracker, permit) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
@@ -197,6 +195,20 @@ def set_up(
             stragglers=Stragglers(hosts, tracker.note),
             predictor=predictor,
         )
+
+
+def checkpointer(
+    storage: Storage,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    world: World,
+    tracker: Tracker,
+    permit: Permit,
+) -> Checkpointer:
+    """Return the checkpoints of a run, which are reported to its tracker."""
+    return Checkpointer(
+        storage, recipe, classes, world, tracker.note, tracker.flush, permit, tracker.log_checkpoint
+    )
 
 
 def restore_or_initialize(

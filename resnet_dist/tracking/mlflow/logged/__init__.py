@@ -1,6 +1,8 @@
-"""The files of a logged model: they hold all that predictions need, and nothing of the machine that wrote them.
+"""Models in MLflow: the files of one hold all that predictions need, and nothing of the machine that wrote them.
 
 write  write the files in MLflow's format
 card   the README.md among them
+kept   the checkpoints of a run, as its journal and its folder have them
+reference  checkpoints as models without files, which name the place of their weights
 serve  the code that MLflow runs to serve the model; it is copied with it
 """
