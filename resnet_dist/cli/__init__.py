@@ -3,6 +3,7 @@
 options   options, defaults and messages that several commands share
 main      run a command, print the error that ended it, exit with its code
 train     train, study
+groups    sweep
 submit    submit
 submitted jobs, logs, status, stop
 data      prepare
@@ -24,6 +25,7 @@ import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import prepare
+from resnet_dist.cli.groups.sweep import sweep
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models import evaluate
@@ -45,6 +47,7 @@ for command in (
     index,
     train,
     study,
+    sweep,
     submit,
     jobs,
     logs,

@@ -173,8 +173,8 @@ def study(
         )
     out.print(
         f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
-        f"figure     {_short(summary.figure)}\n"
-        f"table      {_short(summary.table)}{_browse_line(output)}"
+        f"figure     {short_path(summary.figure)}\n"
+        f"table      {short_path(summary.table)}{browse_line(output)}"
     )
     exit_where_unsent(summary.runs, (request.folder, summary.unsent))
 
@@ -195,7 +195,7 @@ def _print_summary(summary: Summary, output: str) -> None:
     out.print(
         f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {_short(summary.checkpoint)}{_browse_line(store_folder(output))}"
+        f"checkpoint {short_path(summary.checkpoint)}{browse_line(store_folder(output))}"
     )
 
 
@@ -222,7 +222,7 @@ def exit_where_unsent(runs: Sequence[RunFolder], study: tuple[Path, Sequence[str
         raise typer.Exit(UNSENT_EXIT_CODE)
 
 
-def _browse_line(output: Path) -> str:
+def browse_line(output: Path) -> str:
     """Return one more line to print, with the place to browse the runs; empty without MLflow."""
     from resnet_dist.tracking.open import has_mlflow
 
@@ -239,6 +239,6 @@ def _browse_line(output: Path) -> str:
     return f"\nbrowse     {variable}resnet-dist ui{there}"
 
 
-def _short(location: Path | str | None) -> str | None:
+def short_path(location: Path | str | None) -> str | None:
     """Return a path relative to the working folder where it is inside, and a URL as it is."""
     return None if location is None else str(location).removeprefix(f"{Path.cwd()}/")

@@ -35,6 +35,7 @@ class Request:
     # Limit for a wait for nodes; None: refuse a cluster that is too small now.
     wait_seconds: float | None = None
     changes: str = ""  # what the command changes of the recipe file, without passwords
+    cpus: int | None = None  # of each rank, where several runs share a machine; None: as many as there are
 
     @property
     def ranks(self) -> WorkerRange:

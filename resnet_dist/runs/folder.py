@@ -130,10 +130,20 @@ class RunFolder:
         """The files that the page of the run shows, see `runs.page`."""
         return self.storage.at(PAGE_FOLDER)
 
-    def request_stop(self) -> None:
-        """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded."""
+    def request_stop(self, reason: str = "") -> None:
+        """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded.
+
+        reason: for the page of the run, where something else than a person or the cluster stops it.
+        """
         self.check_lease()
-        self.storage.write(STOP_FILE, b"")
+        self.storage.write(STOP_FILE, reason.encode())
+
+    def stop_reason(self) -> str:
+        """Return the reason that was given for a stop of this attempt; empty without one."""
+        try:
+            return (self.storage.read(STOP_FILE) or b"").decode()
+        except StorageError:
+            return ""
 
     def ranks(self) -> RankPlaces | None:
         """Return where the ranks of the newest attempt that began are; None before the first."""

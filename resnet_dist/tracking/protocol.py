@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from resnet_dist.config import Recipe, Study
+from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.spool import Entry
 
@@ -29,14 +29,24 @@ class RunRecord:
         return self.run.tags
 
 
+class Described(Protocol):
+    """The part of a study or a sweep that MLflow shows with its parent run."""
+
+    @property
+    def experiment(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class StudyRecord:
-    """Everything that a publisher shows of a study besides its figure and table."""
+    """Everything that a publisher shows of a study or a sweep besides its files."""
 
-    study: Study
+    study: Described
     name: str
     folder: Path
-    source: str  # the job file, as it was typed
+    source: str  # the job or recipe file, as it was typed
     output: Path
 
 
@@ -78,7 +88,7 @@ class Publisher(Protocol):
 
 
 class StudyPublisher(Protocol):
-    """Publishes a study: the runs that belong together, their figure, table and conclusion.
+    """Publishes a study or a sweep: the runs that belong together, their figure, table and conclusion.
 
     As with Publisher, only opening it may raise.
     """

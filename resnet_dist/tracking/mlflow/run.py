@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, Status
-from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder
+from resnet_dist.runs.study_folder import StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST, MetricPoint
@@ -27,7 +27,7 @@ from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.lineage import lineage_tags
-from resnet_dist.tracking.origin import ERROR_TAG, NOTE_TAG, origin_tags
+from resnet_dist.tracking.origin import ENDS, NOTE_TAG, origin_tags
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
 
@@ -146,11 +146,12 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
-        if ERROR_TAG in data.tags and ERROR_TAG not in tags:  # of an earlier attempt
-            self.client.delete_tag(self.run_id, ERROR_TAG)
+        for tag in ENDS:
+            if tag in data.tags and tag not in tags:  # of an earlier attempt
+                self.client.delete_tag(self.run_id, tag)
 
     def describe_study(self, study: StudyFolder) -> None:
-        self.set_tags({**origin_tags(study.source, study.description), STUDY_TAG: study.name})
+        self.set_tags({**origin_tags(study.source, study.description), study.kind.tag: study.name})
 
     def newest_steps(self) -> dict[str, int]:
         """Return the newest step of every metric in the store."""

@@ -67,11 +67,11 @@ def sync_study(study: StudyFolder, report: Callable[[str], None]) -> StudyFolder
     except (StorageError, UserError):
         raise
     except Exception as error:  # A server may fail in any way.
-        report(f"study {study.name}: not sent; {_outage(error, study.output)}")
+        report(f"{study.title}: not sent; {_outage(error, study.output)}")
         return study.ended(status, study.conclusion, study.unsent or ("everything",))
     unsent = sync_parent(found, study, status, report)
     if not unsent:
-        report(f"study {study.name}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
+        report(f"{study.title}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
     return replace(study, run_id=found.run_id).ended(status, study.conclusion, unsent)
 
 
