@@ -2,5 +2,6 @@
 
 write  write the files in MLflow's format
 card   the README.md among them
+scoring  a model loaded for MLflow's scoring server, which `resnet-dist serve` runs
 serve  the code that MLflow runs to serve the model; it is copied with it
 """
