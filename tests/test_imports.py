@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "experiments", "export"},
+    {"bench", "study", "experiments", "export", "evaluation"},
     {"predict"},
     {"terminal", "driver"},
     {"launch"},
