@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "sweep", "experiments", "export", "serve"},
+    {"bench", "study", "sweep", "experiments", "evaluation", "export", "serve"},
     {"predict"},
     {"terminal", "driver"},
     {"launch"},

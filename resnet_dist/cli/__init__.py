@@ -9,8 +9,7 @@ submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate, serve
-predictions predict, export
+models    evaluate, predict, export, serve
 runs      runs (show, best, compare), ui, sync
 bench     bench loader, bench step, bench launch
 
@@ -28,9 +27,10 @@ from resnet_dist.cli.data import prepare
 from resnet_dist.cli.groups.sweep import sweep
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
-from resnet_dist.cli.models import evaluate, serve
+from resnet_dist.cli.models.evaluate import evaluate
+from resnet_dist.cli.models.predict import export, predict
+from resnet_dist.cli.models.serve import serve
 from resnet_dist.cli.options import diverted
-from resnet_dist.cli.predictions import export, predict
 from resnet_dist.cli.runs import runs, sync, ui
 from resnet_dist.cli.submit import submit
 from resnet_dist.cli.submitted import jobs, logs, status, stop

@@ -246,7 +246,15 @@ def evaluate_unless_stopped(
 
     predictions = PredictionLog() if wants_figures(parts, recipe, tracker) else None
     try:
-        metrics = evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad, predictions)
+        metrics = evaluate(
+            parts.predictor,
+            parts.eval_loader,
+            world,
+            before_batch,
+            report_bad,
+            predictions,
+            recipe.train.precision,
+        )
         if predictions is not None:
             progress.at(GATHERING)
             tracker.log_predictions(predictions.gather(world), parts.state.step)

@@ -88,7 +88,7 @@ def download_model(name: str, uri: str) -> Path | str:
         if name.startswith(MODEL_SCHEMES):
             location = _location_of(client, name)
         else:
-            location = _location_of_run(client, _run_of(client, name))
+            location = _location_of_run(client, find_run(client, name))
         if isinstance(location, Reference):
             return location.place
         folder = mlflow.artifacts.download_artifacts(
@@ -117,7 +117,7 @@ def _kind_of(folder: Path) -> str:
     return f"a model of {flavors[0]}" if flavors else "a model of another program"
 
 
-def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
+def find_run(client: mlflow.MlflowClient, name: str) -> Run:
     """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
     if RUN_ID.fullmatch(name):
         return client.get_run(name)
