@@ -17,7 +17,6 @@ from resnet_dist.runs.page import DATA_FILE
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.model import log_model
-from resnet_dist.tracking.mlflow.page.figures import log_figures
 from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page
 from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
@@ -63,7 +62,7 @@ def publish_results(
         tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
     # Last: a figure that cannot be drawn must not cost the model.
     if checkpoint is not None and record.recipe.train.figures != "none":
-        tasks.append(("the figures", lambda: log_figures(run, record.run, report)))
+        tasks.append(("the figures", lambda: _log_figures(run, record, report)))
     for number, (_, task) in enumerate(tasks):
         try:
             task()
@@ -91,6 +90,13 @@ def results_of(record: RunRecord) -> list[str]:
 def _log_gradient_norms(run: MlflowRun, record: RunRecord) -> None:
     norms = read_layers(record.run.spool, GRADIENT_NORMS)
     run.log_text(json.dumps(norms), f"{GRADIENT_NORMS}.json")
+
+
+def _log_figures(run: MlflowRun, record: RunRecord, report: Callable[[str], None]) -> None:
+    # Here, because a run that begins must not wait for matplotlib.
+    from resnet_dist.tracking.mlflow.page.figures import log_figures
+
+    log_figures(run, record.run, report)
 
 
 def _log_model(run: MlflowRun, record: RunRecord, checkpoint: str) -> None:
