@@ -25,7 +25,7 @@ from resnet_dist.cli.options import (
     out,
 )
 from resnet_dist.cli.train import load
-from resnet_dist.config import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange
+from resnet_dist.config import DEFAULT_MAX_RESTARTS, WorkerRange
 from resnet_dist.errors import UserError
 from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
@@ -96,7 +96,7 @@ def submit(
         from resnet_dist.launch.jobs.submission import Submission
         from resnet_dist.runs.storage.open import resolved
 
-    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
+    ranks = workers or WorkerRange.default(value)
     check_recipe(value, ranks)
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
