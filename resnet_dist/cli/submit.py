@@ -25,10 +25,9 @@ from resnet_dist.cli.options import (
     out,
 )
 from resnet_dist.cli.train import load
-from resnet_dist.config import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange
+from resnet_dist.config import DEFAULT_MAX_RESTARTS, WorkerRange
 from resnet_dist.errors import UserError
 from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning
-from resnet_dist.launch.ray_cluster.check import find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
@@ -90,14 +89,14 @@ def submit(
         raise UserError(f"--exclude {exclude[0]}: it leaves out files of --working-dir, which is missing")
     value, changes = load(recipe, overrides)
     check_submitted_tracker()
-    dashboard = find_dashboard(address, err.print)
+    dashboard = _find_dashboard(address)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import absolute_paths, check_recipe
         from resnet_dist.launch.jobs.files import read_working_folder
         from resnet_dist.launch.jobs.submission import Submission
         from resnet_dist.runs.storage.open import resolved
 
-    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
+    ranks = workers or WorkerRange.default(value)
     check_recipe(value, ranks)
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
@@ -126,6 +125,12 @@ def submit(
         # Again, because it may be the cause, and the log of the job has moved it out of sight.
         err.print(note)
     raise typer.Exit(code)
+
+
+def _find_dashboard(address: str | None) -> str:
+    from resnet_dist.launch.ray_cluster.check import find_dashboard  # Here, because `--help` needs none.
+
+    return find_dashboard(address, err.print)
 
 
 def _print_lines(*lines: str) -> None:

@@ -36,9 +36,6 @@ from resnet_dist.config import (
     load_study,
 )
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE
-from resnet_dist.launch.ray_cluster.check import find_cluster
-from resnet_dist.runs.folder import RunFolder, unsent_summary
-from resnet_dist.runs.study_folder import unsent_line
 from resnet_dist.system.command import (
     command_line,
     quoted,
@@ -61,6 +58,7 @@ from resnet_dist.tracking.store import (
 if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
+    from resnet_dist.runs.folder import RunFolder
 
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
@@ -88,6 +86,8 @@ def train(
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
         check_tracking_uri()
+        from resnet_dist.launch.ray_cluster.check import find_cluster
+
         find_cluster(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
@@ -146,6 +146,8 @@ def study(
     with shown():
         value = load_study(job, arguments or (), overrides or ())
     if address is not None or workers is not None:
+        from resnet_dist.launch.ray_cluster.check import find_cluster
+
         find_cluster(address)
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
@@ -213,6 +215,9 @@ def exit_where_unsent(runs: Sequence[RunFolder], study: tuple[Path, Sequence[str
 
     study: the folder of the study that they belong to, and what MLflow did not get of it besides the runs.
     """
+    from resnet_dist.runs.folder import unsent_summary
+    from resnet_dist.runs.study_folder import unsent_line
+
     lines = [f"run {run.name} is trained, but {unsent_summary(run)}" for run in runs if run.unsent]
     folder, unsent = study
     lines += [f"study {folder.name} is complete, but {unsent_line(folder, unsent)}"] if unsent else []

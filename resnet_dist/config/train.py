@@ -151,6 +151,9 @@ class Train(Part):
     """Type of the arithmetic in forward passes; weights stay fp32. fp16 scales the loss, and needs CUDA."""
     tf32: bool = True
     """On CUDA, round the factors of fp32 products to 10 bits of mantissa, which is several times faster."""
+    deterministic: bool = False
+    """On CUDA, compute the same bits in every run on the same kind of GPU, with the same ranks and versions: kernels
+    that add in a fixed order, chosen without timing them. It is slower. A CPU does so anyway."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     """Mode of torch.compile, for forward pass and loss together and for evaluation. reduce-overhead replays
     CUDA graphs, which suits small nets. Not with several sizes in `data.train_sizes`."""

@@ -36,10 +36,11 @@ from resnet_dist.runs.page import EVALUATIONS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable, wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
-from resnet_dist.system.environment.network import interface_problem
+from resnet_dist.system.environment.network import follow_nccl, interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
 from resnet_dist.tracking.spool import Spool
+from resnet_dist.train.device import explain_nondeterminism
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.start.threads import choose_threads
 from resnet_dist.train.tracker import NullTracker
@@ -65,6 +66,8 @@ def carry_out(orders: dict[str, Any]) -> dict[str, Any]:
 
 def _join(orders: dict[str, Any]) -> World:
     """Set up the process group of the ranks. Raises TrainingError where the network of this node is set up wrongly."""
+    if orders["gpu"]:
+        follow_nccl()
     rank, size, seconds = orders["rank"], orders["world_size"], orders["timeout_seconds"]
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -200,7 +203,8 @@ def _train_rank(
     except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None
     except BaseException as error:
-        if (explained := out_of_memory(error, recipe, world)) is not None:
+        explained = out_of_memory(error, recipe, world) or explain_nondeterminism(error)
+        if explained is not None:
             raise explained from None
         raise
 

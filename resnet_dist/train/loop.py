@@ -33,6 +33,7 @@ from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
+from resnet_dist.system.memory import collect_normally
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -181,6 +182,7 @@ def set_up(
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
+        collect_normally()
         state.meter.restart_clock()
         yield Parts(
             order=order,

@@ -18,7 +18,6 @@ from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.logged.reference import CheckpointModels, log_cards
 from resnet_dist.tracking.mlflow.model import LAST, NAME, log_model
-from resnet_dist.tracking.mlflow.page.figures import log_figures
 from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page
 from resnet_dist.tracking.mlflow.run import LAST_MODEL_TAG, MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
@@ -66,7 +65,7 @@ def publish_results(
         tasks.append(("the model", lambda: _log_models(run, record, checkpoint)))
     # Last: a figure that cannot be drawn must not cost the model.
     if checkpoint is not None and record.recipe.train.figures != "none":
-        tasks.append(("the figures", lambda: log_figures(run, record.run, report)))
+        tasks.append(("the figures", lambda: _log_figures(run, record, report)))
     for number, (_, task) in enumerate(tasks):
         try:
             task()
@@ -107,6 +106,13 @@ def _log_checkpoints(run: MlflowRun, record: RunRecord, checkpoint: str | None) 
     if checkpoint is not None:
         models.leave_out(map(step_of, (checkpoint, list_checkpoints(record.run.checkpoints)[-1])))
     models.send(run)
+
+
+def _log_figures(run: MlflowRun, record: RunRecord, report: Callable[[str], None]) -> None:
+    # Here, because a run that begins must not wait for matplotlib.
+    from resnet_dist.tracking.mlflow.page.figures import log_figures
+
+    log_figures(run, record.run, report)
 
 
 def _log_models(run: MlflowRun, record: RunRecord, checkpoint: str) -> None:
