@@ -11,7 +11,7 @@ indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
 models    evaluate, predict, export, serve
 runs      runs (show, best, compare), ui, sync
-bench     bench loader, bench step, bench launch
+bench     bench loader, bench step, bench launch, bench scale
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
 trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 130 interrupted, 1 any other error.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import typer
 
-from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
+from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.groups.sweep import sweep
 from resnet_dist.cli.indexing import index
@@ -63,6 +63,7 @@ for command in (
     app.command()(diverted(command))
 app.add_typer(runs, name="runs")
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
-for name, bench_command in (("loader", bench_loader), ("step", bench_step), ("launch", bench_launch)):
+BENCHES = {"loader": bench_loader, "step": bench_step, "launch": bench_launch, "scale": bench_scale}
+for name, bench_command in BENCHES.items():
     bench.command(name)(diverted(bench_command))
 app.add_typer(bench, name="bench")
