@@ -40,7 +40,7 @@ INNER_LAYERS = {
         {"abandoned"},
         {"sync", "locate"},
         {"open"},
-        {"mlflow"},
+        {"mlflow", "also"},
         {"console"},
         {"protocol"},
         {"backlog"},

@@ -15,12 +15,14 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     Address,
+    AlsoTo,
     BeginFrom,
     Gpu,
     MaxRestarts,
     Name,
     Output,
     Overrides,
+    Profile,
     RunOutput,
     Wait,
     Workers,
@@ -45,6 +47,7 @@ from resnet_dist.system.command import (
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
+from resnet_dist.tracking.also.choose import check_also
 from resnet_dist.tracking.origin import changes_text
 from resnet_dist.tracking.store import (
     URI_VARIABLE,
@@ -76,12 +79,15 @@ def train(
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
+    also: AlsoTo = None,
+    profile: Profile = None,
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
+    others = check_also(also or ())
     loaded = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
         # Before the large imports, and before data is prepared: a wrong address is found in seconds.
@@ -96,6 +102,7 @@ def train(
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.abandoned import closing_abandoned
+        from resnet_dist.tracking.also.beside import with_others
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -108,8 +115,9 @@ def train(
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            request = Request(value, str(recipe), place, *flags, {}, max_restarts, wait, changes)
-            summary = run_training(request, reporter, closing_abandoned(open_publisher))
+            limits = (max_restarts, wait)
+            request = Request(value, str(recipe), place, *flags, {}, *limits, others, profile, changes)
+            summary = run_training(request, reporter, with_others(closing_abandoned(open_publisher)))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
         err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
@@ -139,10 +147,12 @@ def study(
         str | None, typer.Option(help="Name of the study; an existing study is continued.")
     ] = None,
     output: Output = DEFAULT_OUTPUT,
+    also: AlsoTo = None,
 ) -> None:
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
     check_single_start(address)
     check_machine(local=workers is None, address=address, workers=workers, gpu=gpu)
+    others = check_also(also or ())
     with shown():
         value = load_study(job, arguments or (), overrides or ())
     if address is not None or workers is not None:
@@ -153,14 +163,16 @@ def study(
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.abandoned import closing_abandoned
+        from resnet_dist.tracking.also.beside import with_others
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
     folder = local_folder(str(output), "--output").absolute()
     check_tracker(folder, value.experiment)
-    request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
+    request = StudyRequest(value, str(job), folder, workers, gpu, address, name, others)
+    publisher = with_others(closing_abandoned(open_publisher))
     with make_reporter(out, training_lines=False) as reporter:
         try:
-            summary = run_study(request, reporter, open_study, closing_abandoned(open_publisher))
+            summary = run_study(request, reporter, open_study, publisher)
         except StudyInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"

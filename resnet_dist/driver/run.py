@@ -45,7 +45,7 @@ from resnet_dist.system.signals import defer_signals, handle_signals, raise_inte
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher
 from resnet_dist.tracking.spool import Entry, has_steps
-from resnet_dist.train.checkpoint.folder import list_checkpoints
+from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
 
 log = logging.getLogger(__name__)
@@ -113,10 +113,19 @@ def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepare
     if origin is not None:
         check_fork(origin, request.recipe, indexes, total_steps)
         run = begin_fork(origin, run, request.recipe, reporter.note)
+    run = _with_profile(run, request, total_steps)
     launch = stack.enter_context(launcher_of(request, reporter))
     sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
     gauges = RunGauges(run, total_steps, [*sinks, *ray_sinks(request)])
     return _Prepared(request, run, indexes, total_steps, launch, gauges)
+
+
+def _with_profile(run: RunFolder, request: Request, total_steps: int) -> RunFolder:
+    """Return the run with the steps to profile. Raises UserError where it takes no such steps any more."""
+    if request.profile is not None:
+        names = list_checkpoints(run.checkpoints)
+        request.profile.check(total_steps, step_of(names[-1]) if names else 0, run.name)
+    return replace(run, profile=request.profile)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ description  a recipe's description as Markdown
 logged_run  a run as a tracker has it, and what several have in common
 console   the thread that shows a spool to a person; the publisher of a run without MLflow
 mlflow/   the publishers of MLflow, and everything else that knows its API
+also/     what gets the metrics beside MLflow, such as TensorBoard
 open      refuse what cannot be used; choose and open a publisher
 sync      send what a tracker did not get of the runs of an output folder
 locate    find the folder of a run by its name, its path or its id

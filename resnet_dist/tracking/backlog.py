@@ -35,7 +35,7 @@ class MetricStore(Protocol):
 
 
 class Companion(Protocol):
-    """What a store gets of a spool besides metrics, after them."""
+    """The part of a spool that a store gets besides metrics, after them."""
 
     def start_over(self) -> None:
         """Forget what was sent: the store is another one."""

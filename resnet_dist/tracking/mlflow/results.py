@@ -13,12 +13,12 @@ from mlflow.utils.rest_utils import http_request_safe
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError
-from resnet_dist.runs.page import DATA_FILE
+from resnet_dist.runs.page import DATA_FILE, PROFILE_FOLDER
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.logged.reference import CheckpointModels, log_cards
 from resnet_dist.tracking.mlflow.model import LAST, NAME, log_model
-from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page
+from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page, log_profile
 from resnet_dist.tracking.mlflow.run import LAST_MODEL_TAG, MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Follower, read_layers
@@ -59,6 +59,8 @@ def publish_results(
             tasks.append(("the data sets", lambda: log_page(run, record.run)))
     if _has(lambda: failures_of(record.run)):
         tasks.append(("the details of failures", lambda: log_failures(run, record.run)))
+    if _has(lambda: record.run.storage.objects(PROFILE_FOLDER)):
+        tasks.append(("the profile", lambda: log_profile(run, record.run)))
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
     if checkpoint is not None:
