@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data
+from resnet_dist.data.batches.device_copies import Begun, Copies, NoCopies, copies_to
 from resnet_dist.data.batches.fill import Decoder
 from resnet_dist.data.batches.resident import Buffers, Samples, check_fits
 from resnet_dist.data.images.augment import recolors
@@ -88,7 +89,11 @@ class Loader:
         self._some_are_fetched = not all(is_plain_local(shard) for shard in index.shards)
         self._wanted: set[int] = set()
         # Beside the batches ahead: the one to be returned, the one in use, and one that is released a little later.
-        self._buffers = Buffers(self._batches_ahead + 3)
+        # On a GPU also two that are being copied.
+        self._to_gpu = world.device.type == "cuda"
+        self._buffers = Buffers(self._batches_ahead + (5 if self._to_gpu else 3), pinned=self._to_gpu)
+        # Batches of a set that is cached on the GPU are made there.
+        self._copies: Copies = NoCopies() if data.cache == "device" else copies_to(world.device)
         self._ahead: deque[tuple[int, _Pending]] = deque()
         self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest, world.cpus)
         self._pool = start_threads(self.threads)
@@ -109,12 +114,19 @@ class Loader:
         start = time.perf_counter()
         self._submit_until(step)
         pending = self._ahead.popleft()[1]
-        for task in pending.tasks:
-            task.result()
-        samples = pending.samples().to(self._device)
+        samples = self._copies.end(pending.copied or self._begin_copy(pending))
+        if self._ahead and self._ahead[0][1].is_done():
+            self._begin_copy(self._ahead[0][1])
         bad = tuple(samples.bad[row] for row in sorted(samples.bad))
         waited = time.perf_counter() - start
         return Batch(samples.images_NSSC, samples.labels_N, samples.weights_N, pending.ids_B, bad, waited)
+
+    def _begin_copy(self, pending: _Pending) -> Begun:
+        """Wait for the threads that fill a batch, and begin to copy it to the device."""
+        for task in pending.tasks:
+            task.result()
+        pending.copied = self._copies.begin(pending.samples())
+        return pending.copied
 
     def drain(self) -> tuple[int, list[str]]:
         """Wait for the batches decoded ahead, and drop them. For benchmarks.
@@ -177,11 +189,16 @@ class Loader:
             return self._submit_selection(self._cached, ids, random, size)
         if self._some_are_fetched:
             self._fetch_ahead(step)
-        samples = Samples.around(self._buffers.take((len(ids), size, size, self.data.channels)))
+        samples = self._around(self._buffers.take((len(ids), size, size, self.data.channels)))
         cropped = self.order.training and self.data.crop == "random-resized-crop"
         decoded_size = size if cropped else self._whole_size
         tasks = self._submit_decoding(samples, ids, self._share.blocks, random, decoded_size)
         return _Pending(ids, tasks, lambda: samples)
+
+    def _around(self, images_NSSC: Tensor) -> Samples:
+        """Return samples around a buffer, with labels and weights in pinned memory too where a GPU copies them."""
+        samples = Samples.around(images_NSSC)
+        return samples.pinned() if self._to_gpu else samples
 
     def _submit_selection(
         self, cached: Samples, ids: NDArray[np.int64], random: Randomness | None, size: int
@@ -191,8 +208,14 @@ class Loader:
             # Use no thread: the device runs its work in sequence anyway.
             selected = cached.select(ids, self.data, random, size)
             return _Pending(ids, [], lambda: selected)
-        task = self._pool.submit(cached.select, ids, self.data, random, size)
+        task = self._pool.submit(self._select, cached, ids, random, size)
         return _Pending(ids, [task], task.result)
+
+    def _select(
+        self, cached: Samples, ids: NDArray[np.int64], random: Randomness | None, size: int
+    ) -> Samples:
+        selected = cached.select(ids, self.data, random, size)
+        return selected.pinned() if self._to_gpu else selected
 
     def _randomness(self, ids: NDArray[np.int64], step: int) -> Randomness:
         epoch = step // self.order.steps_per_epoch
@@ -236,13 +259,18 @@ class Loader:
         return kept
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pending:
     """A batch that threads are filling."""
 
     ids_B: NDArray[np.int64]
     tasks: Sequence[Future[Any]]
     samples: Callable[[], Samples]  # to be called when the tasks are done
+    copied: Begun | None = None
+
+    def is_done(self) -> bool:
+        """Report whether all tasks are done, and none has failed: its turn is the time to raise an error."""
+        return all(task.done() and task.exception() is None for task in self.tasks)
 
 
 def start_threads(count: int) -> ThreadPoolExecutor:

@@ -1,0 +1,4 @@
+"""The work on images that a GPU does: the same numbers as on a CPU.
+
+resize    shrink or enlarge images by whole numbers, to the bytes of the CPU's resizing
+"""
