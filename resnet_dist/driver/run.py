@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
-from resnet_dist.driver.gauges import RunGauges, file_sink, metrics_file
+from resnet_dist.driver.gauges import RunGauges, file_sinks, metrics_file
 from resnet_dist.driver.hold import choose, locked, loss_reported
 from resnet_dist.driver.launcher import launcher_of, ray_sinks
 from resnet_dist.driver.output import check_output
@@ -115,7 +115,7 @@ def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepare
         run = begin_fork(origin, run, request.recipe, reporter.note)
     run = _with_profile(run, request, total_steps)
     launch = stack.enter_context(launcher_of(request, reporter))
-    sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
+    sinks = stack.enter_context(file_sinks(gauge_file, reporter.note))
     gauges = RunGauges(run, total_steps, [*sinks, *ray_sinks(request)])
     return _Prepared(request, run, indexes, total_steps, launch, gauges)
 

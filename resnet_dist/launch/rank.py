@@ -39,6 +39,7 @@ from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.environment.network import follow_nccl, interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
+from resnet_dist.tracking.origin import MACHINE_PREFIX
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.train.device import explain_nondeterminism
 from resnet_dist.train.loop import Outcome, train
@@ -230,7 +231,7 @@ def machine_tags(hosts: list[str], world: World, threads: int) -> dict[str, str]
         found["gpu"] = torch.cuda.get_device_name(world.device)
         found["cuda"] = str(torch.version.cuda or torch.version.hip)
         found["nvidia_driver"] = driver_version() or "unknown"
-    return {f"resnet_dist.machine.{name}": text for name, text in found.items()}
+    return {f"{MACHINE_PREFIX}{name}": text for name, text in found.items()}
 
 
 def log_start(attempt: Attempt, progress: Progress, tracker: Spool, tags: dict[str, str]) -> None:
