@@ -20,6 +20,8 @@ torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
@@ -63,7 +65,12 @@ for command in (
     app.command()(diverted(command))
 app.add_typer(runs, name="runs")
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
-BENCHES = {"loader": bench_loader, "step": bench_step, "launch": bench_launch, "scale": bench_scale}
+BENCHES: dict[str, Callable[..., None]] = {
+    "loader": bench_loader,
+    "step": bench_step,
+    "launch": bench_launch,
+    "scale": bench_scale,
+}
 for name, bench_command in BENCHES.items():
     bench.command(name)(diverted(bench_command))
 app.add_typer(bench, name="bench")

@@ -90,11 +90,7 @@ def train(
     others = check_also(also or ())
     loaded = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
-        # Before the large imports, and before data is prepared: a wrong address is found in seconds.
-        check_tracking_uri()
-        from resnet_dist.launch.ray_cluster.check import find_cluster
-
-        find_cluster(address)
+        _check_addresses(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
     with handle_signals(exit_with_message(NOTHING_SAVED)):
@@ -127,6 +123,14 @@ def train(
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     _print_summary(summary, place)
     exit_where_unsent([summary.run])
+
+
+def _check_addresses(address: str | None) -> None:
+    """Find the cluster, before the large imports and before data is prepared: a wrong address is found in seconds."""
+    check_tracking_uri()
+    from resnet_dist.launch.ray_cluster.check import find_cluster
+
+    find_cluster(address)
 
 
 @on_interrupt(RESUMES)
