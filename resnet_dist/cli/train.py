@@ -34,6 +34,7 @@ from resnet_dist.cli.options import (
 from resnet_dist.config import (
     DEFAULT_MAX_RESTARTS,
     Recipe,
+    Study,
     load_recipe,
     load_study,
 )
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
     from resnet_dist.runs.folder import RunFolder
+    from resnet_dist.study.report import StudySummary
 
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
@@ -183,6 +185,11 @@ def study(
                 f"  {command_line()}"
             )
             raise typer.Exit(interrupted.exit_code) from None
+    _print_results(value, summary, output)
+    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
+
+
+def _print_results(value: Study, summary: StudySummary, output: Path) -> None:
     for trial, result in zip(value.trials, summary.results, strict=True):
         metrics = result.metrics
         out.print(
@@ -194,7 +201,6 @@ def study(
         f"figure     {short_path(summary.figure)}\n"
         f"table      {short_path(summary.table)}{browse_line(output)}"
     )
-    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
 
 
 def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
