@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "experiments", "export", "serve"},
+    {"bench", "study", "experiments", "export", "serve", "explain"},
     {"predict"},
     {"terminal", "driver"},
     {"launch"},
@@ -44,7 +44,7 @@ INNER_LAYERS = {
         {"console"},
         {"protocol"},
         {"spool", "store", "origin"},
-        {"description", "logged_run"},
+        {"description", "logged_run", "registration"},
     ],
     "train": [
         {"loop"},

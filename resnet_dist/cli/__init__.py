@@ -8,8 +8,8 @@ submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate, serve
-predictions predict, export
+models    evaluate, explain, export, serve
+predictions predict
 runs      runs (show, best, compare), ui, sync
 bench     bench loader, bench step, bench launch
 
@@ -26,9 +26,9 @@ from resnet_dist.cli.bench import bench_launch, bench_loader, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
-from resnet_dist.cli.models import evaluate, serve
+from resnet_dist.cli.models import evaluate, explain, export, serve
 from resnet_dist.cli.options import diverted
-from resnet_dist.cli.predictions import export, predict
+from resnet_dist.cli.predictions import predict
 from resnet_dist.cli.runs import runs, sync, ui
 from resnet_dist.cli.submit import submit
 from resnet_dist.cli.submitted import jobs, logs, status, stop
@@ -54,6 +54,7 @@ for command in (
     evaluate,
     predict,
     export,
+    explain,
     serve,
     ui,
 ):

@@ -17,6 +17,7 @@ from resnet_dist.cli.options import (
     MaxRestarts,
     Name,
     Overrides,
+    Register,
     Wait,
     Workers,
     err,
@@ -32,6 +33,7 @@ from resnet_dist.launch.ray_cluster.check import find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
+from resnet_dist.tracking.registration import Registration
 from resnet_dist.tracking.store import URI_VARIABLE, check_tracking_uri, has_password, shown_tracker
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def submit(
     name: Name = None,
     resume: Resume = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: ClusterOutput = str(DEFAULT_OUTPUT),
     detach: Detach = False,
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
@@ -85,7 +88,7 @@ def submit(
     exclude: Exclude = None,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
-    variables = parse_variables(env or ())
+    variables, registered = parse_variables(env or ()), _registered(register)
     if exclude and working_dir is None:
         raise UserError(f"--exclude {exclude[0]}: it leaves out files of --working-dir, which is missing")
     value, changes = load(recipe, overrides)
@@ -97,8 +100,7 @@ def submit(
         from resnet_dist.launch.jobs.submission import Submission
         from resnet_dist.runs.storage.open import resolved
 
-    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
-    check_recipe(value, ranks)
+    check_recipe(value, ranks := workers or WorkerRange.parse(str(DEFAULT_WORKERS)))
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
     _print_lines(secrets_warning(variables), "" if working is None else working.summary(), note)
@@ -112,6 +114,7 @@ def submit(
         name=name,
         resume=resume,
         begin_from=begin_from,
+        register=registered,
         output=resolved(output),
         detach=detach,
         command=command_line(),
@@ -126,6 +129,11 @@ def submit(
         # Again, because it may be the cause, and the log of the job has moved it out of sight.
         err.print(note)
     raise typer.Exit(code)
+
+
+def _registered(text: str | None) -> str:
+    """Return the value of --register, which may need an MLflow that only the cluster has; empty without it."""
+    return "" if text is None else str(Registration.parse(text))
 
 
 def _print_lines(*lines: str) -> None:

@@ -21,6 +21,7 @@ from resnet_dist.cli.options import (
     Name,
     Output,
     Overrides,
+    Register,
     RunOutput,
     Wait,
     Workers,
@@ -28,6 +29,7 @@ from resnet_dist.cli.options import (
     local_folder,
     on_interrupt,
     out,
+    registration_of,
 )
 from resnet_dist.config import (
     DEFAULT_MAX_RESTARTS,
@@ -75,12 +77,14 @@ def train(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
+    registration = registration_of(register)
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
@@ -108,7 +112,8 @@ def train(
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            request = Request(value, str(recipe), place, *flags, {}, max_restarts, wait, changes)
+            kept = str(registration or "")
+            request = Request(value, str(recipe), place, *flags, {}, max_restarts, wait, kept, changes)
             summary = run_training(request, reporter, closing_abandoned(open_publisher))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""

@@ -34,6 +34,7 @@ class Request:
     max_restarts: int = 0  # of lost ranks, within an hour
     # Limit for a wait for nodes; None: refuse a cluster that is too small now.
     wait_seconds: float | None = None
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: those of a run that goes on, else none
     changes: str = ""  # what the command changes of the recipe file, without passwords
 
     @property

@@ -94,6 +94,7 @@ class RunFolder:
     status: Status | None = None  # that of the newest attempt; None while it runs, and where its driver died
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
     restarts: tuple[Restarted, ...] = ()  # of all attempts, oldest first
+    register: str = ""  # NAME or NAME@ALIAS, under which MLflow gets the model of the finished run
     lineage: Lineage | None = None  # the run that this one was forked from
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
     token: str = field(default_factory=lambda: uuid.uuid4().hex)

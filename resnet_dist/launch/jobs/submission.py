@@ -54,6 +54,7 @@ class Submission:
     max_restarts: int
     wait_seconds: float | None
     begin_from: str | None = None  # RUN or RUN@STEP, which the cluster looks up
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: none
     variables: Mapping[str, str] = field(default_factory=dict)  # additional ones of the job's environment
     working: WorkingFolder | None = None  # sent with the recipe
     changes: str = ""  # what the command changes of the recipe file, without passwords
@@ -77,6 +78,8 @@ def entrypoint(submission: Submission) -> list[str]:
         command += ["--name", submission.name]
     if submission.begin_from:
         command += ["--from", submission.begin_from]
+    if submission.register:
+        command += ["--register", submission.register]
     return start_command([*command, "--resume"] if submission.resume else command)
 
 
