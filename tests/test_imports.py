@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "sweep", "experiments", "evaluation", "export", "serve"},
+    {"bench", "study", "sweep", "experiments", "evaluation", "export", "serve", "explain"},
     {"predict"},
     {"terminal", "driver"},
     {"launch"},
@@ -45,7 +45,7 @@ INNER_LAYERS = {
         {"protocol"},
         {"backlog"},
         {"spool", "store", "origin"},
-        {"description", "logged_run"},
+        {"description", "logged_run", "registration"},
     ],
     "train": [
         {"loop"},

@@ -23,6 +23,7 @@ from resnet_dist.cli.options import (
     Output,
     Overrides,
     Profile,
+    Register,
     RunOutput,
     Wait,
     Workers,
@@ -30,6 +31,7 @@ from resnet_dist.cli.options import (
     local_folder,
     on_interrupt,
     out,
+    registration_of,
 )
 from resnet_dist.config import (
     DEFAULT_MAX_RESTARTS,
@@ -78,6 +80,7 @@ def train(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
@@ -86,6 +89,7 @@ def train(
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
+    registration = registration_of(register)
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
@@ -114,7 +118,8 @@ def train(
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
             limits = (max_restarts, wait)
-            request = Request(value, str(recipe), place, *flags, {}, *limits, others, profile, changes)
+            kept = str(registration or "")
+            request = Request(value, str(recipe), place, *flags, {}, *limits, others, profile, kept, changes)
             summary = run_training(request, reporter, with_others(closing_abandoned(open_publisher)))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""

@@ -46,6 +46,7 @@ class Input:
     name: str  # on one line, without a password
     read: Callable[[], bytes]
     num_bytes: int | None = None  # None: unknown
+    path: Path | None = None  # of an image that is a file of its own on this machine
 
 
 def inputs_of(paths: Iterable[str], data: Data, findings: Findings) -> Iterator[Input]:
@@ -115,7 +116,7 @@ def _of_file(path: Path, data: Data, findings: Findings) -> Iterable[Input]:
     if path.name.lower().endswith(SHARD_SUFFIXES) or path.suffix == ".json" or has_tar_header(path):
         return _of_shards(str(path), data, findings)
     num_bytes = path.stat().st_size if path.is_file() else None  # A pattern matches broken links too.
-    return [Input(one_line(str(path)), partial(read_file, str(path)), num_bytes)]
+    return [Input(one_line(str(path)), partial(read_file, str(path)), num_bytes, path)]
 
 
 def _of_folder(folder: Path, data: Data, findings: Findings) -> Iterable[Input]:
@@ -128,7 +129,7 @@ def _of_folder(folder: Path, data: Data, findings: Findings) -> Iterable[Input]:
     if has_shards or INDEX_NAME in names or SECOND_INDEX_NAME in names:
         return _of_shards(str(folder), data, findings)
     found = [
-        Input(one_line(file.path), partial(read_file, file.path), file.num_bytes)
+        Input(one_line(file.path), partial(read_file, file.path), file.num_bytes, Path(file.path))
         for file in Scan().files(Folder(str(folder)), findings)
     ]
     if not found:
