@@ -37,7 +37,7 @@ class NvCodec:
     def __init__(self, device: torch.device) -> None:
         self._device, self._is_gpu = device, device.type == "cuda"
         try:
-            self._library = import_codec(ON_CPU, ON_GPU)
+            self._library = import_codec(ON_CPU, *([ON_GPU] if self._is_gpu else []))
             self._decoder = self._make_decoder()
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
             raise UserError(
