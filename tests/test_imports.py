@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "experiments", "export"},
+    {"bench", "study", "sweep", "experiments", "evaluation", "export", "serve"},
     {"predict"},
     {"terminal", "driver"},
     {"launch"},
@@ -40,9 +40,10 @@ INNER_LAYERS = {
         {"abandoned"},
         {"sync", "locate"},
         {"open"},
-        {"mlflow"},
+        {"mlflow", "also"},
         {"console"},
         {"protocol"},
+        {"backlog"},
         {"spool", "store", "origin"},
         {"description", "logged_run"},
     ],
@@ -66,9 +67,10 @@ OWNERS = {
         "launch/on_ray/",
         "launch/jobs/",
         "launch/ray_cluster/",
+        "sweep/tuner.py",
     ),
     "mlflow": ("tracking/mlflow/",),
-    "matplotlib": ("study/figure.py", "figures/"),
+    "matplotlib": ("study/figure.py", "sweep/figure.py", "figures/"),
 }
 
 

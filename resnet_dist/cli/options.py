@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from resnet_dist.config import DEFAULT_WORKERS, Data, WorkerRange
+from resnet_dist.config import DEFAULT_WORKERS, Data, ProfiledSteps, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from resnet_dist.system.redact import redact
@@ -78,6 +78,29 @@ Dashboard = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
+
+
+def parse_profile(text: str) -> ProfiledSteps:
+    try:
+        return ProfiledSteps.parse(text)
+    except UserError as error:  # As above.
+        raise typer.BadParameter(str(error)) from None
+
+
+Profile = Annotated[
+    ProfiledSteps | None,
+    typer.Option(
+        metavar="START:STOP",
+        parser=parse_profile,
+        help="Write a trace of what these steps do on rank 0 beside the run, and log it in MLflow.",
+    ),
+]
+AlsoTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also", metavar="NAME", help="Send the metrics there too: tensorboard, in the run folder."
+    ),
+]
 BeginFrom = Annotated[
     str | None,
     typer.Option(

@@ -11,12 +11,14 @@ import typer
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
+    AlsoTo,
     BeginFrom,
     Dashboard,
     Gpu,
     MaxRestarts,
     Name,
     Overrides,
+    Profile,
     Wait,
     Workers,
     err,
@@ -31,6 +33,7 @@ from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
+from resnet_dist.tracking.also.choose import check_names
 from resnet_dist.tracking.store import URI_VARIABLE, check_tracking_uri, has_password, shown_tracker
 
 if TYPE_CHECKING:
@@ -82,6 +85,8 @@ def submit(
     env: Env = None,
     working_dir: WorkingDir = None,
     exclude: Exclude = None,
+    also: AlsoTo = None,
+    profile: Profile = None,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
     variables = parse_variables(env or ())
@@ -111,6 +116,8 @@ def submit(
         name=name,
         resume=resume,
         begin_from=begin_from,
+        also=check_names(also or ()),
+        profile=profile,
         output=resolved(output),
         detach=detach,
         command=command_line(),
@@ -120,11 +127,7 @@ def submit(
         working=working,
         changes=changes,
     )
-    code = _submit(submission)
-    if note and code:
-        # Again, because it may be the cause, and the log of the job has moved it out of sight.
-        err.print(note)
-    raise typer.Exit(code)
+    raise typer.Exit(_submit(submission, note))
 
 
 def _find_dashboard(address: str | None) -> str:
@@ -138,12 +141,15 @@ def _print_lines(*lines: str) -> None:
         err.print(line)
 
 
-def _submit(submission: Submission) -> int:
-    """Submit a job, follow it, and return its exit code."""
+def _submit(submission: Submission, note: str) -> int:
+    """Submit a job, follow it, and return its exit code. note: repeated below the log of a job that failed."""
     from resnet_dist.launch.jobs.submit import submit_job
 
     with leaves_jobs():
-        return submit_job(submission, lambda text: out.print(text, end=""), err.print)
+        code = submit_job(submission, lambda text: out.print(text, end=""), err.print)
+    if note and code:  # It may be the cause, and the log of the job has moved it out of sight.
+        err.print(note)
+    return code
 
 
 def check_submitted_tracker() -> None:

@@ -29,7 +29,9 @@ COLUMNS = ("run", "job", "state", "step", "started", "user", "recipe", "output")
 def jobs(address: Dashboard = None, as_json: AsJson = False) -> None:
     """List the submitted jobs of a cluster, the newest first."""
     cluster = _connect(address)
-    found = [(job, cluster.progress(job) if job.state == "RUNNING" else None) for job in cluster.jobs()]
+    # The table needs the newest step alone; a script gets all that whole logs have.
+    look = cluster.progress if as_json else cluster.glance
+    found = [(job, look(job) if job.state == "RUNNING" else None) for job in cluster.jobs()]
     need_stdout()
     if as_json:
         print_json({"jobs": [_json(job, progress) for job, progress in found]})

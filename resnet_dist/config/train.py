@@ -189,6 +189,9 @@ class Train(Part):
     figures: Literal["none", "end", "evaluations"] = "end"
     """Figures on the page of the run: curves, and confusions, classes, calibration and the worst images of the
     last evaluation. evaluations: those of every evaluation, with some 30 bytes a sample kept of each."""
+    log_checkpoints: bool = True
+    """Show every checkpoint in MLflow as a model with its step, its metrics and the place of its weights, which are
+    not copied. False: only the models of the end."""
     log_node_metrics: bool = False
     """Log CPU, memory, disk, network and GPU use of each machine too, beside minimum, mean and maximum over
     all: keys for every machine."""

@@ -196,7 +196,8 @@ def _train_rank(
 
             tags = machine_tags(hosts, world, threads)
             progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
+            profiled = attempt.profiled
+            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence, profiled)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.

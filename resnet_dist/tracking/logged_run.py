@@ -37,8 +37,8 @@ class LoggedRun:
 
     @property
     def is_study(self) -> bool:
-        """Report whether this is the run of a study, the parent of others, which trains nothing itself."""
-        return "study" in self.tags and self.folder is None
+        """Report whether this is the run of a study or a sweep, the parent of others, which trains nothing itself."""
+        return ("study" in self.tags or "sweep" in self.tags) and self.folder is None
 
     @property
     def key(self) -> str:

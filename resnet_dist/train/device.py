@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from resnet_dist.config import Data, Train
 from resnet_dist.errors import RecipeError, TrainingError
 from resnet_dist.world import World
 
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The compilers that torch.compile calls, as (environment variable, programs): a C++ compiler for CPU code, a C
 # compiler for the code that launches GPU kernels.
 COMPILERS = {"cpu": ("CXX", ("c++", "g++", "clang++")), "cuda": ("CC", ("cc", "gcc", "clang"))}
@@ -38,7 +41,12 @@ def prepare_device(train: Train, world: World, data: Data | None = None) -> None
             f"train.compile={train.compile!r} needs a compiler, and there is no {' or '.join(names)}, nor what "
             f"{variable} names; install one, or use train.compile='none'"
         )
-    if device == "cuda":
+    set_arithmetic(train, world.device)
+
+
+def set_arithmetic(train: Train, device: torch.device) -> None:
+    """On a GPU set the precision of fp32 products and the selection of kernels, as the recipe asks."""
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.tf32
         choose_kernels(deterministic=train.deterministic)
@@ -74,6 +82,11 @@ def explain_nondeterminism(error: BaseException) -> TrainingError | None:
         f"train.deterministic=True: {operation} of torch {torch.__version__} has no deterministic form on this device; "
         "use train.deterministic=false"
     )
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass in that precision; with fp32 it changes nothing."""
+    return torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")
 
 
 def has_compiler(device: str) -> bool:

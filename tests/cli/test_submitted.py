@@ -45,6 +45,34 @@ def cluster(log: list[str] | None = None, **more: Any) -> Cluster:
     return Cluster(jobs=made, log=list(SAVED[:2] if log is None else log), **more)
 
 
+def test_a_list_of_jobs_reads_the_end_of_a_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of a long run has megabytes; the table has one step of it."""
+    monkeypatch.setattr(listing, "TAIL_LINES", 2)
+    log = [SAVED[0], *(f"step {step}/132  loss 0.1\n" for step in range(10, 60, 10))]
+    asked: list[str] = []
+    code, out, _ = run(cluster(log, before=asked.append), "jobs")
+    assert code == 0
+    assert " 50/132 " in out
+    assert asked.count("last lines") == 1
+    assert "log" not in asked
+
+
+@pytest.mark.parametrize("end", ["evaluating\nevaluating\n", "fails"])
+def test_a_list_of_jobs_reads_the_whole_log_where_its_end_has_no_step(
+    run: Run, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(listing, "TAIL_LINES", 2)
+
+    def before(call: str) -> None:
+        if call == "last lines" and end == "fails":
+            fail()
+
+    log = [*SAVED[:2], *([] if end == "fails" else [end])]
+    code, out, _ = run(cluster(log, before=before), "jobs")
+    assert code == 0
+    assert " 50/132 " in out
+
+
 def test_jobs_are_listed(run: Run) -> None:
     code, out, err = run(cluster(), "jobs")
     assert (code, err) == (0, "")

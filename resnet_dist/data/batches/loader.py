@@ -255,8 +255,7 @@ class Loader:
 
     def _fetch_ahead(self, step: int) -> None:
         """Request shards early: a window of samples and half a shard before the first step that reads them."""
-        num_samples = self.order.window + self.order.num_samples // len(self.index.shards) // 2
-        steps = min(num_samples // self.order.distinct_per_lane, self._steps_after(step))
+        steps = min(self.order.fetch_steps, self._steps_after(step))
         wanted = self.order.shards_ahead(step, self._share.lanes, 1 + steps)
         self._reader.want(number for number in wanted if number not in self._wanted)
         self._wanted = set(wanted)

@@ -29,7 +29,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.launch.on_ray.nodes import (
     Placement,
@@ -67,13 +67,39 @@ def ray_launcher(
     address: str | None,
     wait_seconds: float | None,
     report: Callable[[str], None],
+    cpus: int | None = None,
 ) -> Iterator[RankLauncher]:
     """Connect to a cluster, or start one, for as long as the context lasts; yield a launcher that uses it.
 
+    A process that is connected uses that cluster. cpus: of each rank of a run that begins; None: as many as fit.
     gpu: None uses GPUs where there are any. wait_seconds: limit for a wait for nodes; None refuses a cluster that is
     too small now, and waits DEFAULT_WAIT_SECONDS where a node is lost later. Raises UserError where there is no
     cluster, or where it is too small.
     """
+    with shared_ray(workers, gpu=gpu, address=address, report=report):
+        alive, sizes = nodes(), workers.sizes(recipe)
+        use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
+        preferred = [size for size in sizes if size >= workers.preferred]
+        if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
+            cpus_per_rank(
+                alive, preferred[-1], gpu=use_gpu
+            )  # Raises the UserError that names what is missing.
+        limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
+        placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
+        yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus)
+
+
+@contextmanager
+def shared_ray(
+    workers: WorkerRange, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
+) -> Iterator[None]:
+    """Connect to a cluster, or start one for `workers` ranks, unless this process is connected already.
+
+    Raises UserError where there is no cluster, or where this machine has too few GPUs.
+    """
+    if is_connected():
+        yield
+        return
     # Again, because preparing the data may have taken long: Ray would wait for a cluster that has gone by now.
     address = find_cluster(address)
     for variable in ignored_variables():
@@ -84,31 +110,27 @@ def ray_launcher(
     with connected(address, workers=workers.max, report=report):
         if address is not None:
             check_packages(report)
-        alive, sizes = nodes(), workers.sizes(recipe)
-        use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
-        preferred = [size for size in sizes if size >= workers.preferred]
-        if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
-            cpus_per_rank(
-                alive, preferred[-1], gpu=use_gpu
-            )  # Raises the UserError that names what is missing.
-        limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
-        placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
-        yield lambda folder: fit_ranks(recipe, folder, placer, report)
+        yield
 
 
 def fit_ranks(
-    recipe: Recipe, folder: RunFolder, placer: Placer, report: Callable[[str], None]
+    recipe: Recipe,
+    folder: RunFolder,
+    placer: Placer,
+    report: Callable[[str], None],
+    cpus: int | None = None,
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
+    cpus: of each rank of a run that begins; None: as many as fit. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
     gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
     stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
     report_at = 0.0
     while True:
         with handle_signals(lambda count: stop.give_up()):
-            placement = placer.place((before.cpus or before.threads) if before else None, since, stop.expired)
+            had = (before.cpus or before.threads) if before else cpus
+            placement = placer.place(had, since, stop.expired)
         if placement is None:
             return None
         try:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -18,36 +19,48 @@ from mlflow.models import Model
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.failure import explain, lacks_endpoint
+from resnet_dist.tracking.mlflow.logged.reference import (
+    STEP_TAG,
+    models_of,
+    place_of_reference,
+    replace_reference,
+)
 from resnet_dist.tracking.mlflow.logged.write import CHECKPOINT, write_model
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
 from resnet_dist.tracking.store import MODEL_SCHEMES
 from resnet_dist.train.checkpoint.folder import MANIFEST
 
-NAME = "model"
+NAME = "model"  # of the one to load: the best, or the newest where no metric names one
+LAST = "last"  # of the newest, where another one is the best
 MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
 RUN_ID = re.compile("[0-9a-f]{32}")
 _REMOTE = re.compile("(?!file:)[a-z][a-z0-9+.-]+:")  # s3://…, mlflow-artifacts:/…, runs:/…
 
 
 def log_model(
-    run: MlflowRun, checkpoint: Path, recipe: Recipe, step: int, metrics: Mapping[str, tuple[float, int]]
+    run: MlflowRun,
+    checkpoint: Path,
+    recipe: Recipe,
+    step: int,
+    metrics: Mapping[str, tuple[float, int]],
+    name: str = NAME,
 ) -> str:
-    """Log the model of a checkpoint folder as `model` of the run; return its model URI.
+    """Log the model of a checkpoint folder as model `name` of the run; return its model URI.
 
     The model maps encoded images or pixels to class names and probabilities, see logged/serve.py. metrics: those of its
     step, with their times in milliseconds. A server that knows no models apart from runs gets it as an artifact.
     """
-    values = {name: value for name, (value, _) in metrics.items()}
+    values = {key: value for key, (value, _) in metrics.items()}
     with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder) / NAME
-        logged = _create(run)
+        saved = Path(folder) / name
+        logged = _create(run, name, step)
         if logged is None:
-            write_model(saved, checkpoint, recipe, Model(artifact_path=NAME, run_id=run.run_id), values)
-            run.client.log_artifacts(run.run_id, str(saved), NAME)
-            return f"runs:/{run.run_id}/{NAME}"
+            write_model(saved, checkpoint, recipe, Model(artifact_path=name, run_id=run.run_id), values)
+            run.client.log_artifacts(run.run_id, str(saved), name)
+            return f"runs:/{run.run_id}/{name}"
         model_id = logged.model_id
         try:
-            described = Model(artifact_path=NAME, run_id=run.run_id, model_id=model_id, model_uuid=model_id)
+            described = Model(artifact_path=name, run_id=run.run_id, model_id=model_id, model_uuid=model_id)
             write_model(saved, checkpoint, recipe, described, values)
             run.client.log_model_artifacts(model_id, str(saved))
         except BaseException:
@@ -60,11 +73,12 @@ def log_model(
     # The store keeps a metric of the same time, step and value once, so the run's own points are not doubled.
     points = [Metric(key, value, time, step, model_id=model_id) for key, (value, time) in metrics.items()]
     run.client.log_batch(run.run_id, metrics=points, synchronous=True)
+    replace_reference(run, step)
     return f"models:/{model_id}"
 
 
-def download_model(name: str, uri: str) -> Path:
-    """Download a model of the store `uri`; return the checkpoint folder in it.
+def download_model(name: str, uri: str) -> Path | str:
+    """Download a model of the store `uri`; return the checkpoint folder in it, or the place of the one it refers to.
 
     name: a run by its id or name, or a model as `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
     Raises LookupError where the store has no such thing, UserError where it is a model of another kind.
@@ -74,7 +88,9 @@ def download_model(name: str, uri: str) -> Path:
         if name.startswith(MODEL_SCHEMES):
             location = _location_of(client, name)
         else:
-            location = _location_of_run(client, _run_of(client, name))
+            location = _location_of_run(client, find_run(client, name))
+        if isinstance(location, Reference):
+            return location.place
         folder = mlflow.artifacts.download_artifacts(
             location, dst_path=_folder_for(location), tracking_uri=uri
         )
@@ -101,7 +117,7 @@ def _kind_of(folder: Path) -> str:
     return f"a model of {flavors[0]}" if flavors else "a model of another program"
 
 
-def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
+def find_run(client: mlflow.MlflowClient, name: str) -> Run:
     """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
     if RUN_ID.fullmatch(name):
         return client.get_run(name)
@@ -128,17 +144,26 @@ def _folder_for(location: str) -> str | None:
     return folder
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The place of a checkpoint that a model without weights refers to."""
+
+    place: str
+
+
 def _location_of_run(client: mlflow.MlflowClient, run: Run) -> str:
-    """Return the place of the newest model of a run."""
-    outputs = run.outputs
-    if outputs is None or not outputs.model_outputs:
+    """Return the place of the newest model of a run that has its weights."""
+    outputs = run.outputs.model_outputs if run.outputs is not None else []
+    steps = {output.model_id: output.step for output in outputs}
+    models = [one for one in models_of(client, run.info.run_id) if one.name == NAME] if steps else []
+    if not models:
         # logged to a server that knows no models apart from runs
         return f"{run.info.artifact_uri}/{NAME}"
-    newest = max(outputs.model_outputs, key=lambda output: output.step)
-    return str(client.get_logged_model(newest.model_id).artifact_location)
+    newest = max(models, key=lambda model: steps.get(model.model_id, -1))
+    return str(newest.artifact_location)
 
 
-def _location_of(client: mlflow.MlflowClient, uri: str) -> str:
+def _location_of(client: mlflow.MlflowClient, uri: str) -> str | Reference:
     """Return the place of what a URI of MLflow names.
 
     MLflow would look names up in the store of its environment, whatever store it is given. Raises LookupError, or what
@@ -158,17 +183,19 @@ def _location_of(client: mlflow.MlflowClient, uri: str) -> str:
             raise LookupError(f"{place_of(client.tracking_uri)} has no version of {name}")
         version = max(int(one.version) for one in versions)
     if not version:
-        return str(client.get_logged_model(name).artifact_location)
+        model = client.get_logged_model(name)
+        place = place_of_reference(model)
+        return str(model.artifact_location) if place is None else Reference(place)
     source = client.get_model_version_download_uri(name, str(version))
     return source if source == uri else _location_of(client, source)
 
 
-def _create(run: MlflowRun) -> LoggedModel | None:
+def _create(run: MlflowRun, name: str, step: int) -> LoggedModel | None:
     """Create the entry of a model in the run's experiment; None where the server has no such entries."""
     params = run.client.get_run(run.run_id).data.params
     try:
         return run.client.create_logged_model(
-            run.experiment_id, NAME, source_run_id=run.run_id, params=params
+            run.experiment_id, name, run.run_id, {STEP_TAG: str(step)}, params
         )
     except MlflowException as error:
         if lacks_endpoint(error):

@@ -13,15 +13,16 @@ from mlflow.utils.rest_utils import http_request_safe
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError
-from resnet_dist.runs.page import DATA_FILE
+from resnet_dist.runs.page import DATA_FILE, PROFILE_FOLDER
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.model import log_model
-from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page
-from resnet_dist.tracking.mlflow.run import MODEL_TAG, MlflowRun
+from resnet_dist.tracking.mlflow.logged.reference import CheckpointModels, log_cards
+from resnet_dist.tracking.mlflow.model import LAST, NAME, log_model
+from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page, log_profile
+from resnet_dist.tracking.mlflow.run import LAST_MODEL_TAG, MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Follower, read_layers
-from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE, step_of
+from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE, list_checkpoints, step_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 RECIPE_FILE = "recipe.json"
@@ -50,16 +51,20 @@ def publish_results(
     Return what could not be published, in words; the reason is reported. recipe_logged: false tries that again first.
     """
     tasks: list[tuple[str, Callable[[], object]]] = []
+    if record.recipe.train.log_checkpoints and _has(lambda: list_checkpoints(record.run.checkpoints)):
+        tasks.append(("the checkpoints", lambda: _log_checkpoints(run, record, checkpoint)))
     if not recipe_logged:
         tasks.append(("the recipe file", lambda: log_recipe(run, record.recipe)))
         if _has(lambda: record.run.page.read(DATA_FILE)):
             tasks.append(("the data sets", lambda: log_page(run, record.run)))
     if _has(lambda: failures_of(record.run)):
         tasks.append(("the details of failures", lambda: log_failures(run, record.run)))
+    if _has(lambda: record.run.storage.objects(PROFILE_FOLDER)):
+        tasks.append(("the profile", lambda: log_profile(run, record.run)))
     if record.recipe.train.log_gradient_norms:
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
     if checkpoint is not None:
-        tasks.append(("the model", lambda: _log_model(run, record, checkpoint)))
+        tasks.append(("the model", lambda: _log_models(run, record, checkpoint)))
     # Last: a figure that cannot be drawn must not cost the model.
     if checkpoint is not None and record.recipe.train.figures != "none":
         tasks.append(("the figures", lambda: _log_figures(run, record, report)))
@@ -92,6 +97,19 @@ def _log_gradient_norms(run: MlflowRun, record: RunRecord) -> None:
     run.log_text(json.dumps(norms), f"{GRADIENT_NORMS}.json")
 
 
+def _log_checkpoints(run: MlflowRun, record: RunRecord, checkpoint: str | None) -> None:
+    """Show in MLflow which checkpoints the folder of the run has now; those that were shown before stay as they are.
+
+    Those of which the whole models are logged next are left out.
+    """
+    models = CheckpointModels(record.run.location)
+    models.add(Follower(record.run.spool).read())
+    models.compare(record.run)
+    if checkpoint is not None:
+        models.leave_out(map(step_of, (checkpoint, list_checkpoints(record.run.checkpoints)[-1])))
+    models.send(run)
+
+
 def _log_figures(run: MlflowRun, record: RunRecord, report: Callable[[str], None]) -> None:
     # Here, because a run that begins must not wait for matplotlib.
     from resnet_dist.tracking.mlflow.page.figures import log_figures
@@ -99,20 +117,31 @@ def _log_figures(run: MlflowRun, record: RunRecord, report: Callable[[str], None
     log_figures(run, record.run, report)
 
 
-def _log_model(run: MlflowRun, record: RunRecord, checkpoint: str) -> None:
+def _log_models(run: MlflowRun, record: RunRecord, checkpoint: str) -> None:
+    """Log the model of the best checkpoint, that of the newest where it is another one, and the cards of the others."""
+    _log_model(run, record, checkpoint, MODEL_TAG, NAME)
+    newest = list_checkpoints(record.run.checkpoints)[-1]
+    if newest != checkpoint:
+        _log_model(run, record, newest, LAST_MODEL_TAG, LAST)
+    if record.recipe.train.log_checkpoints:
+        log_cards(run)
+
+
+def _log_model(run: MlflowRun, record: RunRecord, checkpoint: str, tag: str, name: str) -> None:
+    """Log the model of a checkpoint under a name, unless the tag of the run shows that this was done."""
     step = step_of(checkpoint)
-    if run.client.get_run(run.run_id).data.tags.get(MODEL_TAG) == str(step):
+    if run.client.get_run(run.run_id).data.tags.get(tag) == str(step):
         return
     entries = Follower(record.run.spool).read()
     metrics = {
-        name: (value, entry.time_ms)
+        key: (value, entry.time_ms)
         for entry in entries
         if entry.step == step
-        for name, value in entry.metrics.items()
+        for key, value in entry.metrics.items()
     }
     folder = record.run.checkpoints.bundles(MANIFEST).fetch(checkpoint, [MODEL_FILE])
-    log_model(run, folder, record.recipe, step, metrics)
-    run.set_tags({MODEL_TAG: str(step)})
+    log_model(run, folder, record.recipe, step, metrics, name)
+    run.set_tags({tag: str(step)})
 
 
 def _reason(run: MlflowRun, error: Exception) -> str:

@@ -157,7 +157,8 @@ def test_one_run_is_opened(output: Path, served: list[dict[str, str]]) -> None:
         show_runs(Tracker.open(output), port, "lo", reports.append)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_its_workers(
     output: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
