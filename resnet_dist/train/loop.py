@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from resnet_dist.config import ProfiledSteps, Recipe, check_world_size
@@ -112,7 +113,9 @@ def train(
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
-                    since_last = training_metrics(state, parts.order, world)
+                    since_last = training_metrics(state, parts.order, world) | decoding_metrics(
+                        parts.loader, world
+                    )
                     tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
@@ -162,7 +165,7 @@ def set_up(
     """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
-    prepare_device(recipe.train, world)
+    prepare_device(recipe.train, world, recipe.data)
     hosts = check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
     order = order_of(recipe, train_index, order_version)
     plan = Plan.of(recipe, order)
@@ -315,6 +318,14 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     }
     state.metrics |= metrics
     return metrics
+
+
+def decoding_metrics(loader: Loader, world: World) -> dict[str, float]:
+    """Return the images so far, over all ranks, that the GPU could not decode. A collective with `data.decode="gpu"`."""
+    if loader.data.decode == "cpu":
+        return {}
+    count = world.sum(torch.tensor(float(loader.num_decoded_on_cpu), device=world.device))
+    return {"data/decoded_on_cpu": float(count)}
 
 
 def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:
