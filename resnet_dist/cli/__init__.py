@@ -59,7 +59,11 @@ for command in (
     app.command()(diverted(command))
 app.add_typer(runs, name="runs")
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
-BENCHES = {"loader": bench_loader, "step": bench_step, "launch": bench_launch, "scale": bench_scale}
-for name, bench_command in BENCHES.items():
+for name, bench_command in (
+    ("loader", bench_loader),
+    ("step", bench_step),
+    ("launch", bench_launch),
+    ("scale", bench_scale),
+):
     bench.command(name)(diverted(bench_command))
 app.add_typer(bench, name="bench")
