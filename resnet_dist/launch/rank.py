@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import platform
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -49,6 +51,7 @@ from resnet_dist.train.watch.progress import Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
+STORE_BACKLOG = 1024  # ranks that connect at the same time
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
 
 
@@ -71,7 +74,13 @@ def _join(orders: dict[str, Any]) -> World:
     rank, size, seconds = orders["rank"], orders["world_size"], orders["timeout_seconds"]
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
-            orders["address"], orders["port"], size, is_master=rank == 0, timeout=timedelta(seconds=seconds)
+            orders["address"],
+            orders["port"],
+            size,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=seconds),
+            # The store would listen on every interface, and it asks nobody for a password.
+            master_listen_fd=_listen(orders["address"], orders["port"]) if rank == 0 else None,
         )
         return World.join(
             store,
@@ -85,6 +94,17 @@ def _join(orders: dict[str, Any]) -> World:
         if (sentence := interface_problem(f"{error} ip={orders['node_address']}")) is not None:
             raise TrainingError(sentence) from None
         raise
+
+
+def _listen(address: str, port: int) -> int | None:
+    """Return a socket that listens at one address alone, which its user closes; None where this machine lacks that address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=STORE_BACKLOG).detach()
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:  # Ray may know this machine by the address of a gateway.
+            raise
+        return None
 
 
 def run_attempt(
