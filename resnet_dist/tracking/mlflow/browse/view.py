@@ -33,7 +33,6 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # of their creation, so it is grouped by the tags that name them.
 GROUPS, GROUPS_NAME = "resnet-dist-groups", "studies and sweeps"
 GROUPS_TAG = f"mlflow.sharedViewState.{GROUPS}"
-GROUP_TAGS = ("study", "sweep")
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
 METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
