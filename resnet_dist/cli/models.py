@@ -80,7 +80,9 @@ def evaluate(
     else:
         result = _evaluated_on_ray(job, index, gpu, workers or DEFAULT_WORKERS, address, precision)
     _report_bad(result.bad, shards)
-    check_bad_fraction(index.location, result.bad, index.num_samples, job.trained.recipe.data.max_bad_fraction)
+    check_bad_fraction(
+        index.location, result.bad, index.num_samples, job.trained.recipe.data.max_bad_fraction
+    )
     _print(result, index)
     files = files_of(job, result) if keeps else {}
     if out_folder is not None:
@@ -121,7 +123,9 @@ def _job(
             "--classes and the index of the training set"
         )
     if keeps and index.num_samples > MAX_SAMPLES:
-        err.print(f"no figures of {index.num_samples:,} samples: at most {MAX_SAMPLES:,} predictions are kept")
+        err.print(
+            f"no figures of {index.num_samples:,} samples: at most {MAX_SAMPLES:,} predictions are kept"
+        )
         keeps = False
     # Workers run in other folders.
     place = str(local_path(shards).absolute()) if is_local(shards) else shards

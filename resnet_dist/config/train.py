@@ -148,7 +148,8 @@ class Train(Part):
     """Limit the decay of the n-th update to (1 + n) / (10 + n), as the average otherwise holds the random
     initial weights for about 1 / (1 - decay) updates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Type of the arithmetic in forward passes; weights stay fp32. fp16 scales the loss, and needs CUDA."""
+    """Type of the arithmetic in forward passes, also of evaluations; weights stay fp32. fp16 scales the loss, and
+    needs CUDA."""
     tf32: bool = True
     """On CUDA, round the factors of fp32 products to 10 bits of mantissa, which is several times faster."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"

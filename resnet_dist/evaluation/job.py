@@ -62,9 +62,10 @@ def evaluate_share(
 
     index = read_index(job.shards)
     threads = cpus or torch.get_num_threads()
-    with evaluation_loader(index, job.trained.recipe.data, world) as loader, views(
-        job.conditions, threads
-    ) as corrupted:
+    with (
+        evaluation_loader(index, job.trained.recipe.data, world) as loader,
+        views(job.conditions, threads) as corrupted,
+    ):
         sums, bad = evaluate_steps(
             model,
             loader,

@@ -18,12 +18,12 @@ set_defaults()
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from resnet_dist.config import WorkerRange
 from resnet_dist.errors import ExplainedError, RankFailed
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
 from resnet_dist.launch.on_ray.launcher import DEFAULT_WAIT_SECONDS
 from resnet_dist.launch.on_ray.nodes import cpus_per_rank, free_resources, nodes
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
-from resnet_dist.config import WorkerRange
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 

@@ -59,7 +59,9 @@ class EvaluatedModel:
         """
         now = time.time_ns() // 1_000_000
         # The digest is what MLflow tells data sets of one name apart by.
-        link = {"model_id": self.model_id, "dataset_name": data, "dataset_digest": name} if self.model_id else {}
+        link = (
+            {"model_id": self.model_id, "dataset_name": data, "dataset_digest": name} if self.model_id else {}
+        )
         points = [Metric(f"{name}/{key}", value, now, self.step, **link) for key, value in metrics.items()]
         self.run.client.log_batch(self.run.run_id, metrics=points, synchronous=True)
         self.run.log_files({f"{FOLDER}/{name}/{file}": content for file, content in files.items()})
@@ -105,4 +107,6 @@ def check_name(name: str) -> None:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
         raise UserError(f"--log {name!r}: use letters, digits, '.', '_' and '-', such as test")
     if name in ("train", "eval", "perf", "data", "system"):
-        raise UserError(f"--log {name}: the run has metrics {name}/… of its training; use another name, such as test")
+        raise UserError(
+            f"--log {name}: the run has metrics {name}/… of its training; use another name, such as test"
+        )
