@@ -26,7 +26,8 @@ def shot_noise(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
     levels = np.rint(image * (LEVELS - 1)).astype(np.int64)
     # The rows of the table lie one above the other: row v holds v .. v + 1.
     places = np.searchsorted(table, chance.uniform(*image.shape) + levels, side="right")
-    return ((places - levels * width) / strength[0]).astype(np.float32)
+    found: Floats = ((places - levels * width) / strength[0]).astype(np.float32)
+    return found
 
 
 def impulse_noise(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
