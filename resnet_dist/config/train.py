@@ -166,6 +166,9 @@ class Train(Part):
     """Interval between log lines and metrics of training; zero: at the end only."""
     eval_every: Length = "1 epochs"
     """Interval between evaluations; zero: at the end only."""
+    evaluate: Literal["inline", "beside"] = "inline"
+    """Who evaluates. inline: the ranks, while training waits. beside: under Ray, another process on a spare GPU or
+    CPU, from the checkpoint that each evaluation then is; training goes on. Without room for it: inline."""
     checkpoint_every: Length = "1 epochs"
     """Interval between checkpoints, beside those by `checkpoint_minutes` and the best; zero: at the end only."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)

@@ -32,6 +32,7 @@ class Attempt:
     holder: str = ""  # id of the driver's lease of the run
     marks: dict[str, float] = field(default_factory=dict)  # the driver's times, see start_times
     restarts: int = 0  # that the run has had so far
+    evaluates_beside: bool = False  # The driver has another process that evaluates checkpoints.
 
     @classmethod
     def of(

@@ -17,7 +17,7 @@ It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit
+from resnet_dist.train.beside import followed
+from resnet_dist.train.checkpoint.evaluated import awaiting
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -87,17 +89,20 @@ def train(
     progress: Progress | None = None,
     order_version: int = NEWEST_VERSION,
     permit: Permit = ALWAYS,
+    logged: Collection[int] | None = None,
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
     It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
     with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during
-    an evaluation resumes with that evaluation.
+    an evaluation resumes with that evaluation. logged: not None where another process evaluates the checkpoints that
+    are due; on rank 0, the steps of such evaluations that the tracker has.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
-    with set_up(recipe, location, world, tracker, stop_requested, progress, order_version, permit) as parts:
+    options = (stop_requested, progress, order_version, permit, logged)
+    with set_up(recipe, location, world, tracker, *options) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
         while not state.finished(plan.total):
             if not state.evaluation_pending:
@@ -113,31 +118,43 @@ def train(
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
                     guard.check_losses(state)
-            if state.evaluation_pending:
-                progress.at(GATHERING, state.step)
-                state.meter.gather(world)
-                # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
-                guard.check_losses(state)
-                if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
-                    tracker.log(metrics, state.step)
-                    guard.check_evaluation(metrics, state.step)
-                    state.evaluated(metrics, recipe.train.best_metric)
-                state.meter.restart_clock()
-                parts.stragglers.restart()
+            # Another process evaluates the checkpoint of this step.
+            awaits = logged is not None and state.evaluation_pending
+            if awaits:
+                state.evaluation_pending = False
+            elif state.evaluation_pending:
+                evaluate_step(parts, recipe, progress, world, tracker)
             # Agree first: a rank that stopped or saved alone would leave the others waiting in the next collective.
             parts.control.agree()
-            if parts.checkpoints.should_save(state, plan, parts.control):
+            if awaits or parts.checkpoints.should_save(state, plan, parts.control):
                 progress.at("saving", state.step)
                 state.meter.gather(world)
                 # Check first: no state may be saved after a loss that was not finite.
                 guard.check_losses(state)
-                parts.checkpoints.save(state)
+                parts.checkpoints.save(state, awaits_evaluation=awaits)
                 parts.control.saved()
             if parts.control.stop:
                 break
         progress.at("writing the last checkpoint", state.step)
         parts.checkpoints.wait()
     return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
+
+
+def evaluate_step(
+    parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker
+) -> None:
+    """Evaluate the model of this step on all ranks, unless they agree to stop before the end of the set."""
+    state, guard = parts.state, parts.guard
+    progress.at(GATHERING, state.step)
+    state.meter.gather(world)
+    # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
+    guard.check_losses(state)
+    if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
+        tracker.log(metrics, state.step)
+        guard.check_evaluation(metrics, state.step)
+        state.evaluated(metrics, recipe.train.best_metric)
+    state.meter.restart_clock()
+    parts.stragglers.restart()
 
 
 @contextmanager
@@ -150,6 +167,7 @@ def set_up(
     progress: Progress,
     order_version: int,
     permit: Permit,
+    logged: Collection[int] | None,
 ) -> Iterator[Parts]:
     """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
 
@@ -165,14 +183,16 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    storage = open_storage(location).at(CHECKPOINTS_FOLDER)
+    run = open_storage(location)
+    storage, has_beside = run.at(CHECKPOINTS_FOLDER), logged is not None and world.is_main
     with (
+        followed(run, tracker, recipe.train.best_metric, logged if has_beside else None) as beside,
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
         Checkpointer(
-            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit
+            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit, beside
         ) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
@@ -180,6 +200,8 @@ def set_up(
         closing(usage_of(world)) as state.meter.usage,
     ):
         restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
+        if beside is not None:
+            beside.start(state.best, awaiting(storage, beside.evaluated()))
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
