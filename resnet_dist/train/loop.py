@@ -140,9 +140,7 @@ def train(
     return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
 
 
-def evaluate_step(
-    parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker
-) -> None:
+def evaluate_step(parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker) -> None:
     """Evaluate the model of this step on all ranks, unless they agree to stop before the end of the set."""
     state, guard = parts.state, parts.guard
     progress.at(GATHERING, state.step)
@@ -172,7 +170,6 @@ def set_up(
     """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
 
     It checks and compares the ranks before it builds the model and loads data, so that a mistake ends the attempt soon.
-
     Raises UserError for what the recipe, the data or the device do not allow, TrainingError where ranks differ.
     """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
@@ -184,9 +181,9 @@ def set_up(
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
     run = open_storage(location)
-    storage, has_beside = run.at(CHECKPOINTS_FOLDER), logged is not None and world.is_main
+    storage, logged = run.at(CHECKPOINTS_FOLDER), logged if world.is_main else None
     with (
-        followed(run, tracker, recipe.train.best_metric, logged if has_beside else None) as beside,
+        followed(run, tracker, recipe.train.best_metric, logged) as beside,
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
