@@ -35,7 +35,12 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls", "page", "lineage"}, {"storage"}],
+    "runs": [
+        {"choose", "study_folder"},
+        {"folder"},
+        {"stalls", "page", "lineage", "evaluations"},
+        {"storage"},
+    ],
     "tracking": [
         {"abandoned"},
         {"sync", "locate"},
@@ -51,7 +56,7 @@ INNER_LAYERS = {
         {"loop"},
         {"start"},
         {"checkpoint", "evaluate", "step"},
-        {"optim", "plan", "watch"},
+        {"optim", "plan", "watch", "beside"},
         {"state"},
         {"device", "tracker"},
         {"predictions"},

@@ -40,6 +40,7 @@ from resnet_dist.config import (
     load_recipe,
     load_study,
 )
+from resnet_dist.data.findings import LEFT_OUT
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE
 from resnet_dist.system.command import (
     command_line,
@@ -129,7 +130,11 @@ def train(
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     _print_summary(summary, place)
+    if summary.not_evaluated:
+        err.print(f"exit code {LEFT_OUT}: not evaluated: {', '.join(summary.not_evaluated)}")
     exit_where_unsent([summary.run])
+    if summary.not_evaluated:
+        raise typer.Exit(LEFT_OUT)
 
 
 def _check_addresses(address: str | None) -> None:
@@ -221,8 +226,11 @@ def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
 
 def _print_summary(summary: Summary, output: str) -> None:
     metrics = summary.outcome.metrics
+    top1 = "not evaluated"  # where the evaluations beside training have failed
+    if "eval/top1" in metrics:
+        top1 = f"{metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples"
     out.print(
-        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
+        f"top-1      {top1}\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
         f"checkpoint {short_path(summary.checkpoint)}{browse_line(store_folder(output))}"
     )

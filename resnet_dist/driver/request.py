@@ -59,6 +59,7 @@ class Summary:
     outcome: Outcome
     checkpoint: str | None  # the path or URL of the newest one
     seconds: float  # from the request to the end
+    not_evaluated: tuple[str, ...] = ()  # steps that were to be evaluated, each with the reason
 
 
 class Interrupted(Exception):

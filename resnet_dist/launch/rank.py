@@ -41,7 +41,7 @@ from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.environment.network import follow_nccl, interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
-from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.spool import Spool, evaluated_steps
 from resnet_dist.train.device import explain_nondeterminism
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.start.threads import choose_threads
@@ -200,15 +200,16 @@ def _train_rank(
         check_shared(attempt, world)
         attempt.marks[CONNECTED] = time.time()
         places, version = world.gather((platform.node(), node)), attempt.order_version
+        is_beside = attempt.evaluates_beside
         if not world.is_main:
-            return train(
-                recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version, fence
-            )
+            others = (stop_requested, progress, version, fence, None, () if is_beside else None)
+            return train(recipe, attempt.folder, world, NullTracker(), *others)
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
         RankPlaces(attempt.number, threads, hosts, nodes, attempt.cpus).write(storage)
         lines, evaluations = storage.log(SPOOL_FILE), storage.at(EVALUATIONS_FOLDER)
+        logged = evaluated_steps(lines) if is_beside else None
         with closing(StopWatch(storage)) as watch, Spool(lines, fence, evaluations) as tracker:
 
             def stop() -> bool:
@@ -216,8 +217,8 @@ def _train_rank(
 
             tags = machine_tags(hosts, world, threads)
             progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
-            profiled = attempt.profiled
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence, profiled)
+            options = (stop, progress, version, fence, attempt.profiled, logged)
+            return train(recipe, attempt.folder, world, tracker, *options)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.

@@ -45,6 +45,13 @@ def export(
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
+    quantize: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="onnx: 8-bit integers; accuracy before and after is measured on labelled shards."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="With --quantize: largest drop of top-1, a share.")
+    ] = 0.01,
     register: Register = None,
     allow_left_out: AllowLeftOut = False,
     allow_commands: AllowCommands = False,
@@ -60,6 +67,7 @@ def export(
     with handle_signals(exit_with_message(STARTS_OVER)):
         import torch
 
+        from resnet_dist.export.quantize import check_quantize, export_int8, labelled_sets
         from resnet_dist.export.run import export as export_model
         from resnet_dist.export.run import format_of_file
         from resnet_dist.export.samples import samples_of
@@ -67,12 +75,19 @@ def export(
         from resnet_dist.train.checkpoint.load import load_model
 
     form = format_of_file(out_file, format_name, pixels=pixels)
+    if quantize:
+        check_quantize(form)
     candidate = candidate_of(model, output, registration)
     trained = load_model(find_model(model, output), torch.device("cpu"), allow_commands=allow_commands)
     findings = Findings()
-    images, name = samples_of(trained, samples, findings)
-    found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
-    out.print(f"{out_file}: {found} ({name})")
+    if quantize:
+        sets = labelled_sets(trained, samples)
+        drop = export_int8(trained, out_file, sets, findings, max_drop, pixels=pixels)
+        out.print(f"{out_file}: {drop}")
+    else:
+        images, name = samples_of(trained, samples, findings)
+        found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
+        out.print(f"{out_file}: {found} ({name})")
     if candidate is not None:
         out.print(f"registered as {candidate.register()}")
     report_findings(findings, bad_images=True)

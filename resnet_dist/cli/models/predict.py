@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     STARTS_OVER,
+    Address,
     AllowCommands,
     Gpu,
     RunOutput,
@@ -23,6 +25,7 @@ from resnet_dist.cli.options import (
     use_gpu,
 )
 from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
+from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.data.findings import BAD_IMAGE, BAD_SHARD, Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
@@ -30,9 +33,13 @@ from resnet_dist.system.streams import has_reader, need_stdout
 from resnet_dist.terminal import bars, can_move
 
 if TYPE_CHECKING:
+    import torch
+
     from resnet_dist.predict.classify import Prediction
+    from resnet_dist.predict.inputs import Input
     from resnet_dist.predict.row_file import RowFile
     from resnet_dist.predict.rows import Write
+    from resnet_dist.train.checkpoint.load import TrainedModel
 
 MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV
 
@@ -60,6 +67,10 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
+    ] = None,
+    address: Address = None,
     allow_left_out: AllowLeftOut = False,
     allow_commands: AllowCommands = False,
     gpu: Gpu = None,
@@ -74,23 +85,25 @@ def predict(
         raise UserError("--json, --csv and --to exclude each other; use one of them")
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
-        from resnet_dist.predict.classify import predictions
+        import torch
+
         from resnet_dist.predict.find import find_model
         from resnet_dist.predict.inputs import inputs_of
         from resnet_dist.predict.row_file import RowFile, form_of_file
         from resnet_dist.predict.rows import writer_of
         from resnet_dist.train.checkpoint.load import load_model
-        from resnet_dist.world import World
 
     form = form_of_file(to) if to is not None else "json" if as_json else "csv" if as_csv else "table"
-    device, findings = World.single(gpu=use_gpu(gpu)).device, Findings()
+    findings, is_here = Findings(), workers is None and address is None
+    device = torch.device("cuda", 0) if is_here and use_gpu(gpu) else torch.device("cpu")
     trained = load_model(find_model(model, output), device, allow_commands=allow_commands)
     heading, write = writer_of(form, trained.classes, top)
     inputs = inputs_of(paths, trained.recipe.data, findings)
     with on_interrupt(STARTS_OVER if to is None else RESUMES), ExitStack() as stack:
         kept = None if to is None else stack.enter_context(RowFile.open(to, trained, top))
         left = inputs if kept is None else kept.rest(inputs, findings)
-        rows = _counted(predictions(trained, left, device, top), findings)
+        place = None if is_here else (workers or DEFAULT_WORKERS, address, gpu)
+        rows = _counted(_predicted(stack, trained, left, device, top, place), findings)
         if kept is None:
             _print_rows(rows, heading, write)
         else:
@@ -98,6 +111,34 @@ def predict(
             _finish(kept, num_rows, findings, allow_left_out=allow_left_out)
     report_findings(findings)
     exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
+
+
+def _predicted(
+    stack: ExitStack,
+    trained: TrainedModel,
+    inputs: Iterable[Input],
+    device: torch.device,
+    top: int,
+    place: tuple[int, str | None, bool | None] | None,
+) -> Iterator[list[Prediction]]:
+    """Return the predictions, made in this process, or on a cluster: place has the workers, the address and --gpu."""
+    if place is None:
+        from resnet_dist.predict.classify import predictions
+
+        return predictions(trained, inputs, device, top)
+    from resnet_dist.predict.cluster import predictions_on
+
+    try:
+        from resnet_dist.launch.on_ray.mapped import mapped
+        from resnet_dist.launch.on_ray.pool import connected_for
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("ray", "pyarrow"):
+            raise  # Ray is installed but broken.
+        raise UserError(f"Ray is not installed ({error}); without --workers this process predicts") from None
+    workers, address, gpu = place
+    placement = stack.enter_context(connected_for(workers, gpu=gpu, address=address, report=err.print))
+    on_cluster = partial(mapped, placement=placement, report=err.print)
+    return predictions_on(on_cluster, trained, inputs, top, gpu=placement.gpu)
 
 
 def _print_rows(batches: Iterator[list[Prediction]], heading: str, write: Write) -> None:
