@@ -19,6 +19,7 @@ from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
+from resnet_dist.tracking.registration import FLAG, Registration
 
 
 def drop_impossible_sizes() -> None:
@@ -75,6 +76,13 @@ Dashboard = Annotated[
     str | None,
     typer.Option(
         help="The cluster's dashboard, such as http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
+    ),
+]
+Register = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[@ALIAS]",
+        help="Register the model in MLflow, once it has loaded in a process of its own.",
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
@@ -157,6 +165,18 @@ def on_interrupt(message: str) -> Iterator[None]:
     except KeyboardInterrupt:  # Typer would exit with 130 and print nothing.
         err.print(message)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+
+
+def registration_of(text: str | None) -> Registration | None:
+    """Return the value of --register. Raises UserError where it is no name, and where MLflow is missing."""
+    if text is None:
+        return None
+    from resnet_dist.tracking.open import has_mlflow
+
+    found = Registration.parse(text)
+    if not has_mlflow():
+        raise UserError(f"{FLAG} {text}: MLflow, which keeps registered models, is not installed")
+    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ origin    tags that say where a run comes from
 description  a recipe's description as Markdown
 logged_run  a run as a tracker has it, and what several have in common
 console   the thread that shows a spool to a person; the publisher of a run without MLflow
+registration  the name and the alias under which a model is registered
 mlflow/   the publishers of MLflow, and everything else that knows its API
 also/     what gets the metrics beside MLflow, such as TensorBoard
 open      refuse what cannot be used; choose and open a publisher

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from resnet_dist.config import Train
+from resnet_dist.config import Data, Train
 from resnet_dist.errors import RecipeError, TrainingError
 from resnet_dist.world import World
 
@@ -23,9 +23,11 @@ CUBLAS_VARIABLE, CUBLAS_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16
 NONDETERMINISTIC = " does not have a deterministic implementation"  # in an error of torch, after an operation
 
 
-def prepare_device(train: Train, world: World) -> None:
+def prepare_device(train: Train, world: World, data: Data | None = None) -> None:
     """Raise RecipeError for what this device cannot do; on a GPU set matmul precision and kernel selection."""
     device = world.device.type
+    if data is not None and data.decode == "gpu" and device != "cuda":
+        raise RecipeError(f"data.decode='gpu' needs a CUDA device, and this is {device}; use data.decode=cpu")
     if train.precision == "fp16" and device != "cuda":
         raise RecipeError(f"train.precision='fp16' needs a GPU, and this is {device}; use bf16 or fp32")
     if train.sync_batch_norm and world.world_size > 1 and device != "cuda":
@@ -68,7 +70,7 @@ def choose_kernels(*, deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
     # It would fill memory that is written before anyone reads it.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def explain_nondeterminism(error: BaseException) -> TrainingError | None:

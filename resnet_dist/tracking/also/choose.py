@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from resnet_dist.errors import UserError
-from resnet_dist.runs.folder import RunFolder
-from resnet_dist.tracking.also.sending import FileStore, Sender
+
+if TYPE_CHECKING:  # The command line imports this module, and `--help` needs none of these.
+    from resnet_dist.runs.folder import RunFolder
+    from resnet_dist.tracking.also.sending import FileStore, Sender
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def senders_of(run: RunFolder, report: Callable[[str], None]) -> list[Sender]:
     for name in run.also:
         if not is_installed(name):
             report(f"{name}: not installed here; what the run has of it stays as it is")
+    from resnet_dist.tracking.also.sending import Sender
+
     return [
         Sender(KINDS[name].title, run, KINDS[name].open, report) for name in run.also if is_installed(name)
     ]

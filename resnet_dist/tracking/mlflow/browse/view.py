@@ -15,7 +15,16 @@ from typing import Any
 
 import mlflow
 
-from resnet_dist.tracking.logged_run import LOSS, RATE, SPEED, TOP1, TRAIN_LOSS, LoggedRun, differing
+from resnet_dist.tracking.logged_run import (
+    GROUP_TAGS,
+    LOSS,
+    RATE,
+    SPEED,
+    TOP1,
+    TRAIN_LOSS,
+    LoggedRun,
+    differing,
+)
 
 VIEW = "resnet-dist"  # its key in an address
 VIEW_NAME = "best runs first"
@@ -24,7 +33,6 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # of their creation, so it is grouped by the tags that name them.
 GROUPS, GROUPS_NAME = "resnet-dist-groups", "studies and sweeps"
 GROUPS_TAG = f"mlflow.sharedViewState.{GROUPS}"
-GROUP_TAGS = ("study", "sweep")
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
 METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
@@ -71,7 +79,8 @@ def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
     """Return the state of the page: order, columns and charts. The page fills in what is missing."""
     metrics = [f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED)]
     fields = [f"params.`{key}`" for key in list(differing(runs))[:MAX_FIELDS]]
-    columns = [*metrics, *fields, DURATION, DATASET, "attributes.`Models`"]
+    groups = [f"tags.`{tag}`" for tag in GROUP_TAGS if any(tag in run.tags for run in runs)]
+    columns = [*metrics, *fields, *groups, DURATION, DATASET, "attributes.`Models`"]
     return {
         "orderByKey": metrics[0],
         "orderByAsc": False,
