@@ -58,6 +58,7 @@ class RunGauges:
             "resnet_dist_step_time_seconds": start,
             "resnet_dist_checkpoint_time_seconds": start,
         }
+        self._newest_step = 0
         self._failed = False
         self._stop = threading.Event()
         # A daemon thread: a storage that does not answer must not keep the process alive.
@@ -66,7 +67,9 @@ class RunGauges:
     def show(self, entry: Entry) -> None:
         """Take the values of an entry of the journal."""
         fresh = {gauge: entry.metrics[name] for name, gauge in _FROM_JOURNAL.items() if name in entry.metrics}
-        if entry.step is not None and entry.metrics:
+        # An evaluation beside training is one of an earlier step.
+        if entry.step is not None and entry.metrics and entry.step >= self._newest_step:
+            self._newest_step = entry.step
             fresh |= {
                 "resnet_dist_step": float(entry.step),
                 "resnet_dist_step_time_seconds": entry.time_ms / 1000,
@@ -75,6 +78,7 @@ class RunGauges:
 
     def restarted(self, run: RunFolder) -> None:
         self._run = run
+        self._newest_step = 0  # The ranks resume from an earlier one.
 
     def send(self) -> None:
         """Send all values once."""

@@ -37,6 +37,7 @@ from resnet_dist.errors import (
     TrainingError,
 )
 from resnet_dist.launch.attempt import RankLauncher
+from resnet_dist.runs.evaluations import EvaluationResults
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
@@ -45,7 +46,7 @@ from resnet_dist.system.signals import defer_signals, handle_signals, raise_inte
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher
 from resnet_dist.tracking.spool import Entry, has_steps
-from resnet_dist.train.checkpoint.folder import list_checkpoints
+from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,9 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     names = list_checkpoints(ended.run.checkpoints)
     checkpoint = f"{ended.run.checkpoints.location}/{names[-1]}" if names else None
-    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start)
+    failed = [one for one in EvaluationResults(ended.run.storage).read() if one.problem is not None]
+    reasons = tuple(f"step {one.step} ({one.problem})" for one in failed)
+    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, reasons)
 
 
 def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepared:
@@ -113,10 +116,19 @@ def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepare
     if origin is not None:
         check_fork(origin, request.recipe, indexes, total_steps)
         run = begin_fork(origin, run, request.recipe, reporter.note)
+    run = _with_profile(run, request, total_steps)
     launch = stack.enter_context(launcher_of(request, reporter))
     sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
     gauges = RunGauges(run, total_steps, [*sinks, *ray_sinks(request)])
     return _Prepared(request, run, indexes, total_steps, launch, gauges)
+
+
+def _with_profile(run: RunFolder, request: Request, total_steps: int) -> RunFolder:
+    """Return the run with the steps to profile. Raises UserError where it takes no such steps any more."""
+    if request.profile is not None:
+        names = list_checkpoints(run.checkpoints)
+        request.profile.check(total_steps, step_of(names[-1]) if names else 0, run.name)
+    return replace(run, profile=request.profile)
 
 
 @contextmanager

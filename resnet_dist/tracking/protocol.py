@@ -53,6 +53,11 @@ class StudyRecord:
 class Publisher(Protocol):
     """Publishes one attempt of a run: to MLflow, or to the terminal alone where MLflow is not installed.
 
+    What gets the metrics of a run beside it, such as TensorBoard, is no Publisher, but a store in tracking/also: to add
+    W&B, Aim or another one, write a class with the calls of `also.sending.FileStore` (newest_steps: what it has already;
+    log_metrics; close), and name it in `also.choose.KINDS`. It gets every value once, over restarts and outages,
+    because it is followed by a Backlog of the spool as MLflow is.
+
     Only opening a publisher may raise, for a person's mistake. Every other failure is reported and never stops the
     training: `unsent` counts what it has left.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, kind_of, read_study, studies_in
+from resnet_dist.tracking.also.beside import send_to_others
 from resnet_dist.tracking.open import check_tracker, has_mlflow
 from resnet_dist.tracking.store import URI_VARIABLE, TrackerRefuses, shown_tracker, store_folder
 
@@ -87,6 +89,8 @@ def sync_one(run: RunFolder, store: Path, report: Report) -> bool:
             again = read_run(run.storage) or run  # Its driver may have ended since.
             _check_same_tracker(again.tracker, f"run {run.name}")
             synced = sync_run(again, store, report)
+            others = send_to_others(again, report)
+            synced = replace(synced, unsent=(*synced.unsent, *others))
             synced.write()
     except RunHeld:
         report(f"run {run.name}: is being trained by another process, which sends it")

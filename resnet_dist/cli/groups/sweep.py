@@ -24,7 +24,6 @@ from resnet_dist.cli.options import (
 from resnet_dist.cli.train import NOTHING_SAVED, browse_line, exit_where_unsent, short_path
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, load_recipe
 from resnet_dist.errors import UserError
-from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.sweep.search import check_scheduler, read_searches
 from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
@@ -85,6 +84,8 @@ def sweep(
         raise UserError(f"--workers {workers}: --local trains each trial as one rank; leave one of them out")
     check_machine(local=False, address=address, workers=workers * (concurrent or 1), gpu=gpu)
     folder = local_folder(str(output), "--output").absolute()
+    from resnet_dist.launch.ray_cluster.check import find_cluster  # Here, because `--help` needs none.
+
     with shown():
         of_file = load_recipe(recipe)
     value = of_file.with_overrides(overrides or ())
