@@ -307,8 +307,10 @@ def test_all_runs_share_one_ray_which_a_finished_study_does_not_start(
         assert not request.local
         is_first = "ray" not in events
         events.extend(["ray"] if is_first else [])
-        yield
-        events.extend(["end"] if is_first else [])
+        try:
+            yield
+        finally:
+            events.extend(["end"] if is_first else [])
 
     def train(request: Request, *others: Any) -> Any:
         assert request.name is not None
