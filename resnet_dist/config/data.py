@@ -17,7 +17,7 @@ MAX_PIXELS = 80_000_000
 PixelSize = Annotated[int, Field(ge=1)]
 
 # Fields that only some choices read. A value that nothing reads is a mistake, not a preference.
-_CROPS_THAT_READ = {"pad": ("pad-crop",), "resize": ("random-resized-crop",)}
+_CROPS_THAT_READ = {"pad": ("pad-crop",), "pad_fill": ("pad-crop",), "resize": ("random-resized-crop",)}
 _RAND, _TRIVIAL = ("rand-augment",), ("trivial-augment",)
 _POLICIES_THAT_READ = {
     "policy_ops": _RAND,
@@ -96,6 +96,8 @@ class Data(Part):
     over black. random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
     pad: int = Field(default=4, ge=0)
     """Largest shift of pad-crop, in pixels."""
+    pad_fill: Literal["black", "reflect"] = "black"
+    """Pixels around the image in pad-crop. reflect: the mirror image at each edge, as CIFAR speed recipes have."""
     resize: Literal["bilinear", "bicubic", "random"] = "bilinear"
     """Interpolation of random-resized-crop, always antialiased. random: bilinear or bicubic for each image, as
     in timm."""
@@ -219,6 +221,11 @@ class Data(Part):
             raise ValueError(
                 f"cache='device' cannot do policy={self.policy!r} and color_jitter={self.color_jitter}, which work "
                 "on single images; use cache='ram'"
+            )
+        if self.pad_fill == "reflect" and self.pad >= self.image_size:
+            raise ValueError(
+                f"pad={self.pad} with pad_fill='reflect' needs an image of more than {self.pad} pixels, and image_size="
+                f"{self.image_size}; use a smaller pad"
             )
         self._check_decode()
         if (self.mixup or self.cutmix) and min(self.micro_batch_size or 2, self.global_batch_size) < 2:

@@ -21,6 +21,7 @@ _OPTIMIZERS_THAT_READ = {
     "trust_coefficient": ("lars",),
     "sgd_lr": ("muon",),
     "sgd_momentum": ("muon",),
+    "ns_steps": ("muon",),
 }
 _DECAYS_THAT_READ = {
     "floor": ("cosine", "polynomial"),
@@ -53,6 +54,8 @@ class Optim(Part):
     """Learning rate of muon for all but convolution weights. None: `lr`."""
     sgd_momentum: float | None = Field(default=None, ge=0, lt=1)
     """Momentum of muon for all but convolution weights. None: `momentum`."""
+    ns_steps: int = Field(default=5, ge=1)
+    """Newton-Schulz iterations of muon: with fewer, singular values differ more from one. Speed records use 3."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decay of convolution and linear weights; also of norms and biases with `decay_norms`."""
     decay_norms: bool = False

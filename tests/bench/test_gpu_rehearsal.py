@@ -53,8 +53,8 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     repeated = [one for name, one in parts["repeat"].items() if name.startswith("resnet20")]
     assert len(repeated) == 2
     assert all(one["same_bits"] and one["same_bits_resumed"] for one in repeated)  # as a CPU always does
-    for name in ("cifar10_fast, compile=none",):
-        assert parts["fast"][name]["n"] == 2
+    for name in ("compile=none", "muon, compile=none", "eager"):
+        assert parts["fast"][f"cifar10_fast, {name}"]["n"] == 2
     assert parts["airbench"]["airbench94"]["n"] == 2
     assert {"eager", "eager, not channels-last", "eager, EMA"} <= set(parts["imagenet"])
     assert parts["imagenet"]["eager, from shards, decode=cpu"]["n"] == 2

@@ -61,6 +61,23 @@ def windows(
     return out
 
 
+def reflected_windows(
+    source_NSSC: Tensor,
+    rows_B: NDArray[np.int64],
+    down_B: NDArray[np.int64],
+    right_B: NDArray[np.int64],
+    size: int,
+) -> Tensor:
+    """Return what `windows` returns, with the reflection of the image outside of it. Moves are less than its size."""
+    last = source_NSSC.shape[1] - 1
+
+    def inside(moved_B: NDArray[np.int64]) -> Tensor:
+        moved_BS = np.abs(moved_B[:, None] + np.arange(size))
+        return to_device(np.where(moved_BS > last, 2 * last - moved_BS, moved_BS), source_NSSC.device)
+
+    return pixels_at(source_NSSC, rows_B, inside(down_B), inside(right_B))
+
+
 def pixels_at(source_NSSC: Tensor, rows_B: NDArray[np.int64], down_BS: Tensor, right_BS: Tensor) -> Tensor:
     """Return the pixels of images `rows_B` at rows `down_BS` and columns `right_BS`, (B, S, S, C).
 

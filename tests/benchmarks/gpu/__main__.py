@@ -25,13 +25,13 @@ from tests.benchmarks.gpu.setting import Results, Setting
 
 # In order: name, the measurements, and the seconds for it. Those of the first questions come first.
 PARTS: dict[str, tuple[Callable[[Setting], Results], float]] = {
-    "exact": (exact.measure, 45),
-    "repeat": (repeat.measure, 50),
-    "fast": (fast.ours, 80),
+    "exact": (exact.measure, 30),
+    "repeat": (repeat.measure, 40),
+    "fast": (fast.ours, 110),
     "airbench": (fast.theirs, 45),
-    "imagenet": (imagenet.measure, 150),
-    "resnet20": (cifar.resnet20, 90),
-    "resnet56": (cifar.resnet56, 180),
+    "imagenet": (imagenet.measure, 120),
+    "resnet20": (cifar.resnet20, 75),
+    "resnet56": (cifar.resnet56, 140),
 }
 NEEDS_CIFAR = ("fast", "airbench", "resnet20", "resnet56")
 GRACE_SECONDS = 8.0  # for a part to end by itself before it is killed
