@@ -150,6 +150,27 @@ def test_a_server_that_is_away_leaves_the_number_of_metrics(tmp_path: Path) -> N
     ]
 
 
+def test_a_store_that_is_back_in_the_last_seconds_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the pauses of an outage that has lasted, the next try would come after the end."""
+    monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 3600.0)
+    monkeypatch.setattr(upload, "LAST_BACKOFF_SECONDS", 0.001)
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        if len(calls) <= 8:
+            raise ConnectionError
+
+    store = Store(fail)
+    rows = write(spool_in(tmp_path), range(3))
+    uploader = upload_to(store, spool_in(tmp_path))
+    uploader.start()
+    assert uploader.finish(20.0) == 0
+    assert store.rows == rows
+
+
 def test_an_outage_is_one_line_and_its_end_another(tmp_path: Path) -> None:
     failures = iter(range(1000))
     lines: list[str] = []
