@@ -61,8 +61,9 @@ def evaluate(
 
     index = read_index(shards)
     check_shards(index)
-    world, candidate = World.single(gpu=use_gpu(gpu)), candidate_of(model, output, registration)
+    world = World.single(gpu=use_gpu(gpu))
     trained = load_model(find_model(model, output), world.device, allow_commands=allow_commands)
+    candidate = candidate_of(model, output, registration, trained.step)
     if difference := class_difference(index.classes, trained.classes):
         raise UserError(
             f"{index.location} has other classes than the model was trained on: {difference}; index the shards with "
@@ -132,8 +133,8 @@ def export(
         from resnet_dist.train.checkpoint.load import load_model
 
     form = format_of_file(out_file, format_name, pixels=pixels)
-    candidate = candidate_of(model, output, registration)
     trained = load_model(find_model(model, output), torch.device("cpu"), allow_commands=allow_commands)
+    candidate = candidate_of(model, output, registration, trained.step)
     findings = Findings()
     images, name = samples_of(trained, samples, findings)
     found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
@@ -216,17 +217,25 @@ def explain(
     exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
 
 
-def candidate_of(model: str, output: str, registration: Registration | None) -> Candidate | None:
+def candidate_of(
+    model: str, output: str, registration: Registration | None, step: int | None = None
+) -> Candidate | None:
     """Return the model that --register names, once the command has done its work; None without it.
 
-    Raises UserError where MLflow does not have the model.
+    step: of the model that the command works with. Raises UserError where MLflow does not have that model.
     """
     if registration is None:
         return None
+    from resnet_dist.runs.storage.open import resolved
+    from resnet_dist.tracking.locate import run_id_of
     from resnet_dist.tracking.mlflow.registry import Candidate
     from resnet_dist.tracking.open import check_tracker
     from resnet_dist.tracking.store import store_folder
 
-    store = store_folder(output)
-    check_tracker(store, "")
-    return Candidate.find(model, store, registration)
+    place = resolved(output)
+    check_tracker(store_folder(place), "")
+    # Another output may have a run of the same name in the same tracker.
+    candidate = Candidate.find(run_id_of(model, place) or model, store_folder(place), registration)
+    if step is not None:
+        candidate.check_step(step)
+    return candidate

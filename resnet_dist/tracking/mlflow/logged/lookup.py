@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import mlflow
 from mlflow.entities import LoggedModel, Run
@@ -27,6 +27,7 @@ class Logged:
     location: str
     model_id: str | None = None  # None on a server that knows no models apart from runs
     run_id: str | None = None
+    step: int | None = field(default=None, compare=False)  # of its run, where the run names it
 
 
 def find_logged(client: mlflow.MlflowClient, name: str) -> Logged:
@@ -72,7 +73,7 @@ def logged_of_run(client: mlflow.MlflowClient, run: Run) -> Logged:
     outputs = run.outputs
     if outputs is not None and outputs.model_outputs:
         newest = max(outputs.model_outputs, key=lambda output: output.step)
-        return _of_model(client.get_logged_model(newest.model_id))
+        return replace(_of_model(client.get_logged_model(newest.model_id)), step=newest.step)
     # logged to a server that knows no models apart from runs
     if not _has_artifact(client, run.info.run_id):
         raise LookupError(f"run {run.info.run_name} has no model there; a run has one when it has finished")
