@@ -70,7 +70,7 @@ def test_rows_are_those_of_one_process(digits_model: TrainedModel, digits_data: 
     rows = [row for some in predictions_on(mapped_here, digits_model, inputs, 3, gpu=False) for row in some]
     ours = [row for some in predictions(digits_model, inputs, torch.device("cpu"), 3) for row in some]
     assert rows == ours
-    assert Classifier(digits_model, 3, False)(inputs[:2]) == ours[:2]
+    assert Classifier(digits_model, 3, False, False)(inputs[:2]) == ours[:2]
 
 
 def test_the_error_of_a_worker_is_that_of_its_function() -> None:
