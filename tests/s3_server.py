@@ -20,10 +20,12 @@ import pytest
 
 from tests.data.servers import LOCALHOST, free_port, wait_for_port
 
-# Given method and path of a request: None, "500", "refuse" (503), "cut request", "cut answer", "lose answer", "ignore
-# conditions", or the code of an error of S3, which is answered with 403.
+# Given method and path of a request: None, a status such as "500", "refuse" (503), "slow", "cut request", "cut answer",
+# "lose answer", "damage answer", "ignore conditions", or the code of an error of S3, which is answered with 403.
 Fault = Callable[[str, str], str | None]
-OWN_FAULTS = (None, "500", "refuse", "cut request", "cut answer", "lose answer", "ignore conditions")
+CUTS = ("cut request", "cut answer", "lose answer")
+OWN_FAULTS = (None, "slow", *CUTS, "damage answer", "ignore conditions")
+SLOW_SECONDS = 2.0  # for each request
 
 
 def no_fault(method: str, path: str) -> str | None:
@@ -31,16 +33,24 @@ def no_fault(method: str, path: str) -> str | None:
 
 
 class FaultyStore:
-    """A proxy before an S3 server. `fault` may be replaced at any time; `seen` counts faults.
+    """A proxy before a server on `host`. `fault` may be replaced at any time; `seen` counts faults.
 
-    bytes_per_second: limit for the bodies of requests, over all connections.
+    bytes_per_second: limit for the bodies of requests, over all connections. bind: the address at which it listens.
     """
 
-    def __init__(self, port: int, bytes_per_second: float | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        bytes_per_second: float | None = None,
+        *,
+        host: str = LOCALHOST,
+        bind: str = LOCALHOST,
+    ) -> None:
         self.fault: Fault = no_fault
         self.seen: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self._lock, self._free_at = threading.Lock(), 0.0
+        self._upstream, self._is_away = host, False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,8 +72,13 @@ class FaultyStore:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a connection that the client or a fault has cut
 
-        self._server = Server((LOCALHOST, 0), Handler)
-        self.url = f"http://{LOCALHOST}:{self._server.server_port}"
+        self._listen = lambda port: Server((bind, port), Handler)
+        self._start(0)
+        self.url = f"http://{bind}:{self.port}"
+
+    def _start(self, port: int) -> None:
+        self._server = self._listen(port)
+        self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
 
@@ -71,6 +86,17 @@ class FaultyStore:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Refuse connections inside the block, and cut those that are open."""
+        self._is_away = True
+        self.close()
+        try:
+            yield
+        finally:
+            self._is_away = False
+            self._start(self.port)
 
     def wait_for(self, num_bytes: int, bytes_per_second: float) -> None:
         """Wait as long as the bytes take on the one line that all connections share."""
@@ -86,14 +112,19 @@ class FaultyStore:
         fault = self.fault(handler.command, handler.path)
         if fault is not None:
             self.seen[fault] += 1
+        if self._is_away:
+            _cut(handler)
+            return
         body = handler.rfile.read(length // 2 if fault == "cut request" else length)
+        if fault == "slow":
+            time.sleep(SLOW_SECONDS)
         if bytes_per_second is not None:
             self.wait_for(len(body), bytes_per_second)
         if fault == "cut request":
             _cut(handler)
             return
-        if fault in ("500", "refuse"):
-            handler.send_response(500 if fault == "500" else 503)
+        if fault == "refuse" or (fault or "").isdecimal():
+            handler.send_response(503 if fault == "refuse" else int(fault or ""))
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
@@ -107,11 +138,13 @@ class FaultyStore:
         headers = dict(handler.headers)
         if fault == "ignore conditions":
             headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
-        upstream = http.client.HTTPConnection(LOCALHOST, port, timeout=60)
+        upstream = http.client.HTTPConnection(self._upstream, port, timeout=60)
         upstream.request(handler.command, handler.path, body, headers)
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
+        if fault == "damage answer" and content:
+            content = bytes([content[0] ^ 1]) + content[1:]
         if fault == "lose answer":
             _cut(handler)
             return

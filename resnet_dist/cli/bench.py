@@ -148,6 +148,37 @@ def bench_launch(
         out.print(f"         {length:6.2f} s  {part}")
 
 
+@on_interrupt(STARTS_OVER)
+def bench_scale(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")] = Path("jobs/imagenet_rn50.py"),
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 8,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the training set.")] = 1_281_167,
+    sample_bytes: Annotated[int, typer.Option(min=1, help="Mean bytes of a sample in its shard.")] = 110_000,
+    shard_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a shard.")] = 2**28,
+    images_per_second: Annotated[float, typer.Option(min=1, help="Images/s of a rank, as measured.")] = 2500,
+    link_gbits: Annotated[float, typer.Option(min=0.001, help="Gbit/s of a node's link.")] = 25,
+    overrides: Overrides = None,
+) -> None:
+    """Compute the load of a run on many nodes: downloads, caches, requests, checkpoints; and what breaks first."""
+    need_stdout()
+    from resnet_dist.bench.scale import GIGABIT_BYTES, DataSet, Nodes, first_to_break, plan_scale
+    from resnet_dist.config import load_recipe
+
+    loads = plan_scale(
+        load_recipe(recipe, overrides or ()),
+        DataSet(samples, sample_bytes, shard_bytes),
+        Nodes(nodes, ranks_per_node, images_per_second, link_gbits * GIGABIT_BYTES),
+    )
+    for load in loads:
+        part = f"{load.share:9.1%} of the limit" if load.limit is not None else ""
+        out.print(f"{load.name:<48} {load.text:>14} {part}".rstrip())
+    first = first_to_break(loads)
+    out.print(
+        f"\nnearest to its limit: {first.name}, {first.share:.1%} of {first.limit_text}; {first.advice}"
+    )
+
+
 def _print_rounds(name: str, values: Sequence[float], form: str, unit: str = "") -> None:
     """Print the median of all rounds, and the lowest and highest."""
     median, lowest, highest = (

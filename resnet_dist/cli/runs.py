@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnet_dist.cli.main import exit_with_message
-from resnet_dist.cli.options import DEFAULT_OUTPUT, RESUMES, RunOutput, diverted, err, on_interrupt, out
+from resnet_dist.cli.models.register import candidate_of
+from resnet_dist.cli.options import (
+    DEFAULT_OUTPUT,
+    RESUMES,
+    Register,
+    RunOutput,
+    diverted,
+    err,
+    on_interrupt,
+    out,
+    registration_of,
+)
 from resnet_dist.cli.summary import AsJson, print_json
 from resnet_dist.errors import UserError
 from resnet_dist.experiments import compare as comparison
@@ -19,6 +30,7 @@ from resnet_dist.tracking.logged_run import TOP1, LoggedRun, best_first
 
 if TYPE_CHECKING:
     from resnet_dist.tracking.mlflow.reading import Tracker
+    from resnet_dist.tracking.registration import Registration
 
 NOTHING_CHANGED = "interrupted; nothing was changed"
 LIMIT = 50
@@ -61,11 +73,12 @@ def show(name: RunName, as_json: AsJson = False, output: RunOutput = str(DEFAULT
 def best(
     experiment: Experiment = None,
     query: Query = None,
+    register: Register = None,
     as_json: AsJson = False,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
-    """Show the run of an experiment with the highest top-1 on its evaluation set."""
-    _run(_best, experiment, query, as_json, output)
+    """Show the run of an experiment with the highest top-1 on its evaluation set, and register its model."""
+    _run(_best, experiment, query, registration_of(register), as_json, output)
 
 
 @runs.command()
@@ -137,12 +150,20 @@ def _show(name: str, as_json: bool, output: str) -> None:
     _print_run(tracker, tracker.find(name), as_json=as_json)
 
 
-def _best(experiment: str | None, query: str | None, as_json: bool, output: str) -> None:
+def _best(
+    experiment: str | None, query: str | None, registration: Registration | None, as_json: bool, output: str
+) -> None:
     tracker = _open(output)
     opened, found = _selected(tracker, experiment, query, 1)
     if TOP1 not in found[0].metrics:
         raise UserError(f"no run of experiment {opened} has been evaluated yet: none is the best")
-    _print_run(tracker, found[0], as_json=as_json)
+    best, candidate = found[0], None
+    if registration is not None:
+        candidate = candidate_of(best.run_id, output, registration)
+    _print_run(tracker, best, as_json=as_json)
+    if candidate is not None:
+        # With --json, stdout has one object.
+        (err if as_json else out).print(f"registered as {candidate.register()}")
 
 
 def _compare(names: list[str], as_json: bool, output: str) -> None:

@@ -11,7 +11,6 @@ import typer
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import Dashboard, err, leaves_jobs, on_interrupt, out
 from resnet_dist.cli.summary import AsJson, print_json
-from resnet_dist.launch.ray_cluster.check import find_dashboard
 from resnet_dist.system.redact import redact
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import need_stdout
@@ -30,7 +29,9 @@ COLUMNS = ("run", "job", "state", "step", "started", "user", "recipe", "output")
 def jobs(address: Dashboard = None, as_json: AsJson = False) -> None:
     """List the submitted jobs of a cluster, the newest first."""
     cluster = _connect(address)
-    found = [(job, cluster.progress(job) if job.state == "RUNNING" else None) for job in cluster.jobs()]
+    # The table needs the newest step alone; a script gets all that whole logs have.
+    look = cluster.progress if as_json else cluster.glance
+    found = [(job, look(job) if job.state == "RUNNING" else None) for job in cluster.jobs()]
     need_stdout()
     if as_json:
         print_json({"jobs": [_json(job, progress) for job, progress in found]})
@@ -108,6 +109,8 @@ def stop(name: JobName, address: Dashboard = None) -> None:
 
 def _connect(address: str | None) -> Cluster:
     """Connect to a cluster. An exception must not interrupt the imports, as in `train`."""
+    from resnet_dist.launch.ray_cluster.check import find_dashboard
+
     dashboard = find_dashboard(address, lambda text: None)
     with handle_signals(exit_with_message(NOTHING_DONE)):
         from resnet_dist.launch.jobs.listing import Cluster

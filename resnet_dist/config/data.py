@@ -147,6 +147,10 @@ class Data(Part):
     cache: Cache = "none"
     """ram, device: decode every image once and keep all of them, as uint8, in the memory of each rank or on
     its device. Not with random-resized-crop; device also not with `policy` or `color_jitter`."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded and resized. gpu: by nvJPEG, which needs CUDA; samples and boxes are the same, pixels
+    differ by rounding. An image that it cannot decode is decoded on the CPU and counted. Not with a `cache`,
+    `policy` or `color_jitter`, nor grey images."""
     loader_workers: int | None = Field(default=None, ge=1)
     """Decoding threads per rank. None: one per CPU thread of the rank, but one for images of a few KiB."""
     prefetch_batches: int = Field(default=2, ge=1)
@@ -216,6 +220,7 @@ class Data(Part):
                 f"cache='device' cannot do policy={self.policy!r} and color_jitter={self.color_jitter}, which work "
                 "on single images; use cache='ram'"
             )
+        self._check_decode()
         if (self.mixup or self.cutmix) and min(self.micro_batch_size or 2, self.global_batch_size) < 2:
             raise ValueError(
                 f"mixup={self.mixup} and cutmix={self.cutmix} mix the images of a micro-batch, which has one "
@@ -230,6 +235,21 @@ class Data(Part):
                 f"micro-batches, which does not divide lanes={self.lanes}; use one of {fitting}"
             )
         return self
+
+    def _check_decode(self) -> None:
+        if self.decode == "cpu":
+            return
+        if self.cache != "none":
+            raise ValueError(
+                f"decode='gpu' with cache={self.cache!r}, whose images are decoded once; use decode='cpu', or cache='none'"
+            )
+        if self.policy != "none" or self.color_jitter:
+            raise ValueError(
+                f"decode='gpu' cannot do policy={self.policy!r} and color_jitter={self.color_jitter}, which work on single "
+                "images on a CPU; use decode='cpu'"
+            )
+        if self.channels == 1:
+            raise ValueError("decode='gpu' with channels=1: it decodes three colors; use decode='cpu'")
 
     def _check_sizes(self) -> None:
         sizes = [size for _, size in self.train_sizes]

@@ -152,6 +152,9 @@ class Train(Part):
     needs CUDA."""
     tf32: bool = True
     """On CUDA, round the factors of fp32 products to 10 bits of mantissa, which is several times faster."""
+    deterministic: bool = False
+    """On CUDA, compute the same bits in every run on the same kind of GPU, with the same ranks and versions: kernels
+    that add in a fixed order, chosen without timing them. It is slower. A CPU does so anyway."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     """Mode of torch.compile, for forward pass and loss together and for evaluation. reduce-overhead replays
     CUDA graphs, which suits small nets. Not with several sizes in `data.train_sizes`."""
@@ -190,6 +193,9 @@ class Train(Part):
     figures: Literal["none", "end", "evaluations"] = "end"
     """Figures on the page of the run: curves, and confusions, classes, calibration and the worst images of the
     last evaluation. evaluations: those of every evaluation, with some 30 bytes a sample kept of each."""
+    log_checkpoints: bool = True
+    """Show every checkpoint in MLflow as a model with its step, its metrics and the place of its weights, which are
+    not copied. False: only the models of the end."""
     log_node_metrics: bool = False
     """Log CPU, memory, disk, network and GPU use of each machine too, beside minimum, mean and maximum over
     all: keys for every machine."""

@@ -65,7 +65,11 @@ def open_run(
         reporter.note(
             f"run {run.name} goes to {shown_tracker() or 'the store in the output folder'} from here on"
         )
-    run = begin_page(replace(run, tags={}, tracker=shown_tracker()), request, indexes)
+    also = tuple(dict.fromkeys((*run.also, *request.also)))
+    tracked = replace(
+        run, tags={}, tracker=shown_tracker(), also=also, register=request.register or run.register
+    )
+    run = begin_page(tracked, request, indexes)
     run.write()
     if (note := store_note(request.output)) is not None:
         reporter.note(note)

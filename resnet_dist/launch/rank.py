@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import platform
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -36,10 +38,11 @@ from resnet_dist.runs.page import EVALUATIONS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable, wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
-from resnet_dist.system.environment.network import interface_problem
+from resnet_dist.system.environment.network import follow_nccl, interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
 from resnet_dist.tracking.spool import Spool, evaluated_steps
+from resnet_dist.train.device import explain_nondeterminism
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.start.threads import choose_threads
 from resnet_dist.train.tracker import NullTracker
@@ -48,6 +51,7 @@ from resnet_dist.train.watch.progress import Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
+STORE_BACKLOG = 1024  # ranks that connect at the same time
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
 
 
@@ -65,10 +69,18 @@ def carry_out(orders: dict[str, Any]) -> dict[str, Any]:
 
 def _join(orders: dict[str, Any]) -> World:
     """Set up the process group of the ranks. Raises TrainingError where the network of this node is set up wrongly."""
+    if orders["gpu"]:
+        follow_nccl()
     rank, size, seconds = orders["rank"], orders["world_size"], orders["timeout_seconds"]
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
-            orders["address"], orders["port"], size, is_master=rank == 0, timeout=timedelta(seconds=seconds)
+            orders["address"],
+            orders["port"],
+            size,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=seconds),
+            # The store would listen on every interface, and it asks nobody for a password.
+            master_listen_fd=_listen(orders["address"], orders["port"]) if rank == 0 else None,
         )
         return World.join(
             store,
@@ -82,6 +94,17 @@ def _join(orders: dict[str, Any]) -> World:
         if (sentence := interface_problem(f"{error} ip={orders['node_address']}")) is not None:
             raise TrainingError(sentence) from None
         raise
+
+
+def _listen(address: str, port: int) -> int | None:
+    """Return a socket that listens at one address alone, which its user closes; None where this machine lacks that address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=STORE_BACKLOG).detach()
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:  # Ray may know this machine by the address of a gateway.
+            raise
+        return None
 
 
 def run_attempt(
@@ -179,8 +202,8 @@ def _train_rank(
         places, version = world.gather((platform.node(), node)), attempt.order_version
         is_beside = attempt.evaluates_beside
         if not world.is_main:
-            options = (stop_requested, progress, version, fence, () if is_beside else None)
-            return train(recipe, attempt.folder, world, NullTracker(), *options)
+            others = (stop_requested, progress, version, fence, None, () if is_beside else None)
+            return train(recipe, attempt.folder, world, NullTracker(), *others)
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
@@ -194,14 +217,16 @@ def _train_rank(
 
             tags = machine_tags(hosts, world, threads)
             progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence, logged)
+            options = (stop, progress, version, fence, attempt.profiled, logged)
+            return train(recipe, attempt.folder, world, tracker, *options)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
         raise TrainingError(str(error)) from None
     except BaseException as error:
-        if (explained := out_of_memory(error, recipe, world)) is not None:
+        explained = out_of_memory(error, recipe, world) or explain_nondeterminism(error)
+        if explained is not None:
             raise explained from None
         raise
 

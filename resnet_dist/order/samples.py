@@ -109,6 +109,11 @@ class Order:
         """Return L, the samples of an epoch in one lane, copies not counted."""
         return self.steps_per_epoch * self.distinct_per_lane
 
+    @property
+    def fetch_steps(self) -> int:
+        """Return the steps by which the fetch of a shard precedes its first use: those of a window and half a shard."""
+        return (self.window + self.num_samples // len(self.counts) // 2) // self.distinct_per_lane
+
     def lanes_of(self, rank: int, world_size: int) -> range:
         """Return the neighbouring lanes that a rank reads. Raises ValueError where world_size does not divide lanes."""
         if self.lanes % world_size:

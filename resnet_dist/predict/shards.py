@@ -143,9 +143,19 @@ def _images_of(
         if split and len(images) > 1 and "." in image.extension:
             for one in images:
                 full_key = one.name[: -1 - len(one.last_extension)]
-                yield Input(one_line(f"{name}/{full_key}"), partial(tar.read, one), one.size, anywhere(one))
+                yield Input(
+                    one_line(f"{name}/{full_key}"),
+                    partial(tar.read, one),
+                    one.size,
+                    read_anywhere=anywhere(one),
+                )
             continue
-        yield Input(one_line(f"{name}/{image.key}"), partial(tar.read, image), image.size, anywhere(image))
+        yield Input(
+            one_line(f"{name}/{image.key}"),
+            partial(tar.read, image),
+            image.size,
+            read_anywhere=anywhere(image),
+        )
         for other in images:
             if other is not image:
                 findings.pass_over(f"{name}/{other.name}", "another image of a sample, which is not read")

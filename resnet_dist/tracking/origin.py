@@ -23,9 +23,11 @@ from resnet_dist.tracking.description import markdown
 
 NOTE_TAG = "mlflow.note.content"  # the description, which the page renders as Markdown
 COMMIT_TAG, BRANCH_TAG = "mlflow.source.git.commit", "mlflow.source.git.branch"
-DIRTY_TAG, CHANGES_TAG, NOT_DEFAULT_TAG, JOB_TAG, ERROR_TAG = (
-    f"resnet_dist.{name}" for name in ("git_dirty", "changes_from_file", "not_default", "ray_job", "error")
+DIRTY_TAG, CHANGES_TAG, NOT_DEFAULT_TAG, JOB_TAG, ERROR_TAG, STOPPED_TAG = (
+    f"resnet_dist.{name}"
+    for name in ("git_dirty", "changes_from_file", "not_default", "ray_job", "error", "stopped")
 )
+ENDS = (ERROR_TAG, STOPPED_TAG)  # of an attempt; the next one begins without them
 MAX_ERROR = 1000  # characters
 # Ray sets it for the driver of a job.
 _RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -18,22 +18,25 @@ It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writ
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from resnet_dist.config import Recipe, check_world_size
+from resnet_dist.config import Data, ProfiledSteps, Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+from resnet_dist.runs.page import PROFILE_FOLDER
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.storage.protocol import ALWAYS, Permit
-from resnet_dist.train.beside import followed
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
+from resnet_dist.system.memory import collect_normally
+from resnet_dist.train.beside import Beside, followed
 from resnet_dist.train.checkpoint.evaluated import awaiting
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
@@ -44,6 +47,7 @@ from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.state.usage_metrics import usage_metrics, usage_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+from resnet_dist.train.step.profile import BatchSource, Step, StepProfile
 from resnet_dist.train.step.train_step import TrainStep, compiled
 from resnet_dist.train.tracker import Tracker
 from resnet_dist.train.watch.control import Control, Stopped
@@ -71,11 +75,11 @@ class Parts:
     plan: Plan
     state: TrainState
     guard: Guard
-    loader: Loader
+    loader: BatchSource
     eval_loader: Loader
     checkpoints: Checkpointer
     control: Control
-    train_step: TrainStep
+    train_step: Step
     stragglers: Stragglers
     predictor: nn.Module  # the model to evaluate, or its average; compiled where the recipe asks for it
 
@@ -89,22 +93,25 @@ def train(
     progress: Progress | None = None,
     order_version: int = NEWEST_VERSION,
     permit: Permit = ALWAYS,
+    profile: ProfiledSteps | None = None,
     logged: Collection[int] | None = None,
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
     It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
     with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during
-    an evaluation resumes with that evaluation. logged: not None where another process evaluates the checkpoints that
-    are due; on rank 0, the steps of such evaluations that the tracker has.
+    an evaluation resumes with that evaluation. profile: the steps whose trace is written beside the run. logged: not None
+    where another process evaluates the checkpoints that are due; on rank 0, the steps of such evaluations that the
+    tracker has.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
     options = (stop_requested, progress, order_version, permit, logged)
-    with set_up(recipe, location, world, tracker, *options) as parts:
+    attempt = set_up(recipe, location, world, tracker, *options)
+    with profiled(attempt, profile, location, world, tracker, permit) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
-        while not state.finished(plan.total):
+        while not (state.finished(plan.total) or parts.control.stop):
             if not state.evaluation_pending:
                 progress.at(NEXT_BATCH, state.step)
                 parts.train_step(parts.loader.batch_at(state.step))
@@ -113,6 +120,7 @@ def train(
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
                     since_last = training_metrics(state, parts.order, world)
+                    since_last |= decoding_metrics(parts.loader, recipe.data, world)
                     tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
@@ -133,8 +141,6 @@ def train(
                 guard.check_losses(state)
                 parts.checkpoints.save(state, awaits_evaluation=awaits)
                 parts.control.saved()
-            if parts.control.stop:
-                break
         progress.at("writing the last checkpoint", state.step)
         parts.checkpoints.wait()
     return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
@@ -174,7 +180,7 @@ def set_up(
     """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
-    prepare_device(recipe.train, world)
+    prepare_device(recipe.train, world, recipe.data)
     hosts = check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
     order = order_of(recipe, train_index, order_version)
     plan = Plan.of(recipe, order)
@@ -188,9 +194,7 @@ def set_up(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
-        Checkpointer(
-            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit, beside
-        ) as checkpoints,
+        checkpointer(storage, recipe, train_index.classes, world, tracker, permit, beside) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
@@ -202,6 +206,7 @@ def set_up(
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
+        collect_normally()
         state.meter.restart_clock()
         yield Parts(
             order=order,
@@ -218,6 +223,20 @@ def set_up(
         )
 
 
+def checkpointer(
+    storage: Storage,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    world: World,
+    tracker: Tracker,
+    permit: Permit,
+    beside: Beside | None,
+) -> Checkpointer:
+    """Return the checkpoints of a run, which are reported to its tracker."""
+    reports = (tracker.note, tracker.flush, permit, tracker.log_checkpoint)
+    return Checkpointer(storage, recipe, classes, world, *reports, beside)
+
+
 def restore_or_initialize(
     state: TrainState,
     checkpoints: Checkpointer,
@@ -232,6 +251,30 @@ def restore_or_initialize(
         tracker.note(f"resumed at step {state.step} of {total_steps}")
     else:
         initialize_weights(state, recipe, train_index, world, tracker.note)
+
+
+@contextmanager
+def profiled(
+    attempt: AbstractContextManager[Parts],
+    steps: ProfiledSteps | None,
+    location: Path | str,
+    world: World,
+    tracker: Tracker,
+    permit: Permit,
+) -> Iterator[Parts]:
+    """Yield the parts of an attempt, on rank 0 with a loader and a step that write a trace of `steps`, if there are any."""
+
+    def write(name: str, content: bytes) -> None:
+        permit.check()
+        open_storage(location).at(PROFILE_FOLDER).write(name, content)
+
+    with attempt as parts:
+        if steps is None or not world.is_main:
+            yield parts
+            return
+        loader, train_step = parts.loader, parts.train_step
+        with StepProfile(steps, loader, train_step, world.device, write, tracker.note) as profile:
+            yield replace(parts, loader=profile, train_step=profile)
 
 
 def evaluate_unless_stopped(
@@ -296,6 +339,14 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     return metrics
 
 
+def decoding_metrics(loader: BatchSource, data: Data, world: World) -> dict[str, float]:
+    """Return the images so far, over all ranks, that the GPU could not decode. A collective with `data.decode="gpu"`."""
+    if data.decode == "cpu":
+        return {}
+    count = world.sum(torch.tensor(float(loader.num_decoded_on_cpu), device=world.device))
+    return {"data/decoded_on_cpu": float(count)}
+
+
 def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:
     """Return on rank 0 the metrics of the machines since the last log line; none where it has no new sample."""
     usage = state.meter.usage
@@ -307,7 +358,7 @@ def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[s
     return usage_metrics(state.meter.usage_RV, per_node=recipe.train.log_node_metrics)
 
 
-def log_gradient_norms(train_step: TrainStep, tracker: Tracker, step: int) -> None:
+def log_gradient_norms(train_step: Step, tracker: Tracker, step: int) -> None:
     """Log the norm of every layer's gradient where the recipe asks for it."""
     if train_step.gradient_norms is not None:
         tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), step)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from resnet_dist.cli import submitted as commands
 from resnet_dist.cli.main import run_command
 from resnet_dist.launch.jobs import follow as following
 from resnet_dist.launch.jobs import listing, stop
+from resnet_dist.launch.ray_cluster import check
 from tests.launch.jobs.fake import ADDRESS, TYPED, Cluster, after, details, fail
 
 SAVED = ["run first: 132 steps, 2 rank(s)\n", "step 50/132  loss 0.1\n", "interrupted at step 52; x\n"]
@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command on a cluster; return its exit code, stdout and stderr."""
-    monkeypatch.setattr(commands, "find_dashboard", lambda address, report: ADDRESS)
+    monkeypatch.setattr(check, "find_dashboard", lambda address, report: ADDRESS)
     monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(stop, "POLL_SECONDS", 0.01)
 
@@ -43,6 +43,34 @@ def cluster(log: list[str] | None = None, **more: Any) -> Cluster:
         details("raysubmit_3", "done", number=3, state="SUCCEEDED", driver_exit_code=0),
     ]
     return Cluster(jobs=made, log=list(SAVED[:2] if log is None else log), **more)
+
+
+def test_a_list_of_jobs_reads_the_end_of_a_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of a long run has megabytes; the table has one step of it."""
+    monkeypatch.setattr(listing, "TAIL_LINES", 2)
+    log = [SAVED[0], *(f"step {step}/132  loss 0.1\n" for step in range(10, 60, 10))]
+    asked: list[str] = []
+    code, out, _ = run(cluster(log, before=asked.append), "jobs")
+    assert code == 0
+    assert " 50/132 " in out
+    assert asked.count("last lines") == 1
+    assert "log" not in asked
+
+
+@pytest.mark.parametrize("end", ["evaluating\nevaluating\n", "fails"])
+def test_a_list_of_jobs_reads_the_whole_log_where_its_end_has_no_step(
+    run: Run, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(listing, "TAIL_LINES", 2)
+
+    def before(call: str) -> None:
+        if call == "last lines" and end == "fails":
+            fail()
+
+    log = [*SAVED[:2], *([] if end == "fails" else [end])]
+    code, out, _ = run(cluster(log, before=before), "jobs")
+    assert code == 0
+    assert " 50/132 " in out
 
 
 def test_jobs_are_listed(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The scene, which takes long to build, and the undisturbed run: once for all tests of a session."""
+"""What takes long, once for all tests of a session: the scene, the undisturbed run of the faults, and their table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.fault_table import FaultTable
 from tests.cluster.hosts import why_not
+from tests.cluster.results import Result
 from tests.cluster.scene import Scene, scene
 from tests.cluster.services import require_servers
+
+SECONDS = 600.0  # limit for the undisturbed run
+# The net is deep enough for all of it to happen while it trains, on a fast machine too.
+FLAGS = [
+    "--workers=1:2",
+    "--set=model.name=resnet56",
+    "--set=train.length=200 steps",
+    "--set=train.eval_every=100 steps",
+    "--set=train.checkpoint_every=10 steps",
+    "--set=train.log_every=1 steps",
+]
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +32,27 @@ def whole_scene(digits_data: Path) -> Iterator[Scene]:
     require_servers()
     with scene(digits_data) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def data_flags(whole_scene: Scene) -> list[str]:
+    return data_at(whole_scene.shards)
+
+
+def data_at(address: str) -> list[str]:
+    """Return the flags of shards at an address or in a folder."""
+    return [f"--set=data.{part}={address}/{part}" for part in ("train", "eval")]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(whole_scene: Scene, data_flags: list[str]) -> Result:
+    scene, log = whole_scene, "undisturbed.txt"
+    scene.prepare(scene.nodes)
+    process = scene.submit("undisturbed", *FLAGS, *data_flags, log=log)
+    assert process.wait(SECONDS) == 0, scene.client.output(log)[-3000:]
+    return Result.of(scene.mlflow, scene.run("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def table() -> FaultTable:
+    return FaultTable()

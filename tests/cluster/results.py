@@ -83,3 +83,9 @@ def next_step_time(entries: Sequence[Entry], fault: float) -> float:
     times = [fault, *(entry.time_ms / 1000 for entry in after if entry.step is not None)]
     assert len(times) > 1, "no step after the fault"
     return max(zip(times, times[1:], strict=False), key=lambda pair: pair[1] - pair[0])[1]
+
+
+def longest_pause(entries: Sequence[Entry]) -> float:
+    """Return the longest time between two steps in the journal, in seconds."""
+    times = [entry.time_ms / 1000 for entry in entries if entry.step is not None and entry.metrics]
+    return max(after - before for before, after in zip(times, times[1:], strict=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +32,21 @@ class Scene:
     shards: str  # the address of folders train and eval
 
     @property
+    def gateway(self) -> str:
+        """Return the address of this machine, as the hosts see it."""
+        return f"{self.client.address.rpartition('.')[0]}.254"
+
+    @property
     def nodes(self) -> list[Host]:
         return self.cluster.nodes
 
-    def submit(self, name: str, *words: str, log: str) -> subprocess.Popen[str]:
-        """Submit a run of digits; its output goes to `log` of the client."""
+    def submit(
+        self, name: str, *words: str, log: str, variables: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Submit a run of digits, with additional variables in the client's environment; its output goes to `log` there."""
         place = ["--address", self.cluster.dashboard, "--output", OUTPUT, "--name", name]
         return self.client.start(
-            [PYTHON, "-m", "resnet_dist", "submit", str(RECIPE), *place, *words], log=log
+            [PYTHON, "-m", "resnet_dist", "submit", str(RECIPE), *place, *words], variables, log=log
         )
 
     def train_alone(self, name: str, *words: str, log: str) -> subprocess.Popen[str]:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,14 @@ class Slurm:
         return self._field(job, "ExitCode")
 
     def start_now(self, job: str) -> None:
-        """Start a job that was queued again without the two minutes that Slurm waits."""
+        """Start a job that was queued again without the two minutes that Slurm waits.
+
+        slurmd refuses a credential of the second in which it ended the job, and the job then fails without a line: wait
+        for the nodes, and for the next second.
+        """
+        wait_until(lambda: _idle(self) == len(self.nodes), SECONDS, lambda: self.show(job))
+        ended = int(time.time())
+        wait_until(lambda: int(time.time()) > ended, SECONDS, lambda: "the clock stands still")
         self.controller.run(["scontrol", "update", f"jobid={job}", "StartTime=now"])
 
     def wait_for_state(self, job: str, wanted: str, seconds: float) -> None:

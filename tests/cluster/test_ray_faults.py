@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,26 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from resnet_dist.launch.preload.client import SERVER
+from tests.cluster.conftest import FLAGS
 from tests.cluster.fault_table import FaultTable, Row
 from tests.cluster.hosts import needs_hosts, wait_until
 from tests.cluster.ray_hosts import GCS, RANK, RAYLET
 from tests.cluster.results import Result, journal, next_step_time
 from tests.cluster.scene import Scene
+from tests.rank_processes import copies
 
 pytestmark = [needs_hosts, pytest.mark.long, pytest.mark.timeout(1200)]
 SECONDS = 600.0  # limit for each wait
 ORPHAN_SECONDS = 400.0  # limit for a rank that lost its driver
 STRIKE_STEP = 25
 DRIVER = "-m resnet_dist train"  # in the command line of the driver of a submitted job
-# The net is deep enough for all of it to happen while it trains, on a fast machine too.
-FLAGS = [
-    "--workers=1:2",
-    "--set=model.name=resnet56",
-    "--set=train.length=200 steps",
-    "--set=train.eval_every=100 steps",
-    "--set=train.checkpoint_every=10 steps",
-    "--set=train.log_every=1 steps",
-]
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,18 @@ class Fault:
     repair: Callable[[Scene], None] | None = None
     # The number of ranks changes: sums over them may differ in their last bits.
     resizes: bool = False
+    flags: tuple[str, ...] = ()  # additional ones of the submission
 
 
 def kill_rank(scene: Scene, run: str) -> None:
     scene.host_of_rank(run, 1).kill(RANK)
+
+
+def freeze_rank(scene: Scene, run: str) -> None:
+    """Stop the process of rank 1, as a debugger or a full swap does: it is there, and answers nobody."""
+    host = scene.host_of_rank(run, 1)
+    for pid in copies(host.find(SERVER)):
+        os.kill(pid, signal.SIGSTOP)
 
 
 def kill_raylet(scene: Scene, run: str) -> None:
@@ -98,10 +102,12 @@ def restart_head(scene: Scene) -> None:
     scene.prepare(scene.nodes)
 
 
+STALL = "--set=train.stall_timeout_seconds=30"
 ROOM = "room for 2 ranks instead of 1: saving a checkpoint"
 DRAIN = "1 node(s) with ranks are being taken away: saving a checkpoint"
 FAULTS = [
     Fault("kill -9 of a rank", kill_rank, "was killed or crashed; attempt 2 resumes from step"),
+    Fault("a rank that is stopped (SIGSTOP)", freeze_rank, "has not answered", flags=(STALL,)),
     Fault("kill -9 of a raylet", kill_raylet, resizes=True),
     Fault("kill -9 of all processes of the node of rank 0", crash_node, resizes=True),
     Fault("link of a node cut for 5 s", cut_link_for_5_seconds, line=""),
@@ -136,36 +142,17 @@ class RanksWatch:
         self._gone_at = time.time()
 
 
-@pytest.fixture(scope="module")
-def flags(whole_scene: Scene) -> list[str]:
-    data = [f"--set=data.{part}={whole_scene.shards}/{part}" for part in ("train", "eval")]
-    return [*FLAGS, *data]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(whole_scene: Scene, flags: list[str]) -> Result:
-    scene, log = whole_scene, "undisturbed.txt"
-    scene.prepare(scene.nodes)
-    process = scene.submit("undisturbed", *flags, log=log)
-    assert process.wait(SECONDS) == 0, scene.client.output(log)[-3000:]
-    return Result.of(scene.mlflow, scene.run("undisturbed"))
-
-
-@pytest.fixture(scope="module")
-def table() -> FaultTable:
-    return FaultTable()
-
-
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_a_run_survives(
     whole_scene: Scene,
     undisturbed: Result,
-    flags: list[str],
+    data_flags: list[str],
     table: FaultTable,
     fault: Fault,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scene, name = whole_scene, f"fault-{FAULTS.index(fault) + 1}"
+    flags = [*FLAGS, *data_flags, *fault.flags]
     log = f"{name}.txt"
     scene.prepare(scene.nodes[: fault.num_nodes])
     process = scene.submit(name, *flags, log=log)

@@ -1,24 +1,25 @@
-"""Check a KubeRay resource by KubeRay's own custom resource definitions, as a server with strict fields does."""
+"""Check a KubeRay resource by KubeRay's own custom resource definitions, as a server with strict fields does.
+
+They lie in the folder that SCHEMAS names, pruned to the schemas: its `source` has where they come from and what was changed.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
+
+VERSION = "1.7.0"
+SCHEMAS = Path(__file__).parent / f"kuberay_{VERSION.replace('.', '_')}/schemas.json"
 
 
-def problems(resource: dict[str, Any], folder: Path) -> list[str]:
-    """Return what the definition of its kind in `folder` (ray.io_rayjobs.yaml …) finds wrong with a resource."""
-    text = (folder / f"ray.io_{resource['kind'].lower()}s.yaml").read_text()
-    version = resource["apiVersion"].partition("/")[2]
-    definition = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (schema,) = [
-        each["schema"]["openAPIV3Schema"]
-        for each in definition["spec"]["versions"]
-        if each["name"] == version
-    ]
+def problems(resource: dict[str, Any]) -> list[str]:
+    """Return what the definition of its kind finds wrong with a resource."""
+    assert resource["apiVersion"] == "ray.io/v1"
+    schemas = json.loads(SCHEMAS.read_text())
+    schema = {**schemas[resource["kind"]], "definitions": schemas["definitions"]}
     schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes checks it itself.
     found = jsonschema.Draft7Validator(closed(schema)).iter_errors(resource)
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]

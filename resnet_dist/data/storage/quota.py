@@ -63,6 +63,14 @@ class Quota:
         with self._lock():
             self._drop(self._excess(sum(self._missing_bytes(keep).values())), keep)
 
+    def make_room(self, num_bytes: int, keep: Path) -> bool:
+        """Evict shards of `num_bytes`, because the disk holds less than the limit; report whether there were any."""
+        with self._lock():
+            found = self._evictable(keep)
+            # A shard of unknown size gets the room of another one.
+            self._drop(max(num_bytes, 1), keep)
+        return bool(found)
+
     def _reserve(self, path: Path, num_bytes: int) -> bool:
         """Reserve the bytes and return True; return False where the caller must wait for files on their way."""
         with self._lock():

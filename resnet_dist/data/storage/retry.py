@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from resnet_dist.data.storage.urls import shown
 from resnet_dist.errors import StorageError, UserError
+from resnet_dist.system.files import is_disk_full
 from resnet_dist.system.redact import redact
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,14 @@ def is_permanent(error: BaseException) -> bool:
         if status < 500:
             return status not in RETRIED_CLIENT_ERRORS
         return status in PERMANENT_SERVER_ERRORS
+    if found_no_room(error):  # Room is the business of the caller, who may have some to free.
+        return True
     return isinstance(error, (*PERMANENT, UserError)) or not _names(error).isdisjoint(PERMANENT_NAMES)
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Report whether the disk of this machine has no room for what was read."""
+    return any(is_disk_full(cause) for cause in _causes(error))
 
 
 def is_refused(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from resnet_dist.config import Data
 from resnet_dist.data.storage.cache_files import LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
 from resnet_dist.data.storage.command import run_command
+from resnet_dist.data.storage.disk_room import DiskRoom
 from resnet_dist.data.storage.quota import Quota
 from resnet_dist.data.storage.retry import POLL_SECONDS, Patience
 from resnet_dist.data.storage.transfer import fetch_file, size_of
@@ -84,6 +85,7 @@ class ShardCache:
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path]] = {}
         self._closed = threading.Event()
+        self._room = DiskRoom(self._quota, limits.timeout_seconds, self._closed)
 
     def want(self, shards: Iterable[StoredFile]) -> None:
         """Begin to fetch, in this order, the shards that are not on this machine yet."""
@@ -195,7 +197,7 @@ class ShardCache:
                     raise StorageError(
                         f"{shown(shard.url)}: {problem}; index the shards again if they were changed"
                     )
-                self._decompress(shard, local_path(shard.url), path)
+                self._write(shard, path, lambda: self._decompress(shard, local_path(shard.url), path))
                 return path
             with self._quota.reserved(
                 path,
@@ -204,8 +206,11 @@ class ShardCache:
                 timeout_seconds=self._limits.timeout_seconds,
                 closed=self._closed,
             ):
-                self._fetch_remote(shard, path)
+                self._write(shard, path, lambda: self._fetch_remote(shard, path))
         return path
+
+    def _write(self, shard: StoredFile, path: Path, write: Callable[[], None]) -> None:
+        self._room.used_by(write, path=path, url=shard.url, num_bytes=shard.num_bytes)
 
     def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
         raw = path.with_suffix(RAW)

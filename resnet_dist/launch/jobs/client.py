@@ -62,6 +62,15 @@ def asked(client: JobSubmissionClient, call: Callable[[], Answer]) -> Answer:
         ) from None
 
 
+def last_lines(client: JobSubmissionClient, job: str, count: int) -> str:
+    """Return the last lines of a job's log. Raises an error of several types, see `asked`."""
+    # Ray's client has no method for the end of a log; its state API serves it.
+    answer = client._do_request("GET", "/api/v0/logs/file", params={"submission_id": job, "lines": count})
+    if answer.status_code != 200:
+        raise RuntimeError(f"status code {answer.status_code}: {answer.text}")
+    return str(answer.text)
+
+
 def is_unknown_job(error: Exception) -> bool:
     """Report whether `error` is the answer of a head that does not know the job."""
     return _UNKNOWN_JOB.search(str(error)) is not None

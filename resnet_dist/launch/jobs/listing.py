@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from resnet_dist.launch.jobs.client import NoAnswer, asked, connect
+from resnet_dist.launch.jobs.client import NoAnswer, asked, connect, last_lines
 from resnet_dist.launch.jobs.job import Job, find_job, ours
 from resnet_dist.launch.jobs.progress import Progress, person_lines, read_progress
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+TAIL_LINES = 1000
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class Cluster:
         """Return the log of a job without the lines of Ray."""
         text = asked(self.client, lambda: self.client.get_job_logs(job.id))
         return person_lines(text, has_dump=job.is_driver_lost)
+
+    def glance(self, job: Job) -> Progress:
+        """Return what the last lines of a job's log say; of a long run, a whole log is megabytes.
+
+        A restart further back is not known then. The whole log is read where the lines have no step, as at a start.
+        """
+        try:
+            progress = read_progress(asked(self.client, lambda: last_lines(self.client, job.id, TAIL_LINES)))
+        except NoAnswer:  # The head may be of an older Ray, and the log on a node that has gone.
+            return self.progress(job)
+        return self.progress(job) if progress.step is None else progress
 
     def progress(self, job: Job) -> Progress:
         """Return what the log of a job says. Where it cannot be read, as where its node has gone, nothing is known."""

@@ -30,7 +30,7 @@ from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
 from resnet_dist.launch.on_ray.beside import BesideEvaluations, settle, started
-from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.launch.on_ray.nodes import (
     Placement,
@@ -68,23 +68,16 @@ def ray_launcher(
     address: str | None,
     wait_seconds: float | None,
     report: Callable[[str], None],
+    cpus: int | None = None,
 ) -> Iterator[RankLauncher]:
     """Connect to a cluster, or start one, for as long as the context lasts; yield a launcher that uses it.
 
+    A process that is connected uses that cluster. cpus: of each rank of a run that begins; None: as many as fit.
     gpu: None uses GPUs where there are any. wait_seconds: limit for a wait for nodes; None refuses a cluster that is
     too small now, and waits DEFAULT_WAIT_SECONDS where a node is lost later. Raises UserError where there is no
     cluster, or where it is too small.
     """
-    # Again, because preparing the data may have taken long: Ray would wait for a cluster that has gone by now.
-    address = find_cluster(address)
-    for variable in ignored_variables():
-        report(f"ignored: {variable}: training needs version 2 of Ray Train")
-    if address is None:
-        report("starting Ray on this machine")
-        check_gpus_here(workers, gpu=gpu)
-    with connected(address, workers=workers.max, report=report):
-        if address is not None:
-            check_packages(report)
+    with shared_ray(workers, gpu=gpu, address=address, report=report):
         alive, sizes = nodes(), workers.sizes(recipe)
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
         preferred = [size for size in sizes if size >= workers.preferred]
@@ -98,7 +91,31 @@ def ray_launcher(
             beside = None
             if recipe.train.evaluate == "beside":
                 beside = stack.enter_context(closing(BesideEvaluations(recipe, report, gpu=use_gpu)))
-            yield lambda folder: fit_ranks(recipe, folder, placer, report, beside)
+            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, beside)
+
+
+@contextmanager
+def shared_ray(
+    workers: WorkerRange, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
+) -> Iterator[None]:
+    """Connect to a cluster, or start one for `workers` ranks, unless this process is connected already.
+
+    Raises UserError where there is no cluster, or where this machine has too few GPUs.
+    """
+    if is_connected():
+        yield
+        return
+    # Again, because preparing the data may have taken long: Ray would wait for a cluster that has gone by now.
+    address = find_cluster(address)
+    for variable in ignored_variables():
+        report(f"ignored: {variable}: training needs version 2 of Ray Train")
+    if address is None:
+        report("starting Ray on this machine")
+        check_gpus_here(workers, gpu=gpu)
+    with connected(address, workers=workers.max, report=report):
+        if address is not None:
+            check_packages(report)
+        yield
 
 
 def fit_ranks(
@@ -106,15 +123,19 @@ def fit_ranks(
     folder: RunFolder,
     placer: Placer,
     report: Callable[[str], None],
+    cpus: int | None = None,
     beside: BesideEvaluations | None = None,
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    beside: what evaluates its checkpoints, if there is room for it. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
+    cpus: of each rank of a run that begins; None: as many as fit. beside: what evaluates its checkpoints, if there is
+    room for it. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
     gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
     stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
-    report_at, cpus = 0.0, (before.cpus or before.threads) if before else None
+    report_at = 0.0
+    if before is not None:
+        cpus = before.cpus or before.threads
     if beside is not None:
         with handle_signals(lambda count: stop.give_up()):
             beside = started(beside, folder, placer, cpus, stop.expired)

@@ -17,7 +17,7 @@ from resnet_dist.runs.folder import CHECKPOINTS_FOLDER, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.model import MODEL_URI, find_run
+from resnet_dist.tracking.mlflow.logged.lookup import MODEL_URI, run_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
 from resnet_dist.tracking.store import MODEL_SCHEMES, sqlite_file, tracking_uri
 
@@ -76,7 +76,7 @@ def _run(client: mlflow.MlflowClient, model: str, location: str) -> Run:
         record = read_run(open_storage(checkpoints.removesuffix(f"/{CHECKPOINTS_FOLDER}")))
         if record is not None and record.run_id:
             return client.get_run(record.run_id)
-    return find_run(client, model)
+    return run_of(client, model)
 
 
 def _run_id_of(client: mlflow.MlflowClient, uri: str) -> str:

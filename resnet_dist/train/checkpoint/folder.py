@@ -56,8 +56,10 @@ def list_checkpoints(checkpoints: Storage) -> list[str]:
 
 def write_checkpoint(
     checkpoints: Storage, step: int, tensors: Tensors, manifest: dict[str, Any], permit: Permit = ALWAYS
-) -> None:
+) -> dict[str, str]:
     """Write all files aside and publish them together: the checkpoint is complete or absent.
+
+    Return the SHA-256 of each file, by its name.
 
     `permit` is asked before it appears. Raises OSError where it cannot be written, and leaves nothing behind.
     """
@@ -68,6 +70,7 @@ def write_checkpoint(
             _save(group, path)
             checksums[path.name] = _sha256(path)
         _write_manifest(folder, {"sha256": checksums, **manifest})
+    return checksums
 
 
 def copy_model(folder: Path, target: Path, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -182,11 +185,22 @@ def best_or_newest(checkpoints: Storage) -> str | None:
     return best_checkpoint(checkpoints) or next(reversed(list_checkpoints(checkpoints)), None)
 
 
-def prune(checkpoints: Storage, *, keep: int, also: Iterable[int]) -> None:
-    """Remove all but the newest `keep` checkpoints and those of the steps `also`."""
+def model_checksum(checkpoints: Storage, name: str) -> str | None:
+    """Return the SHA-256 of the model of a checkpoint as its manifest has it; None where it is damaged or gone."""
+    try:
+        content = checkpoints.read(f"{name}/{MANIFEST}") or b""
+        return str(parse_manifest(content, name)["sha256"][MODEL_FILE])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def prune(checkpoints: Storage, *, keep: int, also: Iterable[int]) -> list[str]:
+    """Remove all but the newest `keep` checkpoints and those of the steps `also`; return the names of those removed."""
     names = list_checkpoints(checkpoints)
     kept = {*names[-keep:], *map(checkpoint_name, also)}
-    remove(checkpoints, (old for old in names if old not in kept))
+    old = [name for name in names if name not in kept]
+    remove(checkpoints, old)
+    return old
 
 
 def remove(checkpoints: Storage, names: Iterable[str]) -> None:

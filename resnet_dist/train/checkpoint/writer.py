@@ -24,6 +24,7 @@ from resnet_dist.runs.folder import checkpoint_name
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, Unreachable, wait_for_permit
 from resnet_dist.train.beside import Beside
 from resnet_dist.train.checkpoint.folder import (
+    MODEL_FILE,
     DamagedCheckpoint,
     Tensors,
     fetch_checkpoint,
@@ -32,6 +33,7 @@ from resnet_dist.train.checkpoint.folder import (
     prune,
     remove,
     remove_unfinished,
+    step_of,
     write_checkpoint,
 )
 from resnet_dist.train.plan import Plan, due
@@ -71,18 +73,19 @@ class Checkpointer:
         report: Callable[[str], None],
         flush_metrics: Callable[[], None] = lambda: None,
         permit: Permit = ALWAYS,
+        record: Callable[[int, str | None], None] = lambda step, sha256: None,
         beside: Beside | None = None,
     ) -> None:
         """Keep the checkpoints in `storage`. `permit` is asked before anything is written or removed.
 
-        beside: on rank 0, the evaluations that another process makes of these checkpoints.
-
-        report, flush_metrics: called from the writer's thread too. flush_metrics: called before a checkpoint appears,
-        because a run that resumes there does not log again what came before.
+        report, flush_metrics, record: called from the writer's thread too. flush_metrics: called before a checkpoint
+        appears, because a run that resumes there does not log again what came before. record: called with the step of
+        each checkpoint that was written, and the SHA-256 of its model, or None where one was removed. beside: on rank 0,
+        the evaluations that another process makes of these checkpoints.
         """
         self._storage, self._recipe, self._classes, self._world = storage, recipe, classes, world
         self._report, self._flush_metrics, self._permit = report, flush_metrics, permit
-        self._beside = beside
+        self._record, self._beside = record, beside
         minutes = recipe.train.checkpoint_minutes
         self._interval_seconds = None if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
@@ -253,7 +256,8 @@ class Checkpointer:
         self._flush_metrics()
         if self._beside is not None and scalars.get(AWAITS):
             self._beside.add(step)
-        write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
+        checksums = write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
+        self._record(step, checksums[MODEL_FILE])
         # What is too much is removed after the next checkpoint, where the storage does not answer now.
         with suppress(Unreachable):
             self._clean_up(snapshot)
@@ -263,13 +267,16 @@ class Checkpointer:
         step = snapshot.scalars["step"]
         self._permit.check()
         # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
-        remove(self._storage, (damaged for damaged in self._damaged if damaged != checkpoint_name(step)))
+        damaged = [name for name in self._damaged if name != checkpoint_name(step)]
+        remove(self._storage, damaged)
         self._damaged = []
         best = snapshot.scalars["best"]
         also = {best["step"]} if best else set()
         if self._beside is not None:
             also = self._beside.kept_steps()
-        prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=also)
+        old = prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=also)
+        for name in (*damaged, *old):
+            self._record(step_of(name), None)
 
     def _failure_of(self, step: int, error: Exception) -> CheckpointFailed:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
@@ -93,6 +94,12 @@ class Cluster:
     def get_job_logs(self, name: str) -> str:
         self.before("log")
         return "".join(self.log)
+
+    def _do_request(self, method: str, path: str, *, params: Mapping[str, Any]) -> Any:
+        self.before("last lines")
+        assert (method, path) == ("GET", "/api/v0/logs/file")
+        lines = "".join(self.log).splitlines(keepends=True)
+        return SimpleNamespace(status_code=200, text="".join(lines[-params["lines"] :]))
 
     def stop_job(self, name: str) -> None:
         self.before("stop")

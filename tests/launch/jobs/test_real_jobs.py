@@ -7,135 +7,27 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.launch.ray_cluster.servers import free_port
+from tests.launch.jobs.real_head import SECONDS, Head, descendants, read_until, small_head
 from tests.paths import ROOT
 
-PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-HOST = "127.0.0.10"  # Another head on this machine is not likely to use it.
 FLAGS = (
     "--workers=1",
     "--set=train.checkpoint_every=10 steps",
     "--set=model.name=resnet8",
     "--set=train.length=20000 steps",
 )
-SECONDS = 150.0  # limit for each wait
-
-
-@dataclass
-class Head:
-    """A head with one CPU, which may be started again on the same ports, and commands that use it."""
-
-    folder: Path
-    ports: tuple[int, int, int, int]
-    variables: dict[str, str]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports[1]}"
-
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        gcs, dashboard, client, agent = self.ports
-        command = (
-            f"{sys.executable} -m ray.scripts.scripts start --head --block --num-cpus 1 --disable-usage-stats --port {gcs} "
-            f"--node-ip-address {HOST} --dashboard-port {dashboard} --ray-client-server-port {client} "
-            f"--dashboard-agent-listen-port {agent} --object-store-memory {2**27}"
-        )
-        process = subprocess.Popen(
-            shlex.split(command),
-            cwd="/",
-            env=self.variables,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            wait_until(lambda: process.poll() is None and answers(f"{self.url}/api/jobs/"))
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "resnet_dist", *words],
-            cwd=self.folder,
-            env={**self.variables, "RAY_API_SERVER_ADDRESS": self.url},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *words: str) -> tuple[int, str]:
-        process = self.start(*words)
-        output, _ = process.communicate(timeout=2 * SECONDS)
-        return process.returncode, output
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except OSError:
-        return False
-    return True
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.3)
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Return what a command prints up to the line with `text`."""
-    assert process.stdout is not None
-    lines: list[str] = []
-    while not lines or text not in lines[-1]:
-        line = process.stdout.readline()
-        assert line, "".join(lines)
-        lines.append(line)
-    return "".join(lines)
-
-
-def descendants(process: int, name: str) -> list[int]:
-    """Return the descendants of a process whose command line has `name`."""
-    found = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(maxsplit=2) for line in found.splitlines()]
-    family = {process}
-    for _ in range(12):
-        family |= {int(row[0]) for row in rows if int(row[1]) in family}
-    return [int(row[0]) for row in rows if int(row[0]) in family and name in row[2]]
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
-        variables = {
-            **PLAIN,
-            "PYTHONPATH": str(ROOT),
-            "RAY_TMPDIR": short,
-            "RAY_AUTH_MODE": "disabled",
-            # Under `uv run` Ray would pack the working folder of this head, which is /, for every job.
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "HOME": str(tmp_path),
-            "OMP_NUM_THREADS": "1",
-        }
-        yield Head(tmp_path, (free_port(), free_port(), free_port(), free_port()), variables)
+    with small_head(tmp_path) as made:
+        yield made
 
 
 RECIPE = """

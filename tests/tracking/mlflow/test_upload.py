@@ -13,9 +13,10 @@ from mlflow.entities import Metric
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking import console
+from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow import upload
-from resnet_dist.tracking.mlflow.run import MAX_METRICS_PER_REQUEST, RunGone
+from resnet_dist.tracking.mlflow.run import RunGone
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.spool import Entry, Spool
 

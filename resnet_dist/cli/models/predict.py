@@ -1,4 +1,4 @@
-"""Commands that use a trained model: predict the classes of images, and export it for other programs."""
+"""The command that predicts the classes of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -115,7 +115,7 @@ def predict(
         else:
             num_rows = _keep_rows(rows, heading, write, kept)
             _finish(kept, num_rows, findings, allow_left_out=allow_left_out)
-    _report(findings)
+    report_findings(findings)
     exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
 
 
@@ -187,69 +187,6 @@ def _finish(kept: RowFile, num_rows: int, findings: Findings, *, allow_left_out:
     out.print(f"{kept.path}: {num_rows:,} rows")
 
 
-@on_interrupt(STARTS_OVER)
-def export(
-    model: Model,
-    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="A new file; its end names the format.")],
-    format_name: Annotated[
-        Literal["safetensors", "onnx", "pt2", "torchvision"] | None,
-        typer.Option(
-            "--format", help="Default: by the end of OUT: .safetensors, .onnx, .pt2, .pth (torchvision)."
-        ),
-    ] = None,
-    pixels: Annotated[
-        bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
-    ] = False,
-    samples: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH", help="Images to compare with; default: the held-out set, 1,024 at most."
-        ),
-    ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
-    quantize: Annotated[
-        Literal["int8"] | None,
-        typer.Option(help="onnx: 8-bit integers; accuracy before and after is measured on labelled shards."),
-    ] = None,
-    max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="With --quantize: largest drop of top-1, a share.")
-    ] = 0.01,
-    allow_left_out: AllowLeftOut = False,
-    allow_commands: AllowCommands = False,
-    output: RunOutput = str(DEFAULT_OUTPUT),
-) -> None:
-    """Write a model as a file for other programs, after comparing its logits with the source's on real images.
-
-    Exit code 3: the file is written, but some of the images could not be compared.
-    """
-    # The same as in `train`: an exception must not interrupt the imports.
-    with handle_signals(exit_with_message(STARTS_OVER)):
-        import torch
-
-        from resnet_dist.export.quantize import check_quantize, export_int8, labelled_sets
-        from resnet_dist.export.run import export as export_model
-        from resnet_dist.export.run import format_of_file
-        from resnet_dist.export.samples import samples_of
-        from resnet_dist.predict.find import find_model
-        from resnet_dist.train.checkpoint.load import load_model
-
-    form = format_of_file(out_file, format_name, pixels=pixels)
-    if quantize:
-        check_quantize(form)
-    trained = load_model(find_model(model, output), torch.device("cpu"), allow_commands=allow_commands)
-    findings = Findings()
-    if quantize:
-        sets = labelled_sets(trained, samples)
-        drop = export_int8(trained, out_file, sets, findings, max_drop, pixels=pixels)
-        out.print(f"{out_file}: {drop}")
-    else:
-        images, name = samples_of(trained, samples, findings)
-        found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
-        out.print(f"{out_file}: {found} ({name})")
-    _report(findings, bad_images=True)
-    exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
-
-
 def _counted(batches: Iterable[list[Prediction]], findings: Findings) -> Iterator[list[Prediction]]:
     """Yield the rows, a batch at a time; record and report the bad ones."""
     num_bad = 0
@@ -279,7 +216,7 @@ def _count(row: Prediction, findings: Findings, *, is_reported: bool) -> bool:
     return True
 
 
-def _report(findings: Findings, *, bad_images: bool = False) -> None:
+def report_findings(findings: Findings, *, bad_images: bool = False) -> None:
     """Report what folders and shards held beside images. bad_images: report these too, which no row has."""
     others = [found for found in findings.left_out if bad_images or found.kind != BAD_IMAGE]
     for found in others[:MAX_REPORTED]:

@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from resnet_dist.cli.main import exit_with_message
+from resnet_dist.cli.models.predict import Model
+from resnet_dist.cli.models.register import candidate_of
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     STARTS_OVER,
     Address,
     AllowCommands,
     Gpu,
+    Register,
     RunOutput,
     err,
     on_interrupt,
     out,
+    registration_of,
     use_gpu,
 )
-from resnet_dist.cli.predictions import Model
 from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.errors import UNSENT_EXIT_CODE, UserError
 from resnet_dist.system.signals import handle_signals
@@ -59,12 +62,14 @@ def evaluate(
         int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
     ] = None,
     address: Address = None,
+    register: Register = None,
     allow_commands: AllowCommands = False,
     gpu: Gpu = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
     """Measure top-1, top-5 and loss of a trained model, with every sample counted once, in one process or in many."""
     need_stdout()
+    registration = registration_of(register)
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
         from resnet_dist.data.batches.bad_samples import check_bad_fraction
@@ -74,6 +79,7 @@ def evaluate(
         check_folder(out_folder)
     keeps = out_folder is not None or log_name is not None
     job, index = _job(model, shards, output, precision, robust=robust, keeps=keeps, commands=allow_commands)
+    candidate = candidate_of(model, output, registration)
     send = None if log_name is None else _sender(model, job, index, log_name, output)
     if workers is None and address is None:
         result = _evaluated_here(job, index, gpu, precision)
@@ -88,6 +94,8 @@ def evaluate(
     if out_folder is not None:
         write_folder(out_folder, files)
         out.print(f"written to {out_folder}")
+    if candidate is not None:
+        out.print(f"registered as {candidate.register()}")
     if send is not None:
         send(result, files)
 
