@@ -218,7 +218,9 @@ def _train_rank(
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
-        raise TrainingError(str(error)) from None
+        # What one node lacks, such as a folder that is not shared, is mended on that node.
+        where = f"rank {world.rank} on {platform.node()}: " if world.world_size > 1 else ""
+        raise TrainingError(f"{where}{error}") from None
     except BaseException as error:
         if (explained := out_of_memory(error, recipe, world)) is not None:
             raise explained from None

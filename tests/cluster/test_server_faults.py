@@ -178,7 +178,7 @@ def data_of_one_node(scene: Scene, servers: Servers) -> tuple[list[str], str, in
     for host in (scene.cluster.head, scene.nodes[0], scene.client):
         if not (host.folder / "own").exists():
             subprocess.run(["cp", "-r", str(shards_of(scene)), str(host.folder / "own")], check=True)
-    return data_at("/tmp/own"), "h2: /tmp/own/train/index.json: no such index", 1
+    return data_at("/tmp/own"), " on h2: /tmp/own/train/index.json: no such index", 1
 
 
 def unknown_name(scene: Scene, servers: Servers) -> tuple[list[str], str, int]:

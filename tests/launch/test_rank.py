@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import TrainingError
+from resnet_dist.errors import TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
 from resnet_dist.order.versions import VERSIONS
@@ -56,3 +57,20 @@ def test_every_rank_trains_with_the_order_of_the_run(
     sent = asdict(Attempt.of(digits_recipe, folder, cpus=1))  # as Ray and torchrun send it
     assert run_attempt(Attempt(**sent), World(rank, 0, 2, torch.device("cpu"))) is not None
     assert received == [order]
+
+
+@pytest.mark.parametrize(("ranks", "where"), [(1, ""), (2, f"rank 1 on {platform.node()}: ")])
+def test_what_one_node_lacks_is_named_with_the_node(
+    ranks: int, where: str, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*arguments: object) -> Outcome:
+        raise UserError("/data/index.json: no such index")
+
+    monkeypatch.setattr("resnet_dist.launch.rank.train", train)
+    monkeypatch.setattr("resnet_dist.launch.rank.Watchdog", Mock())
+    monkeypatch.setattr(World, "gather", lambda world, value: [value] * ranks)
+    folder = RunFolder(open_storage(tmp_path), "x", None, 1, {})
+    folder.write()
+    world = World(ranks - 1, 0, ranks, torch.device("cpu"))
+    with pytest.raises(TrainingError, match=f"^{where}/data/index.json: no such index$"):
+        run_attempt(Attempt.of(digits_recipe, folder, cpus=1), world)
