@@ -6,8 +6,8 @@ Command   resnet-dist train jobs/cifar10_resnet.py
           resnet-dist train jobs/cifar10_resnet.py --set model.name=resnet110 --set schedule.warmup="400 steps"
 Expected  top-1 91.25 / 92.49 / 92.83 / 93.03 % for 20 / 32 / 44 / 56 layers; 93.39 % for 110, the mean of five runs, of
           which the best has 93.57 % (test error 6.61 ± 0.16, best 6.43); all at the last step
-Measured  not yet at full length, which takes a GPU: tests/benchmarks/gpu_training.py does it. A shortened ResNet-20 on
-          a CPU equals a loop written without this package: tests/benchmarks/cifar_reference.py
+Measured  not yet at full length, which takes a GPU: tests/benchmarks/gpu does it. A shortened ResNet-20 on a CPU
+          equals a loop written without this package: tests/benchmarks/cifar_reference.py
 Differs   the mean and the deviation of each color are taken out of the pixels (there: the mean of each pixel)
           110 layers begin at a rate of 0.01 for 400 steps (there: until the training error is below 80 %, about 400 steps)
 

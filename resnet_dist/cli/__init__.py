@@ -3,13 +3,13 @@
 options   options, defaults and messages that several commands share
 main      run a command, print the error that ended it, exit with its code
 train     train, study
+groups    sweep
 submit    submit
 submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate
-predictions predict, export
+models    evaluate, predict, explain, export, serve
 runs      runs (show, best, compare), ui, sync
 bench     bench loader, bench step, bench launch, bench scale
 
@@ -20,15 +20,21 @@ torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
 from resnet_dist.cli.data import prepare
+from resnet_dist.cli.groups.sweep import sweep
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
-from resnet_dist.cli.models import evaluate
+from resnet_dist.cli.models.evaluate import evaluate
+from resnet_dist.cli.models.explain import explain
+from resnet_dist.cli.models.export import export
+from resnet_dist.cli.models.predict import predict
+from resnet_dist.cli.models.serve import serve
 from resnet_dist.cli.options import diverted
-from resnet_dist.cli.predictions import export, predict
 from resnet_dist.cli.runs import runs, sync, ui
 from resnet_dist.cli.submit import submit
 from resnet_dist.cli.submitted import jobs, logs, status, stop
@@ -45,6 +51,7 @@ for command in (
     index,
     train,
     study,
+    sweep,
     submit,
     jobs,
     logs,
@@ -54,16 +61,19 @@ for command in (
     evaluate,
     predict,
     export,
+    explain,
+    serve,
     ui,
 ):
     app.command()(diverted(command))
 app.add_typer(runs, name="runs")
 bench = typer.Typer(help="Measure parts of the package on this machine.", no_args_is_help=True)
-for name, bench_command in (
-    ("loader", bench_loader),
-    ("step", bench_step),
-    ("launch", bench_launch),
-    ("scale", bench_scale),
-):
+BENCHES: dict[str, Callable[..., None]] = {
+    "loader": bench_loader,
+    "step": bench_step,
+    "launch": bench_launch,
+    "scale": bench_scale,
+}
+for name, bench_command in BENCHES.items():
     bench.command(name)(diverted(bench_command))
 app.add_typer(bench, name="bench")

@@ -22,6 +22,7 @@ from resnet_dist.system.command import (
     started_by_torchrun,
     task_launcher,
 )
+from resnet_dist.system.memory import collect_rarely
 from resnet_dist.system.redact import RedactingFormatter
 from resnet_dist.system.signals import (
     EXIT_SECONDS,
@@ -40,6 +41,7 @@ RANK_0_SECONDS = 30.0
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    collect_rarely()
     take_streams()
     code = run_command()
     if code == INTERRUPTED_EXIT_CODE:

@@ -13,12 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from resnet_dist.config import DEFAULT_WORKERS, Data, WorkerRange
+from resnet_dist.config import DEFAULT_WORKERS, Data, ProfiledSteps, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
 from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
+from resnet_dist.tracking.registration import FLAG, Registration
 
 
 def drop_impossible_sizes() -> None:
@@ -77,7 +78,37 @@ Dashboard = Annotated[
         help="The cluster's dashboard, such as http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
     ),
 ]
+Register = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[@ALIAS]",
+        help="Register the model in MLflow, once it has loaded in a process of its own.",
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
+
+
+def parse_profile(text: str) -> ProfiledSteps:
+    try:
+        return ProfiledSteps.parse(text)
+    except UserError as error:  # As above.
+        raise typer.BadParameter(str(error)) from None
+
+
+Profile = Annotated[
+    ProfiledSteps | None,
+    typer.Option(
+        metavar="START:STOP",
+        parser=parse_profile,
+        help="Write a trace of what these steps do on rank 0 beside the run, and log it in MLflow.",
+    ),
+]
+AlsoTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also", metavar="NAME", help="Send the metrics there too: tensorboard, in the run folder."
+    ),
+]
 BeginFrom = Annotated[
     str | None,
     typer.Option(
@@ -134,6 +165,18 @@ def on_interrupt(message: str) -> Iterator[None]:
     except KeyboardInterrupt:  # Typer would exit with 130 and print nothing.
         err.print(message)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+
+
+def registration_of(text: str | None) -> Registration | None:
+    """Return the value of --register. Raises UserError where it is no name, and where MLflow is missing."""
+    if text is None:
+        return None
+    from resnet_dist.tracking.open import has_mlflow
+
+    found = Registration.parse(text)
+    if not has_mlflow():
+        raise UserError(f"{FLAG} {text}: MLflow, which keeps registered models, is not installed")
+    return found
 
 
 @contextmanager

@@ -11,12 +11,15 @@ import typer
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
+    AlsoTo,
     BeginFrom,
     Dashboard,
     Gpu,
     MaxRestarts,
     Name,
     Overrides,
+    Profile,
+    Register,
     Wait,
     Workers,
     err,
@@ -25,13 +28,14 @@ from resnet_dist.cli.options import (
     out,
 )
 from resnet_dist.cli.train import load
-from resnet_dist.config import DEFAULT_MAX_RESTARTS, DEFAULT_WORKERS, WorkerRange
+from resnet_dist.config import DEFAULT_MAX_RESTARTS, WorkerRange
 from resnet_dist.errors import UserError
 from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning
-from resnet_dist.launch.ray_cluster.check import find_dashboard
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
+from resnet_dist.tracking.also.choose import check_names
+from resnet_dist.tracking.registration import Registration
 from resnet_dist.tracking.store import URI_VARIABLE, check_tracking_uri, has_password, shown_tracker
 
 if TYPE_CHECKING:
@@ -76,6 +80,7 @@ def submit(
     name: Name = None,
     resume: Resume = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: ClusterOutput = str(DEFAULT_OUTPUT),
     detach: Detach = False,
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
@@ -83,21 +88,23 @@ def submit(
     env: Env = None,
     working_dir: WorkingDir = None,
     exclude: Exclude = None,
+    also: AlsoTo = None,
+    profile: Profile = None,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
-    variables = parse_variables(env or ())
+    variables, registered = parse_variables(env or ()), _registered(register)
     if exclude and working_dir is None:
         raise UserError(f"--exclude {exclude[0]}: it leaves out files of --working-dir, which is missing")
     value, changes = load(recipe, overrides)
     check_submitted_tracker()
-    dashboard = find_dashboard(address, err.print)
+    dashboard = _find_dashboard(address)
     with handle_signals(exit_with_message(NOT_SUBMITTED)):  # The same as in `train`.
         from resnet_dist.driver.preflight import absolute_paths, check_recipe
         from resnet_dist.launch.jobs.files import read_working_folder
         from resnet_dist.launch.jobs.submission import Submission
         from resnet_dist.runs.storage.open import resolved
 
-    ranks = workers or WorkerRange.parse(str(DEFAULT_WORKERS))
+    ranks = workers or WorkerRange.default(value)
     check_recipe(value, ranks)
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
@@ -112,6 +119,9 @@ def submit(
         name=name,
         resume=resume,
         begin_from=begin_from,
+        also=check_names(also or ()),
+        profile=profile,
+        register=registered,
         output=resolved(output),
         detach=detach,
         command=command_line(),
@@ -121,11 +131,18 @@ def submit(
         working=working,
         changes=changes,
     )
-    code = _submit(submission)
-    if note and code:
-        # Again, because it may be the cause, and the log of the job has moved it out of sight.
-        err.print(note)
-    raise typer.Exit(code)
+    raise typer.Exit(_submit(submission, note))
+
+
+def _find_dashboard(address: str | None) -> str:
+    from resnet_dist.launch.ray_cluster.check import find_dashboard  # Here, because `--help` needs none.
+
+    return find_dashboard(address, err.print)
+
+
+def _registered(text: str | None) -> str:
+    """Return the value of --register, which may need an MLflow that only the cluster has; empty without it."""
+    return "" if text is None else str(Registration.parse(text))
 
 
 def _print_lines(*lines: str) -> None:
@@ -133,12 +150,15 @@ def _print_lines(*lines: str) -> None:
         err.print(line)
 
 
-def _submit(submission: Submission) -> int:
-    """Submit a job, follow it, and return its exit code."""
+def _submit(submission: Submission, note: str) -> int:
+    """Submit a job, follow it, and return its exit code. note: repeated below the log of a job that failed."""
     from resnet_dist.launch.jobs.submit import submit_job
 
     with leaves_jobs():
-        return submit_job(submission, lambda text: out.print(text, end=""), err.print)
+        code = submit_job(submission, lambda text: out.print(text, end=""), err.print)
+    if note and code:  # It may be the cause, and the log of the job has moved it out of sight.
+        err.print(note)
+    return code
 
 
 def check_submitted_tracker() -> None:

@@ -11,7 +11,6 @@ import typer
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.options import Dashboard, err, leaves_jobs, on_interrupt, out
 from resnet_dist.cli.summary import AsJson, print_json
-from resnet_dist.launch.ray_cluster.check import find_dashboard
 from resnet_dist.system.redact import redact
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import need_stdout
@@ -110,6 +109,8 @@ def stop(name: JobName, address: Dashboard = None) -> None:
 
 def _connect(address: str | None) -> Cluster:
     """Connect to a cluster. An exception must not interrupt the imports, as in `train`."""
+    from resnet_dist.launch.ray_cluster.check import find_dashboard
+
     dashboard = find_dashboard(address, lambda text: None)
     with handle_signals(exit_with_message(NOTHING_DONE)):
         from resnet_dist.launch.jobs.listing import Cluster

@@ -15,12 +15,15 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     Address,
+    AlsoTo,
     BeginFrom,
     Gpu,
     MaxRestarts,
     Name,
     Output,
     Overrides,
+    Profile,
+    Register,
     RunOutput,
     Wait,
     Workers,
@@ -28,17 +31,17 @@ from resnet_dist.cli.options import (
     local_folder,
     on_interrupt,
     out,
+    registration_of,
 )
 from resnet_dist.config import (
     DEFAULT_MAX_RESTARTS,
     Recipe,
+    Study,
     load_recipe,
     load_study,
 )
+from resnet_dist.data.findings import LEFT_OUT
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE
-from resnet_dist.launch.ray_cluster.check import find_cluster
-from resnet_dist.runs.folder import RunFolder, unsent_summary
-from resnet_dist.runs.study_folder import unsent_line
 from resnet_dist.system.command import (
     command_line,
     quoted,
@@ -48,6 +51,7 @@ from resnet_dist.system.command import (
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
+from resnet_dist.tracking.also.choose import check_also
 from resnet_dist.tracking.origin import changes_text
 from resnet_dist.tracking.store import (
     URI_VARIABLE,
@@ -61,6 +65,8 @@ from resnet_dist.tracking.store import (
 if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
+    from resnet_dist.runs.folder import RunFolder
+    from resnet_dist.study.report import StudySummary
 
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
@@ -75,20 +81,23 @@ def train(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
+    also: AlsoTo = None,
+    profile: Profile = None,
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
+    registration = registration_of(register)
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
+    others = check_also(also or ())
     loaded = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
-        # Before the large imports, and before data is prepared: a wrong address is found in seconds.
-        check_tracking_uri()
-        find_cluster(address)
+        _check_addresses(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
     with handle_signals(exit_with_message(NOTHING_SAVED)):
@@ -96,6 +105,7 @@ def train(
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.abandoned import closing_abandoned
+        from resnet_dist.tracking.also.beside import with_others
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -108,8 +118,10 @@ def train(
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            request = Request(value, str(recipe), place, *flags, {}, max_restarts, wait, changes)
-            summary = run_training(request, reporter, closing_abandoned(open_publisher))
+            limits = (max_restarts, wait)
+            kept = str(registration or "")
+            request = Request(value, str(recipe), place, *flags, {}, *limits, others, profile, kept, changes)
+            summary = run_training(request, reporter, with_others(closing_abandoned(open_publisher)))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
         err.print(f"interrupted{where}; {resume_advice(interrupted.run.name)}")
@@ -118,7 +130,19 @@ def train(
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     _print_summary(summary, place)
+    if summary.not_evaluated:
+        err.print(f"exit code {LEFT_OUT}: not evaluated: {', '.join(summary.not_evaluated)}")
     exit_where_unsent([summary.run])
+    if summary.not_evaluated:
+        raise typer.Exit(LEFT_OUT)
+
+
+def _check_addresses(address: str | None) -> None:
+    """Find the cluster, before the large imports and before data is prepared: a wrong address is found in seconds."""
+    check_tracking_uri()
+    from resnet_dist.launch.ray_cluster.check import find_cluster
+
+    find_cluster(address)
 
 
 @on_interrupt(RESUMES)
@@ -139,32 +163,43 @@ def study(
         str | None, typer.Option(help="Name of the study; an existing study is continued.")
     ] = None,
     output: Output = DEFAULT_OUTPUT,
+    also: AlsoTo = None,
 ) -> None:
     """Train the runs of a study one after another and draw its figure; the same command continues it."""
     check_single_start(address)
     check_machine(local=workers is None, address=address, workers=workers, gpu=gpu)
+    others = check_also(also or ())
     with shown():
         value = load_study(job, arguments or (), overrides or ())
     if address is not None or workers is not None:
+        from resnet_dist.launch.ray_cluster.check import find_cluster
+
         find_cluster(address)
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.abandoned import closing_abandoned
+        from resnet_dist.tracking.also.beside import with_others
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
     folder = local_folder(str(output), "--output").absolute()
     check_tracker(folder, value.experiment)
-    request = StudyRequest(value, str(job), folder, workers, gpu, address, name)
+    request = StudyRequest(value, str(job), folder, workers, gpu, address, name, others)
+    publisher = with_others(closing_abandoned(open_publisher))
     with make_reporter(out, training_lines=False) as reporter:
         try:
-            summary = run_study(request, reporter, open_study, closing_abandoned(open_publisher))
+            summary = run_study(request, reporter, open_study, publisher)
         except StudyInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
                 f"  {command_line()}"
             )
             raise typer.Exit(interrupted.exit_code) from None
+    _print_results(value, summary, output)
+    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
+
+
+def _print_results(value: Study, summary: StudySummary, output: Path) -> None:
     for trial, result in zip(value.trials, summary.results, strict=True):
         metrics = result.metrics
         out.print(
@@ -173,10 +208,9 @@ def study(
         )
     out.print(
         f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
-        f"figure     {_short(summary.figure)}\n"
-        f"table      {_short(summary.table)}{_browse_line(output)}"
+        f"figure     {short_path(summary.figure)}\n"
+        f"table      {short_path(summary.table)}{browse_line(output)}"
     )
-    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
 
 
 def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
@@ -192,10 +226,13 @@ def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
 
 def _print_summary(summary: Summary, output: str) -> None:
     metrics = summary.outcome.metrics
+    top1 = "not evaluated"  # where the evaluations beside training have failed
+    if "eval/top1" in metrics:
+        top1 = f"{metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples"
     out.print(
-        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
+        f"top-1      {top1}\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {_short(summary.checkpoint)}{_browse_line(store_folder(output))}"
+        f"checkpoint {short_path(summary.checkpoint)}{browse_line(store_folder(output))}"
     )
 
 
@@ -213,6 +250,9 @@ def exit_where_unsent(runs: Sequence[RunFolder], study: tuple[Path, Sequence[str
 
     study: the folder of the study that they belong to, and what MLflow did not get of it besides the runs.
     """
+    from resnet_dist.runs.folder import unsent_summary
+    from resnet_dist.runs.study_folder import unsent_line
+
     lines = [f"run {run.name} is trained, but {unsent_summary(run)}" for run in runs if run.unsent]
     folder, unsent = study
     lines += [f"study {folder.name} is complete, but {unsent_line(folder, unsent)}"] if unsent else []
@@ -222,7 +262,7 @@ def exit_where_unsent(runs: Sequence[RunFolder], study: tuple[Path, Sequence[str
         raise typer.Exit(UNSENT_EXIT_CODE)
 
 
-def _browse_line(output: Path) -> str:
+def browse_line(output: Path) -> str:
     """Return one more line to print, with the place to browse the runs; empty without MLflow."""
     from resnet_dist.tracking.open import has_mlflow
 
@@ -239,6 +279,6 @@ def _browse_line(output: Path) -> str:
     return f"\nbrowse     {variable}resnet-dist ui{there}"
 
 
-def _short(location: Path | str | None) -> str | None:
+def short_path(location: Path | str | None) -> str | None:
     """Return a path relative to the working folder where it is inside, and a URL as it is."""
     return None if location is None else str(location).removeprefix(f"{Path.cwd()}/")

@@ -8,12 +8,14 @@ train    Optim, Schedule and Train: optimizer, learning rate, loss, length and i
 recipe   Recipe: all parts together; loading a recipe, and overrides from the command line
 study    Study: several recipes that answer one question
 recipe_file  run a Python file that defines one of both
+profile  ProfiledSteps: the steps that a trace covers
 workers  WorkerRange: the numbers of ranks that a run may use
 """
 
 from resnet_dist.config.data import Cache, Crop, Data, check_world_size
 from resnet_dist.config.lengths import Length, steps_of
 from resnet_dist.config.model import Model
+from resnet_dist.config.profile import ProfiledSteps
 from resnet_dist.config.recipe import Recipe, load_recipe
 from resnet_dist.config.study import Result, Study, Trial, load_study
 from resnet_dist.config.train import Optim, Schedule, Train, check_classes, scaled_lr
@@ -29,6 +31,7 @@ __all__ = [
     "Length",
     "Model",
     "Optim",
+    "ProfiledSteps",
     "Recipe",
     "RecipeError",
     "Result",

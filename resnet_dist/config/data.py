@@ -17,7 +17,7 @@ MAX_PIXELS = 80_000_000
 PixelSize = Annotated[int, Field(ge=1)]
 
 # Fields that only some choices read. A value that nothing reads is a mistake, not a preference.
-_CROPS_THAT_READ = {"pad": ("pad-crop",), "resize": ("random-resized-crop",)}
+_CROPS_THAT_READ = {"pad": ("pad-crop",), "pad_fill": ("pad-crop",), "resize": ("random-resized-crop",)}
 _RAND, _TRIVIAL = ("rand-augment",), ("trivial-augment",)
 _POLICIES_THAT_READ = {
     "policy_ops": _RAND,
@@ -96,6 +96,8 @@ class Data(Part):
     over black. random-resized-crop: 8 to 100 % of the area (arXiv 1409.4842)."""
     pad: int = Field(default=4, ge=0)
     """Largest shift of pad-crop, in pixels."""
+    pad_fill: Literal["black", "reflect"] = "black"
+    """Pixels around the image in pad-crop. reflect: the mirror image at each edge, as CIFAR speed recipes have."""
     resize: Literal["bilinear", "bicubic", "random"] = "bilinear"
     """Interpolation of random-resized-crop, always antialiased. random: bilinear or bicubic for each image, as
     in timm."""
@@ -147,6 +149,10 @@ class Data(Part):
     cache: Cache = "none"
     """ram, device: decode every image once and keep all of them, as uint8, in the memory of each rank or on
     its device. Not with random-resized-crop; device also not with `policy` or `color_jitter`."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded and resized. gpu: by nvJPEG, which needs CUDA; samples and boxes are the same, pixels
+    differ by rounding. An image that it cannot decode is decoded on the CPU and counted. Not with a `cache`,
+    `policy` or `color_jitter`, nor grey images."""
     loader_workers: int | None = Field(default=None, ge=1)
     """Decoding threads per rank. None: one per CPU thread of the rank, but one for images of a few KiB."""
     prefetch_batches: int = Field(default=2, ge=1)
@@ -216,6 +222,12 @@ class Data(Part):
                 f"cache='device' cannot do policy={self.policy!r} and color_jitter={self.color_jitter}, which work "
                 "on single images; use cache='ram'"
             )
+        if self.pad_fill == "reflect" and self.pad >= self.image_size:
+            raise ValueError(
+                f"pad={self.pad} with pad_fill='reflect' needs an image of more than {self.pad} pixels, and image_size="
+                f"{self.image_size}; use a smaller pad"
+            )
+        self._check_decode()
         if (self.mixup or self.cutmix) and min(self.micro_batch_size or 2, self.global_batch_size) < 2:
             raise ValueError(
                 f"mixup={self.mixup} and cutmix={self.cutmix} mix the images of a micro-batch, which has one "
@@ -230,6 +242,21 @@ class Data(Part):
                 f"micro-batches, which does not divide lanes={self.lanes}; use one of {fitting}"
             )
         return self
+
+    def _check_decode(self) -> None:
+        if self.decode == "cpu":
+            return
+        if self.cache != "none":
+            raise ValueError(
+                f"decode='gpu' with cache={self.cache!r}, whose images are decoded once; use decode='cpu', or cache='none'"
+            )
+        if self.policy != "none" or self.color_jitter:
+            raise ValueError(
+                f"decode='gpu' cannot do policy={self.policy!r} and color_jitter={self.color_jitter}, which work on single "
+                "images on a CPU; use decode='cpu'"
+            )
+        if self.channels == 1:
+            raise ValueError("decode='gpu' with channels=1: it decodes three colors; use decode='cpu'")
 
     def _check_sizes(self) -> None:
         sizes = [size for _, size in self.train_sizes]

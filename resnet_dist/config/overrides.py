@@ -31,7 +31,7 @@ def annotation_of(part: type[Part], key: str) -> Any:
 def read_as(annotation: Any, key: str, text: str) -> Any:
     """Return the value of `text` for a field of this type. Raises RecipeError with the way to write it."""
     text = text.strip()
-    kinds = _members(annotation)
+    kinds = members(annotation)
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if (word := _unquoted(text)) in choices:
         return word
@@ -57,10 +57,10 @@ def parse_value(text: str) -> Any:
     return _literal(text, text)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def members(annotation: Any) -> tuple[Any, ...]:
     """Return the types of a union, each once; the type itself where it is none."""
     if get_origin(annotation) in (Union, UnionType):
-        return tuple(member for part in get_args(annotation) for member in _members(part))
+        return tuple(member for part in get_args(annotation) for member in members(part))
     return (annotation,)
 
 

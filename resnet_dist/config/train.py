@@ -21,6 +21,7 @@ _OPTIMIZERS_THAT_READ = {
     "trust_coefficient": ("lars",),
     "sgd_lr": ("muon",),
     "sgd_momentum": ("muon",),
+    "ns_steps": ("muon",),
 }
 _DECAYS_THAT_READ = {
     "floor": ("cosine", "polynomial"),
@@ -53,6 +54,8 @@ class Optim(Part):
     """Learning rate of muon for all but convolution weights. None: `lr`."""
     sgd_momentum: float | None = Field(default=None, ge=0, lt=1)
     """Momentum of muon for all but convolution weights. None: `momentum`."""
+    ns_steps: int = Field(default=5, ge=1)
+    """Newton-Schulz iterations of muon: with fewer, singular values differ more from one. Speed records use 3."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decay of convolution and linear weights; also of norms and biases with `decay_norms`."""
     decay_norms: bool = False
@@ -148,9 +151,13 @@ class Train(Part):
     """Limit the decay of the n-th update to (1 + n) / (10 + n), as the average otherwise holds the random
     initial weights for about 1 / (1 - decay) updates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Type of the arithmetic in forward passes; weights stay fp32. fp16 scales the loss, and needs CUDA."""
+    """Type of the arithmetic in forward passes, also of evaluations; weights stay fp32. fp16 scales the loss, and
+    needs CUDA."""
     tf32: bool = True
     """On CUDA, round the factors of fp32 products to 10 bits of mantissa, which is several times faster."""
+    deterministic: bool = False
+    """On CUDA, compute the same bits in every run on the same kind of GPU, with the same ranks and versions: kernels
+    that add in a fixed order, chosen without timing them. It is slower. A CPU does so anyway."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     """Mode of torch.compile, for forward pass and loss together and for evaluation. reduce-overhead replays
     CUDA graphs, which suits small nets. Not with several sizes in `data.train_sizes`."""
@@ -165,6 +172,9 @@ class Train(Part):
     """Interval between log lines and metrics of training; zero: at the end only."""
     eval_every: Length = "1 epochs"
     """Interval between evaluations; zero: at the end only."""
+    evaluate: Literal["inline", "beside"] = "inline"
+    """Who evaluates. inline: the ranks, while training waits. beside: under Ray, another process on a spare GPU or
+    CPU, from the checkpoint that each evaluation then is; training goes on. Without room for it: inline."""
     checkpoint_every: Length = "1 epochs"
     """Interval between checkpoints, beside those by `checkpoint_minutes` and the best; zero: at the end only."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
@@ -186,6 +196,9 @@ class Train(Part):
     figures: Literal["none", "end", "evaluations"] = "end"
     """Figures on the page of the run: curves, and confusions, classes, calibration and the worst images of the
     last evaluation. evaluations: those of every evaluation, with some 30 bytes a sample kept of each."""
+    log_checkpoints: bool = True
+    """Show every checkpoint in MLflow as a model with its step, its metrics and the place of its weights, which are
+    not copied. False: only the models of the end."""
     log_node_metrics: bool = False
     """Log CPU, memory, disk, network and GPU use of each machine too, beside minimum, mean and maximum over
     all: keys for every machine."""

@@ -40,6 +40,12 @@ class WorkerRange:
         return cls(*numbers, preferred=numbers[0]) if colon else cls(1, numbers[0], preferred=numbers[0])
 
     @classmethod
+    def default(cls, recipe: Recipe, *, limit: int = DEFAULT_WORKERS) -> Self:
+        """Return the ranks for a person who names no number: `limit`, or the largest number below that the recipe allows."""
+        parts = recipe.data.micro_batches or recipe.data.lanes
+        return cls.parse(str(max(size for size in divisors(parts) if size <= limit)))
+
+    @classmethod
     def exactly(cls, workers: int) -> Self:
         return cls(workers, workers, preferred=workers)
 

@@ -19,7 +19,14 @@ from resnet_dist.runs.folder import RunFolder, failure_name
 from resnet_dist.runs.page import CODE_FILE, DATA_FILE, MAX_DIGEST, DataSet, index_file
 from resnet_dist.system.provenance import GitState
 from resnet_dist.system.redact import redact
-from resnet_dist.tracking.origin import ERROR_TAG, MAX_ERROR, git_of, recipe_tags, tags_of_origin
+from resnet_dist.tracking.origin import (
+    ERROR_TAG,
+    MAX_ERROR,
+    STOPPED_TAG,
+    git_of,
+    recipe_tags,
+    tags_of_origin,
+)
 
 CONTEXTS = ("train", "eval")
 MAX_SHARDS = 10_000  # that the file of an index lists
@@ -57,6 +64,12 @@ def record_failure(run: RunFolder, error: BaseException) -> RunFolder:
             text_of_file = public_lines(lines)
             run.storage.write(name, text_of_file.encode(errors="backslashreplace"))
     return run.with_tags({ERROR_TAG: text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 1]}…"})
+
+
+def record_stop(run: RunFolder) -> RunFolder:
+    """Return the run, which ended before its last step, with the tag of the reason for its stop, where one was given."""
+    reason = run.stop_reason()
+    return run.with_tags({STOPPED_TAG: redact(reason)}) if reason else run
 
 
 def public_lines(text: str) -> str:

@@ -36,6 +36,12 @@ from resnet_dist.train.start.initial import check_init_from
 def check_request(request: Request) -> None:
     """Raise UserError where flags contradict each other, and RecipeError as `check_recipe` does."""
     check_recipe(request.recipe, request.ranks)
+    if request.recipe.train.evaluate == "beside" and (request.local or request.torchrun is not None):
+        how = "--local" if request.local else "torchrun"
+        raise UserError(
+            f"train.evaluate='beside': {how} has no process beside the ranks that could evaluate; use train.evaluate='inline', "
+            "or train on Ray"
+        )
     if request.torchrun is not None:
         for flag, is_set in (
             ("--local", request.local),
@@ -106,12 +112,14 @@ def absolute_paths(recipe: Recipe, sent: Callable[[Path], str | None] = lambda p
 
 
 def with_workers(request: Request) -> Request:
-    """Return the request with a number of ranks under Ray: DEFAULT_WORKERS, or one on a machine with a single GPU."""
+    """Return the request with a number of ranks under Ray: as many as is the default, or one on a machine with a single GPU."""
     if request.workers is not None or request.local or request.torchrun is not None:
         return request
     here = request.address is None and not os.environ.get(ADDRESS_VARIABLE)
     one_gpu = here and request.gpu is not False and torch.cuda.device_count() == 1
-    return replace(request, workers=WorkerRange.parse("1" if one_gpu else str(DEFAULT_WORKERS)))
+    return replace(
+        request, workers=WorkerRange.default(request.recipe, limit=1 if one_gpu else DEFAULT_WORKERS)
+    )
 
 
 def check_recipe(recipe: Recipe, ranks: WorkerRange) -> None:

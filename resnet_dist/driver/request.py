@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from resnet_dist.config import Recipe, WorkerRange
+from resnet_dist.config import ProfiledSteps, Recipe, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.launch.torchrun import TorchrunRanks
 from resnet_dist.runs.folder import RunFolder
@@ -34,7 +34,11 @@ class Request:
     max_restarts: int = 0  # of lost ranks, within an hour
     # Limit for a wait for nodes; None: refuse a cluster that is too small now.
     wait_seconds: float | None = None
+    also: tuple[str, ...] = ()  # what gets the metrics beside MLflow
+    profile: ProfiledSteps | None = None  # steps whose trace is written beside the run
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: those of a run that goes on, else none
     changes: str = ""  # what the command changes of the recipe file, without passwords
+    cpus: int | None = None  # of each rank, where several runs share a machine; None: as many as there are
 
     @property
     def ranks(self) -> WorkerRange:
@@ -55,6 +59,7 @@ class Summary:
     outcome: Outcome
     checkpoint: str | None  # the path or URL of the newest one
     seconds: float  # from the request to the end
+    not_evaluated: tuple[str, ...] = ()  # steps that were to be evaluated, each with the reason
 
 
 class Interrupted(Exception):

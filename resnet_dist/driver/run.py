@@ -9,16 +9,16 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
-from resnet_dist.driver.gauges import GAUGES, RunGauges, Sink, file_sink, metrics_file
+from resnet_dist.driver.gauges import RunGauges, file_sinks, metrics_file
 from resnet_dist.driver.hold import choose, locked, loss_reported
+from resnet_dist.driver.launcher import launcher_of, ray_sinks
 from resnet_dist.driver.output import check_output
-from resnet_dist.driver.page import record_failure
+from resnet_dist.driver.page import record_failure, record_stop
 from resnet_dist.driver.preflight import (
     check_continued,
     check_data,
@@ -35,11 +35,9 @@ from resnet_dist.errors import (
     RankFailed,
     Superseded,
     TrainingError,
-    UserError,
 )
 from resnet_dist.launch.attempt import RankLauncher
-from resnet_dist.launch.local import local_launcher
-from resnet_dist.launch.torchrun import torchrun_launcher
+from resnet_dist.runs.evaluations import EvaluationResults
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
@@ -48,7 +46,7 @@ from resnet_dist.system.signals import defer_signals, handle_signals, raise_inte
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher
 from resnet_dist.tracking.spool import Entry, has_steps
-from resnet_dist.train.checkpoint.folder import list_checkpoints
+from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
 from resnet_dist.train.loop import Outcome
 
 log = logging.getLogger(__name__)
@@ -94,7 +92,9 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     names = list_checkpoints(ended.run.checkpoints)
     checkpoint = f"{ended.run.checkpoints.location}/{names[-1]}" if names else None
-    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start)
+    failed = [one for one in EvaluationResults(ended.run.storage).read() if one.problem is not None]
+    reasons = tuple(f"step {one.step} ({one.problem})" for one in failed)
+    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, reasons)
 
 
 def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepared:
@@ -116,10 +116,19 @@ def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepare
     if origin is not None:
         check_fork(origin, request.recipe, indexes, total_steps)
         run = begin_fork(origin, run, request.recipe, reporter.note)
-    launch = stack.enter_context(_launcher(request, reporter))
-    sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
-    gauges = RunGauges(run, total_steps, [*sinks, *_ray_sinks(request)])
+    run = _with_profile(run, request, total_steps)
+    launch = stack.enter_context(launcher_of(request, reporter))
+    sinks = stack.enter_context(file_sinks(gauge_file, reporter.note))
+    gauges = RunGauges(run, total_steps, [*sinks, *ray_sinks(request)])
     return _Prepared(request, run, indexes, total_steps, launch, gauges)
+
+
+def _with_profile(run: RunFolder, request: Request, total_steps: int) -> RunFolder:
+    """Return the run with the steps to profile. Raises UserError where it takes no such steps any more."""
+    if request.profile is not None:
+        names = list_checkpoints(run.checkpoints)
+        request.profile.check(total_steps, step_of(names[-1]) if names else 0, run.name)
+    return replace(run, profile=request.profile)
 
 
 @contextmanager
@@ -178,6 +187,9 @@ def _train_published(prepared: _Prepared, reporter: Reporter, open_publisher: Op
         if outcome is not None and outcome.finished:
             check_results(run)
             status = "FINISHED"
+        else:
+            run = record_stop(run)
+            publisher.describe_attempt(starts.shown_in(run))
     except KeyboardInterrupt:
         status = "KILLED"
     except BaseException as error:
@@ -218,43 +230,3 @@ def check_results(run: RunFolder) -> None:
             f"the ranks have reached the end, but {run.location} has no {' and no '.join(missing)} on {platform.node()}; "
             "--output must be a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX"
         )
-
-
-def _launcher(request: Request, reporter: Reporter) -> AbstractContextManager[RankLauncher]:
-    """Return the launcher that the request asks for, with its resources.
-
-    Raises UserError where they are missing.
-    """
-    if request.torchrun is not None:
-        return nullcontext(torchrun_launcher(request.recipe, request.torchrun, gpu=request.gpu))
-    if request.local:
-        return nullcontext(local_launcher(request.recipe, gpu=request.gpu))
-    return _import_ray_train().ray_launcher(  # type: ignore[no-any-return]
-        request.recipe,
-        workers=request.ranks,
-        gpu=request.gpu,
-        address=request.address,
-        wait_seconds=request.wait_seconds,
-        report=reporter.note,
-    )
-
-
-def _ray_sinks(request: Request) -> list[Sink]:
-    """Return the sink for the gauges of a run on Ray, once its launcher has connected to the cluster."""
-    if request.local or request.torchrun is not None:
-        return []
-    from resnet_dist.launch.on_ray.gauges import RayGauges
-
-    return [RayGauges(GAUGES)]
-
-
-def _import_ray_train() -> ModuleType:
-    """Import Ray late: `--local` and torchrun work without it. Raises UserError where it is not installed."""
-    try:
-        with defer_signals():  # An exception in the middle of Ray's import would leave it broken.
-            from resnet_dist.launch.on_ray import launcher as ray_train
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "ray":
-            raise  # Ray is installed but broken.
-        raise UserError(f"Ray is not installed ({error}); --local trains in this process") from None
-    return ray_train

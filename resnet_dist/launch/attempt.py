@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import ProfiledSteps, Recipe
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.loop import Outcome
@@ -31,7 +31,9 @@ class Attempt:
     threads: int | None = None  # that each rank computes with, as the run began; None: the ranks choose
     holder: str = ""  # id of the driver's lease of the run
     marks: dict[str, float] = field(default_factory=dict)  # the driver's times, see start_times
+    profile: str = ""  # the steps to profile, such as 10:20
     restarts: int = 0  # that the run has had so far
+    evaluates_beside: bool = False  # The driver has another process that evaluates checkpoints.
 
     @classmethod
     def of(
@@ -54,12 +56,17 @@ class Attempt:
             before.threads if before else None,
             folder.lease.holder.id if folder.lease is not None else "",
             {**folder.marks, **marks},
+            str(folder.profile or ""),
             len(folder.restarts),
         )
 
     @property
     def recipe(self) -> Recipe:
         return Recipe.from_json(self.recipe_json)
+
+    @property
+    def profiled(self) -> ProfiledSteps | None:
+        return ProfiledSteps.parse(self.profile) if self.profile else None
 
 
 class ClusterChanged(Exception):

@@ -15,10 +15,10 @@ from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
 
-def local_launcher(recipe: Recipe, *, gpu: bool | None) -> RankLauncher:
+def local_launcher(recipe: Recipe, *, gpu: bool | None, cpus: int | None = None) -> RankLauncher:
     """Return a launcher that trains `recipe` in this process.
 
-    gpu: None uses a GPU where there is one. Raises UserError where `gpu` is true and there is none.
+    cpus: limit for the CPUs that it uses; None: all. gpu: None uses a GPU where there is one. Raises UserError where `gpu` is true and there is none.
     """
     if gpu is None:
         gpu = torch.cuda.is_available()
@@ -26,7 +26,8 @@ def local_launcher(recipe: Recipe, *, gpu: bool | None) -> RankLauncher:
         raise UserError("--gpu: this machine has no CUDA device that torch can use; use --cpu")
 
     def launch(folder: RunFolder) -> Outcome | None:
-        attempt, stop = Attempt.of(recipe, folder, cpus=cpu_count()), StopRequest()
+        attempt = Attempt.of(recipe, folder, cpus=min(cpu_count(), cpus or cpu_count()))
+        stop = StopRequest()
         with handle_signals(stop.request):
             return run_attempt(attempt, World.single(gpu=gpu), stop.requested, stop.expired)
 

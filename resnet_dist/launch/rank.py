@@ -38,10 +38,12 @@ from resnet_dist.runs.page import EVALUATIONS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable, wait_for_permit
 from resnet_dist.system.command import TRAINING_THREAD
-from resnet_dist.system.environment.network import interface_problem
+from resnet_dist.system.environment.network import follow_nccl, interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
-from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.origin import MACHINE_PREFIX
+from resnet_dist.tracking.spool import Spool, evaluated_steps
+from resnet_dist.train.device import explain_nondeterminism
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.start.threads import choose_threads
 from resnet_dist.train.tracker import NullTracker
@@ -68,6 +70,8 @@ def carry_out(orders: dict[str, Any]) -> dict[str, Any]:
 
 def _join(orders: dict[str, Any]) -> World:
     """Set up the process group of the ranks. Raises TrainingError where the network of this node is set up wrongly."""
+    if orders["gpu"]:
+        follow_nccl()
     rank, size, seconds = orders["rank"], orders["world_size"], orders["timeout_seconds"]
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -197,15 +201,16 @@ def _train_rank(
         check_shared(attempt, world)
         attempt.marks[CONNECTED] = time.time()
         places, version = world.gather((platform.node(), node)), attempt.order_version
+        is_beside = attempt.evaluates_beside
         if not world.is_main:
-            return train(
-                recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version, fence
-            )
+            others = (stop_requested, progress, version, fence, None, () if is_beside else None)
+            return train(recipe, attempt.folder, world, NullTracker(), *others)
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
         RankPlaces(attempt.number, threads, hosts, nodes, attempt.cpus).write(storage)
         lines, evaluations = storage.log(SPOOL_FILE), storage.at(EVALUATIONS_FOLDER)
+        logged = evaluated_steps(lines) if is_beside else None
         with closing(StopWatch(storage)) as watch, Spool(lines, fence, evaluations) as tracker:
 
             def stop() -> bool:
@@ -213,7 +218,8 @@ def _train_rank(
 
             tags = machine_tags(hosts, world, threads)
             progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence)
+            options = (stop, progress, version, fence, attempt.profiled, logged)
+            return train(recipe, attempt.folder, world, tracker, *options)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
@@ -222,7 +228,8 @@ def _train_rank(
         where = f"rank {world.rank} on {platform.node()}: " if world.world_size > 1 else ""
         raise TrainingError(f"{where}{error}") from None
     except BaseException as error:
-        if (explained := out_of_memory(error, recipe, world)) is not None:
+        explained = out_of_memory(error, recipe, world) or explain_nondeterminism(error)
+        if explained is not None:
             raise explained from None
         raise
 
@@ -247,7 +254,7 @@ def machine_tags(hosts: list[str], world: World, threads: int) -> dict[str, str]
         found["gpu"] = torch.cuda.get_device_name(world.device)
         found["cuda"] = str(torch.version.cuda or torch.version.hip)
         found["nvidia_driver"] = driver_version() or "unknown"
-    return {f"resnet_dist.machine.{name}": text for name, text in found.items()}
+    return {f"{MACHINE_PREFIX}{name}": text for name, text in found.items()}
 
 
 def log_start(attempt: Attempt, progress: Progress, tracker: Spool, tags: dict[str, str]) -> None:

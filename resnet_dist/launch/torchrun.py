@@ -32,6 +32,7 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.environment.network import follow_nccl
 from resnet_dist.system.limit import Call, within
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.system.streams import log_to
@@ -135,6 +136,8 @@ class TorchrunRanks:
             self._wait_until_received()
 
     def _join(self, attempt: Attempt, *, gpu: bool) -> World:
+        if gpu:
+            follow_nccl()
         return World.join(
             self._group_store,
             rank=self.rank,

@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     MIX = 10
     DEPTH = 12
     FLIP = 13
+    CORRUPT = 14
 
 
 def philox4x32(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> Words:

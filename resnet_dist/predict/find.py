@@ -56,7 +56,7 @@ def _checkpoint_of(runs: Storage, name: str) -> str | None:
     return None if found is None else f"{run.at('checkpoints').location}/{found}"
 
 
-def _download(model: str, output: str, names: list[str] | None = None) -> Path:
+def _download(model: str, output: str, names: list[str] | None = None) -> Path | str:
     if not has_mlflow():
         raise UserError(f"{model!r} is no folder, and cannot be looked up, because MLflow is not installed")
     store = store_folder(output)

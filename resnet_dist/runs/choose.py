@@ -47,7 +47,9 @@ MAY_CHANGE = frozenset(
         "train.best_metric",  # A change starts a new search for the best checkpoint.
         "train.stall_timeout_seconds",
         "train.threads",  # as the number of ranks, it changes the last bits
+        "train.deterministic",  # likewise
         "train.log_gradient_norms",
+        "train.log_checkpoints",
         "train.log_node_metrics",
         "train.figures",
     }

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import ProfiledSteps, Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.order.versions import FIRST_VERSION, VERSIONS
 from resnet_dist.runs.lineage import Lineage
@@ -38,7 +38,13 @@ STOP_FILE = "stop"  # Its existence requests a stop of the ranks.
 TOKENS_FOLDER = "tokens"
 CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT_PREFIX = "step-"
-NOT_RECORDED = ("storage", "token", "lease", "marks")  # fields of a RunFolder that are not in run.json
+NOT_RECORDED = (
+    "storage",
+    "token",
+    "lease",
+    "marks",
+    "profile",
+)  # fields of a RunFolder that are not in run.json
 
 
 class RunHeld(UserError):
@@ -94,6 +100,8 @@ class RunFolder:
     status: Status | None = None  # that of the newest attempt; None while it runs, and where its driver died
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
     restarts: tuple[Restarted, ...] = ()  # of all attempts, oldest first
+    also: tuple[str, ...] = ()  # what gets its metrics beside MLflow, see tracking/also
+    register: str = ""  # NAME or NAME@ALIAS, under which MLflow gets the model of the finished run
     lineage: Lineage | None = None  # the run that this one was forked from
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -101,6 +109,8 @@ class RunFolder:
     lease: Lease | None = field(default=None, compare=False, repr=False)
     # The driver's times of the start under way, see launch/start_times. Not in run.json.
     marks: dict[str, float] = field(default_factory=dict, compare=False)
+    # The steps that this submission profiles. Not in run.json.
+    profile: ProfiledSteps | None = field(default=None, compare=False)
 
     @property
     def is_lost(self) -> bool:
@@ -130,10 +140,20 @@ class RunFolder:
         """The files that the page of the run shows, see `runs.page`."""
         return self.storage.at(PAGE_FOLDER)
 
-    def request_stop(self) -> None:
-        """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded."""
+    def request_stop(self, reason: str = "") -> None:
+        """Request that the ranks of this run save and stop, on whatever machine they are. Raises Superseded.
+
+        reason: for the page of the run, where something else than a person or the cluster stops it.
+        """
         self.check_lease()
-        self.storage.write(STOP_FILE, b"")
+        self.storage.write(STOP_FILE, reason.encode())
+
+    def stop_reason(self) -> str:
+        """Return the reason that was given for a stop of this attempt; empty without one."""
+        try:
+            return (self.storage.read(STOP_FILE) or b"").decode()
+        except StorageError:
+            return ""
 
     def ranks(self) -> RankPlaces | None:
         """Return where the ranks of the newest attempt that began are; None before the first."""
@@ -242,9 +262,11 @@ def token_name(token: str) -> str:
 
 
 def unsent_summary(run: RunFolder) -> str:
-    """Return the line about what MLflow did not get of a run, with the command that sends it."""
+    """Return the line about what MLflow, or what else gets the run, did not get, with the command that sends it."""
     output = run.location.removesuffix(f"/{RUNS_FOLDER}/{run.name}")
-    return f"not sent to MLflow: {', '.join(run.unsent)}; {sync_advice(run.name, output)}"
+    # Those of other stores name them, as in "12 metrics to TensorBoard".
+    where = "" if all(" to " in one for one in run.unsent) else " to MLflow"
+    return f"not sent{where}: {', '.join(run.unsent)}; {sync_advice(run.name, output)}"
 
 
 def stored_recipe(recipe: Recipe) -> dict[str, object]:
@@ -266,7 +288,8 @@ def read_run(storage: Storage) -> RunFolder | None:
         restarts = tuple(Restarted(**one) for one in value.get("restarts", ()))
         unsent = tuple(value.get("unsent", ()))
         lineage = Lineage(**value["lineage"]) if value.get("lineage") else None
-        read = {"unsent": unsent, "restarts": restarts, "lineage": lineage}
+        also = tuple(value.get("also", ()))
+        read = {"unsent": unsent, "also": also, "restarts": restarts, "lineage": lineage}
         run = RunFolder(storage=storage, **{**value, **read})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: not a run ({error})") from None

@@ -12,6 +12,7 @@ DATA_FILE = "data.json"
 CODE_FILE = "code.diff"
 # Beside it: predictions of evaluations, from which the figures are made.
 EVALUATIONS_FOLDER = "evaluations"
+PROFILE_FOLDER = "profile"  # beside it too: traces of some steps
 MAX_DIGEST = 36  # characters; MLflow's limit
 
 

@@ -23,6 +23,7 @@ class StudyRequest:
     gpu: bool | None = None  # None: use GPUs where there are any
     address: str | None = None
     name: str | None = None
+    also: tuple[str, ...] = ()  # what gets the metrics of the runs beside MLflow
 
     @property
     def full_name(self) -> str:
@@ -45,4 +46,5 @@ class StudyRequest:
             address=self.address,
             name=f"{self.full_name}-{trial.name}",
             tags={**trial.tags, **tags},
+            also=self.also,
         )

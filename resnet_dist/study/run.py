@@ -1,4 +1,4 @@
-"""Train the runs of a study one after another in this process, and report their common result.
+"""Train the runs of a study one after another, all on one Ray where they use it, and report their common result.
 
 Finished runs are not repeated and interrupted ones are resumed, so the same command resumes a study. Every
 run is the run that `train` would make of its recipe.
@@ -8,16 +8,16 @@ output/studies/NAME/   study.json  figure.png  runs.csv        output/runs/NAME-
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from resnet_dist.config import Recipe, Trial
-from resnet_dist.data.shards.index import Index, read_index
+from resnet_dist.driver.launcher import shared_ray
 from resnet_dist.driver.output import check_output
-from resnet_dist.driver.preflight import check_continued, check_recipe
 from resnet_dist.driver.request import Interrupted, Reporter
 from resnet_dist.driver.run import run_training
-from resnet_dist.errors import INTERRUPTED_EXIT_CODE, StorageError, UserError
-from resnet_dist.runs.choose import choose_run
+from resnet_dist.driver.trial import check_trial
+from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.study_folder import held, unsent_line
@@ -63,10 +63,10 @@ def _run_held(
         # An interrupt inside `open_study` would leave an MLflow run that nobody closes.
         with defer_signals():
             publisher = open_study(record)
-        with handle_signals(raise_interrupt):
+        with handle_signals(raise_interrupt), ExitStack() as ray:
             for number, trial in enumerate(request.study.trials, start=1):
                 reporter.note(f"trial {number} of {len(request.study.trials)}: {trial.name}")
-                finished.append(_train(request, trial, reporter, publisher, open_publisher))
+                finished.append(_train(request, trial, reporter, publisher, open_publisher, ray))
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status = "KILLED"
@@ -106,22 +106,7 @@ def _report_and_close(
 def check_trials(request: StudyRequest) -> None:
     """Check every trial before the first is trained. Raises UserError with the name of the trial."""
     for trial in request.study.trials:
-        of_trial = request.of_trial(trial, {})
-        try:
-            check_recipe(of_trial.recipe, of_trial.ranks)
-            run = choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
-            if run.attempt > 1 and (index := _training_index(of_trial.recipe)) is not None:
-                check_continued(run, of_trial.recipe, index)
-        except UserError as error:
-            raise UserError(f"trial {trial.name}: {error}") from None
-
-
-def _training_index(recipe: Recipe) -> Index | None:
-    """Return the index of the training set; None where there is none yet, or no more."""
-    try:
-        return read_index(recipe.data.train)
-    except (UserError, StorageError):  # `run_training` prepares the set, or raises again.
-        return None
+        check_trial(request.of_trial(trial, {}), f"trial {trial.name}")
 
 
 def _train(
@@ -130,14 +115,16 @@ def _train(
     reporter: Reporter,
     publisher: StudyPublisher,
     open_publisher: OpenPublisher,
+    ray: ExitStack,
 ) -> RunFolder:
-    """Train the run of `trial` to its end, unless it is finished already."""
+    """Train the run of `trial` to its end, unless it is finished already. ray: keeps the Ray of all trials."""
     of_trial = request.of_trial(trial, publisher.member_tags())
     assert of_trial.name is not None
     known = read_run(open_storage(of_trial.output).at(RUNS_FOLDER).at(of_trial.name))
     if known is not None and _is_finished(known, of_trial.recipe, publisher):
         reporter.note(f"run {known.name}: finished before")
         return known
+    ray.enter_context(shared_ray(of_trial, reporter))
     return run_training(of_trial, reporter, open_publisher).run
 
 

@@ -8,7 +8,7 @@ threads     pools of threads that an interruption does not wait for
 redact      texts and URLs without passwords and signatures
 files       write a file atomically; compute a checksum
 cpus        the CPUs that this process may use
-memory      the memory that this process can still get
+memory      the memory that this process can still get, and when garbage is collected
 provenance  the user and the git commit behind a run
 environment what people's machines lack: checks and remedies before a command begins
 """

@@ -102,9 +102,9 @@ def resume_advice(name: str) -> str:
 
 
 def named(words: Iterable[str], name: str) -> list[str]:
-    """Return the words of a command that starts a run, as one that continues the run `name`; a study names its own."""
+    """Return the words of a command that starts a run, as one that continues the run `name`; studies and sweeps name their own."""
     typed = list(words)
-    if typed[1:2] == ["study"]:
+    if typed[1:2] in (["study"], ["sweep"]):
         return typed
     arguments, skip = [], False
     for word in typed:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from resnet_dist.runs.folder import RUNS_FOLDER
 from resnet_dist.runs.storage.lease import is_abandoned, quiet_seconds
 from resnet_dist.runs.storage.open import is_url
-from resnet_dist.runs.study_folder import STUDIES_FOLDER, STUDY_TAG, StudyHeld, held, read_study
+from resnet_dist.runs.study_folder import KINDS, StudyHeld, held, read_study
 from resnet_dist.tracking.locate import folder_of
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
@@ -103,10 +103,12 @@ def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report,
 
 
 def _close_study(run: LoggedRun, output: Path | str, report: Report) -> None:
-    """Close the run of a study, which has no folder among those of runs."""
-    name = run.tags.get(STUDY_TAG)
-    folder = store_folder(output) / STUDIES_FOLDER / (name or "")
-    if name is None or read_study(folder) is None:
+    """Close the run of a study or a sweep, which has no folder among those of runs."""
+    kind = next((kind for kind in KINDS if kind.tag in run.tags), None)
+    if kind is None:
+        return
+    folder = store_folder(output) / kind.folder / run.tags[kind.tag]
+    if read_study(folder) is None:
         return
     try:
         with held(folder):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from resnet_dist.config import Recipe, Study
+from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.spool import Entry
 
@@ -29,19 +29,34 @@ class RunRecord:
         return self.run.tags
 
 
+class Described(Protocol):
+    """The part of a study or a sweep that MLflow shows with its parent run."""
+
+    @property
+    def experiment(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class StudyRecord:
-    """Everything that a publisher shows of a study besides its figure and table."""
+    """Everything that a publisher shows of a study or a sweep besides its files."""
 
-    study: Study
+    study: Described
     name: str
     folder: Path
-    source: str  # the job file, as it was typed
+    source: str  # the job or recipe file, as it was typed
     output: Path
 
 
 class Publisher(Protocol):
     """Publishes one attempt of a run: to MLflow, or to the terminal alone where MLflow is not installed.
+
+    What gets the metrics of a run beside it, such as TensorBoard, is no Publisher, but a store in tracking/also: to add
+    W&B, Aim or another one, write a class with the calls of `also.sending.FileStore` (newest_steps: what it has already;
+    log_metrics; close), and name it in `also.choose.KINDS`. It gets every value once, over restarts and outages,
+    because it is followed by a Backlog of the spool as MLflow is.
 
     Only opening a publisher may raise, for a person's mistake. Every other failure is reported and never stops the
     training: `unsent` counts what it has left.
@@ -78,7 +93,7 @@ class Publisher(Protocol):
 
 
 class StudyPublisher(Protocol):
-    """Publishes a study: the runs that belong together, their figure, table and conclusion.
+    """Publishes a study or a sweep: the runs that belong together, their figure, table and conclusion.
 
     As with Publisher, only opening it may raise.
     """

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # It imports torch, which a command that shows a spool need n
 
 log = logging.getLogger(__name__)
 
+REMOVED = "removed"
+EVALUATION = "eval/samples"  # a metric that every evaluation has
 WRITE_SECONDS = 10.0  # for predictions that are being written when the training ends
 
 
@@ -44,6 +46,8 @@ class Entry:
     # The first step of an attempt: its number, the seconds since the cause of its start, in all and by phase, and tags
     # of the machines that it runs on.
     start: dict[str, Any] | None = None
+    # Of the checkpoint of this step: the SHA-256 of its model, or REMOVED.
+    checkpoint: str | None = None
 
 
 class Spool:
@@ -89,6 +93,9 @@ class Spool:
             self._evaluations.write(predictions_file(step), predictions.to_bytes())
         except Exception as error:  # A figure must not end a training.
             self.note(f"no figures of the evaluation at step {step}: {error}")
+
+    def log_checkpoint(self, step: int, sha256: str | None) -> None:
+        self._append({"step": step, "checkpoint": REMOVED if sha256 is None else sha256})
 
     def note(self, text: str) -> None:
         self._append({"note": redact(text)})
@@ -175,6 +182,12 @@ def has_steps(spool: Log) -> bool:
     return any(
         entry.step is not None and entry.metrics and entry.start is None for entry in Follower(spool).read()
     )
+
+
+def evaluated_steps(spool: Log) -> set[int]:
+    """Return the steps whose evaluation was recorded."""
+    entries = Follower(spool).read()
+    return {one.step for one in entries if one.step is not None and EVALUATION in one.metrics}
 
 
 def read_layers(spool: Log, name: str) -> dict[int, dict[str, float]]:

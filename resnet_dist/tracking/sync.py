@@ -1,8 +1,9 @@
-"""Send what a tracker did not get of the runs and studies of an output folder, and close what a dead driver left open."""
+"""Send what a tracker did not get of the runs, studies and sweeps of an output folder, and close what a dead driver left open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,16 @@ from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
-from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, read_study, studies_in
+from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, kind_of, read_study, studies_in
+from resnet_dist.tracking.also.beside import send_to_others
 from resnet_dist.tracking.open import check_tracker, has_mlflow
-from resnet_dist.tracking.store import URI_VARIABLE, TrackerRefuses, shown_tracker, store_folder
+from resnet_dist.tracking.store import (
+    URI_VARIABLE,
+    TrackerRefuses,
+    is_other_tracker,
+    shown_tracker,
+    store_folder,
+)
 
 Report = Callable[[str], None]
 
@@ -56,7 +64,7 @@ def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) 
     tasks: list[tuple[str, Callable[[], bool | None]]] = [
         (f"run {name}", partial(send_run, name)) for name in place.folders()
     ]
-    tasks += [(f"study {folder.name}", partial(send_study, folder)) for folder in studies]
+    tasks += [(title_of(folder), partial(send_study, folder)) for folder in studies]
     complete: list[str] = []
     left: list[str] = []
     for name, task in tasks:
@@ -71,7 +79,8 @@ def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) 
             (complete if is_sent else left).append(name)
     if not complete and not left:
         raise UserError(f"{place.location}: no runs there")
-    things = "runs and studies" if studies else "runs"
+    kinds = list(dict.fromkeys([RUNS_FOLDER, *(kind_of(folder).folder for folder in studies)]))
+    things = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
     rest = f"; left: {', '.join(left)}" if left else ""
     report(f"{len(complete)} of {len(complete) + len(left)} {things} are complete in MLflow{rest}")
     return not left
@@ -86,6 +95,8 @@ def sync_one(run: RunFolder, store: Path, report: Report) -> bool:
             again = read_run(run.storage) or run  # Its driver may have ended since.
             _check_same_tracker(again.tracker, f"run {run.name}")
             synced = sync_run(again, store, report)
+            others = send_to_others(again, report)
+            synced = replace(synced, unsent=(*synced.unsent, *others))
             synced.write()
     except RunHeld:
         report(f"run {run.name}: is being trained by another process, which sends it")
@@ -102,20 +113,24 @@ def sync_one_study(folder: Path, report: Report) -> bool:
             study = _study_in(folder)
             if study.experiment is None:
                 raise UserError(
-                    f"study {study.name} was begun by an earlier version, which recorded too little; the `study` command "
+                    f"{study.title} was begun by an earlier version, which recorded too little; the `study` command "
                     "that began it continues it"
                 )
-            _check_same_tracker(study.tracker, f"study {study.name}")
+            _check_same_tracker(study.tracker, study.title)
             synced = sync_study(study, report)
             synced.write()
     except StudyHeld:
-        report(f"study {folder.name}: is being trained by another process, which sends it")
+        report(f"{title_of(folder)}: is being trained by another process, which sends it")
         return False
     return not synced.unsent
 
 
+def title_of(folder: Path) -> str:
+    return f"{kind_of(folder).word} {folder.name}"
+
+
 def _study_in(folder: Path) -> StudyFolder:
-    """Return the study in a folder that has its file. Raises UserError."""
+    """Return the study or sweep in a folder that has its file. Raises UserError."""
     study = read_study(folder)
     assert study is not None
     return study
@@ -130,7 +145,7 @@ def _is_complete(kept: RunFolder | StudyFolder) -> bool:
 
 def _check_same_tracker(tracker: str | None, name: str) -> None:
     """Raise UserError where a run or study is kept in another tracker than the one that the environment names."""
-    if tracker is not None and tracker != shown_tracker():
+    if is_other_tracker(tracker):
         advice = f"set {URI_VARIABLE} to that address" if tracker else f"unset {URI_VARIABLE}"
         now = shown_tracker() or "the store in the output folder"
         raise UserError(

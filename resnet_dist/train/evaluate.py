@@ -1,10 +1,15 @@
-"""Evaluate a model: every sample counted once, on any number of ranks."""
+"""Evaluate a model: every sample counted once, on any number of ranks.
+
+Shapes: B samples of a forward pass, S image size, C channels; P forward passes, V views of each image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +19,12 @@ from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TooManyBadSamples, UserError
 from resnet_dist.order.samples import Order
+from resnet_dist.train.device import Precision, autocast
 from resnet_dist.train.predictions import TOP, PredictionLog
 from resnet_dist.world import World
+
+# uint8 (B, S, S, C) and the ids of the samples → the images that the model sees, of the same shape and device.
+View = Callable[[Tensor, NDArray[np.int64]], Tensor]
 
 
 def evaluation_order(index: Index, data: Data) -> Order:
@@ -28,6 +37,11 @@ def evaluation_loader(index: Index, data: Data, world: World) -> Loader:
     return Loader(index, evaluation_order(index, data), data, world, seed=0)
 
 
+def unchanged(images_BSSC: Tensor, ids_B: NDArray[np.int64]) -> Tensor:
+    """Return the images as they are: the view of an evaluation."""
+    return images_BSSC
+
+
 def evaluate(
     model: nn.Module,
     loader: Loader,
@@ -35,47 +49,97 @@ def evaluate(
     before_batch: Callable[[], None] = lambda: None,
     report_bad: Callable[[list[str]], None] = lambda texts: None,
     predictions: PredictionLog | None = None,
+    precision: Precision = "fp32",
 ) -> dict[str, float]:
     """Return the metrics over the loader's index; all ranks call it and get the same.
 
     They are eval/loss, eval/top1, eval/top5 (with more than five classes), eval/samples and eval/bad_samples.
     Sums are reduced over the ranks and divided once; padding and bad samples have weight 0. A forward pass has as
-    many samples as in training.
+    many samples as in training, and its arithmetic.
 
     `before_batch` may raise to end the evaluation, but on all ranks at the same batch. `report_bad` receives the
     names of all ranks' bad samples, with the reasons, where there are any. `predictions` receives those for each sample.
 
     Raises TooManyBadSamples where all samples are bad, UserError where there are none.
     """
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    steps = range(loader.order.steps_per_epoch)
+    table_PV4, bad = evaluate_steps(
+        model,
+        loader,
+        steps,
+        world.device,
+        before_batch=before_batch,
+        predictions=predictions,
+        precision=precision,
+    )
+    sums = total_of(table_PV4[:, 0])
+    *sums_4, num_bad = world.sum(torch.cat([sums, sums.new_tensor([len(bad)])])).tolist()
+    # Every rank has this sum, so all or none enter the collective below.
+    if num_bad:
+        bad = sorted(text for texts in world.gather(bad) for text in texts)
+        report_bad(bad)
+    return metrics_of(sums_4, bad, loader.index)
+
+
+def evaluate_steps(
+    model: nn.Module,
+    loader: Loader,
+    steps: Iterable[int],
+    device: torch.device,
+    *,
+    before_batch: Callable[[], None] = lambda: None,
+    predictions: PredictionLog | None = None,
+    precision: Precision = "fp32",
+    views: Sequence[View] = (unchanged,),
+) -> tuple[Tensor, list[str]]:
+    """Return the sums of every forward pass over this rank's part of some steps, (P, V, 4), and the bad samples.
+
+    views: the model sees each image in each of these; `predictions` receives those for the first. Nothing waits for
+    the device.
+    """
+    rows_P: list[Tensor] = []
     bad: list[str] = []
     was_training = model.training
     model.eval()
     try:
-        for step in range(loader.order.steps_per_epoch):
+        for step in steps:
             before_batch()
             # Load outside inference_mode: the loader's threads could not write to tensors made inside it.
             batch = loader.batch_at(step)
             bad += batch.bad
             size = loader.data.micro_batch_size or len(batch.ids_B)
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(precision, device):
                 for rows in (slice(first, first + size) for first in range(0, len(batch.ids_B), size)):
-                    logits = logits_of(model, normalize(batch.images_BSSC[rows], loader.data), loader.data)
-                    targets = batch.labels_B[rows], batch.weights_B[rows]
-                    sums += batch_sums(logits.float(), *targets)
-                    if predictions is not None:
-                        predictions.add(logits.float(), *targets, batch.ids_B[rows], batch.images_BSSC[rows])
+                    targets, sums_V = (batch.labels_B[rows], batch.weights_B[rows]), []
+                    for number, view in enumerate(views):
+                        images = view(batch.images_BSSC[rows], batch.ids_B[rows])
+                        logits = logits_of(model, normalize(images, loader.data), loader.data).float()
+                        sums_V.append(batch_sums(logits, *targets))
+                        if predictions is not None and number == 0:
+                            predictions.add(logits, *targets, batch.ids_B[rows], batch.images_BSSC[rows])
+                    rows_P.append(torch.stack(sums_V))
     finally:
         model.train(was_training)
-    loss, top1, top5, seen, num_bad = world.sum(torch.cat([sums, sums.new_tensor([len(bad)])])).tolist()
-    # Every rank has this sum, so all or none enter the collective below.
-    if num_bad:
-        bad = sorted(text for texts in world.gather(bad) for text in texts)
-        report_bad(bad)
+    empty = torch.zeros(0, len(views), 4, dtype=torch.float64, device=device)
+    return torch.stack(rows_P) if rows_P else empty, bad
+
+
+def total_of(table: Tensor) -> Tensor:
+    """Return the sum over the forward passes, the first axis, added one after the other, however the set was cut."""
+    total = torch.zeros(table.shape[1:], dtype=torch.float64, device=table.device)
+    for row in table:
+        total += row
+    return total
+
+
+def metrics_of(sums_4: Sequence[float], bad: Sequence[str], index: Index) -> dict[str, float]:
+    """Return the metrics from the sums over all samples of a set. bad: in sorted order, with reasons.
+
+    Raises TooManyBadSamples where all samples are bad, UserError where there are none.
+    """
+    loss, top1, top5, seen = sums_4
     if not seen:
-        problem = (
-            f"none of the {loader.index.num_samples} samples of {loader.index.location} can be evaluated"
-        )
+        problem = f"none of the {index.num_samples} samples of {index.location} can be evaluated"
         if bad:
             raise TooManyBadSamples(f"{problem}; the first that could not be decoded is {bad[0]}")
         raise UserError(problem)
@@ -83,9 +147,9 @@ def evaluate(
         "eval/loss": loss / seen,
         "eval/top1": top1 / seen,
         "eval/samples": seen,
-        "eval/bad_samples": num_bad,
+        "eval/bad_samples": float(len(bad)),
     }
-    if len(loader.index.classes) > TOP:
+    if len(index.classes) > TOP:
         metrics["eval/top5"] = top5 / seen
     return metrics
 

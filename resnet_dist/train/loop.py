@@ -17,22 +17,27 @@ It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from resnet_dist.config import Recipe, check_world_size
+from resnet_dist.config import Data, ProfiledSteps, Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
+from resnet_dist.runs.page import PROFILE_FOLDER
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.storage.protocol import ALWAYS, Permit
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
+from resnet_dist.system.memory import collect_normally
+from resnet_dist.train.beside import Beside, followed
+from resnet_dist.train.checkpoint.evaluated import awaiting
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -42,6 +47,7 @@ from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.state.usage_metrics import usage_metrics, usage_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
+from resnet_dist.train.step.profile import BatchSource, Step, StepProfile
 from resnet_dist.train.step.train_step import TrainStep, compiled
 from resnet_dist.train.tracker import Tracker
 from resnet_dist.train.watch.control import Control, Stopped
@@ -69,11 +75,11 @@ class Parts:
     plan: Plan
     state: TrainState
     guard: Guard
-    loader: Loader
+    loader: BatchSource
     eval_loader: Loader
     checkpoints: Checkpointer
     control: Control
-    train_step: TrainStep
+    train_step: Step
     stragglers: Stragglers
     predictor: nn.Module  # the model to evaluate, or its average; compiled where the recipe asks for it
 
@@ -87,19 +93,25 @@ def train(
     progress: Progress | None = None,
     order_version: int = NEWEST_VERSION,
     permit: Permit = ALWAYS,
+    profile: ProfiledSteps | None = None,
+    logged: Collection[int] | None = None,
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
     It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
     with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during
-    an evaluation resumes with that evaluation.
+    an evaluation resumes with that evaluation. profile: the steps whose trace is written beside the run. logged: not None
+    where another process evaluates the checkpoints that are due; on rank 0, the steps of such evaluations that the
+    tracker has.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
-    with set_up(recipe, location, world, tracker, stop_requested, progress, order_version, permit) as parts:
+    options = (stop_requested, progress, order_version, permit, logged)
+    attempt = set_up(recipe, location, world, tracker, *options)
+    with profiled(attempt, profile, location, world, tracker, permit) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
-        while not state.finished(plan.total):
+        while not (state.finished(plan.total) or parts.control.stop):
             if not state.evaluation_pending:
                 progress.at(NEXT_BATCH, state.step)
                 parts.train_step(parts.loader.batch_at(state.step))
@@ -108,36 +120,45 @@ def train(
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
                     since_last = training_metrics(state, parts.order, world)
+                    since_last |= decoding_metrics(parts.loader, recipe.data, world)
                     tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
                     guard.check_losses(state)
-            if state.evaluation_pending:
-                progress.at(GATHERING, state.step)
-                state.meter.gather(world)
-                # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
-                guard.check_losses(state)
-                if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
-                    tracker.log(metrics, state.step)
-                    guard.check_evaluation(metrics, state.step)
-                    state.evaluated(metrics, recipe.train.best_metric)
-                state.meter.restart_clock()
-                parts.stragglers.restart()
+            # Another process evaluates the checkpoint of this step.
+            awaits = logged is not None and state.evaluation_pending
+            if awaits:
+                state.evaluation_pending = False
+            elif state.evaluation_pending:
+                evaluate_step(parts, recipe, progress, world, tracker)
             # Agree first: a rank that stopped or saved alone would leave the others waiting in the next collective.
             parts.control.agree()
-            if parts.checkpoints.should_save(state, plan, parts.control):
+            if awaits or parts.checkpoints.should_save(state, plan, parts.control):
                 progress.at("saving", state.step)
                 state.meter.gather(world)
                 # Check first: no state may be saved after a loss that was not finite.
                 guard.check_losses(state)
-                parts.checkpoints.save(state)
+                parts.checkpoints.save(state, awaits_evaluation=awaits)
                 parts.control.saved()
-            if parts.control.stop:
-                break
         progress.at("writing the last checkpoint", state.step)
         parts.checkpoints.wait()
     return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
+
+
+def evaluate_step(parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker) -> None:
+    """Evaluate the model of this step on all ranks, unless they agree to stop before the end of the set."""
+    state, guard = parts.state, parts.guard
+    progress.at(GATHERING, state.step)
+    state.meter.gather(world)
+    # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
+    guard.check_losses(state)
+    if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
+        tracker.log(metrics, state.step)
+        guard.check_evaluation(metrics, state.step)
+        state.evaluated(metrics, recipe.train.best_metric)
+    state.meter.restart_clock()
+    parts.stragglers.restart()
 
 
 @contextmanager
@@ -150,39 +171,42 @@ def set_up(
     progress: Progress,
     order_version: int,
     permit: Permit,
+    logged: Collection[int] | None,
 ) -> Iterator[Parts]:
     """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
 
     It checks and compares the ranks before it builds the model and loads data, so that a mistake ends the attempt soon.
-
     Raises UserError for what the recipe, the data or the device do not allow, TrainingError where ranks differ.
     """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
     check_world_size(recipe.data, world.world_size)
-    prepare_device(recipe.train, world)
+    prepare_device(recipe.train, world, recipe.data)
     hosts = check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
     order = order_of(recipe, train_index, order_version)
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    storage = open_storage(location).at(CHECKPOINTS_FOLDER)
+    run = open_storage(location)
+    storage, logged = run.at(CHECKPOINTS_FOLDER), logged if world.is_main else None
     with (
+        followed(run, tracker, recipe.train.best_metric, logged) as beside,
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
-        Checkpointer(
-            storage, recipe, train_index.classes, world, tracker.note, tracker.flush, permit
-        ) as checkpoints,
+        checkpointer(storage, recipe, train_index.classes, world, tracker, permit, beside) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
         closing(usage_of(world)) as state.meter.usage,
     ):
         restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
+        if beside is not None:
+            beside.start(state.best, awaiting(storage, beside.evaluated()))
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
+        collect_normally()
         state.meter.restart_clock()
         yield Parts(
             order=order,
@@ -199,6 +223,20 @@ def set_up(
         )
 
 
+def checkpointer(
+    storage: Storage,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    world: World,
+    tracker: Tracker,
+    permit: Permit,
+    beside: Beside | None,
+) -> Checkpointer:
+    """Return the checkpoints of a run, which are reported to its tracker."""
+    reports = (tracker.note, tracker.flush, permit, tracker.log_checkpoint)
+    return Checkpointer(storage, recipe, classes, world, *reports, beside)
+
+
 def restore_or_initialize(
     state: TrainState,
     checkpoints: Checkpointer,
@@ -213,6 +251,30 @@ def restore_or_initialize(
         tracker.note(f"resumed at step {state.step} of {total_steps}")
     else:
         initialize_weights(state, recipe, train_index, world, tracker.note)
+
+
+@contextmanager
+def profiled(
+    attempt: AbstractContextManager[Parts],
+    steps: ProfiledSteps | None,
+    location: Path | str,
+    world: World,
+    tracker: Tracker,
+    permit: Permit,
+) -> Iterator[Parts]:
+    """Yield the parts of an attempt, on rank 0 with a loader and a step that write a trace of `steps`, if there are any."""
+
+    def write(name: str, content: bytes) -> None:
+        permit.check()
+        open_storage(location).at(PROFILE_FOLDER).write(name, content)
+
+    with attempt as parts:
+        if steps is None or not world.is_main:
+            yield parts
+            return
+        loader, train_step = parts.loader, parts.train_step
+        with StepProfile(steps, loader, train_step, world.device, write, tracker.note) as profile:
+            yield replace(parts, loader=profile, train_step=profile)
 
 
 def evaluate_unless_stopped(
@@ -234,7 +296,15 @@ def evaluate_unless_stopped(
 
     predictions = PredictionLog() if wants_figures(parts, recipe, tracker) else None
     try:
-        metrics = evaluate(parts.predictor, parts.eval_loader, world, before_batch, report_bad, predictions)
+        metrics = evaluate(
+            parts.predictor,
+            parts.eval_loader,
+            world,
+            before_batch,
+            report_bad,
+            predictions,
+            recipe.train.precision,
+        )
         if predictions is not None:
             progress.at(GATHERING)
             tracker.log_predictions(predictions.gather(world), parts.state.step)
@@ -269,6 +339,14 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     return metrics
 
 
+def decoding_metrics(loader: BatchSource, data: Data, world: World) -> dict[str, float]:
+    """Return the images so far, over all ranks, that the GPU could not decode. A collective with `data.decode="gpu"`."""
+    if data.decode == "cpu":
+        return {}
+    count = world.sum(torch.tensor(float(loader.num_decoded_on_cpu), device=world.device))
+    return {"data/decoded_on_cpu": float(count)}
+
+
 def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:
     """Return on rank 0 the metrics of the machines since the last log line; none where it has no new sample."""
     usage = state.meter.usage
@@ -280,7 +358,7 @@ def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[s
     return usage_metrics(state.meter.usage_RV, per_node=recipe.train.log_node_metrics)
 
 
-def log_gradient_norms(train_step: TrainStep, tracker: Tracker, step: int) -> None:
+def log_gradient_norms(train_step: Step, tracker: Tracker, step: int) -> None:
     """Log the norm of every layer's gradient where the recipe asks for it."""
     if train_step.gradient_norms is not None:
         tracker.log_layers(GRADIENT_NORMS, train_step.gradient_norms.read(), step)

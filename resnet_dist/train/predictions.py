@@ -113,6 +113,21 @@ class PredictionLog:
         )
 
 
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of parts of a set as those of the whole."""
+    ids = np.concatenate([part.ids_N for part in parts])
+    names = ("labels_N", "predictions_N", "probabilities_N", "label_probabilities_N")
+    rows = np.stack([np.concatenate([getattr(part, name) for part in parts]) for name in names])
+    candidates = [
+        (float(part.label_probabilities_N[place]), int(part.ids_N[place]), image)
+        for part in parts
+        for place, image in zip(part.worst_K.tolist(), part.images_KSSC, strict=True)
+    ]
+    worst = sorted(candidates, key=lambda one: one[:2])[:MAX_WORST]
+    images = np.stack([image for *_, image in worst]) if worst else parts[0].images_KSSC
+    return _in_order(ids, rows.astype(np.float32), [number for _, number, _ in worst], images)
+
+
 def _in_order(
     ids_N: NDArray[np.int64], rows: NDArray[np.float32], worst: Sequence[int], images: NDArray[np.uint8]
 ) -> Predictions:

@@ -19,6 +19,9 @@ class Tracker(Protocol):
     def log_predictions(self, predictions: Predictions, step: int) -> None:
         """Record the predictions of the evaluation after `step` completed steps, for figures."""
 
+    def log_checkpoint(self, step: int, sha256: str | None) -> None:
+        """Record that the checkpoint of a step is there, by the SHA-256 of its model; None: it was removed."""
+
     def note(self, text: str) -> None:
         """Show one line of text to the person who started the run."""
 
@@ -36,6 +39,9 @@ class NullTracker:
         pass
 
     def log_predictions(self, predictions: Predictions, step: int) -> None:
+        pass
+
+    def log_checkpoint(self, step: int, sha256: str | None) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -16,14 +16,8 @@ from tests.paths import JOBS
 TINY = {"model": "resnet8", "image_size": 8, "global_batch_size": 16, "steps": 4, "rounds": 2, "gpu": False}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "sync_buffers"),
-    [
-        pytest.param(1, True, marks=pytest.mark.long),
-        (2, True),
-        pytest.param(2, False, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("ranks", "sync_buffers"), [(1, True), (2, True), (2, False)])
 def test_both_loops_do_the_same_work(ranks: int, sync_buffers: bool) -> None:
     speed = bench_step(**TINY, ranks=ranks, sync_buffers=sync_buffers)
     assert speed.our_loss == pytest.approx(speed.bare_loss, rel=1e-5)

@@ -212,6 +212,7 @@ def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
     assert "optim.lr was 0.1, is 0.3" in err
 
 
+@pytest.mark.long
 def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
     words = ["train", DIGITS, "--local", "--name", "first", *SHORT, "--set", "train.length=300 steps"]
     process = start(*words, cwd=folder)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from resnet_dist.cli import submitted as commands
 from resnet_dist.cli.main import run_command
 from resnet_dist.launch.jobs import follow as following
 from resnet_dist.launch.jobs import listing, stop
+from resnet_dist.launch.ray_cluster import check
 from tests.launch.jobs.fake import ADDRESS, TYPED, Cluster, after, details, fail
 
 SAVED = ["run first: 132 steps, 2 rank(s)\n", "step 50/132  loss 0.1\n", "interrupted at step 52; x\n"]
@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command on a cluster; return its exit code, stdout and stderr."""
-    monkeypatch.setattr(commands, "find_dashboard", lambda address, report: ADDRESS)
+    monkeypatch.setattr(check, "find_dashboard", lambda address, report: ADDRESS)
     monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(stop, "POLL_SECONDS", 0.01)
 

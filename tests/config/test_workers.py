@@ -22,6 +22,24 @@ def test_one_number_may_become_smaller_but_begins_whole(digits_recipe: Recipe) -
     assert WorkerRange.parse("1") == WorkerRange.exactly(1)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "workers"),
+    [
+        ([], "2"),
+        (["data.lanes=1", "data.micro_batch_size=null"], "1"),
+        (["data.micro_batch_size=128"], "1"),
+        (["data.global_batch_size=129", "data.lanes=3", "data.micro_batch_size=43"], "1"),
+    ],
+)
+def test_without_a_number_the_recipe_decides(
+    digits_recipe: Recipe, overrides: list[str], workers: str
+) -> None:
+    recipe = digits_recipe.with_overrides(overrides)
+    assert str(WorkerRange.default(recipe)) == workers
+    check_world_size(recipe.data, int(workers))
+    assert str(WorkerRange.default(recipe, limit=1)) == "1"  # a machine with one GPU
+
+
 def test_a_range_uses_what_the_recipe_allows(digits_recipe: Recipe) -> None:
     recipe = digits_recipe.with_overrides(["data.global_batch_size=128", "data.micro_batch_size=16"])
     assert WorkerRange.parse("2:7").sizes(recipe) == [4, 2]

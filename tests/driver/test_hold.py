@@ -115,7 +115,7 @@ def test_a_driver_that_lost_its_run_writes_nothing_more(
         return end(run)
 
     publisher = Publisher()
-    monkeypatch.setattr(driver_run, "_launcher", lambda *arguments: nullcontext(launch))
+    monkeypatch.setattr(driver_run, "launcher_of", lambda *arguments: nullcontext(launch))
     request = Request(digits_recipe, "digits.py", output, local=True, name="x", max_restarts=3)
     with pytest.raises(Superseded, match=r"another process has taken this run over: .* on h9, process"):
         driver_run.run_training(request, RecordingReporter(), lambda *arguments: publisher)
@@ -156,7 +156,7 @@ def test_one_process_that_lost_its_run_stops_before_the_next_checkpoint(
     def open_publisher(record: RunRecord, on_entry: Callable[[Entry], None]) -> ConsolePublisher:
         return ConsolePublisher(record.run.spool, on_entry)
 
-    monkeypatch.setattr(driver_run, "_launcher", lambda *arguments: nullcontext(launch))
+    monkeypatch.setattr(driver_run, "launcher_of", lambda *arguments: nullcontext(launch))
     request = Request(recipe, "digits.py", tmp_path, local=True, name="x")
     with pytest.raises(Superseded, match="another process has taken this run over"):
         driver_run.run_training(request, Reporter(), open_publisher)

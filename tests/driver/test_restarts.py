@@ -139,7 +139,7 @@ def test_the_attempt_that_ended_the_run_is_recorded(
 ) -> None:
     """The next command begins the one after it."""
     launch = Launches((LOST, 4), (RankFailed("rank 0 failed: ValueError: x"), 0))
-    monkeypatch.setattr(driver_run, "_launcher", lambda *arguments: nullcontext(launch))
+    monkeypatch.setattr(driver_run, "launcher_of", lambda *arguments: nullcontext(launch))
     request = Request(digits_recipe, "digits.py", tmp_path, local=True, name="x", max_restarts=1)
     with pytest.raises(RankFailed, match="ValueError: x"):
         driver_run.run_training(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock, patch
 
 import pytest
 import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import TrainingError, UserError
+from resnet_dist.launch import rank as ranks
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
+from resnet_dist.launch.torchrun import TorchrunRanks
 from resnet_dist.order.versions import VERSIONS
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.system.environment import network
 from resnet_dist.train import loop
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
@@ -36,6 +40,24 @@ from resnet_dist.world import World
 def test_echoes(error: Exception, may_be_echo: bool, is_plain: bool) -> None:
     assert is_echo(error) == may_be_echo
     assert lost_peer(error) == is_plain
+
+
+@pytest.mark.parametrize(("gpu", "interface"), [(True, "ib0"), (False, None)])
+def test_ranks_on_gpus_use_one_network(
+    gpu: bool, interface: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gloo takes NCCL's interface before the ranks meet, under Ray and under torchrun."""
+    seen = []
+    monkeypatch.setattr(network, "interfaces", lambda: ["lo", "ib0"])
+    monkeypatch.setattr(ranks.dist, "TCPStore", Mock())
+    monkeypatch.setattr(World, "join", lambda *_, **__: seen.append(os.environ.get("GLOO_SOCKET_IFNAME")))
+    with patch.dict(os.environ, {"NCCL_SOCKET_IFNAME": "ib"}):
+        os.environ.pop("GLOO_SOCKET_IFNAME", None)
+        orders = {"rank": 1, "world_size": 2, "timeout_seconds": 9, "gpu": gpu, "device": 0}
+        ranks._join({**orders, "address": "127.0.0.1", "port": 1, "node_address": "127.0.0.1"})
+        os.environ.pop("GLOO_SOCKET_IFNAME", None)
+        TorchrunRanks._join(MagicMock(), MagicMock(), gpu=gpu)
+    assert seen == [interface, interface]
 
 
 @pytest.mark.parametrize("order", VERSIONS)
@@ -59,18 +81,18 @@ def test_every_rank_trains_with_the_order_of_the_run(
     assert received == [order]
 
 
-@pytest.mark.parametrize(("ranks", "where"), [(1, ""), (2, f"rank 1 on {platform.node()}: ")])
+@pytest.mark.parametrize(("num_ranks", "where"), [(1, ""), (2, f"rank 1 on {platform.node()}: ")])
 def test_what_one_node_lacks_is_named_with_the_node(
-    ranks: int, where: str, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_ranks: int, where: str, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(*arguments: object) -> Outcome:
         raise UserError("/data/index.json: no such index")
 
     monkeypatch.setattr("resnet_dist.launch.rank.train", train)
     monkeypatch.setattr("resnet_dist.launch.rank.Watchdog", Mock())
-    monkeypatch.setattr(World, "gather", lambda world, value: [value] * ranks)
+    monkeypatch.setattr(World, "gather", lambda world, value: [value] * num_ranks)
     folder = RunFolder(open_storage(tmp_path), "x", None, 1, {})
     folder.write()
-    world = World(ranks - 1, 0, ranks, torch.device("cpu"))
+    world = World(num_ranks - 1, 0, num_ranks, torch.device("cpu"))
     with pytest.raises(TrainingError, match=f"^{where}/data/index.json: no such index$"):
         run_attempt(Attempt.of(digits_recipe, folder, cpus=1), world)

@@ -69,6 +69,7 @@ def exit_codes(err: str) -> list[int]:
     return [int(code) for code in re.findall(r"exitcode +: (-?\d+)", err)]
 
 
+@pytest.mark.long
 def test_a_run_and_its_continuation(folder: Path) -> None:
     code, out, err = run(folder, "train", DIGITS, "--name", "x", *SHORT)
     assert code == 0, err
@@ -90,6 +91,7 @@ def test_without_ray_and_mlflow_the_spool_holds_the_metrics(folder: Path) -> Non
     assert [line["step"] for line in lines if "train/loss" in line.get("metrics", {})] == [10, 20, 24]
 
 
+@pytest.mark.long
 def test_other_commands_are_refused(folder: Path) -> None:
     """Each rank would do all the work of the command."""
     code, out, err = run(folder, "study", str(ROOT / "jobs/plain_vs_residual.py"))

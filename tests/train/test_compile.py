@@ -67,6 +67,7 @@ def test_compiled_continues_where_eager_stopped(recipe: Recipe, tmp_path: Path) 
     assert rest["train/loss", 6] == pytest.approx(eager["train/loss", 6], rel=1e-3)
 
 
+@pytest.mark.long
 def test_compiled_code_and_ranks_compose(digits_recipe: Recipe, tmp_path: Path) -> None:
     lengths = ["train.length=14 steps", "train.log_every=1 steps", "train.eval_every=7 steps"]
     recipe = digits_recipe.with_overrides([*lengths, "data.micro_batch_size=32"])

@@ -56,6 +56,7 @@ def recipe(digits_recipe: Recipe) -> Recipe:
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path: Path) -> None:
     """Only the order of summation differs, by 1e-16 a step and growing, over the whole run."""
@@ -132,6 +133,7 @@ def test_a_run_moves_within_a_log_interval(recipe: Recipe, tmp_path: Path, world
     assert len(rest) in (3, 4)
 
 
+@pytest.mark.long
 def test_mixing_policies_and_caches_draw_the_same_curve_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
     everything = [
         "data.mixup=0.4",

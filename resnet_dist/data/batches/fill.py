@@ -75,7 +75,7 @@ class Decoder:
         """Read and decode each sample once, for all its copies, which are adjacent rows of `part`."""
         images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
         copies, size = len(images) // len(ids_M), images.shape[1]
-        places, views_M = self._reader.locate(ids_M), _views(len(ids_M), copies, random)
+        places, views_M = self._reader.locate(ids_M), views_of(len(ids_M), copies, random)
         for number, (sample_id, place, views) in enumerate(zip(ids_M.tolist(), places, views_M, strict=True)):
             first = number * copies
             # Index by a number where there is one copy: NumPy is faster with it than with a slice.
@@ -98,7 +98,7 @@ class Decoder:
                 part.bad.update(dict.fromkeys(range(first, first + copies), text))
 
 
-def _views(count: int, copies: int, random: Randomness | None) -> list[Views]:
+def views_of(count: int, copies: int, random: Randomness | None) -> list[Views]:
     """Return the views to decode of each of `count` samples: one for each copy, or the whole image for all copies."""
     if random is None or not random.crop_NK.size:
         return [WHOLE] * count

@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data
+from resnet_dist.data.batches.device_copies import Begun, Copies, NoCopies, copies_to
 from resnet_dist.data.batches.fill import Decoder
+from resnet_dist.data.batches.gpu_fill import GpuFill, Rows
 from resnet_dist.data.batches.resident import Buffers, Samples, check_fits
 from resnet_dist.data.images.augment import recolors
+from resnet_dist.data.images.device.codec import NvCodec
 from resnet_dist.data.images.draws import Randomness, randomness
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.reader import ShardReader
@@ -88,10 +91,15 @@ class Loader:
         self._some_are_fetched = not all(is_plain_local(shard) for shard in index.shards)
         self._wanted: set[int] = set()
         # Beside the batches ahead: the one to be returned, the one in use, and one that is released a little later.
-        self._buffers = Buffers(self._batches_ahead + 3)
+        # On a GPU also two that are being copied.
+        self._to_gpu = world.device.type == "cuda"
+        self._buffers = Buffers(self._batches_ahead + (5 if self._to_gpu else 3), pinned=self._to_gpu)
+        # Batches of a set that is cached on the GPU are made there.
+        self._copies: Copies = NoCopies() if data.cache == "device" else copies_to(world.device)
         self._ahead: deque[tuple[int, _Pending]] = deque()
         self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest, world.cpus)
         self._pool = start_threads(self.threads)
+        self._gpu_fill = self._start_gpu() if data.decode == "gpu" else None
         self._cached: Samples | None = None
         if data.cache != "none":
             try:
@@ -99,6 +107,20 @@ class Loader:
             except BaseException:
                 self.close()
                 raise
+
+    @property
+    def num_decoded_on_cpu(self) -> int:
+        """The images so far that `data.decode="gpu"` could not decode on the GPU."""
+        return 0 if self._gpu_fill is None else self._gpu_fill.num_on_cpu
+
+    def _start_gpu(self) -> GpuFill:
+        """Return what decodes on the GPU; end the threads where it cannot be made."""
+        try:
+            codec = NvCodec(self._device)
+        except BaseException:
+            self._pool.shutdown()
+            raise
+        return GpuFill(self._reader, len(self.index.classes), self.data, codec, self._device)
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of `step`, counted from the start of training. Ask in sequence: batches are decoded ahead.
@@ -109,12 +131,19 @@ class Loader:
         start = time.perf_counter()
         self._submit_until(step)
         pending = self._ahead.popleft()[1]
-        for task in pending.tasks:
-            task.result()
-        samples = pending.samples().to(self._device)
+        samples = self._copies.end(pending.copied or self._begin_copy(pending))
+        if self._ahead and self._ahead[0][1].is_done():
+            self._begin_copy(self._ahead[0][1])
         bad = tuple(samples.bad[row] for row in sorted(samples.bad))
         waited = time.perf_counter() - start
         return Batch(samples.images_NSSC, samples.labels_N, samples.weights_N, pending.ids_B, bad, waited)
+
+    def _begin_copy(self, pending: _Pending) -> Begun:
+        """Wait for the threads that fill a batch, and begin to copy it to the device, unless it was made there."""
+        for task in pending.tasks:
+            task.result()
+        pending.copied = pending.bring()
+        return pending.copied
 
     def drain(self) -> tuple[int, list[str]]:
         """Wait for the batches decoded ahead, and drop them. For benchmarks.
@@ -123,10 +152,9 @@ class Loader:
         """
         num_samples, bad = 0, list[str]()
         for _, pending in self._ahead:
-            for task in pending.tasks:
-                task.result()
+            samples = self._copies.end(pending.copied or self._begin_copy(pending))
             num_samples += len(pending.ids_B)
-            bad += pending.samples().bad.values()
+            bad += samples.bad.values()
         self._ahead.clear()
         return num_samples, bad
 
@@ -135,6 +163,8 @@ class Loader:
         self._drop_ahead()
         self._reader.close()  # Close it before the pool: its threads may be waiting for a shard that never comes.
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._gpu_fill is not None:
+            self._gpu_fill.thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -177,11 +207,30 @@ class Loader:
             return self._submit_selection(self._cached, ids, random, size)
         if self._some_are_fetched:
             self._fetch_ahead(step)
-        samples = Samples.around(self._buffers.take((len(ids), size, size, self.data.channels)))
         cropped = self.order.training and self.data.crop == "random-resized-crop"
         decoded_size = size if cropped else self._whole_size
+        if self._gpu_fill is not None:
+            return self._submit_to_gpu(self._gpu_fill, ids, random, (decoded_size, size))
+        samples = self._around(self._buffers.take((len(ids), size, size, self.data.channels)))
         tasks = self._submit_decoding(samples, ids, self._share.blocks, random, decoded_size)
-        return _Pending(ids, tasks, lambda: samples)
+        return _Pending(ids, tasks, lambda: self._copies.begin(samples))
+
+    def _submit_to_gpu(
+        self, fill: GpuFill, ids: NDArray[np.int64], random: Randomness | None, sizes: tuple[int, int]
+    ) -> _Pending:
+        """Start the threads that read a batch, and the one that waits for them and lets the GPU make it."""
+        reads = [
+            self._pool.submit(fill.read, ids, part_MR, random, sizes[0])
+            for rows_MR in self._share.blocks
+            for part_MR in _parts(rows_MR, sizes[1])
+        ]
+        made = fill.thread.submit(_finish, fill, reads, len(ids), random, sizes)
+        return _Pending(ids, [*reads, made], made.result)
+
+    def _around(self, images_NSSC: Tensor) -> Samples:
+        """Return samples around a buffer, with labels and weights in pinned memory too where a GPU copies them."""
+        samples = Samples.around(images_NSSC)
+        return samples.pinned() if self._to_gpu else samples
 
     def _submit_selection(
         self, cached: Samples, ids: NDArray[np.int64], random: Randomness | None, size: int
@@ -190,9 +239,15 @@ class Loader:
         if self.data.cache == "device":
             # Use no thread: the device runs its work in sequence anyway.
             selected = cached.select(ids, self.data, random, size)
-            return _Pending(ids, [], lambda: selected)
-        task = self._pool.submit(cached.select, ids, self.data, random, size)
-        return _Pending(ids, [task], task.result)
+            return _Pending(ids, [], lambda: self._copies.begin(selected))
+        task = self._pool.submit(self._select, cached, ids, random, size)
+        return _Pending(ids, [task], lambda: self._copies.begin(task.result()))
+
+    def _select(
+        self, cached: Samples, ids: NDArray[np.int64], random: Randomness | None, size: int
+    ) -> Samples:
+        selected = cached.select(ids, self.data, random, size)
+        return selected.pinned() if self._to_gpu else selected
 
     def _randomness(self, ids: NDArray[np.int64], step: int) -> Randomness:
         epoch = step // self.order.steps_per_epoch
@@ -236,13 +291,29 @@ class Loader:
         return kept
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pending:
     """A batch that threads are filling."""
 
     ids_B: NDArray[np.int64]
     tasks: Sequence[Future[Any]]
-    samples: Callable[[], Samples]  # to be called when the tasks are done
+    bring: Callable[[], Begun]  # begins to bring it to the device; to be called when the tasks are done
+    copied: Begun | None = None
+
+    def is_done(self) -> bool:
+        """Report whether all tasks are done, and none has failed: its turn is the time to raise an error."""
+        return all(task.done() and task.exception() is None for task in self.tasks)
+
+
+def _finish(
+    fill: GpuFill,
+    reads: Sequence[Future[Rows]],
+    num_rows: int,
+    random: Randomness | None,
+    sizes: tuple[int, int],
+) -> Begun:
+    """Wait for what threads read of a batch, and let the GPU make the batch of it."""
+    return fill.finish([read.result() for read in reads], num_rows, random, sizes)
 
 
 def start_threads(count: int) -> ThreadPoolExecutor:

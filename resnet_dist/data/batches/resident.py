@@ -25,10 +25,13 @@ MAX_SHARE_OF_FREE = 0.8  # a share of the free memory: the rest of the process n
 
 
 class Buffers:
-    """Memory for images that is reused once nobody holds it: fresh memory costs a page fault every 4 KiB."""
+    """Memory for images that is reused once nobody holds it: fresh memory costs a page fault every 4 KiB.
 
-    def __init__(self, max_arrays: int) -> None:
-        self._max_arrays = max_arrays
+    pinned: memory from which a GPU copies by itself, which takes long to get.
+    """
+
+    def __init__(self, max_arrays: int, *, pinned: bool = False) -> None:
+        self._max_arrays, self._pinned = max_arrays, pinned
         self._arrays: list[NDArray[np.uint8]] = []
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
@@ -39,7 +42,7 @@ class Buffers:
         for array in self._arrays:
             if array.shape == shape and sys.getrefcount(array) == _UNSHARED_REFERENCES:
                 return torch.from_numpy(array)
-        array = np.empty(shape, np.uint8)
+        array = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned).numpy()
         self._arrays = [*self._arrays, array][-self._max_arrays :]
         return torch.from_numpy(array)
 
@@ -78,12 +81,20 @@ class Samples:
         self.weights_N[rows].copy_(others.weights_N)
         self.bad.update({first + row: text for row, text in others.bad.items()})
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.images_NSSC, self.labels_N, self.weights_N
+
+    def pinned(self) -> Samples:
+        """Return the samples in pinned memory; those that lie there, or on a device, as they are."""
+        images, labels, weights = (
+            tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory() for tensor in self.tensors
+        )
+        return Samples(images, labels, weights, self.bad)
+
     def to(self, device: torch.device) -> Samples:
-        """Return the samples on `device`. A copy to a GPU starts from pinned memory, so the host does not wait."""
-        tensors = [self.images_NSSC, self.labels_N, self.weights_N]
-        if device.type == "cuda":
-            tensors = [tensor if tensor.is_cuda else tensor.pin_memory() for tensor in tensors]
-        images, labels, weights = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        """Return the samples on `device`; from pinned memory, the host does not wait for the copy."""
+        images, labels, weights = (tensor.to(device, non_blocking=True) for tensor in self.tensors)
         return Samples(images, labels, weights, self.bad)
 
     def select(self, ids_B: NDArray[np.int64], data: Data, random: Randomness | None, size: int) -> Samples:

@@ -12,6 +12,7 @@ crop.py           chooses crop boxes, decodes them and resizes them: one image a
 augment.py        the augmentations after the crop, for a batch
 pixels.py         windows, mirrors, rectangles and resizing of a batch, without any randomness
 policy/           RandAugment, TrivialAugment and color jitter of one image
+device/           decoding and resizing on a GPU
 mix.py            mixup and CutMix of a micro-batch, on its device
 
 The imports of the first six and of view.py are relative: a logged model carries a copy of these modules, and

@@ -16,7 +16,7 @@ from resnet_dist.config import Data
 from resnet_dist.data.images import view
 from resnet_dist.data.images.decode import Pixels
 from resnet_dist.data.images.draws import Randomness
-from resnet_dist.data.images.pixels import erased, flip_, resize_batch, take, windows
+from resnet_dist.data.images.pixels import erased, flip_, reflected_windows, resize_batch, take, windows
 from resnet_dist.data.images.policy.apply import jitter_color, rand_augment, trivial_augment
 
 
@@ -50,7 +50,8 @@ def augment_(
     if moves(data, wide, size):
         num_places = wide + 2 * data.pad - size + 1  # places of the window along an axis of the padded image
         down_B, right_B = (random.batch_N4[:, 1:3] * num_places).astype(np.int64).T - data.pad
-        images_NSSC = windows(images_NSSC, rows_B, down_B, right_B, size)
+        view_of = reflected_windows if data.pad_fill == "reflect" else windows
+        images_NSSC = view_of(images_NSSC, rows_B, down_B, right_B, size)
     elif wide != size:
         images_NSSC = resize_batch(images_NSSC, size)
     # Skip random resized crops: `to_sizes` has mirrored them while they were in the processor's cache.

@@ -30,12 +30,7 @@ def to_sizes(
     if single_middle and is_whole(image, size, data.eval_crop):
         # Return early: the steps below would change nothing, and take as long as decoding a small image.
         return [image.pixels(Box(0, 0, size, size), size)]
-    boxes = [
-        middle(image.height, image.width, size, data.eval_crop)
-        if draws is None
-        else random_box(image.height, image.width, size, draws)
-        for draws in crops_R
-    ]
+    boxes = boxes_of(image, data, crops_R, size)
     views = [
         resize(pixels, size, size, resize_mode(data, draws))
         for pixels, draws in zip(cut(image, boxes, size), crops_R, strict=True)
@@ -43,6 +38,16 @@ def to_sizes(
     return [
         mirrored(torch.from_numpy(pixels[None]))[0].numpy() if mirror else pixels
         for pixels, mirror in zip(views, mirror_R, strict=True)
+    ]
+
+
+def boxes_of(image: Image, data: Data, crops_R: Sequence[Draws | None], size: int) -> list[Box]:
+    """Return the box of each view of an image: random by its draws, or the middle without."""
+    return [
+        middle(image.height, image.width, size, data.eval_crop)
+        if draws is None
+        else random_box(image.height, image.width, size, draws)
+        for draws in crops_R
     ]
 
 

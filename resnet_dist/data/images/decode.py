@@ -63,6 +63,11 @@ class Image(Protocol):
         """The least reduction at which `pixels` decodes: 1, unless the image has more than `max_pixels`."""
         ...
 
+    @property
+    def plain_jpeg(self) -> bytes | None:
+        """The bytes of an ordinary JPEG in color, from which another decoder can cut a box; None for all other images."""
+        ...
+
     def pixels(self, box: Box, size: int) -> Pixels:
         """Return `box` as (H, W, C), to be resized to `size` x `size` by the caller.
 
@@ -127,6 +132,7 @@ class _Decoded:
     """An image that is decoded as a whole, such as by Pillow: any but an ordinary JPEG."""
 
     min_scale = 1
+    plain_jpeg = None
 
     def __init__(self, pixels_HWC: Pixels) -> None:
         self._pixels = pixels_HWC
@@ -150,6 +156,19 @@ class _Jpeg:
         num_pixels = header.height * header.width
         if num_pixels >= LARGE_PIXELS or num_pixels > max_pixels:
             self.min_scale = _min_scale(data, header, max_pixels)
+
+    @property
+    def plain_jpeg(self) -> bytes | None:
+        header = self._header
+        is_plain = (
+            self._channels == header.components == 3
+            and header.orientation == 1
+            and header.height * header.width < LARGE_PIXELS
+            and self.min_scale == 1
+            # As in `_is_worth_cutting`: a truncated file is bad wherever the crop lies.
+            and self._data.endswith(END_OF_IMAGE)
+        )
+        return self._data if is_plain else None
 
     def pixels(self, box: Box, size: int) -> Pixels:
         if self._header.height * self._header.width < LARGE_PIXELS and self.min_scale == 1:

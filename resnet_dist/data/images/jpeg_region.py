@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLUGINS = "NVIMGCODEC_EXTENSIONS_PATH"
+# Plug-ins of nvImageCodec by the start of their files' names: for libjpeg-turbo, and for nvJPEG, which needs CUDA.
+ON_CPU, ON_GPU = "libjpeg_turbo", "libnvjpeg_ext"
 MAX_REUSED_BYTES = 32 * 2**20  # A thread keeps this much between images: fresh memory costs page faults.
 
 _thread = threading.local()
@@ -65,23 +67,29 @@ def _decoder_of_thread() -> tuple[Any, Any, Any] | None:
 def _make_decoder() -> tuple[Any, Any, Any] | None:
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # The loader reports bad samples itself.
     try:
-        with _only_libjpeg_turbo():
-            import nvidia.nvimgcodec as codec
-
-            decoder = codec.Decoder(
-                device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
-                backends=[codec.Backend(codec.CPU_ONLY)],
-                max_num_cpu_threads=1,  # The loader has decoding threads of its own.
-            )
+        codec = import_codec(ON_CPU)
+        decoder = codec.Decoder(
+            device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            backends=[codec.Backend(codec.CPU_ONLY)],
+            max_num_cpu_threads=1,  # The loader has decoding threads of its own.
+        )
         return codec, decoder.decode, codec.DecodeParams(apply_exif_orientation=False)
     except (ImportError, OSError, AttributeError, RuntimeError):
         # The library is not installed, or not built for this machine.
         return None
 
 
+def import_codec(*plugins: str) -> Any:
+    """Import nvImageCodec with these plug-ins; the first import in a process decides. Raises ImportError without it."""
+    with _only(plugins):
+        import nvidia.nvimgcodec as codec
+
+        return codec
+
+
 @contextmanager
-def _only_libjpeg_turbo() -> Iterator[None]:
-    """Hide all plug-ins of nvImageCodec but that for libjpeg-turbo. Raises ImportError where the package is missing.
+def _only(plugins: tuple[str, ...]) -> Iterator[None]:
+    """Hide all other plug-ins of nvImageCodec. Raises ImportError where the package is missing.
 
     On import, nvImageCodec loads every plug-in that it finds, and reports every missing CUDA library on standard
     error.
@@ -91,8 +99,9 @@ def _only_libjpeg_turbo() -> Iterator[None]:
         raise ImportError("nvImageCodec is not installed")
     before = os.environ.get(PLUGINS)
     with tempfile.TemporaryDirectory(prefix="nvimgcodec-") as folder:
-        for plugin in (Path(package.origin).parent / "extensions").glob("*jpeg_turbo*"):
-            (Path(folder) / plugin.name).symlink_to(plugin)
+        for plugin in (Path(package.origin).parent / "extensions").iterdir():
+            if plugin.name.startswith(plugins):
+                (Path(folder) / plugin.name).symlink_to(plugin)
         os.environ[PLUGINS] = folder
         try:
             yield

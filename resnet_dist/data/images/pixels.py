@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_dist.data.images.decode import Pixels
+from resnet_dist.data.images.device.resize import resize_exactly
 from resnet_dist.data.images.draws import Draws
 
 
@@ -26,13 +27,10 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def resize_batch(images_NSSC: Tensor, size: int) -> Tensor:
-    """Resize a batch on its device: (N, S, S, C) → (N, size, size, C). A GPU's result may differ by rounding."""
-    images_NCHW = images_NSSC.permute(0, 3, 1, 2)
-    if images_NSSC.device.type == "cpu":
-        out = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
-    else:  # torch has no GPU kernel for bytes.
-        out = F.interpolate(images_NCHW.float(), (size, size), mode="bilinear", antialias=True)
-        out = out.round().clamp(0, 255).to(torch.uint8)
+    """Resize a batch on its device, to the same bytes on every device: (N, S, S, C) → (N, size, size, C)."""
+    if images_NSSC.device.type != "cpu":  # torch has no GPU kernel for bytes.
+        return resize_exactly(images_NSSC, size, size)
+    out = F.interpolate(images_NSSC.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
     return out.permute(0, 2, 3, 1).contiguous()
 
 
@@ -61,6 +59,23 @@ def windows(
         elif len(outside[0]):
             view[tuple(to_device(i, out.device) for i in outside)] = 0
     return out
+
+
+def reflected_windows(
+    source_NSSC: Tensor,
+    rows_B: NDArray[np.int64],
+    down_B: NDArray[np.int64],
+    right_B: NDArray[np.int64],
+    size: int,
+) -> Tensor:
+    """Return what `windows` returns, with the reflection of the image outside of it. Moves are less than its size."""
+    last = source_NSSC.shape[1] - 1
+
+    def inside(moved_B: NDArray[np.int64]) -> Tensor:
+        moved_BS = np.abs(moved_B[:, None] + np.arange(size))
+        return to_device(np.where(moved_BS > last, 2 * last - moved_BS, moved_BS), source_NSSC.device)
+
+    return pixels_at(source_NSSC, rows_B, inside(down_B), inside(right_B))
 
 
 def pixels_at(source_NSSC: Tensor, rows_B: NDArray[np.int64], down_BS: Tensor, right_BS: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from resnet_dist.config import Recipe, WorkerRange
+from resnet_dist.config import ProfiledSteps, Recipe, WorkerRange
 from resnet_dist.launch.jobs import job
 from resnet_dist.launch.jobs.environment import (
     STOP_SECONDS_VARIABLE,
@@ -53,7 +53,10 @@ class Submission:
     command: str  # the command as it was typed, for the advice that names how to resume
     max_restarts: int
     wait_seconds: float | None
+    also: tuple[str, ...] = ()  # what gets the metrics beside MLflow
+    profile: ProfiledSteps | None = None  # steps whose trace is written
     begin_from: str | None = None  # RUN or RUN@STEP, which the cluster looks up
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: none
     variables: Mapping[str, str] = field(default_factory=dict)  # additional ones of the job's environment
     working: WorkingFolder | None = None  # sent with the recipe
     changes: str = ""  # what the command changes of the recipe file, without passwords
@@ -77,6 +80,12 @@ def entrypoint(submission: Submission) -> list[str]:
         command += ["--name", submission.name]
     if submission.begin_from:
         command += ["--from", submission.begin_from]
+    if submission.profile is not None:
+        command += ["--profile", str(submission.profile)]
+    for store in submission.also:
+        command += ["--also", store]
+    if submission.register:
+        command += ["--register", submission.register]
     return start_command([*command, "--resume"] if submission.resume else command)
 
 

@@ -45,10 +45,14 @@ def connected(
 ) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start a local one that ends with the context.
 
-    report: receives what a person should know about a local one.
+    A process that is connected already stays so: the runs of a study, and those inside a trial of a sweep, share one
+    Ray. report: receives what a person should know about a local one.
 
     Raises UserError where Ray cannot connect or start.
     """
+    if is_connected():
+        yield
+        return
     if (hiding := hiding_file()) is not None:
         raise UserError(f"{hiding}: has the name of a library, which no rank could import; rename it")
     try:
@@ -67,6 +71,10 @@ def connected(
         # A second signal ends the wait for Ray, but must not replace the outcome of the run.
         with suppress(KeyboardInterrupt), handle_signals(raise_on_second):
             ray.shutdown()
+
+
+def is_connected() -> bool:
+    return bool(ray.is_initialized())
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
+from resnet_dist.launch.on_ray.beside import BesideEvaluations, settle, started
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.launch.on_ray.nodes import (
     Placement,
@@ -67,13 +68,43 @@ def ray_launcher(
     address: str | None,
     wait_seconds: float | None,
     report: Callable[[str], None],
+    cpus: int | None = None,
 ) -> Iterator[RankLauncher]:
     """Connect to a cluster, or start one, for as long as the context lasts; yield a launcher that uses it.
 
+    A process that is connected uses that cluster. cpus: of each rank of a run that begins; None: as many as fit.
     gpu: None uses GPUs where there are any. wait_seconds: limit for a wait for nodes; None refuses a cluster that is
     too small now, and waits DEFAULT_WAIT_SECONDS where a node is lost later. Raises UserError where there is no
     cluster, or where it is too small.
     """
+    with shared_ray(workers, gpu=gpu, address=address, report=report):
+        alive, sizes = nodes(), workers.sizes(recipe)
+        use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
+        preferred = [size for size in sizes if size >= workers.preferred]
+        if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
+            cpus_per_rank(
+                alive, preferred[-1], gpu=use_gpu
+            )  # Raises the UserError that names what is missing.
+        limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
+        placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
+        with ExitStack() as stack:
+            beside = None
+            if recipe.train.evaluate == "beside":
+                beside = stack.enter_context(closing(BesideEvaluations(recipe, report, gpu=use_gpu)))
+            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, beside)
+
+
+@contextmanager
+def shared_ray(
+    workers: WorkerRange, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
+) -> Iterator[None]:
+    """Connect to a cluster, or start one for `workers` ranks, unless this process is connected already.
+
+    Raises UserError where there is no cluster, or where this machine has too few GPUs.
+    """
+    if is_connected():
+        yield
+        return
     # Again, because preparing the data may have taken long: Ray would wait for a cluster that has gone by now.
     address = find_cluster(address)
     for variable in ignored_variables():
@@ -84,35 +115,37 @@ def ray_launcher(
     with connected(address, workers=workers.max, report=report):
         if address is not None:
             check_packages(report)
-        alive, sizes = nodes(), workers.sizes(recipe)
-        use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
-        preferred = [size for size in sizes if size >= workers.preferred]
-        if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
-            cpus_per_rank(
-                alive, preferred[-1], gpu=use_gpu
-            )  # Raises the UserError that names what is missing.
-        limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
-        placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
-        yield lambda folder: fit_ranks(recipe, folder, placer, report)
+        yield
 
 
 def fit_ranks(
-    recipe: Recipe, folder: RunFolder, placer: Placer, report: Callable[[str], None]
+    recipe: Recipe,
+    folder: RunFolder,
+    placer: Placer,
+    report: Callable[[str], None],
+    cpus: int | None = None,
+    beside: BesideEvaluations | None = None,
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
+    cpus: of each rank of a run that begins; None: as many as fit. beside: what evaluates its checkpoints, if there is
+    room for it. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
     gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
     stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
     report_at = 0.0
+    if before is not None:
+        cpus = before.cpus or before.threads
+    if beside is not None:
+        with handle_signals(lambda count: stop.give_up()):
+            beside = started(beside, folder, placer, cpus, stop.expired)
     while True:
         with handle_signals(lambda count: stop.give_up()):
-            placement = placer.place((before.cpus or before.threads) if before else None, since, stop.expired)
+            placement = placer.place(cpus, since, stop.expired)
         if placement is None:
             return None
         try:
-            return _fit_placed(recipe, folder, placement, placer.sizes, stop, report)
+            return _fit_placed(recipe, folder, placement, placer.sizes, stop, report, beside)
         except NotPlaced:  # Other jobs, or a node that has just gone, hold the resources.
             if placer.is_late(since):
                 raise RankFailed(
@@ -134,6 +167,7 @@ def _fit_placed(
     sizes: Sequence[int],
     stop: StopRequest,
     report: Callable[[str], None],
+    beside: BesideEvaluations | None,
 ) -> Outcome | None:
     start, change = StartWatch(folder, placement, report), Change(folder, placement, sizes, report)
 
@@ -151,11 +185,16 @@ def _fit_placed(
         start.report_if_late()
         if start.have_begun() and not stop.requested():
             change.look()
+        if beside is not None:
+            beside.look(folder)
         return stop.expired()
 
     with handle_signals(request_stop):
         attempt = Attempt.of(recipe, folder, cpus=placement.cpus, marks={PLACED: time.time()})
+        attempt = replace(attempt, evaluates_beside=beside is not None)
         outcome = train_on_ray(attempt, placement, give_up)
+        if beside is not None:
+            outcome = settle(beside, folder, outcome, stop.requested)
     if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
         raise ClusterChanged(
             f"{change.reason}; the ranks saved step {outcome.step} and start again", change.seen_at

@@ -33,6 +33,7 @@ from resnet_dist.launch.preload.wire import (
     receive_streams,
     send,
 )
+from resnet_dist.system.memory import collect_rarely
 
 IDLE_SECONDS = 60.0  # after its last rank: those of the next attempt come within seconds, or not at all
 REQUEST_SECONDS = 10.0  # for a client to send its request
@@ -204,6 +205,7 @@ class Server:
 
 
 def main(target: str, path: str, descriptor: str, keeper: str) -> None:
+    collect_rarely()
     try:
         function = _import(target)
     except BaseException:  # Clients that wait see the connection end.

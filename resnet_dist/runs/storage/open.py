@@ -6,8 +6,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from resnet_dist.errors import UserError
-from resnet_dist.runs.storage.bucket import Bucket
-from resnet_dist.runs.storage.folder import Folder
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.system.redact import redact
 
@@ -21,7 +19,10 @@ def is_url(location: str | Path) -> bool:
 
 def open_storage(location: str | Path) -> Storage:
     """Return the storage at a path or URL. Raises UserError for a URL that no storage fits."""
+    # Here, because a command that only asks `is_url` need not wait for them.
     if not is_url(location):
+        from resnet_dist.runs.storage.folder import Folder
+
         return Folder(
             Path(unquote(str(location).removeprefix("file://")) if _is_file(location) else location)
         )
@@ -32,6 +33,8 @@ def open_storage(location: str | Path) -> Storage:
             f"{redact(text)}: runs cannot be kept there; give a folder, or a URL that begins with "
             f"{', '.join(f'{known}://' for known in BUCKET_SCHEMES[:3])}"
         )
+    from resnet_dist.runs.storage.bucket import Bucket
+
     return Bucket.of(text.rstrip("/"))
 
 

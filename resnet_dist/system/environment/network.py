@@ -59,6 +59,24 @@ def check_interface_of_nccl() -> list[str]:
     return []
 
 
+def follow_nccl() -> None:
+    """Let Gloo, which ranks on GPUs use beside NCCL, take the interface of NCCL where the person named that alone.
+
+    Without a name Gloo takes the address that the name of the host leads to, often another network or the loopback.
+    """
+    value = os.environ.get(NCCL_VARIABLE, "")
+    if not value or os.environ.get(GLOO_VARIABLE):
+        return
+    excludes, names = value.startswith("^"), value.removeprefix("^")
+    is_exact, listed = names.startswith("="), tuple(filter(None, names.removeprefix("=").split(",")))
+    for one in interfaces():
+        is_named = one in listed if is_exact else one.startswith(listed)
+        # What is left after an exclusion is for other hosts too, which cannot reach a loopback interface.
+        if is_named != excludes and not (excludes and one == "lo"):
+            os.environ[GLOO_VARIABLE] = one
+            return
+
+
 def _check(variable: str, names: list[str], have: list[str]) -> None:
     missing = [name for name in names if name not in have]
     if missing:

@@ -11,43 +11,46 @@ from contextlib import suppress
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.failure import explain, lacks_endpoint
+from resnet_dist.tracking.mlflow.logged.lookup import NAME, find_logged
+from resnet_dist.tracking.mlflow.logged.reference import STEP_TAG, replace_reference
 from resnet_dist.tracking.mlflow.logged.write import CHECKPOINT, write_model
-from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
-from resnet_dist.tracking.store import MODEL_SCHEMES
+from resnet_dist.tracking.mlflow.run import MlflowRun
 from resnet_dist.train.checkpoint.folder import MANIFEST
 
-NAME = "model"
-MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
-RUN_ID = re.compile("[0-9a-f]{32}")
 _REMOTE = re.compile("(?!file:)[a-z][a-z0-9+.-]+:")  # s3://…, mlflow-artifacts:/…, runs:/…
 
 
 def log_model(
-    run: MlflowRun, checkpoint: Path, recipe: Recipe, step: int, metrics: Mapping[str, tuple[float, int]]
+    run: MlflowRun,
+    checkpoint: Path,
+    recipe: Recipe,
+    step: int,
+    metrics: Mapping[str, tuple[float, int]],
+    name: str = NAME,
 ) -> str:
-    """Log the model of a checkpoint folder as `model` of the run; return its model URI.
+    """Log the model of a checkpoint folder as model `name` of the run; return its model URI.
 
     The model maps encoded images or pixels to class names and probabilities, see logged/serve.py. metrics: those of its
     step, with their times in milliseconds. A server that knows no models apart from runs gets it as an artifact.
     """
-    values = {name: value for name, (value, _) in metrics.items()}
+    values = {key: value for key, (value, _) in metrics.items()}
     with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder) / NAME
-        logged = _create(run)
+        saved = Path(folder) / name
+        logged = _create(run, name, step)
         if logged is None:
-            write_model(saved, checkpoint, recipe, Model(artifact_path=NAME, run_id=run.run_id), values)
-            run.client.log_artifacts(run.run_id, str(saved), NAME)
-            return f"runs:/{run.run_id}/{NAME}"
+            write_model(saved, checkpoint, recipe, Model(artifact_path=name, run_id=run.run_id), values)
+            run.client.log_artifacts(run.run_id, str(saved), name)
+            return f"runs:/{run.run_id}/{name}"
         model_id = logged.model_id
         try:
-            described = Model(artifact_path=NAME, run_id=run.run_id, model_id=model_id, model_uuid=model_id)
+            described = Model(artifact_path=name, run_id=run.run_id, model_id=model_id, model_uuid=model_id)
             write_model(saved, checkpoint, recipe, described, values)
             run.client.log_model_artifacts(model_id, str(saved))
         except BaseException:
@@ -60,21 +63,21 @@ def log_model(
     # The store keeps a metric of the same time, step and value once, so the run's own points are not doubled.
     points = [Metric(key, value, time, step, model_id=model_id) for key, (value, time) in metrics.items()]
     run.client.log_batch(run.run_id, metrics=points, synchronous=True)
+    replace_reference(run, step)
     return f"models:/{model_id}"
 
 
-def download_model(name: str, uri: str) -> Path:
-    """Download a model of the store `uri`; return the checkpoint folder in it.
+def download_model(name: str, uri: str) -> Path | str:
+    """Download a model of the store `uri`; return the checkpoint folder in it, or the place of the one it refers to.
 
     name: a run by its id or name, or a model as `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
     Raises LookupError where the store has no such thing, UserError where it is a model of another kind.
     """
     try:
-        client = mlflow.MlflowClient(uri, uri)
-        if name.startswith(MODEL_SCHEMES):
-            location = _location_of(client, name)
-        else:
-            location = _location_of_run(client, _run_of(client, name))
+        found = find_logged(mlflow.MlflowClient(uri, uri), name)
+        if found.reference is not None:
+            return found.reference
+        location = found.location
         folder = mlflow.artifacts.download_artifacts(
             location, dst_path=_folder_for(location), tracking_uri=uri
         )
@@ -101,24 +104,6 @@ def _kind_of(folder: Path) -> str:
     return f"a model of {flavors[0]}" if flavors else "a model of another program"
 
 
-def _run_of(client: mlflow.MlflowClient, name: str) -> Run:
-    """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
-    if RUN_ID.fullmatch(name):
-        return client.get_run(name)
-    query = f"attributes.run_name = {_quoted(name)}"
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    runs = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
-    if not runs:
-        raise LookupError(f"{place_of(client.tracking_uri)} has no run of that name")
-    return runs[0]
-
-
-def _quoted(name: str) -> str:
-    """Return a name for a filter of MLflow, which knows no escapes, but either kind of quotes."""
-    quote = '"' if "'" in name else "'"
-    return f"{quote}{name}{quote}"
-
-
 def _folder_for(location: str) -> str | None:
     """Return a folder for a download, which goes with this process; None for a model that is read where it lies."""
     if _REMOTE.match(location) is None:
@@ -128,47 +113,12 @@ def _folder_for(location: str) -> str | None:
     return folder
 
 
-def _location_of_run(client: mlflow.MlflowClient, run: Run) -> str:
-    """Return the place of the newest model of a run."""
-    outputs = run.outputs
-    if outputs is None or not outputs.model_outputs:
-        # logged to a server that knows no models apart from runs
-        return f"{run.info.artifact_uri}/{NAME}"
-    newest = max(outputs.model_outputs, key=lambda output: output.step)
-    return str(client.get_logged_model(newest.model_id).artifact_location)
-
-
-def _location_of(client: mlflow.MlflowClient, uri: str) -> str:
-    """Return the place of what a URI of MLflow names.
-
-    MLflow would look names up in the store of its environment, whatever store it is given. Raises LookupError, or what
-    the client raises.
-    """
-    if uri.startswith("runs:/") and uri.endswith(f"/{NAME}"):
-        return _location_of_run(client, client.get_run(uri.split("/")[1]))
-    found = MODEL_URI.fullmatch(uri)
-    if found is None:
-        return uri
-    name, version, alias = found.groups()
-    if alias:
-        version = client.get_model_version_by_alias(name, alias).version
-    elif version == "latest":
-        versions = client.search_model_versions(f"name = {_quoted(name)}")
-        if not versions:
-            raise LookupError(f"{place_of(client.tracking_uri)} has no version of {name}")
-        version = max(int(one.version) for one in versions)
-    if not version:
-        return str(client.get_logged_model(name).artifact_location)
-    source = client.get_model_version_download_uri(name, str(version))
-    return source if source == uri else _location_of(client, source)
-
-
-def _create(run: MlflowRun) -> LoggedModel | None:
+def _create(run: MlflowRun, name: str, step: int) -> LoggedModel | None:
     """Create the entry of a model in the run's experiment; None where the server has no such entries."""
     params = run.client.get_run(run.run_id).data.params
     try:
         return run.client.create_logged_model(
-            run.experiment_id, NAME, source_run_id=run.run_id, params=params
+            run.experiment_id, name, run.run_id, {STEP_TAG: str(step)}, params
         )
     except MlflowException as error:
         if lacks_endpoint(error):

@@ -11,6 +11,7 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow.failure import Failure, explain
+from resnet_dist.tracking.mlflow.logged.reference import CheckpointModels
 from resnet_dist.tracking.mlflow.page.inputs import log_page
 from resnet_dist.tracking.mlflow.results import log_recipe, publish_results, results_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, attempt_tags, place_of
@@ -43,7 +44,10 @@ class MlflowPublisher:
         self._recipe_thread: threading.Thread | None = None
         self._recipe_error: Exception | None = None
         self._show = SpoolThread(record.run.spool, on_entry)
-        self._uploader = Uploader(record.run.spool, self._open, self._explain, self._report, self._may_send)
+        self._models = CheckpointModels(record.run.location) if record.recipe.train.log_checkpoints else None
+        self._uploader = Uploader(
+            record.run.spool, self._open, self._explain, self._report, self._may_send, self._models
+        )
         self._uploader.start()
         self._wait_for_run()
 
@@ -76,6 +80,8 @@ class MlflowPublisher:
             self._report(str(error))
         else:
             self._unsent += [f"{num_unsent:,} metrics"] if num_unsent else []
+            if self._models:
+                self._unsent.append(f"{len(self._models):,} checkpoints")
         if self._uploader.store is None:
             self._unsent.append("the parameters")
         elif self._uploader.has_tags:

@@ -16,9 +16,10 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, Status
-from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder
+from resnet_dist.runs.study_folder import StudyFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
+from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST, MetricPoint
 from resnet_dist.tracking.logged_run import FOLDER_TAG, KEY_TAG
 from resnet_dist.tracking.mlflow import values
 from resnet_dist.tracking.mlflow.browse.links import run_link
@@ -26,14 +27,15 @@ from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.lineage import lineage_tags
-from resnet_dist.tracking.origin import ERROR_TAG, NOTE_TAG, origin_tags
+from resnet_dist.tracking.origin import NOTE_TAG, is_of_attempt, origin_tags
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
 
 log = logging.getLogger(__name__)
 
-MAX_METRICS_PER_REQUEST = 1000  # MLflow's limit
-ATTEMPT_TAG, RESTART_TAG, MODEL_TAG = (f"resnet_dist.{name}" for name in ("attempt", "restart", "model_step"))
+ATTEMPT_TAG, RESTART_TAG, MODEL_TAG, LAST_MODEL_TAG = (
+    f"resnet_dist.{name}" for name in ("attempt", "restart", "model_step", "last_model_step")
+)
 CLOSE_SECONDS = 30.0
 ABANDON_SECONDS = 5.0  # for closing a run that could not be described
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's page lists a run under the run with this id.
@@ -144,11 +146,12 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
-        if ERROR_TAG in data.tags and ERROR_TAG not in tags:  # of an earlier attempt
-            self.client.delete_tag(self.run_id, ERROR_TAG)
+        for name in data.tags:
+            if is_of_attempt(name) and name not in tags:  # of an earlier one
+                self.client.delete_tag(self.run_id, name)
 
     def describe_study(self, study: StudyFolder) -> None:
-        self.set_tags({**origin_tags(study.source, study.description), STUDY_TAG: study.name})
+        self.set_tags({**origin_tags(study.source, study.description), study.kind.tag: study.name})
 
     def newest_steps(self) -> dict[str, int]:
         """Return the newest step of every metric in the store."""
@@ -159,7 +162,7 @@ class MlflowRun:
                 for name in names
             }
 
-    def log_metrics(self, metrics: list[Metric]) -> None:
+    def log_metrics(self, metrics: Sequence[MetricPoint | Metric]) -> None:
         """Log at most MAX_METRICS_PER_REQUEST metrics; those that the store does not take go to `refused`.
 
         Raises RunGone where the run was deleted or its store replaced.
@@ -169,7 +172,8 @@ class MlflowRun:
             with self._noticing_deletion():
                 self.client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
-        refused = values.log_each(metrics, MAX_METRICS_PER_REQUEST, log_batch)
+        points = [one if isinstance(one, Metric) else Metric(**vars(one)) for one in metrics]
+        refused = values.log_each(points, MAX_METRICS_PER_REQUEST, log_batch)
         self.refused += [f"{metric.key} of step {metric.step}" for metric in refused]
 
     def set_tags(self, tags: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The publisher of a study: an MLflow run that is the parent of the study's runs and holds their result."""
+"""The publisher of a study or a sweep: an MLflow run that is the parent of its runs and holds their result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
-from resnet_dist.runs.study_folder import STUDY_TAG, StudyFolder, read_study
+from resnet_dist.runs.study_folder import StudyFolder, read_study
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
@@ -51,7 +51,10 @@ class MlflowStudy:
             if failure.is_mistake:
                 raise UserError(f"{place_of(self._uri)}: {failure.reason}") from None
             log.warning(
-                "%s: %s; the study is published there at its end", place_of(self._uri), failure.reason
+                "%s: %s; %s is published there at its end",
+                place_of(self._uri),
+                failure.reason,
+                self._study.title,
             )
 
     @property
@@ -61,7 +64,7 @@ class MlflowStudy:
     def member_tags(self) -> dict[str, str]:
         """Return the tags that make a run one of the study."""
         parent = {} if self._run is None else {PARENT_TAG: self._run.run_id}
-        return {**parent, STUDY_TAG: self._study.name}
+        return {**parent, self._study.kind.tag: self._study.name}
 
     def is_finished(self, run_id: str) -> bool:
         """Report whether the run was closed as FINISHED; false for an unknown run, and where MLflow does not answer."""
@@ -83,7 +86,7 @@ class MlflowStudy:
         try:
             self._study.write()
         except OSError as error:  # A full disk must not hide what ended the study.
-            log.warning("%s: the end of the study was not recorded: %s", self._study.path, error)
+            log.warning("%s: its end was not recorded: %s", self._study.path, error)
 
     def _send(self, tasks: Sequence[Task]) -> None:
         if self._run is None and self._unsent:  # One wait at the end, for the first thing to send, is enough.
@@ -113,7 +116,7 @@ def send(tasks: Sequence[Task], study: StudyFolder, uri: str, report: Callable[[
         except Exception as error:  # A server may fail in any way; the study is trained.
             unsent = [name for name, _ in tasks[number:]]
             reason = explain(error, uri).reason
-            report(f"{place_of(uri)} did not get {' and '.join(unsent)} of study {study.name}: {reason}")
+            report(f"{place_of(uri)} did not get {' and '.join(unsent)} of {study.title}: {reason}")
             return unsent
     return []
 

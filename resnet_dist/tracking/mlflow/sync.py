@@ -11,11 +11,11 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
 from resnet_dist.runs.study_folder import StudyFolder
 from resnet_dist.system.limit import within
+from resnet_dist.tracking.backlog import Backlog
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.results import publish_results
 from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, MlflowRun, RunGone, place_of
 from resnet_dist.tracking.mlflow.study import sync_parent
-from resnet_dist.tracking.mlflow.upload import Backlog
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, Follower, start_seconds, start_tags
 from resnet_dist.tracking.store import TrackerRefuses, tracking_uri
@@ -67,11 +67,11 @@ def sync_study(study: StudyFolder, report: Callable[[str], None]) -> StudyFolder
     except (StorageError, UserError):
         raise
     except Exception as error:  # A server may fail in any way.
-        report(f"study {study.name}: not sent; {_outage(error, study.output)}")
+        report(f"{study.title}: not sent; {_outage(error, study.output)}")
         return study.ended(status, study.conclusion, study.unsent or ("everything",))
     unsent = sync_parent(found, study, status, report)
     if not unsent:
-        report(f"study {study.name}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
+        report(f"{study.title}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
     return replace(study, run_id=found.run_id).ended(status, study.conclusion, unsent)
 
 

@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from mlflow.entities import Metric
-
 from resnet_dist.runs.storage.protocol import Log
-from resnet_dist.tracking.mlflow.run import MAX_METRICS_PER_REQUEST, RunGone
-from resnet_dist.tracking.spool import Entry, Follower
+from resnet_dist.tracking.backlog import Backlog, Companion, MetricStore
+from resnet_dist.tracking.mlflow.run import RunGone
 
 POLL_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 30.0
@@ -22,74 +20,13 @@ LONG_SECONDS = 5.0  # A longer wait is reported.
 FAILURES_TO_REPORT = 2
 
 
-class MetricStore(Protocol):
+class TaggedStore(MetricStore, Protocol):
     """The destination of metrics and tags: an MLflow run."""
-
-    def newest_steps(self) -> dict[str, int]: ...
-
-    def log_metrics(self, metrics: list[Metric]) -> None: ...
 
     def set_tags(self, tags: dict[str, str]) -> None: ...
 
 
-Store = TypeVar("Store", bound=MetricStore)
-
-
-class Backlog:
-    """The metrics of a spool that a store lacks, from the beginning of the run.
-
-    A metric is sent when its step is greater than the newest step of that name in the store. So neither reading a spool
-    again nor the steps that a restart repeats add duplicates.
-    """
-
-    def __init__(self, spool: Log) -> None:
-        self._spool = spool
-        self.start_over()
-
-    def start_over(self) -> None:
-        """Send everything from here on: the store is another one."""
-        self._follower = Follower(self._spool)
-        self._newest: dict[str, int] | None = None
-        self._unsent: list[Metric] = []
-
-    def send(self, store: MetricStore) -> int:
-        """Send all that is new; return the number of metrics sent. Raises what the store raises."""
-        if self._newest is None:
-            self._newest = store.newest_steps()
-        self._unsent += _metrics_after(self._newest, self._follower.read())
-        num_sent = 0
-        while self._unsent:
-            batch = self._unsent[:MAX_METRICS_PER_REQUEST]
-            store.log_metrics(batch)
-            del self._unsent[: len(batch)]
-            num_sent += len(batch)
-        return num_sent
-
-    def num_waiting(self) -> int:
-        """Return the number of metrics that were not sent, from any thread: without those written since the last look."""
-        if self._newest is None:  # The store has not answered yet, and nothing was read for it.
-            return len(_metrics_after({}, Follower(self._spool).read()))
-        return len(self._unsent)
-
-    def count(self) -> int:
-        """Return the number of metrics that were not sent: all of them where the store has not answered yet."""
-        if self._newest is None:
-            return len(_metrics_after({}, Follower(self._spool).read()))
-        self._unsent += _metrics_after(self._newest, self._follower.read())
-        return len(self._unsent)
-
-
-def _metrics_after(newest: dict[str, int], entries: list[Entry]) -> list[Metric]:
-    """Return the metrics of entries beyond the newest step of each name, which is moved on."""
-    fresh = []
-    for entry in entries:
-        for name, value in entry.metrics.items():
-            step = entry.step or 0
-            # MLflow stores infinity as 1.8e308, which flattens every chart that contains it.
-            if step > newest.get(name, -1) and math.isfinite(value):
-                newest[name] = step
-                fresh.append(Metric(name, value, entry.time_ms, step))
-    return fresh
+Store = TypeVar("Store", bound=TaggedStore)
 
 
 class Uploader(Generic[Store]):
@@ -106,8 +43,9 @@ class Uploader(Generic[Store]):
         explain: Callable[[BaseException], str],
         report: Callable[[str], None],
         may_send: Callable[[], bool] = lambda: True,
+        companion: Companion | None = None,
     ) -> None:
-        self._backlog = Backlog(spool)
+        self._backlog = Backlog(spool, companion)
         self._poll_seconds = spool.poll_seconds
         self._open_store, self._explain, self._report = open_store, explain, report
         self._may_send = may_send

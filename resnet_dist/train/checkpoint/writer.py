@@ -19,9 +19,12 @@ from torch import Tensor
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import ExplainedError, StorageError, Superseded, TrainingError
+from resnet_dist.runs.evaluations import AWAITS
 from resnet_dist.runs.folder import checkpoint_name
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, Unreachable, wait_for_permit
+from resnet_dist.train.beside import Beside
 from resnet_dist.train.checkpoint.folder import (
+    MODEL_FILE,
     DamagedCheckpoint,
     Tensors,
     fetch_checkpoint,
@@ -30,6 +33,7 @@ from resnet_dist.train.checkpoint.folder import (
     prune,
     remove,
     remove_unfinished,
+    step_of,
     write_checkpoint,
 )
 from resnet_dist.train.plan import Plan, due
@@ -54,7 +58,7 @@ class Snapshot:
     tensors: Tensors
     scalars: dict[str, Any]
     copied: torch.cuda.Event | None  # on a GPU: recorded after the copies
-    must_be_written: bool  # the best so far: no later one may replace it
+    must_be_written: bool  # the best so far, or to be evaluated: no later one may replace it
 
 
 class Checkpointer:
@@ -69,14 +73,19 @@ class Checkpointer:
         report: Callable[[str], None],
         flush_metrics: Callable[[], None] = lambda: None,
         permit: Permit = ALWAYS,
+        record: Callable[[int, str | None], None] = lambda step, sha256: None,
+        beside: Beside | None = None,
     ) -> None:
         """Keep the checkpoints in `storage`. `permit` is asked before anything is written or removed.
 
-        report, flush_metrics: called from the writer's thread too. flush_metrics: called before a checkpoint appears,
-        because a run that resumes there does not log again what came before.
+        report, flush_metrics, record: called from the writer's thread too. flush_metrics: called before a checkpoint
+        appears, because a run that resumes there does not log again what came before. record: called with the step of
+        each checkpoint that was written, and the SHA-256 of its model, or None where one was removed. beside: on rank 0,
+        the evaluations that another process makes of these checkpoints.
         """
         self._storage, self._recipe, self._classes, self._world = storage, recipe, classes, world
         self._report, self._flush_metrics, self._permit = report, flush_metrics, permit
+        self._record, self._beside = record, beside
         minutes = recipe.train.checkpoint_minutes
         self._interval_seconds = None if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
@@ -122,10 +131,11 @@ class Checkpointer:
         """Report whether to save this step: the run stops, a save was requested, it is the best so far, or due."""
         return control.stop or control.save or state.is_best() or due(state.step, plan.checkpoint, plan.total)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, awaits_evaluation: bool = False) -> None:
         """Copy `state` and begin to write it. Returns before it is on disk.
 
-        It waits in one case only: while one is being written, the best so far is waiting already.
+        It waits in one case only: while one is being written, the best so far is waiting already, or one that is to be
+        evaluated. awaits_evaluation: another process evaluates this one.
         """
         self._saved_at = time.monotonic()
         if not self._world.is_main:
@@ -141,7 +151,7 @@ class Checkpointer:
                 self._free.append(self._waiting.tensors)
                 self._waiting = None
             buffers = self._free.pop()
-        snapshot = take_snapshot(state, buffers)
+        snapshot = take_snapshot(state, buffers, awaits_evaluation=awaits_evaluation)
         with self._changed:
             self._waiting = snapshot
             self._changed.notify_all()
@@ -242,8 +252,9 @@ class Checkpointer:
         if snapshot.copied is not None:
             snapshot.copied.synchronize()
         refuse_not_finite(snapshot)
+        scalars = snapshot.scalars if self._beside is None else self._beside.completed(snapshot.scalars)
         manifest = {
-            "scalars": snapshot.scalars,
+            "scalars": scalars,
             "recipe": self._recipe.public().model_dump(mode="json"),
             "classes": list(self._classes),
         }
@@ -253,7 +264,10 @@ class Checkpointer:
         }
         step = snapshot.scalars["step"]
         self._flush_metrics()
-        write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
+        if self._beside is not None and scalars.get(AWAITS):
+            self._beside.add(step)
+        checksums = write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
+        self._record(step, checksums[MODEL_FILE])
         # What is too much is removed after the next checkpoint, where the storage does not answer now.
         with suppress(Unreachable):
             self._clean_up(snapshot)
@@ -263,10 +277,16 @@ class Checkpointer:
         step = snapshot.scalars["step"]
         self._permit.check()
         # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
-        remove(self._storage, (damaged for damaged in self._damaged if damaged != checkpoint_name(step)))
+        damaged = [name for name in self._damaged if name != checkpoint_name(step)]
+        remove(self._storage, damaged)
         self._damaged = []
         best = snapshot.scalars["best"]
-        prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])
+        also = {best["step"]} if best else set()
+        if self._beside is not None:
+            also = self._beside.kept_steps()
+        old = prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=also)
+        for name in (*damaged, *old):
+            self._record(step_of(name), None)
 
     def _failure_of(self, step: int, error: Exception) -> CheckpointFailed:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -285,7 +305,7 @@ class Checkpointer:
         return f"; the last that is kept is {kept[-1]}" if kept else "; there is no earlier one"
 
 
-def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
+def take_snapshot(state: TrainState, buffers: Tensors, *, awaits_evaluation: bool = False) -> Snapshot:
     """Copy a state into `buffers`, and create those that are missing.
 
     On a GPU the copies into pinned memory are queued after the step that made the state and before the one that
@@ -308,7 +328,8 @@ def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
     if on_gpu:
         copied = torch.cuda.Event()
         copied.record()
-    return Snapshot(tensors, state.scalars(), copied, must_be_written=state.is_best())
+    scalars = state.scalars() | ({AWAITS: True} if awaits_evaluation else {})
+    return Snapshot(tensors, scalars, copied, must_be_written=state.is_best() or awaits_evaluation)
 
 
 def refuse_not_finite(snapshot: Snapshot) -> None:

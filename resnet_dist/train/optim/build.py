@@ -36,7 +36,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
                 groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-8, fused=True
             )
         case "muon":
-            return Muon(_muon_groups(groups, optim), lr=optim.lr, **momentum)
+            return Muon(_muon_groups(groups, optim), lr=optim.lr, **momentum, ns_steps=optim.ns_steps)
     # timm adapts the rate of a layer only if its weights decay: make it adapt in recipes without decay too.
     for group in groups:
         group["always_adapt"] = group["params"][0].ndim > 1

@@ -20,7 +20,7 @@ from torch import Tensor
 
 # The quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values between about 0.7 and 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
+NS_STEPS = 5  # iterations
 MIN_NORM = 1e-7  # avoids a division by zero
 
 Group = dict[str, Any]
@@ -41,8 +41,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         nesterov: bool,
         weight_decay: float = 0.0,
+        ns_steps: int = NS_STEPS,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        self._ns_steps = ns_steps  # Not in the groups, whose keys a checkpoint may hold.
         super().__init__(groups, {**defaults, "orthogonalize": False})
 
     @torch.no_grad()
@@ -54,11 +56,15 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
-            if params:
-                (_muon if group["orthogonalize"] else _sgd)(params, grads, buffers, group)
+            if params and group["orthogonalize"]:
+                _muon(params, grads, buffers, group, self._ns_steps)
+            elif params:
+                _sgd(params, grads, buffers, group)
 
 
-def _muon(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Group) -> None:
+def _muon(
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Group, ns_steps: int
+) -> None:
     lr, momentum = group["lr"], group["momentum"]
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else tuple(buffers)
@@ -69,7 +75,7 @@ def _muon(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], grou
     for numbers in by_shape.values():
         # Flatten in the order of channels-last memory: the iteration does not depend on the order of columns.
         stacked_NOhwI = torch.stack([updates[n].permute(0, 2, 3, 1) for n in numbers])
-        matrices = orthogonalize(stacked_NOhwI.flatten(2))
+        matrices = orthogonalize(stacked_NOhwI.flatten(2), ns_steps)
         parts_NOIhw = matrices.reshape(stacked_NOhwI.shape).to(stacked_NOhwI.dtype).permute(0, 1, 4, 2, 3)
         # A tall matrix moves its outputs less than a wide one: raise its rate, so that both move them alike.
         rows, columns = matrices.shape[1:]
@@ -85,7 +91,7 @@ def _sgd(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group
     torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, ns_steps: int = NS_STEPS) -> Tensor:
     """Return (N, rows, columns) in bfloat16 with every singular value near one, by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x: Tensor = matrices.to(torch.bfloat16)
@@ -93,7 +99,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     if tall:  # transpose, so that the products below have the size of the shorter side
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
-    for _ in range(ITERATIONS):
+    for _ in range(ns_steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.mT if tall else x

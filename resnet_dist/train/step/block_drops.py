@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resnet_dist.data.images.pixels import to_device
 from resnet_dist.model import ResNet, residual_scales
 from resnet_dist.order.philox import Purpose, uniform, words_of
 
@@ -33,4 +34,5 @@ def block_scales(
         blocks=-(-model.num_blocks // WORDS_PER_COUNTER),
     )
     draws_NL = torch.from_numpy(uniform(words)[:, : model.num_blocks])
-    return (residual_scales(draws_NL, model.stochastic_depth).to(device, non_blocking=True),)
+    scales_NL = residual_scales(draws_NL, model.stochastic_depth)
+    return (to_device(scales_NL.numpy(), device),)

@@ -15,6 +15,7 @@ from resnet_dist.config import Recipe, Train
 from resnet_dist.data.batches.loader import Batch
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.mix import mix
+from resnet_dist.train.device import autocast
 from resnet_dist.train.optim.build import set_learning_rate
 from resnet_dist.train.optim.schedule import learning_rate
 from resnet_dist.train.plan import Plan, due
@@ -31,8 +32,6 @@ from resnet_dist.world import World
 # Calls a function at the end of the backward pass that runs now. torch 2.15 gave it a public name.
 _engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
 queue_callback: Any = getattr(torch.autograd.graph, "queue_callback", None) or _engine.queue_callback
-
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainStep:
@@ -169,8 +168,7 @@ class LossModel(nn.Module):
     def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
         super().__init__()
         self.model, self.options = model, train
-        precision = train.precision
-        self.autocast = torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "fp32")
+        self.autocast = autocast(train.precision, device)
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from resnet_dist.config import Data, Recipe, check_world_size
 from resnet_dist.data.images.augment import augmented, recolored
 from resnet_dist.data.images.draws import randomness
 from resnet_dist.data.images.mix import Mixed, beta, mix
-from resnet_dist.data.images.pixels import erased, flip_, pixels_at, windows
+from resnet_dist.data.images.pixels import erased, flip_, pixels_at, reflected_windows, windows
 from resnet_dist.data.images.policy.apply import apply, jitter_color
 from resnet_dist.data.images.policy.spaces import RAND_AUGMENT, TRIVIAL_AUGMENT
 from resnet_dist.errors import RecipeError
@@ -54,6 +54,39 @@ def test_a_smaller_window_is_padding_and_cropping(size: int) -> None:
     found = windows(source, rows, moves[:, 0], moves[:, 1], size)
     for image, row, (down, right) in zip(found.numpy(), rows, moves, strict=True):
         assert np.array_equal(image, padded_crop(source[row].numpy(), down, right)[:size, :size])
+
+
+@pytest.mark.parametrize("size", [5, SIZE, SIZE + 2])
+def test_a_window_over_the_reflection_is_reflecting_and_cropping(size: int) -> None:
+    source, pad = images(5), SIZE - 1
+    moves = np.array([(d, r) for d in range(-pad, 3) for r in range(-2, SIZE - size + pad)])
+    rows = np.arange(len(moves)) % 5
+    found = reflected_windows(source, rows, moves[:, 0], moves[:, 1], size)
+    for image, row, (down, right) in zip(found.numpy(), rows, moves, strict=True):
+        wide = np.pad(source[row].numpy(), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        assert np.array_equal(image, wide[pad + down :, pad + right :][:size, :size])
+
+
+def test_pad_crop_reflects_where_the_recipe_says_so() -> None:
+    fields = {
+        "train": "",
+        "eval": "",
+        "image_size": SIZE,
+        "global_batch_size": 8,
+        "crop": "pad-crop",
+        "pad": 3,
+    }
+    black, reflect = (Data.model_validate({**fields, "pad_fill": fill}) for fill in ("black", "reflect"))
+    source, rows = images(8) // 2 + 100, np.arange(8)
+    draws = randomness(rows, black, seed=0, epoch=0)
+    shifted, whole = (augmented(source, rows, data, draws, SIZE) for data in (black, reflect))
+    assert (shifted == 0).any()
+    assert not (whole == 0).any()
+    assert torch.equal(whole[shifted != 0], shifted[shifted != 0])
+    with pytest.raises(
+        ValueError, match="pad=8 with pad_fill='reflect' needs an image of more than 8 pixels"
+    ):
+        Data.model_validate({**fields, "pad": SIZE, "pad_fill": "reflect"})
 
 
 def test_the_shifting_of_a_gpu_gives_the_same_pixels() -> None:

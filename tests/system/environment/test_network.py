@@ -98,6 +98,32 @@ def test_interfaces_of_nccl(value: str, found: bool, monkeypatch: pytest.MonkeyP
             network.check_interface_of_nccl()
 
 
+@pytest.mark.parametrize(
+    ("nccl", "gloo", "used"),
+    [
+        ("", None, None),
+        ("eth", None, "eth0"),
+        ("ib,eth", None, "ib0"),
+        ("=eth1", None, "eth1"),
+        ("=eth", None, None),
+        ("^eth", None, "ib0"),
+        ("^=eth0,ib0", None, "eth1"),
+        ("^ib,eth", None, None),
+        ("lo", None, "lo"),
+        ("eth", "ib0", "ib0"),
+    ],
+)
+def test_gloo_follows_nccl_where_only_nccl_is_named(
+    nccl: str, gloo: str | None, used: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "interfaces", lambda: ["lo", "ib0", "eth0", "eth1"])
+    for variable, value in (("NCCL_SOCKET_IFNAME", nccl), ("GLOO_SOCKET_IFNAME", gloo)):
+        if value is not None:
+            os.environ[variable] = value
+    network.follow_nccl()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == used
+
+
 def test_the_node_whose_interface_is_missing_is_named() -> None:
     error = (
         "ray::RayTrainWorker.execute() (pid=7, ip=10.0.0.3, actor_id=1)\nRuntimeError: [enforce fail at device.cc:84] "

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,63 +17,16 @@ from resnet_dist.tracking.mlflow import upload
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, Follower, Spool
-from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
+from resnet_dist.tracking.store import URI_VARIABLE
 from resnet_dist.train.checkpoint.folder import list_checkpoints
-from tests.tracking.mlflow.servers import unused_address
-
-SOON = 120.0  # seconds; a timeout that is never reached
+from tests.tracking.mlflow.mlflow_server import SOON, Server, wait_for
 
 GONE, BACK = "MLflow at http", "the tracker answers again"
-
-
-class Server:
-    """An MLflow server that can be started and killed; its store is a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.address, self._folder = unused_address(), folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store = f"sqlite:///{self._folder / STORE_FILE}"
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
-        command += [
-            "--port",
-            self.address.rpartition(":")[2],
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-        ]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop(URI_VARIABLE, None)
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_for(self._answers)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
-        except OSError:
-            return False
-        return True
 
 
 def outages(notes: list[str]) -> list[str]:
     """Return the notes about a server that has gone or is back, by their first words."""
     return [words for note in notes if (words := note.partition(":")[0]) in (GONE, BACK)]
-
-
-def wait_for(sign: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not sign():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.fixture

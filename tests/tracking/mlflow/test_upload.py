@@ -13,9 +13,10 @@ from mlflow.entities import Metric
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking import console
+from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST, Backlog
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow import upload
-from resnet_dist.tracking.mlflow.run import MAX_METRICS_PER_REQUEST, RunGone
+from resnet_dist.tracking.mlflow.run import RunGone
 from resnet_dist.tracking.mlflow.upload import Uploader
 from resnet_dist.tracking.spool import Entry, Spool
 
@@ -309,3 +310,22 @@ def test_nothing_is_sent_while_another_driver_may_send_it(tmp_path: Path) -> Non
     uploader.start()
     assert uploader.finish(0.2) == 4
     assert store.rows == []
+
+
+def test_counting_what_waits_reads_a_spool_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a tracker has never answered, the gauges ask again and again."""
+    lines, num_bytes = spool_in(tmp_path), list[int]()
+    read = type(lines).read
+
+    def counted(log: Log, position: str = "") -> tuple[bytes, str]:
+        data, end = read(log, position)  # type: ignore[arg-type]
+        num_bytes.append(len(data))
+        return data, end
+
+    write(lines, range(3))
+    backlog = Backlog(lines)
+    monkeypatch.setattr(type(lines), "read", counted)
+    assert [backlog.num_waiting() for _ in range(5)] == [6] * 5
+    write(lines, range(2, 5))
+    assert [backlog.num_waiting(), backlog.count()] == [10, 10]
+    assert sum(num_bytes) == (tmp_path / "spool").stat().st_size

@@ -63,10 +63,10 @@ class SlowDisk:
         self.begun, self.proceed = threading.Semaphore(0), threading.Semaphore(0)
         write = checkpointer.write_checkpoint
 
-        def wait_and_write(*arguments: object) -> None:
+        def wait_and_write(*arguments: object) -> object:
             self.begun.release()
             assert self.proceed.acquire(timeout=60)
-            write(*arguments)  # type: ignore[arg-type]
+            return write(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(checkpointer, "write_checkpoint", wait_and_write)
 

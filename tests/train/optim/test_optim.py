@@ -17,7 +17,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.model import build_model
 from resnet_dist.train import loop
 from resnet_dist.train.optim.build import build_optimizer, parameter_groups, set_learning_rate
-from resnet_dist.train.optim.muon import orthogonalize
+from resnet_dist.train.optim.muon import COEFFICIENTS, orthogonalize
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
 
@@ -162,6 +162,32 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
         assert values.min() > 0.5
         assert values.max() < 1.3
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 9)).float(), torch.zeros(1, 4, 9))
+
+
+def test_fewer_iterations_are_the_same_polynomial_applied_fewer_times() -> None:
+    torch.manual_seed(0)
+    start, (a, b, c) = torch.linspace(0.1, 1, 8), COEFFICIENTS
+    matrices = torch.linalg.qr(torch.randn(1, 8, 8)).Q @ torch.diag(start)
+    for ns_steps in (1, 3):
+        values = start / start.norm()
+        for _ in range(ns_steps):
+            values = a * values + b * values**3 + c * values**5
+        found = torch.linalg.svdvals(orthogonalize(matrices, ns_steps)[0].float())
+        torch.testing.assert_close(found, values.sort(descending=True).values, rtol=0.05, atol=0.02)
+
+
+def test_the_recipe_sets_the_iterations_of_muon_alone() -> None:
+    updates = []
+    for ns_steps in (3, 5):
+        model = Net()
+        optimizer = build_optimizer(model, Optim(optimizer="muon", lr=1, ns_steps=ns_steps, weight_decay=0))
+        model.fill_gradients(0)
+        optimizer.step()
+        updates.append([p.detach().clone() for p in model.parameters()])
+    same = [torch.equal(a, b) for a, b in zip(*updates, strict=True)]
+    assert same == [p.ndim != 4 for p in updates[0]]
+    with pytest.raises(ValueError, match="ns_steps=3 is not read with optimizer='sgd'"):
+        Optim(ns_steps=3)
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])

@@ -9,7 +9,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder
-from resnet_dist.runs.page import DATA_FILE, DataSet
+from resnet_dist.runs.page import DATA_FILE, PROFILE_FOLDER, DataSet
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.tracking.mlflow.failure import lacks_endpoint
 from resnet_dist.tracking.mlflow.run import MlflowRun
@@ -33,6 +33,12 @@ def log_page(run: MlflowRun, folder: RunFolder) -> None:
 def log_failures(run: MlflowRun, folder: RunFolder) -> None:
     """Log what is known of the failures of a run."""
     run.log_files(_contents(folder.storage, failures_of(folder)))
+
+
+def log_profile(run: MlflowRun, folder: RunFolder) -> None:
+    """Log the traces of steps, one file at a time, for they may be large."""
+    for found in folder.storage.objects(PROFILE_FOLDER):
+        run.log_files(_contents(folder.storage, [found.name]))
 
 
 def failures_of(folder: RunFolder) -> list[str]:

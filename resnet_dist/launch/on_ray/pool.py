@@ -1,0 +1,152 @@
+"""Workers on a Ray cluster that each call a function on parts of some work, without knowing of each other.
+
+A worker that is lost is started again by Ray, on whatever node has room, and calls the function again: it must return
+the same for the same part, and leave nothing behind. Training has ranks instead, see launcher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from resnet_dist.launch.on_ray.settings import set_defaults
+
+set_defaults()
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from resnet_dist.config import WorkerRange
+from resnet_dist.errors import ExplainedError, RankFailed
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
+from resnet_dist.launch.on_ray.launcher import DEFAULT_WAIT_SECONDS
+from resnet_dist.launch.on_ray.nodes import Placement, cpus_per_rank, free_resources, nodes
+from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
+from resnet_dist.launch.ray_cluster.check import find_cluster
+from resnet_dist.launch.ray_cluster.packages import check_packages
+
+MAX_RESTARTS = 3  # of one worker
+POLL_SECONDS = 0.5
+
+Part = TypeVar("Part")
+
+
+class Worker:
+    """The actor of one worker."""
+
+    def ready(self) -> str:
+        """Return the node's address, when this process has started."""
+        return str(ray.util.get_node_ip_address())
+
+    def call(self, function: Callable[..., Any], job: Any, part: Any, cpus: int) -> Any:
+        """Call the function in this process."""
+        import torch  # Here: Ray's processes start without it.
+
+        torch.set_num_threads(cpus)
+        return function(job, part, cpus)
+
+
+class Pool:
+    """Workers that are placed and ready."""
+
+    def __init__(self, actors: Sequence[Any], cpus: int, *, gpu: bool) -> None:
+        self.size, self.cpus, self.gpu = len(actors), cpus, gpu
+        self._actors = actors
+
+    def map(
+        self,
+        function: Callable[[Any, Part, int], Any],
+        job: Any,
+        parts: Sequence[Part],
+        show: Callable[[int], None] = lambda done: None,
+    ) -> list[Any]:
+        """Return `function(job, part, cpus)` for each part, in their order; at most one part for each worker.
+
+        Raises an ExplainedError that the function raises, and RankFailed where a worker is lost again and again.
+        """
+        shared = ray.put(job)
+        calls = [
+            actor.call.remote(function, shared, part, self.cpus)
+            for actor, part in zip(self._actors, parts, strict=False)
+        ]
+        left = list(calls)
+        while left:
+            done, left = ray.wait(left, timeout=POLL_SECONDS)
+            for call in done:
+                _result(call)  # The first failure ends all.
+            show(len(calls) - len(left))
+        return [_result(call) for call in calls]
+
+
+@contextmanager
+def connected_for(
+    workers: int, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
+) -> Iterator[Placement]:
+    """Connect to a cluster, or start one; yield the CPUs and GPUs that each of `workers` workers can have on it.
+
+    gpu: None uses GPUs where there are any. Raises UserError where the cluster is too small.
+    """
+    address = find_cluster(address)
+    if address is None:
+        report("starting Ray on this machine")
+        check_gpus_here(WorkerRange.exactly(workers), gpu=gpu)
+    with connected(address, workers=workers, report=report):
+        if address is not None:
+            check_packages(report)
+        alive = nodes()
+        use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
+        yield Placement(workers, cpus_per_rank(alive, workers, gpu=use_gpu), use_gpu)
+
+
+@contextmanager
+def worker_pool(
+    workers: int, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
+) -> Iterator[Pool]:
+    """Connect to a cluster, or start one, and yield `workers` workers on it, with the CPUs divided among them.
+
+    Raises as `connected_for`, and RankFailed where other jobs leave it no room for DEFAULT_WAIT_SECONDS.
+    """
+    with connected_for(workers, gpu=gpu, address=address, report=report) as placement:
+        options = {"num_cpus": placement.cpus, "num_gpus": int(placement.gpu), "max_restarts": MAX_RESTARTS}
+        made = ray.remote(Worker).options(**options, max_task_retries=MAX_RESTARTS)
+        actors = [made.remote() for _ in range(workers)]
+        _wait_until_ready(actors, report)
+        yield Pool(actors, placement.cpus, gpu=placement.gpu)
+
+
+def _wait_until_ready(actors: Sequence[Any], report: Callable[[str], None]) -> None:
+    """Wait until all workers have a place. Raises RankFailed where they have none in time."""
+    left, begun_at, is_reported = [actor.ready.remote() for actor in actors], time.monotonic(), False
+    while left:
+        done, left = ray.wait(left, num_returns=len(left), timeout=POLL_SECONDS)
+        for call in done:
+            _result(call)
+        waited = time.monotonic() - begun_at
+        if left and waited >= DEFAULT_WAIT_SECONDS:
+            raise RankFailed(
+                f"the cluster had no room for {len(left)} of {len(actors)} workers in {waited:.0f} s; {free_resources()} are free"
+            )
+        if left and waited >= LONG_START_SECONDS and not is_reported:
+            is_reported = True
+            report(
+                f"waiting for room, {DEFAULT_WAIT_SECONDS:.0f} s at most: {len(left)} of {len(actors)} workers have no place; "
+                f"{free_resources()} are free, other jobs use the rest"
+            )
+
+
+def _result(call: Any) -> Any:
+    try:
+        return ray.get(call)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, ExplainedError):
+            raise cause from None
+        raise RankFailed(f"a worker failed: {type(cause).__name__}: {cause}", str(error)) from None
+    except (RayActorError, OutOfMemoryError) as error:
+        raise RankFailed(
+            f"a worker was lost more than {MAX_RESTARTS} times: {str(error).splitlines()[0]}", str(error)
+        ) from None
+    except RayError as error:
+        raise RankFailed(f"a worker cannot be reached: {str(error).splitlines()[0]}", str(error)) from None

@@ -1,0 +1,307 @@
+"""Ray Tune: draw the trials, start them as actors that share the machines, and choose those that are stopped early.
+
+Tune decides, and this package carries out: a trial that the scheduler stops saves a checkpoint and closes its run before
+it ends, and a sweep that goes on is told what it had seen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.launch.on_ray.settings import set_defaults
+
+set_defaults()
+# Nothing of the sweep is read from Tune's files, so it need not write any but its own state.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault(
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
+)  # A trial may end before its first evaluation.
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # The other output is silent where it is asked to be.
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.variant_generator import generate_variants
+
+from resnet_dist.driver.request import Reporter, Request, Summary
+from resnet_dist.driver.run import run_training
+from resnet_dist.errors import RankFailed, UserError
+from resnet_dist.sweep.plan import Outcome
+from resnet_dist.sweep.room import Room
+from resnet_dist.sweep.search import Search
+from resnet_dist.sweep.trial import PROGRESS, Report, TrialRun
+from resnet_dist.sweep.watch import Watch
+from resnet_dist.system.signals import StopRequest, handle_signals
+from resnet_dist.tracking.open import open_publisher
+
+JOIN_SECONDS = 0.2
+END_SECONDS = 20.0  # for a training to end in an actor that is taken away
+REDUCTION = 3  # ASHA lets the best third of the trials go on at each of 1/9 and 1/3 of their length.
+MAX_IN_VAIN = 1000  # draws that give no new trial, after which there are no more
+MLFLOW_PREFIX = "MLFLOW_"  # variables that the processes of trials need, on other machines too
+
+
+def draw(searches: Sequence[Search], seed: int, num: int) -> list[tuple[str, ...]]:
+    """Draw different trials, each as `--set` texts. Raises UserError where there are not so many."""
+    space = {search.field: _domain(search) for search in searches}
+    random, drawn, in_vain = np.random.RandomState(seed), dict[tuple[str, ...], None](), 0
+    while len(drawn) < num and in_vain < MAX_IN_VAIN * num:
+        _, values = next(generate_variants(space, random_state=random))
+        sets = tuple(f"{search.field}={search.text_of(values[search.field])}" for search in searches)
+        in_vain = in_vain + 1 if sets in drawn else 0
+        drawn[sets] = None
+    if len(drawn) < num:
+        raise UserError(
+            f"--trials {num}: the searches have {len(drawn)} different trials; give --trials {len(drawn)}"
+        )
+    return list(drawn)
+
+
+def _domain(search: Search) -> Any:
+    """Return the search space of Tune for one field."""
+    match search.form:
+        case "log":
+            return tune.loguniform(search.low, search.high)
+        case "uniform":
+            return tune.uniform(search.low, search.high)
+        case "int":
+            return tune.randint(int(search.low), int(search.high) + 1)
+        case "list":
+            return tune.choice(list(search.choices))
+
+
+class TrialActor(tune.Trainable):
+    """The process that trains trials, one after another; each call of `step` returns its next report."""
+
+    def setup(self, config: dict[str, Any], **orders: Any) -> None:
+        os.environ.update(orders["variables"])
+        with suppress(
+            OSError
+        ):  # Another machine may not have it; the path of the recipe file is relative to it.
+            os.chdir(orders["folder"])
+        self._orders = orders
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self._trial is not None and not self._trial.has_ended:
+            return False  # It hangs: the next trial gets a process of its own.
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return {"done": True} if self._trial is None else self._trial.next_report()
+
+    def cleanup(self) -> None:
+        if self._trial is not None:
+            self._trial.join(END_SECONDS)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        request: Request = self._orders["requests"][config["trial"]]
+        is_stopped = Path(self._orders["stop_file"]).exists()
+        self._trial = None if is_stopped else TrialRun(request, self._orders["metric"], _train)
+
+
+def _train(request: Request, reporter: Reporter) -> Summary:
+    return run_training(request, reporter, open_publisher)
+
+
+class _OfWatch:
+    """What Tune pickles with its state, which nobody reads: without the watch, which has a lock."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self.watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Reports(_OfWatch, tune.Callback):
+    """Hands what Tune hears of its trials to the watch."""
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        assert self.watch is not None
+        self.watch.started(trial.config["trial"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        assert self.watch is not None
+        self.watch.reported(trial.config["trial"], result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        assert self.watch is not None
+        error = next(iter(str(trial.get_error() or "").split("\n")), "")
+        self.watch.ended(trial.config["trial"], Outcome("failed", reason=f"its process ended: {error}"))
+
+
+class EndWhenStopped(_OfWatch, tune.Stopper):
+    """Ends the experiment once its trials have stopped by themselves: Tune would kill those that still save."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.watch is not None and self.watch.is_stopped
+
+
+@dataclass
+class _Named:
+    """A trial as ASHA needs it: by a name that it has in the next process too."""
+
+    trial_id: str
+
+
+class GentleAsha(ASHAScheduler):
+    """ASHA by the names of trials. One that it stops goes on until it has saved and closed its run."""
+
+    def __init__(self, metric: str, mode: str, watch: Watch | None) -> None:
+        super().__init__(
+            time_attr="progress",
+            metric="value",
+            mode=mode,
+            max_t=PROGRESS,
+            grace_period=PROGRESS // REDUCTION**2,
+            reduction_factor=REDUCTION,
+        )
+        self._watch, self._shown_metric = watch, metric
+        self._stopped: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def remember(self, name: str, reports: Sequence[Report]) -> None:
+        """Take what a trial had reported in an earlier process."""
+        super().on_trial_add(None, _Named(name))
+        for report in reports:
+            super().on_trial_result(None, _Named(name), dict(report))
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name = _named(trial)
+        if name.trial_id in self._stopped or result.get("done"):
+            return str(TrialScheduler.CONTINUE)
+        if super().on_trial_result(tune_controller, name, result) == TrialScheduler.STOP:
+            self._stopped.add(name.trial_id)
+            assert self._watch is not None
+            self._watch.stop(
+                name.trial_id,
+                f"ASHA stopped it at step {result['step']}: {self._shown_metric} {result['value']:.4g} is not among the "
+                "best third there",
+            )
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        name = _named(trial)
+        if name.trial_id in self._stopped:  # The steps that it took while it saved count for no other.
+            self.on_trial_remove(tune_controller, trial)
+        else:
+            super().on_trial_complete(tune_controller, name, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        with suppress(KeyError):
+            super().on_trial_remove(tune_controller, _named(trial))
+
+
+def _named(trial: Any) -> _Named:
+    return _Named(trial.config["trial"])
+
+
+def scheduler_of(
+    name: str, metric: str, mode: str, watch: Watch, earlier: Callable[[], Mapping[str, Sequence[Report]]]
+) -> TrialScheduler:
+    """Return the scheduler of that name. earlier: returns what trials reported in earlier processes, by name."""
+    if name != "asha":
+        return FIFOScheduler()
+    asha = GentleAsha(metric, mode, watch)
+    for trial, reports in earlier().items():
+        asha.remember(trial, reports)
+    return asha
+
+
+def run_trials(
+    requests: Mapping[str, Request],
+    metric: str,
+    stop_file: Path,
+    *,
+    scheduler: TrialScheduler,
+    room: Room,
+    watch: Watch,
+    max_restarts: int,
+) -> bool:
+    """Run all trials to their ends; report whether they were interrupted.
+
+    The first signal requests a checkpoint of each; a second one, or the end of the grace time, gives them up. Raises
+    RankFailed where Tune itself fails.
+    """
+    files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "tune"
+    name = uuid.uuid4().hex
+    actor = tune.with_parameters(TrialActor, **_orders(requests, metric, stop_file))
+    tuner = tune.Tuner(
+        tune.with_resources(actor, tune.PlacementGroupFactory([room.of_actor()])),
+        param_space={"trial": tune.grid_search(list(requests))},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler, max_concurrent_trials=room.concurrent, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(files),
+            stop=EndWhenStopped(watch),
+            callbacks=[Reports(watch)],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=max_restarts),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        return _fit(tuner, watch)
+    finally:
+        shutil.rmtree(files / name, ignore_errors=True)
+
+
+def _orders(requests: Mapping[str, Request], metric: str, stop_file: Path) -> dict[str, Any]:
+    variables = {name: value for name, value in os.environ.items() if name.startswith(MLFLOW_PREFIX)}
+    return {
+        "requests": dict(requests),
+        "metric": metric,
+        "stop_file": str(stop_file),
+        "variables": variables,
+        "folder": os.getcwd(),
+    }
+
+
+def _fit(tuner: tune.Tuner, watch: Watch) -> bool:
+    stop, box = StopRequest(), list[BaseException]()
+
+    def request_stop(count: int) -> None:
+        stop.request(count)
+        watch.stop_all()
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:  # It is raised again in the main thread.
+            box.append(error)
+
+    # In the main thread, fit() would replace the handlers of signals.
+    thread = threading.Thread(target=fit, name="ray-tune", daemon=True)
+    with handle_signals(request_stop):
+        thread.start()
+        while thread.is_alive() and not stop.expired():
+            thread.join(JOIN_SECONDS)
+            watch.request_stops()
+    if box and not stop.requested():
+        raise RankFailed(f"Ray Tune ended: {next(iter(str(box[0]).splitlines()), type(box[0]).__name__)}")
+    return stop.requested()

@@ -1,0 +1,1 @@
+"""Answers over HTTP: routes and limits without a network, the command as a program, and its page in a browser."""
