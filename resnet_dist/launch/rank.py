@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import socket
 import time
@@ -98,13 +97,11 @@ def _join(orders: dict[str, Any]) -> World:
 
 
 def _listen(address: str, port: int) -> int | None:
-    """Return a socket that listens at one address alone, which its user closes; None where this machine lacks that address."""
+    """Return a socket that listens at one address alone, which its user closes; None where the store must listen itself."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return socket.create_server((address, port), family=family, backlog=STORE_BACKLOG).detach()
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:  # Ray may know this machine by the address of a gateway.
-            raise
+    except OSError:  # Ray may know this machine by the address of a gateway. The store reports all else.
         return None
 
 
