@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import socket
 import time
@@ -98,13 +97,11 @@ def _join(orders: dict[str, Any]) -> World:
 
 
 def _listen(address: str, port: int) -> int | None:
-    """Return a socket that listens at one address alone, which its user closes; None where this machine lacks that address."""
+    """Return a socket that listens at one address alone, which its user closes; None where the store must listen itself."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return socket.create_server((address, port), family=family, backlog=STORE_BACKLOG).detach()
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:  # Ray may know this machine by the address of a gateway.
-            raise
+    except OSError:  # Ray may know this machine by the address of a gateway. The store reports all else.
         return None
 
 
@@ -224,7 +221,9 @@ def _train_rank(
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
-        raise TrainingError(str(error)) from None
+        # What one node lacks, such as a folder that is not shared, is mended on that node.
+        where = f"rank {world.rank} on {platform.node()}: " if world.world_size > 1 else ""
+        raise TrainingError(f"{where}{error}") from None
     except BaseException as error:
         explained = out_of_memory(error, recipe, world) or explain_nondeterminism(error)
         if explained is not None:

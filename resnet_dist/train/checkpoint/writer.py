@@ -93,6 +93,7 @@ class Checkpointer:
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
         self._failure: CheckpointFailed | Superseded | None = None  # the error of the newest write
+        self._refusal = ""  # why the storage has not taken the checkpoint that is being written
         self._damaged: list[str] = []  # newer than what was restored
         self._closing = False
         self._changed = threading.Condition()
@@ -145,8 +146,7 @@ class Checkpointer:
             self._changed.wait_for(lambda: self._waiting is None or not self._waiting.must_be_written)
             if self._waiting is not None:
                 self._report(
-                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: writing to {self._storage.location} "
-                    "takes longer than the interval between checkpoints; use a longer interval"
+                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: {self._delay()}"
                 )
                 self._free.append(self._waiting.tensors)
                 self._waiting = None
@@ -178,6 +178,15 @@ class Checkpointer:
     ) -> None:
         self.close()
 
+    def _delay(self) -> str:
+        """Return why a checkpoint is still being written when the next one is due."""
+        if self._refusal:
+            return f"the storage has not taken the one before it yet ({self._refusal})"
+        return (
+            f"writing to {self._storage.location} takes longer than the interval between checkpoints; use a longer "
+            "interval, where the storage is well"
+        )
+
     def _read(self, name: str) -> tuple[Tensors, dict[str, Any]]:
         try:
             found = fetch_checkpoint(self._storage, name)
@@ -197,6 +206,7 @@ class Checkpointer:
                 self._waiting = None
                 self._changed.notify_all()
             failure = self._write(snapshot)
+            self._refusal = ""
             with self._changed:
                 self._writing, self._failure = None, failure
                 self._free.append(snapshot.tensors)
@@ -217,7 +227,7 @@ class Checkpointer:
                 break
             except Exception as error:  # a file system may raise anything
                 seconds = time.monotonic() - since
-                problem = self._failure_of(step, error)
+                problem, self._refusal = self._failure_of(step, error), str(error)
                 if not isinstance(error, Unreachable) or not self._may_retry(snapshot, seconds):
                     break
                 if seconds >= REPORT_SECONDS and not reported:
