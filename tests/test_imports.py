@@ -50,7 +50,7 @@ INNER_LAYERS = {
         {"protocol"},
         {"backlog"},
         {"spool", "store", "origin"},
-        {"description", "logged_run", "registration"},
+        {"logged_run", "registration"},
     ],
     "train": [
         {"loop"},

@@ -109,9 +109,8 @@ def submit(
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
     _print_lines(secrets_warning(variables), "" if working is None else working.summary(), note)
-    travelling = absolute_paths(value) if working is None else absolute_paths(value, working.sent)
     submission = Submission(
-        recipe=travelling,
+        recipe=absolute_paths(value, *(() if working is None else (working.sent,))),
         source=recipe,
         address=dashboard,
         workers=ranks,

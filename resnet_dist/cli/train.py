@@ -118,9 +118,8 @@ def train(
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            limits = (max_restarts, wait)
-            kept = str(registration or "")
-            request = Request(value, str(recipe), place, *flags, {}, *limits, others, profile, kept, changes)
+            wanted = (max_restarts, wait, others, profile, str(registration or ""))
+            request = Request(value, str(recipe), place, *flags, {}, *wanted, changes)
             summary = run_training(request, reporter, with_others(closing_abandoned(open_publisher)))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -130,6 +129,11 @@ def train(
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     _print_summary(summary, place)
+    _exit_where_left(summary)
+
+
+def _exit_where_left(summary: Summary) -> None:
+    """End the command of a finished run with the exit code of what was not sent, or not evaluated."""
     if summary.not_evaluated:
         err.print(f"exit code {LEFT_OUT}: not evaluated: {', '.join(summary.not_evaluated)}")
     exit_where_unsent([summary.run])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from resnet_dist.config.part import NAME
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
@@ -34,6 +35,12 @@ def locate_run(name: str, output: Path | str, flag: str) -> RunFolder:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known[:5]) or 'no runs'}"
     raise UserError(f"{flag}: no run named {name} in {runs.location}{hint}")
+
+
+def run_id_of(name: str, output: Path | str) -> str | None:
+    """Return the id in MLflow of a run of `output`; None where it has no such run."""
+    found = read_run(open_storage(output).at(RUNS_FOLDER).at(name)) if NAME.fullmatch(name) else None
+    return None if found is None else found.run_id
 
 
 def folder_of(run: LoggedRun, output: Path | str) -> RunFolder | None:

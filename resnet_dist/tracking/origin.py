@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resnet_dist.config import Recipe
+from resnet_dist.config.description import markdown
 from resnet_dist.system.provenance import (
     CHANGES_VARIABLE,
     GIT_BRANCH_VARIABLE,
@@ -19,7 +20,6 @@ from resnet_dist.system.provenance import (
     user_name,
 )
 from resnet_dist.system.redact import redact
-from resnet_dist.tracking.description import markdown
 
 NOTE_TAG = "mlflow.note.content"  # the description, which the page renders as Markdown
 COMMIT_TAG, BRANCH_TAG = "mlflow.source.git.commit", "mlflow.source.git.branch"

@@ -79,7 +79,7 @@ def evaluate(
         check_folder(out_folder)
     keeps = out_folder is not None or log_name is not None
     job, index = _job(model, shards, output, precision, robust=robust, keeps=keeps, commands=allow_commands)
-    candidate = candidate_of(model, output, registration)
+    candidate = candidate_of(model, output, registration, job.trained.step)
     send = None if log_name is None else _sender(model, job, index, log_name, output)
     if workers is None and address is None:
         result = _evaluated_here(job, index, gpu, precision)

@@ -77,8 +77,8 @@ def export(
     form = format_of_file(out_file, format_name, pixels=pixels)
     if quantize:
         check_quantize(form)
-    candidate = candidate_of(model, output, registration)
     trained = load_model(find_model(model, output), torch.device("cpu"), allow_commands=allow_commands)
+    candidate = candidate_of(model, output, registration, trained.step)
     findings = Findings()
     if quantize:
         sets = labelled_sets(trained, samples)

@@ -63,6 +63,9 @@ def predict(
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes of each image, the best first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a heading.")] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Show each image in the table, in 24-bit colors.")
+    ] = False,
     to: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
@@ -83,6 +86,8 @@ def predict(
     """
     if as_json + as_csv + (to is not None) > 1:
         raise UserError("--json, --csv and --to exclude each other; use one of them")
+    if thumbnails and (as_json or as_csv or to is not None):
+        raise UserError("--thumbnails are in the table alone; leave out --json, --csv and --to")
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
         import torch
@@ -103,7 +108,8 @@ def predict(
         kept = None if to is None else stack.enter_context(RowFile.open(to, trained, top))
         left = inputs if kept is None else kept.rest(inputs, findings)
         place = None if is_here else (workers or DEFAULT_WORKERS, address, gpu)
-        rows = _counted(_predicted(stack, trained, left, device, top, place), findings)
+        made = _predicted(stack, trained, left, device, top, place, thumbnails=thumbnails)
+        rows = _counted(made, findings)
         if kept is None:
             _print_rows(rows, heading, write)
         else:
@@ -120,12 +126,14 @@ def _predicted(
     device: torch.device,
     top: int,
     place: tuple[int, str | None, bool | None] | None,
+    *,
+    thumbnails: bool,
 ) -> Iterator[list[Prediction]]:
     """Return the predictions, made in this process, or on a cluster: place has the workers, the address and --gpu."""
     if place is None:
         from resnet_dist.predict.classify import predictions
 
-        return predictions(trained, inputs, device, top)
+        return predictions(trained, inputs, device, top, thumbnails=thumbnails)
     from resnet_dist.predict.cluster import predictions_on
 
     try:
@@ -138,7 +146,7 @@ def _predicted(
     workers, address, gpu = place
     placement = stack.enter_context(connected_for(workers, gpu=gpu, address=address, report=err.print))
     on_cluster = partial(mapped, placement=placement, report=err.print)
-    return predictions_on(on_cluster, trained, inputs, top, gpu=placement.gpu)
+    return predictions_on(on_cluster, trained, inputs, top, thumbnails=thumbnails, gpu=placement.gpu)
 
 
 def _print_rows(batches: Iterator[list[Prediction]], heading: str, write: Write) -> None:

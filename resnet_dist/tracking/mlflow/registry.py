@@ -72,6 +72,14 @@ class Candidate:
         except Exception as error:  # The client of a server may raise any type.
             raise _failed(error, uri) from None
 
+    def check_step(self, step: int) -> None:
+        """Raise UserError where MLflow has the model of another step than the one that the command works with."""
+        if self.logged.step not in (None, step):
+            raise UserError(
+                f"{FLAG} {self.registration}: MLflow has the model of step {self.logged.step}, and this one is of step "
+                f"{step}; finish the run first"
+            )
+
     def register(self) -> str:
         """Register the model; return its name, version and alias.
 

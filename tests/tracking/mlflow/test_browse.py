@@ -171,7 +171,7 @@ def test_runs_of_studies_and_sweeps_have_a_view_that_groups_them(
     add_study(client, "nets", (0.5,))
     show_runs(Tracker.open(output), port, None, reports.append)
     keys = [key["groupByData"] for key in view_of(client, GROUPS_TAG)["groupBy"]["groupByKeys"]]
-    assert keys == ["study", "sweep"]
+    assert sorted(keys) == ["study", "sweep"]
     assert "groupBy" not in view_of(client)
 
 

@@ -30,8 +30,7 @@ from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
 from resnet_dist.tracking.sync import sync_runs
 from resnet_dist.train.checkpoint.folder import list_checkpoints
 from tests.paths import ROOT
-from tests.tracking.mlflow.mlflow_server import SOON, Gate, Server, wait_for
-from tests.tracking.mlflow.servers import LOGIN_PAGE
+from tests.tracking.mlflow.servers import LOGIN_PAGE, SOON, Gate, MlflowServer, wait_for
 
 AWAY, BACK = "training does not wait for it", "the tracker answers again"
 ANSWERS = {
@@ -46,7 +45,7 @@ ANSWERS = {
 def gate(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Gate]:
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / STORE_FILE)
-    server = Server(folder)
+    server = MlflowServer(folder, f"sqlite:///{folder / STORE_FILE}")
     server.start()
     with Gate(server.address).opened() as opened:
         yield opened

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, read_run
+from resnet_dist.tracking.locate import run_id_of
 from resnet_dist.tracking.mlflow import registry, results
 from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.logged.lookup import Logged, find_logged
@@ -114,7 +115,13 @@ def test_a_candidate_is_found_before_the_work(store: Store, loads: list[str], tm
     store.run("first")
     store.run("training", has_model=False)
     (tmp_path / "model.safetensors").touch()
-    assert Candidate.find("first", store.output, BEST).register() == "pets version 1 (@best)"
+    candidate = Candidate.find("first", store.output, BEST)
+    candidate.check_step(1)
+    with pytest.raises(
+        UserError, match="--register pets@best: MLflow has the model of step 1, and this one is of step 9"
+    ):
+        candidate.check_step(9)
+    assert candidate.register() == "pets version 1 (@best)"
     for model, problem in (
         (
             str(tmp_path / "model.safetensors"),
@@ -131,6 +138,17 @@ def test_a_candidate_is_found_before_the_work(store: Store, loads: list[str], tm
         assert str(refused.value).startswith(f"--register pets@best: MODEL {model}"), refused.value
         assert problem in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+def test_a_run_of_this_output_is_not_another_one_of_its_name(store: Store, trained: RunFolder) -> None:
+    store.run("x")
+    assert run_id_of("x", store.output) is None  # The tracker has not got the one of this output yet.
+    assert sync_runs(store.output, "x", lambda line: None)
+    mine = run_id_of("x", store.output)
+    store.run("x")
+    assert mine == run_id_of("x", store.output)
+    assert find_logged(store.client, str(mine)) != find_logged(store.client, "x")
+    assert run_id_of("models:/pets@best", store.output) is None
 
 
 def test_a_tracker_that_is_away_is_no_mistake(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
     """Return the state of the page: order, columns and charts. The page fills in what is missing."""
     metrics = [f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED)]
     fields = [f"params.`{key}`" for key in list(differing(runs))[:MAX_FIELDS]]
-    groups = [f"tags.`{tag}`" for tag in GROUP_TAGS if any(tag in run.tags for run in runs)]
+    groups = [f"tags.`{tag}`" for tag in group_tags(runs)]
     columns = [*metrics, *fields, *groups, DURATION, DATASET, "attributes.`Models`"]
     return {
         "orderByKey": metrics[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import mlflow
 from mlflow.entities import LoggedModel, Run
@@ -30,6 +30,7 @@ class Logged:
     model_id: str | None = None  # None on a server that knows no models apart from runs
     run_id: str | None = None
     reference: str | None = None  # the checkpoint with the weights of a model that has no files
+    step: int | None = field(default=None, compare=False)  # of its run, where the run names it
 
 
 def find_logged(client: mlflow.MlflowClient, name: str) -> Logged:
@@ -76,7 +77,8 @@ def logged_of_run(client: mlflow.MlflowClient, run: Run) -> Logged:
     steps = {output.model_id: output.step for output in outputs}
     models = [one for one in models_of(client, run.info.run_id) if one.name == NAME] if steps else []
     if models:
-        return _of_model(max(models, key=lambda model: steps.get(model.model_id, -1)))
+        newest = max(models, key=lambda model: steps.get(model.model_id, -1))
+        return replace(_of_model(newest), step=steps.get(newest.model_id))
     # logged to a server that knows no models apart from runs
     if not _has_artifact(client, run.info.run_id):
         raise LookupError(f"run {run.info.run_name} has no model there; a run has one when it has finished")
@@ -100,7 +102,7 @@ def quoted(name: str) -> str:
 
 def _of_model(model: LoggedModel) -> Logged:
     reference = place_of_reference(model)
-    return Logged(str(model.artifact_location), model.model_id, model.source_run_id, reference)
+    return Logged(str(model.artifact_location), model.model_id, model.source_run_id, reference=reference)
 
 
 def _of_version(client: mlflow.MlflowClient, name: str, version: ModelVersion) -> Logged:

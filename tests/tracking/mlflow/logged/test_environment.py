@@ -30,10 +30,9 @@ from resnet_dist.config import load_recipe
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow.logged.write import write_model
 from resnet_dist.tracking.spool import Spool
-from resnet_dist.train.checkpoint.folder import list_checkpoints
 from resnet_dist.train.loop import train
 from resnet_dist.world import World
-from tests.paths import ROOT
+from tests.paths import ROOT, list_checkpoints
 
 pytestmark = [
     pytest.mark.long,
