@@ -25,6 +25,7 @@ from resnet_dist.train.start.threads import WORK_PER_THREAD, work_per_layer
 PAGE = Path(__file__).with_name("page.html")
 # Requests of a process that are computed at a time; the others wait for a thread.
 NUM_REQUESTS = 32
+MAX_DIGITS = 9  # of a number in a request; Python refuses to read very long ones
 # The page needs nothing but itself and this server, whatever a class is called.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -110,8 +111,8 @@ def add_routes(app: Any, scored: ScoredModel, settings: Settings) -> None:
 def _top_k(text: str | None, default: int) -> int:
     if text is None:
         return default
-    if not text.isdecimal() or int(text) < 1:
-        raise Refused(400, f"top={text[:40]!r}; it must be 1 or more")
+    if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) < 1:
+        raise Refused(400, f"top={text[:40]!r}; it must be 1 or more, of at most {MAX_DIGITS} digits")
     return int(text)
 
 
@@ -129,12 +130,14 @@ def _classified(
 
 
 def _named(message: str, images: list[tuple[str | None, bytes]]) -> str:
-    """Return a message about "image 1" with the name of its file; a body that is one image has no number."""
+    """Return a message about "image 1" with the name of its file; one image alone needs no number."""
     found = _NUMBER.match(message)
     if found is None:
         return message
     (name, _), rest = images[int(found[1])], message[found.end() :]
-    return rest.removeprefix(": ") if name is None else f"{found[0]} ({name}){rest}"
+    if name is not None:
+        return f"{found[0]} ({name}){rest}"
+    return rest.removeprefix(": ") if len(images) == 1 else message
 
 
 def _with_threads(application: Application) -> Application:

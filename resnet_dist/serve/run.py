@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import http.client
+import multiprocessing
+import os
+import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from resnet_dist.errors import UserError
+from resnet_dist.data.findings import one_line
+from resnet_dist.errors import ExplainedError, UserError
 from resnet_dist.serve.app import Settings, make_app, work_of
+from resnet_dist.serve.body import Application
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.locks import LockHeld, hold_lock
 from resnet_dist.tracking.mlflow.logged.scoring import write_scored
 from resnet_dist.train.checkpoint.load import TrainedModel
 
@@ -26,6 +35,8 @@ ANY_HOST = ("0.0.0.0", "::")
 # For requests under way; less than the time that an interrupted command has.
 STOP_SECONDS = 3
 POLL_SECONDS = 0.1  # between two looks whether the server answers
+FOLDER_PREFIX, LOCK_FILE = "resnet-dist-serve-", ".lock"
+FRESH_SECONDS = 60.0  # the age of a folder whose server may just be starting, without its lock
 
 Report = Callable[[str], None]
 
@@ -83,14 +94,31 @@ def serve(
     report: called with the address when the server answers.
     """
     cpus = max(1, cpu_count() // workers)
-    with tempfile.TemporaryDirectory(prefix="resnet-dist-serve-") as folder, _announced(port, report):
-        model = Path(folder) / "model"
+    with own_folder() as folder, _announced(port, report):
+        model = folder / "model"
         write_scored(model, trained)
         settings = Settings(model, name, work_of(trained), top_k, cpus, gpu)
         if workers == 1:
             _serve_here(settings, port)
         else:
             _serve_in_processes(settings, port, workers)
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yield a new folder that ends with the block; remove those of servers that were killed.
+
+    A server holds the lock of its folder, which the kernel releases when it dies.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError, LockHeld):  # It is another user's, or its server lives.
+            if time.time() - left.stat().st_mtime > FRESH_SECONDS:
+                with hold_lock(left / LOCK_FILE, 0):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
+        folder = Path(name)
+        with hold_lock(folder / LOCK_FILE, 0):
+            yield folder
 
 
 def _serve_here(settings: Settings, port: socket.socket) -> None:
@@ -103,9 +131,12 @@ def _serve_here(settings: Settings, port: socket.socket) -> None:
 
 
 def _serve_in_processes(settings: Settings, port: socket.socket, workers: int) -> None:
-    """Serve by several processes, each with the model; one that dies is started again."""
+    """Serve by several processes, each with the model; one that dies is started again.
+
+    Raises ExplainedError where one could not load the model: it would fail again.
+    """
     config = uvicorn.Config(
-        partial(make_app, settings),  # type: ignore[arg-type]
+        partial(worker_app, settings),  # type: ignore[arg-type]
         factory=True,
         log_config=None,
         access_log=False,
@@ -113,7 +144,40 @@ def _serve_in_processes(settings: Settings, port: socket.socket, workers: int) -
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     with _own_signals():
-        Multiprocess(config, [port]).run()
+        supervisor = Supervisor(config, [port])
+        supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        raise ExplainedError("the server has ended: a process of it could not load the model, see above")
+
+
+class Supervisor(Multiprocess):
+    """Starts the processes. A hangup ends it, unless it was started to ignore that, as nohup does."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        super().__init__(config, sockets)
+
+    def handle_hup(self) -> None:
+        if not self._ignores_hangup:
+            self.handle_term()
+
+
+def worker_app(settings: Settings) -> Application:
+    """Return the application of a process that ends with its parent; a failure is one sentence, and ends all."""
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    try:
+        return make_app(settings)
+    except Exception as error:  # The loading of a model may raise any type.
+        kind = "" if isinstance(error, ExplainedError) else f"{type(error).__name__}: "
+        print(f"error: the model cannot be loaded: {kind}{one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(STARTUP_FAILURE) from None
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

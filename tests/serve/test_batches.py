@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def asked(
         if number == 0:
             assert forward.has_begun.wait(60)
         else:
+            deadline = time.monotonic() + 60
             while shared._waiting.qsize() == before:
-                pass
+                assert time.monotonic() < deadline
     forward.may_go.set()
     return tasks
 
