@@ -42,6 +42,8 @@ def _problem_of_name(name: str) -> str:
         return "the name has spaces around it"
     if name in (".", "..") or any(letter in "/:" or not letter.isprintable() for letter in name):
         return "a name is no path, and has no '/', ':' or line break"
+    if "'" in name and '"' in name:  # A filter of MLflow knows no escapes.
+        return "the name has both kinds of quotes, so that MLflow could not find it"
     if len(name) > MAX_NAME:
         return f"the name has {len(name)} characters, and MLflow takes {MAX_NAME}"
     return ""

@@ -28,6 +28,7 @@ def test_names_and_aliases(text: str, name: str, alias: str | None) -> None:
         ("a/b", "a name is no path"),
         ("..", "a name is no path"),
         ("a\nb", "a name is no path"),
+        ('it\'s "x"', "the name has both kinds of quotes"),
         ("x" * 257, "the name has 257 characters"),
         ("pets@", "the alias '' must be letters"),
         ("pets@best one", "the alias 'best one' must be letters"),

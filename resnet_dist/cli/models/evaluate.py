@@ -94,10 +94,11 @@ def evaluate(
     if out_folder is not None:
         write_folder(out_folder, files)
         out.print(f"written to {out_folder}")
-    if candidate is not None:
+    is_sent = send is None or send(result, files)
+    if candidate is not None:  # Last: whatever it raises, the result is kept.
         out.print(f"registered as {candidate.register()}")
-    if send is not None:
-        send(result, files)
+    if not is_sent:
+        raise typer.Exit(UNSENT_EXIT_CODE)
 
 
 def _job(
@@ -222,8 +223,8 @@ def _print(result: Result, index: Index) -> None:
 
 def _sender(
     model: str, job: Job, index: Index, name: str, output: str
-) -> Callable[[Result, dict[str, bytes]], None]:
-    """Find the run to log to, before anything is computed; return what logs a result to it.
+) -> Callable[[Result, dict[str, bytes]], bool]:
+    """Find the run to log to, before anything is computed; return what logs a result to it, and reports whether it could.
 
     Raises UserError where the model belongs to no run.
     """
@@ -240,13 +241,14 @@ def _sender(
     check_name(name)
     found = EvaluatedModel.find(model, job.trained.location, job.trained.step, Path(store))
 
-    def send(result: Result, files: dict[str, bytes]) -> None:
+    def send(result: Result, files: dict[str, bytes]) -> bool:
         try:
             found.log(name, result.metrics, files, shown(index.location))
         except Exception as error:  # A server may fail in any way; the result is printed already.
             err.print(f"{found.run.place} did not get the evaluation: {error}")
-            raise typer.Exit(UNSENT_EXIT_CODE) from None
+            return False
         link = "linked to its model" if found.model_id else "which has no logged model of this step"
         out.print(f"logged as {name}/… to run {found.run.run_id}, {link}")
+        return True
 
     return send

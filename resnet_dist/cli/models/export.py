@@ -88,7 +88,7 @@ def export(
         images, name = samples_of(trained, samples, findings)
         found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
         out.print(f"{out_file}: {found} ({name})")
-    if candidate is not None:
-        out.print(f"registered as {candidate.register()}")
     report_findings(findings, bad_images=True)
+    if candidate is not None:  # Last: whatever it raises, the left-out images are reported.
+        out.print(f"registered as {candidate.register()}")
     exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)

@@ -17,7 +17,7 @@ from resnet_dist.runs.folder import CHECKPOINTS_FOLDER, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.logged.lookup import MODEL_URI, run_of
+from resnet_dist.tracking.mlflow.logged.lookup import find_logged, run_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
 from resnet_dist.tracking.store import MODEL_SCHEMES, TrackerAway, sqlite_file, tracking_uri
 
@@ -85,18 +85,10 @@ def _run(client: mlflow.MlflowClient, model: str, location: str) -> Run:
 def _run_id_of(client: mlflow.MlflowClient, uri: str) -> str:
     if uri.startswith("runs:/"):
         return uri.split("/")[1]
-    found = MODEL_URI.fullmatch(uri)
-    if found is None:
+    run_id = find_logged(client, uri).run_id
+    if run_id is None:
         raise LookupError(uri)
-    name, version, alias = found.groups()
-    if alias:
-        return str(client.get_model_version_by_alias(name, alias).run_id)
-    if version == "latest":
-        versions = client.search_model_versions(f"name = '{name}'")
-        version = max((one.version for one in versions), key=int)
-    if version:
-        return str(client.get_model_version(name, version).run_id)
-    return str(client.get_logged_model(name).source_run_id)
+    return run_id
 
 
 def _model_id(run: Run, step: int) -> str | None:
