@@ -141,9 +141,10 @@ def metrics_file() -> Path | None:
 
 @contextmanager
 def file_sinks(path: Path | None, report: Callable[[str], None]) -> Iterator[list[Sink]]:
-    """Yield the sink that writes the gauges to a file; none where no file is named, or another run writes to it.
+    """Yield the sink that writes the gauges to a file; none where no file is named, or it cannot be written.
 
-    Two runs in one file would show the steps of each other, and neither would raise its alerts: that is reported.
+    Nor where another run writes to it: two runs in one file would show the steps of each other, and neither would raise
+    its alerts. All that is reported.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []
@@ -161,6 +162,12 @@ def _is_ours(path: Path, stack: ExitStack, report: Callable[[str], None]) -> boo
         report(
             f"{METRICS_VARIABLE}={path}: another run on this machine writes its gauges there, so this one writes none; "
             "name a file for each"
+        )
+        return False
+    except OSError as error:
+        report(
+            f"{METRICS_VARIABLE}={path}: cannot be written ({error.strerror or error}), so this run writes no gauges; "
+            "name a file in a folder that it may write to"
         )
         return False
     stack.callback(lock.unlink, missing_ok=True)

@@ -83,6 +83,22 @@ def test_the_file_has_the_state_of_the_run(run: RunFolder, tmp_path: Path) -> No
         assert sinks == []
 
 
+def test_a_folder_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, timeout_seconds: float) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("resnet_dist.driver.gauges.hold_lock", fails)
+    reports: list[str] = []
+    with file_sinks(tmp_path / "x.prom", reports.append) as sinks:
+        assert sinks == []
+    assert reports == [
+        f"{METRICS_VARIABLE}={tmp_path}/x.prom: cannot be written (Permission denied), so this run writes no gauges; name a "
+        "file in a folder that it may write to"
+    ]
+
+
 def test_a_sink_that_fails_is_reported_once_and_tried_again(
     run: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
