@@ -129,15 +129,21 @@ def train(
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     _print_summary(summary, place)
-    _exit_where_left(summary)
+    exit_where_left(summary.not_evaluated, [summary.run])
 
 
-def _exit_where_left(summary: Summary) -> None:
-    """End the command of a finished run with the exit code of what was not sent, or not evaluated."""
-    if summary.not_evaluated:
-        err.print(f"exit code {LEFT_OUT}: not evaluated: {', '.join(summary.not_evaluated)}")
-    exit_where_unsent([summary.run])
-    if summary.not_evaluated:
+def exit_where_left(
+    not_evaluated: Sequence[str], runs: Sequence[RunFolder], study: tuple[Path, Sequence[str]] = (Path(), ())
+) -> None:
+    """End the command, whose runs are finished, with the exit code of what was not sent, or not evaluated.
+
+    not_evaluated: steps with their reasons. study: as of `report_unsent`.
+    """
+    if not_evaluated:
+        err.print(f"exit code {LEFT_OUT}: not evaluated: {', '.join(not_evaluated)}")
+    if report_unsent(runs, study):
+        raise typer.Exit(UNSENT_EXIT_CODE)
+    if not_evaluated:
         raise typer.Exit(LEFT_OUT)
 
 
@@ -200,15 +206,16 @@ def study(
             )
             raise typer.Exit(interrupted.exit_code) from None
     _print_results(value, summary, output)
-    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
+    exit_where_left(summary.not_evaluated, summary.runs, (request.folder, summary.unsent))
 
 
 def _print_results(value: Study, summary: StudySummary, output: Path) -> None:
     for trial, result in zip(value.trials, summary.results, strict=True):
         metrics = result.metrics
+        top1 = f"{metrics['eval/top1']:.2%}" if "eval/top1" in metrics else "-"
         out.print(
             f"{trial.name:<24} training loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.2%}  "
-            f"eval top-1 {metrics['eval/top1']:.2%}"
+            f"eval top-1 {top1}"
         )
     out.print(
         f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
@@ -249,21 +256,32 @@ def _torchrun_ranks() -> TorchrunRanks | None:
     return TorchrunRanks()
 
 
-def exit_where_unsent(runs: Sequence[RunFolder], study: tuple[Path, Sequence[str]] = (Path(), ())) -> None:
-    """End the command, whose runs are finished, with UNSENT_EXIT_CODE where MLflow did not get everything.
+def report_unsent(
+    runs: Sequence[RunFolder],
+    study: tuple[Path, Sequence[str]] = (Path(), ()),
+    code: int = UNSENT_EXIT_CODE,
+) -> bool:
+    """Print what MLflow did not get of runs, with the exit code of the command; report whether there is any.
 
-    study: the folder of the study that they belong to, and what MLflow did not get of it besides the runs.
+    study: the folder of the study or sweep that they belong to, and what MLflow did not get of it besides the runs.
     """
     from resnet_dist.runs.folder import unsent_summary
-    from resnet_dist.runs.study_folder import unsent_line
+    from resnet_dist.runs.study_folder import kind_of, unsent_line
 
-    lines = [f"run {run.name} is trained, but {unsent_summary(run)}" for run in runs if run.unsent]
+    lines = [
+        f"run {run.name} {'is trained, but' if run.status == 'FINISHED' else 'has'} {unsent_summary(run)}"
+        for run in runs
+        if run.unsent
+    ]
     folder, unsent = study
-    lines += [f"study {folder.name} is complete, but {unsent_line(folder, unsent)}"] if unsent else []
+    lines += (
+        [f"{kind_of(folder).word} {folder.name} is complete, but {unsent_line(folder, unsent)}"]
+        if unsent
+        else []
+    )
     for line in lines:
-        err.print(f"exit code {UNSENT_EXIT_CODE}: {line}")
-    if lines:
-        raise typer.Exit(UNSENT_EXIT_CODE)
+        err.print(f"exit code {code}: {line}")
+    return bool(lines)
 
 
 def browse_line(output: Path) -> str:

@@ -36,7 +36,8 @@ class Result:
     tags: Mapping[str, str]
     """The tags of the trial."""
     metrics: Mapping[str, float]
-    """The last value of every metric of the run; training metrics are means over `Study.last_steps`."""
+    """The last value of every metric of the run; training metrics are means over `Study.last_steps`. Those of the
+    evaluation are missing where the last one has failed."""
 
 
 @dataclass(frozen=True)

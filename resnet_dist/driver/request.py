@@ -36,7 +36,7 @@ class Request:
     wait_seconds: float | None = None
     also: tuple[str, ...] = ()  # what gets the metrics beside MLflow
     profile: ProfiledSteps | None = None  # steps whose trace is written beside the run
-    register: str = ""  # NAME or NAME@ALIAS for the model; empty: those of a run that goes on, else none
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: those of a run that is resumed, else none
     changes: str = ""  # what the command changes of the recipe file, without passwords
     cpus: int | None = None  # of each rank, where several runs share a machine; None: as many as there are
 

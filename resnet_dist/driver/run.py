@@ -37,7 +37,7 @@ from resnet_dist.errors import (
     TrainingError,
 )
 from resnet_dist.launch.attempt import RankLauncher
-from resnet_dist.runs.evaluations import EvaluationResults
+from resnet_dist.runs.evaluations import failed_evaluations
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
@@ -92,8 +92,7 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     names = list_checkpoints(ended.run.checkpoints)
     checkpoint = f"{ended.run.checkpoints.location}/{names[-1]}" if names else None
-    failed = [one for one in EvaluationResults(ended.run.storage).read() if one.problem is not None]
-    reasons = tuple(f"step {one.step} ({one.problem})" for one in failed)
+    reasons = tuple(map(str, failed_evaluations(ended.run.storage)))
     return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, reasons)
 
 

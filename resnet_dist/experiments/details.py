@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from resnet_dist.experiments.curves import chart
 from resnet_dist.experiments.listing import short
 from resnet_dist.experiments.numbers import duration_text, metric_text, time_text
+from resnet_dist.runs.study_folder import KINDS
 from resnet_dist.tracking.logged_run import (
+    FOLDER_TAG,
     LOSS,
     NOT_COMPARED,
     RATE,
@@ -28,9 +30,8 @@ ORIGIN = {
     "source": "mlflow.source.name",
     "commit": "mlflow.source.git.commit",
     "user": "mlflow.user",
-    "study": "study",
-    "sweep": "sweep",
-    "folder": f"{OWN}folder",
+    **{kind.word: kind.tag for kind in KINDS},
+    "folder": FOLDER_TAG,
 }
 
 

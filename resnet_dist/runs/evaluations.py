@@ -24,6 +24,9 @@ class Evaluated:
     metrics: Mapping[str, float] = field(default_factory=dict)
     problem: str | None = None
 
+    def __str__(self) -> str:
+        return f"step {self.step}" + (f" ({self.problem})" if self.problem is not None else "")
+
 
 class EvaluationResults:
     """The results of one run, by step. Files that were read once are not read again."""
@@ -46,3 +49,8 @@ class EvaluationResults:
         self._storage.create(
             f"step-{result.step:08d}.json", (json.dumps(asdict(result), indent=1) + "\n").encode()
         )
+
+
+def failed_evaluations(run: Storage) -> list[Evaluated]:
+    """Return the evaluations of a run that have failed for good, in the order of their steps. Raises StorageError."""
+    return [one for one in EvaluationResults(run).read() if one.problem is not None]

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from resnet_dist.config import Result, Study, Trial
 from resnet_dist.errors import UserError
+from resnet_dist.runs.evaluations import failed_evaluations
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.study_folder import FIGURE_FILE, TABLE_FILE
 from resnet_dist.study.figure import Curve, draw_study
@@ -17,6 +18,7 @@ from resnet_dist.study.request import StudyRequest
 from resnet_dist.tracking.spool import Entry, Follower, read_layers
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
+EVALUATION = "eval/"  # the prefix of the metrics of an evaluation
 TRAINING_METRICS = ("train/loss", "train/top1")
 
 
@@ -32,6 +34,8 @@ class StudySummary:
     runs: tuple[RunFolder, ...] = field(default=(), compare=False)
     # What MLflow did not get besides them, in words.
     unsent: tuple[str, ...] = field(default=(), compare=False)
+    # Steps that were to be evaluated, each with its run and the reason.
+    not_evaluated: tuple[str, ...] = ()
 
 
 def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
@@ -42,9 +46,10 @@ def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
     study = request.study
     trials = study.trials[: len(runs)]
     logged = [read_metrics(run) for run in runs]
+    failed = [failed_evaluations(run.storage) for run in runs]
     results = tuple(
-        Result(trial.tags, summarise(of_run, study.last_steps))
-        for trial, of_run in zip(trials, logged, strict=True)
+        Result(trial.tags, summarise(of_run, study.last_steps, [one.step for one in of_failed]))
+        for trial, of_run, of_failed in zip(trials, logged, failed, strict=True)
     )
     complete = len(runs) == len(study.trials)
     conclusion = (
@@ -59,7 +64,8 @@ def report(request: StudyRequest, runs: Sequence[RunFolder]) -> StudySummary:
     figure, table = request.folder / FIGURE_FILE, request.folder / TABLE_FILE
     draw_study(curves, title=conclusion).savefig(figure)
     write_table(table, runs, results)
-    return StudySummary(results, conclusion, figure, table, tuple(runs))
+    lost = tuple(f"{run.name} {one}" for run, of_run in zip(runs, failed, strict=True) for one in of_run)
+    return StudySummary(results, conclusion, figure, table, tuple(runs), not_evaluated=lost)
 
 
 def read_metrics(run: RunFolder) -> dict[int, dict[str, float]]:
@@ -88,9 +94,19 @@ def metrics_by_step(entries: Sequence[Entry]) -> dict[int, dict[str, float]]:
     return dict(sorted(steps.items()))
 
 
-def summarise(metrics: Mapping[int, Mapping[str, float]], last_steps: int) -> dict[str, float]:
-    """Return the newest value of each metric; for TRAINING_METRICS, the mean of the last `last_steps` steps."""
-    newest = {name: value for of_step in metrics.values() for name, value in of_step.items()}
+def summarise(
+    metrics: Mapping[int, Mapping[str, float]], last_steps: int, failed: Sequence[int] = ()
+) -> dict[str, float]:
+    """Return the newest value of each metric; for TRAINING_METRICS, the mean of the last `last_steps` steps.
+
+    failed: steps whose evaluation has failed. An evaluation before one of them is not the result.
+    """
+    newest = {
+        name: value
+        for step, of_step in metrics.items()
+        for name, value in of_step.items()
+        if not name.startswith(EVALUATION) or step >= max(failed, default=0)
+    }
     begin = max(metrics) - last_steps
     for name in TRAINING_METRICS:
         newest[name] = fmean(
@@ -116,6 +132,10 @@ def curve_of(
     )
 
 
+def error_text(top1: float | None) -> str:
+    return "-" if top1 is None else f"{1 - top1:.6g}"
+
+
 def write_table(path: Path, runs: Sequence[RunFolder], results: Sequence[Result]) -> None:
     """Write a CSV file with a line for each run: its name, its tags, its results and its id in MLflow."""
     rows = [
@@ -124,7 +144,7 @@ def write_table(path: Path, runs: Sequence[RunFolder], results: Sequence[Result]
             **result.tags,
             "train_loss": f"{result.metrics['train/loss']:.6g}",
             "train_error": f"{1 - result.metrics['train/top1']:.6g}",
-            "eval_error": f"{1 - result.metrics['eval/top1']:.6g}",
+            "eval_error": error_text(result.metrics.get("eval/top1")),
             "mlflow_run_id": run.run_id,
         }
         for run, result in zip(runs, results, strict=True)

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from resnet_dist.config import Recipe
+from resnet_dist.config.part import explain
 from resnet_dist.errors import UserError
 from resnet_dist.runs.choose import may_change
 from resnet_dist.runs.folder import stored_recipe
@@ -18,6 +21,7 @@ from resnet_dist.system.files import write_text_atomically
 # finished: trained to its end; stopped: by the scheduler, early; diverged: its loss was no number any more. The others are
 # no results: failed is tried again by the next command, interrupted is continued by it.
 State = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
+NOT_EVALUATED = "not evaluated: "  # begins the reason of a trial whose evaluations have failed
 RESULTS: tuple[State, ...] = ("finished", "stopped", "diverged")
 # Draws this number of different trials, as `--set` texts, from the seed; the first ones do not depend on the number.
 Draw = Callable[[int], list[tuple[str, ...]]]
@@ -31,7 +35,7 @@ class Outcome:
     value: float | None = None  # of the metric, at the last evaluation
     step: int | None = None  # of that evaluation
     metrics: Mapping[str, float] = field(default_factory=dict)  # of that evaluation
-    reason: str = ""  # the error of one that failed, or why it was stopped
+    reason: str = ""  # the error of one that failed, why it was stopped, or the steps that were not evaluated
     seconds: float = 0.0
 
     @property
@@ -50,6 +54,17 @@ class PlannedTrial:
     @property
     def has_result(self) -> bool:
         return self.outcome is not None and self.outcome.is_result
+
+    @property
+    def state(self) -> str:
+        return "left" if self.outcome is None else self.outcome.state
+
+    @property
+    def not_evaluated(self) -> str:
+        """The steps of a finished trial that were to be evaluated, each with the reason; mostly empty."""
+        if self.outcome is None or self.outcome.state != "finished":
+            return ""
+        return self.outcome.reason.removeprefix(NOT_EVALUATED)
 
     @property
     def values(self) -> dict[str, str]:
@@ -126,7 +141,7 @@ def planned(
 
 
 def _check_same(known: Plan, wanted: Plan, recipe: Recipe, num: int) -> None:
-    """Raise UserError where a sweep goes on with other trials than it began with."""
+    """Raise UserError where a sweep would continue with other trials than it began with."""
     name = "this sweep was begun with"
     advice = "; give a new --name, or the same flags"
     for flag, before, now in (
@@ -138,7 +153,12 @@ def _check_same(known: Plan, wanted: Plan, recipe: Recipe, num: int) -> None:
             raise UserError(f"{flag} {now}: {name} {before}{advice}")
     if num < len(known.trials):
         raise UserError(f"--trials {num}: {name} {len(known.trials)}; give {len(known.trials)} or more")
-    before_recipe = Recipe.model_validate(dict(known.recipe))
+    try:
+        before_recipe = Recipe.model_validate(dict(known.recipe))
+    except ValidationError as error:
+        raise UserError(
+            f"this sweep was begun by another version of resnet_dist ({explain(error, Recipe)}); give a new --name"
+        ) from None
     changed = [
         f"{key} was {was}, is {now}"
         for key, (now, was) in recipe.changes_from(before_recipe).items()

@@ -30,9 +30,14 @@ class SweepSummary:
     unsent: tuple[str, ...] = field(default=(), compare=False)
 
     @property
-    def failed(self) -> list[PlannedTrial]:
-        """The trials that failed, and are no results."""
-        return [one for one in self.plan.trials if one.outcome is not None and one.outcome.state == "failed"]
+    def left(self) -> list[PlannedTrial]:
+        """The trials without a result: they failed, were interrupted, or have not begun."""
+        return [trial for trial in self.plan.trials if not trial.has_result]
+
+    @property
+    def not_evaluated(self) -> list[PlannedTrial]:
+        """The finished trials of which an evaluation has failed."""
+        return [trial for trial in self.plan.trials if trial.not_evaluated]
 
 
 def report(plan: Plan, searches: Sequence[Search], folder: Path) -> SweepSummary:
@@ -89,7 +94,7 @@ def table_lines(plan: Plan) -> list[str]:
     rows = [["RUN", "STATE", plan.metric.upper(), "STEP", *(name.upper() for name in fields)]]
     for trial in ranked(plan):
         outcome = trial.outcome
-        state = outcome.state if outcome is not None else "left"
+        state = trial.state
         step = str(outcome.step) if outcome is not None and outcome.step is not None else "-"
         rows.append([trial.name, state, shown_value(plan, trial), step, *trial.values.values()])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -106,7 +111,7 @@ def write_table(path: Path, plan: Plan) -> None:
         rows.append(
             {
                 "run": trial.name,
-                "state": outcome.state if outcome is not None else "left",
+                "state": trial.state,
                 **trial.values,
                 plan.metric: "" if outcome is None or outcome.value is None else f"{outcome.value:.6g}",
                 "step": "" if outcome is None or outcome.step is None else outcome.step,

@@ -39,6 +39,7 @@ class SweepRequest:
     address: str | None = None
     name: str | None = None
     max_restarts: int = DEFAULT_MAX_RESTARTS
+    also: tuple[str, ...] = ()  # what gets the metrics of the runs beside MLflow
 
     @property
     def full_name(self) -> str:
@@ -81,6 +82,7 @@ class SweepRequest:
             name=trial.name,
             tags=dict(tags),
             max_restarts=self.max_restarts,
+            also=self.also,
             cpus=cpus,
             changes=changes_text(recipe, self.file_recipe),
         )

@@ -32,7 +32,7 @@ from resnet_dist.sweep.plan import Outcome, Plan, PlannedTrial, plan_without_tri
 from resnet_dist.sweep.report import SweepSummary, conclude, report
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.search import check_value
-from resnet_dist.sweep.trial import Report, evaluation
+from resnet_dist.sweep.trial import Report, evaluation, is_finite
 from resnet_dist.sweep.watch import Watch
 from resnet_dist.system.command import joined
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
@@ -65,12 +65,14 @@ def run_sweep(request: SweepRequest, reporter: Reporter, open_study: OpenStudy) 
     check_output(request.output)
     check_plan(request, find_plan(request))
     _check_gpus(request)
-    try:
-        with held(request.folder):
+    is_new = not request.folder.exists()
+    with held(request.folder):
+        try:
             return _Sweep(request, find_plan(request), reporter).run(open_study)
-    finally:
-        if not (request.folder / SWEEP_FILE).exists():  # It has not begun.
-            shutil.rmtree(request.folder, ignore_errors=True)
+        finally:
+            # It has not begun. Only while the lock is held: the folder may be that of another command.
+            if is_new and not (request.folder / SWEEP_FILE).exists():
+                shutil.rmtree(request.folder, ignore_errors=True)
 
 
 def _check_gpus(request: SweepRequest) -> None:
@@ -98,6 +100,7 @@ def find_plan(request: SweepRequest) -> Plan:
 
 def check_plan(request: SweepRequest, plan: Plan) -> None:
     """Check every trial before the first is trained, and values that none has drawn. Raises UserError."""
+    titles: dict[str, str] = {}
     for trial in plan.trials:
         title = f"trial {trial.name} ({', '.join(trial.sets)})"
         try:
@@ -105,6 +108,9 @@ def check_plan(request: SweepRequest, plan: Plan) -> None:
         except RecipeError as error:
             raise UserError(f"{title}: {error}") from None
         check_trial(of_trial, title)
+        # Values that are typed in two ways, such as 0.1 and 1e-1, are one recipe.
+        if (same := titles.setdefault(of_trial.recipe.to_json(), title)) != title:
+            raise UserError(f"{title}: has the recipe of {same}; give each value of --search once")
     drawn = {text for trial in plan.trials for text in trial.sets}
     for search in request.searches:
         for value in search.choices:
@@ -211,7 +217,7 @@ class _Sweep:
             found[trial.name] = [
                 evaluation(entry, metric, total)
                 for entry in Follower(run.spool).read()
-                if metric in entry.metrics and entry.step is not None and entry.step < total
+                if is_finite(entry.metrics.get(metric)) and entry.step is not None and entry.step < total
             ]
         return found
 
@@ -219,12 +225,21 @@ class _Sweep:
         return read_run(open_storage(self._request.output).at(RUNS_FOLDER).at(name))
 
     def _report_and_close(self, publisher: StudyPublisher, status: Status) -> SweepSummary | None:
-        """Draw what has ended, and close the sweep's MLflow run whatever happens."""
+        """Draw what has ended, and close the sweep's MLflow run whatever happens.
+
+        Raises SweepInterrupted after SIGINT or SIGTERM, and what `report` raises.
+        """
         request, summary = self._request, None
         try:
             if any(trial.outcome is not None for trial in self._plan.trials):
                 summary = report(self._plan, request.searches, request.folder)
                 publisher.log_files(summary.figure, summary.table, summary.values)
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise SweepInterrupted(self._plan) from None
+        except BaseException:
+            status = "FAILED"
+            raise
         finally:
             publisher.close(status, conclude(self._plan))
         if publisher.unsent and status != "FINISHED":  # A finished sweep is summed up by the command.

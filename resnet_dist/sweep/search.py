@@ -16,6 +16,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.config.overrides import annotation_of, members
 from resnet_dist.config.part import fields, nearest
 from resnet_dist.errors import RecipeError, UserError
+from resnet_dist.system.redact import redact
 
 Form = Literal["log", "uniform", "int", "list"]
 FORMS = "log:A..B, A..B, int:A..B or a,b,c"
@@ -111,6 +112,11 @@ def num_combinations(searches: Sequence[Search]) -> float:
 
 
 def _read(text: str) -> Search:
+    if (safe := redact(text)) != text:
+        raise UserError(
+            f"--search {safe}: has a password or a signature, and a sweep writes its values into its files and pages; "
+            "give values without one"
+        )
     field, equals, values = (part.strip() for part in text.partition("="))
     if not equals or not field or not values:
         raise UserError(f"--search {text}: must be FIELD={FORMS}")

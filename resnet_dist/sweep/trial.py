@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,9 +13,9 @@ from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
 from resnet_dist.errors import Diverged, ExplainedError, exit_code_of
 from resnet_dist.runs.folder import RUNS_FOLDER, read_run
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.sweep.plan import Outcome, State
+from resnet_dist.sweep.plan import NOT_EVALUATED, Outcome, State
 from resnet_dist.tracking.origin import STOPPED_TAG
-from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.spool import Entry, Follower
 
 PROGRESS = 1000  # of a trial that is trained to its end: trials of different lengths are compared by it
 EVALUATION = "eval/"  # the prefix of the metrics of an evaluation
@@ -66,7 +67,11 @@ class TrialRun:
         if entry.step is None or self._metric not in entry.metrics:
             return
         self._newest = evaluation(entry, self._metric, self._total)
-        if entry.step < self._total:  # The last one is reported with the end.
+        if self._newest["value"] is None:
+            self.note(
+                f"step {entry.step}: {self._metric} is {entry.metrics[self._metric]}, which counts as no value"
+            )
+        elif entry.step < self._total:  # The last one is reported with the end.
             self._reports.put(self._newest)
 
     def _run(self) -> None:
@@ -91,9 +96,23 @@ class TrialRun:
         except KeyboardInterrupt as error:  # Stopped before its run existed.
             assert exit_code_of(error)
             return self._ended("interrupted", "")
-        metrics = {key: value for key, value in summary.outcome.metrics.items() if key.startswith(EVALUATION)}
+        if summary.not_evaluated:
+            return self._partly_evaluated(summary)
+        metrics = evaluated(summary.outcome.metrics)
         value = metrics.get(self._metric)
         return Outcome("finished", value, summary.outcome.step, metrics, seconds=summary.seconds)
+
+    def _partly_evaluated(self, summary: Summary) -> Outcome:
+        """Return the outcome by the newest step that was evaluated, which need not be the last one."""
+        reason = f"{NOT_EVALUATED}{', '.join(summary.not_evaluated)}"
+        found = [entry for entry in Follower(summary.run.spool).read() if self._metric in entry.metrics]
+        if not found:
+            return Outcome("failed", reason=reason, seconds=summary.seconds)
+        newest = max(found, key=lambda entry: entry.step or 0)
+        metrics = evaluated(newest.metrics)
+        return Outcome(
+            "finished", metrics.get(self._metric), newest.step, metrics, reason, seconds=summary.seconds
+        )
 
     def _ended(self, state: State, reason: str) -> Outcome:
         newest = self._newest
@@ -101,11 +120,20 @@ class TrialRun:
 
 
 def evaluation(entry: Entry, metric: str, total_steps: int) -> dict[str, Any]:
-    """Return the report of an evaluation, which has the metric."""
+    """Return the report of an evaluation, which has the metric; its value is None where that is no number."""
     assert entry.step is not None
-    metrics = {key: value for key, value in entry.metrics.items() if key.startswith(EVALUATION)}
+    metrics = evaluated(entry.metrics)
     progress = PROGRESS * entry.step // max(total_steps, 1)
-    return {"step": entry.step, "value": entry.metrics[metric], "progress": progress, "metrics": metrics}
+    return {"step": entry.step, "value": metrics.get(metric), "progress": progress, "metrics": metrics}
+
+
+def evaluated(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an evaluation that are numbers: JSON has no others."""
+    return {key: value for key, value in metrics.items() if key.startswith(EVALUATION) and is_finite(value)}
+
+
+def is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def request_stop_of(request: Request, reason: str) -> None:

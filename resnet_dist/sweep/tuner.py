@@ -1,19 +1,21 @@
 """Ray Tune: draw the trials, start them as actors that share the machines, and choose those that are stopped early.
 
 Tune decides, and this package carries out: a trial that the scheduler stops saves a checkpoint and closes its run before
-it ends, and a sweep that goes on is told what it had seen.
+it ends, and a sweep that is continued gets what it had seen.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,14 @@ from resnet_dist.launch.on_ray.settings import set_defaults
 set_defaults()
 # Nothing of the sweep is read from Tune's files, so it need not write any but its own state.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault(
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
-)  # A trial may end before its first evaluation.
+# A trial may end before its first evaluation.
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # The other output is silent where it is asked to be.
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 import numpy as np
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.variant_generator import generate_variants
@@ -39,21 +41,27 @@ from resnet_dist.driver.run import run_training
 from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.sweep.plan import Outcome
 from resnet_dist.sweep.room import Room
-from resnet_dist.sweep.search import Search
+from resnet_dist.sweep.search import Search, num_combinations
 from resnet_dist.sweep.trial import PROGRESS, Report, TrialRun
 from resnet_dist.sweep.watch import Watch
+from resnet_dist.system.provenance import origin_variables
 from resnet_dist.system.signals import StopRequest, handle_signals
+from resnet_dist.tracking.also.beside import with_others
 from resnet_dist.tracking.open import open_publisher
 
 JOIN_SECONDS = 0.2
 END_SECONDS = 20.0  # for a training to end in an actor that is taken away
 REDUCTION = 3  # ASHA lets the best third of the trials go on at each of 1/9 and 1/3 of their length.
 MAX_IN_VAIN = 1000  # draws that give no new trial, after which there are no more
+SIGN_PREFIX = ".shared-"  # of a file in the folder of the sweep while its trials run
 MLFLOW_PREFIX = "MLFLOW_"  # variables that the processes of trials need, on other machines too
 
 
 def draw(searches: Sequence[Search], seed: int, num: int) -> list[tuple[str, ...]]:
     """Draw different trials, each as `--set` texts. Raises UserError where there are not so many."""
+    possible = num_combinations(searches)
+    if num > possible:
+        raise _too_many(num, int(possible))
     space = {search.field: _domain(search) for search in searches}
     random, drawn, in_vain = np.random.RandomState(seed), dict[tuple[str, ...], None](), 0
     while len(drawn) < num and in_vain < MAX_IN_VAIN * num:
@@ -61,11 +69,15 @@ def draw(searches: Sequence[Search], seed: int, num: int) -> list[tuple[str, ...
         sets = tuple(f"{search.field}={search.text_of(values[search.field])}" for search in searches)
         in_vain = in_vain + 1 if sets in drawn else 0
         drawn[sets] = None
-    if len(drawn) < num:
-        raise UserError(
-            f"--trials {num}: the searches have {len(drawn)} different trials; give --trials {len(drawn)}"
-        )
+    if len(drawn) < num:  # A narrow range has few numbers of four digits.
+        raise _too_many(num, len(drawn))
     return list(drawn)
+
+
+def _too_many(num: int, possible: int) -> UserError:
+    return UserError(
+        f"--trials {num}: the searches have {possible} different trials; give --trials {possible}"
+    )
 
 
 def _domain(search: Search) -> Any:
@@ -86,38 +98,50 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], **orders: Any) -> None:
         os.environ.update(orders["variables"])
-        with suppress(
-            OSError
-        ):  # Another machine may not have it; the path of the recipe file is relative to it.
+        if ray.get_runtime_context().get_node_id() != orders["node"]:  # It cannot see the origin itself.
+            os.environ.update(orders["origin"])
+        # Another machine may not have the folder; the path of the recipe file is relative to it.
+        with suppress(OSError):
             os.chdir(orders["folder"])
         self._orders = orders
-        self._begin(config)
+        self._trial: TrialRun | None = None
+        self._next: str | None = config["trial"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         if self._trial is not None and not self._trial.has_ended:
             return False  # It hangs: the next trial gets a process of its own.
-        self._begin(new_config)
+        self._trial, self._next = None, new_config["trial"]
         return True
 
     def step(self) -> dict[str, Any]:
+        # Not in `setup`: Tune reports the start of a trial after it, and a stop is requested of those that have started.
+        if self._next is not None:
+            self._begin(self._next)
+            self._next = None
         return {"done": True} if self._trial is None else self._trial.next_report()
 
     def cleanup(self) -> None:
         if self._trial is not None:
             self._trial.join(END_SECONDS)
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        request: Request = self._orders["requests"][config["trial"]]
+    def _begin(self, name: str) -> None:
+        request: Request = self._orders["requests"][name]
         is_stopped = Path(self._orders["stop_file"]).exists()
-        self._trial = None if is_stopped else TrialRun(request, self._orders["metric"], _train)
+        train = partial(train_trial, Path(self._orders["sign"]))
+        self._trial = None if is_stopped else TrialRun(request, self._orders["metric"], train)
 
 
-def _train(request: Request, reporter: Reporter) -> Summary:
-    return run_training(request, reporter, open_publisher)
+def train_trial(sign: Path, request: Request, reporter: Reporter) -> Summary:
+    """Train a trial to its end. sign: a file of the driver. Raises RankFailed where this node does not have it."""
+    if not sign.exists():
+        raise RankFailed(
+            f"{platform.node()} does not share {sign.parent} with the driver; --output must be a folder that all nodes share"
+        )
+    return run_training(request, reporter, with_others(open_publisher))
 
 
 class _OfWatch:
-    """What Tune pickles with its state, which nobody reads: without the watch, which has a lock."""
+    """A part that Tune pickles with its state, which nobody reads: without the watch, which has a lock."""
 
     def __init__(self, watch: Watch | None = None) -> None:
         self.watch = watch
@@ -163,7 +187,7 @@ class _Named:
 
 
 class GentleAsha(ASHAScheduler):
-    """ASHA by the names of trials. One that it stops goes on until it has saved and closed its run."""
+    """ASHA by the names of trials. One that it stops runs until it has saved and closed its run."""
 
     def __init__(self, metric: str, mode: str, watch: Watch | None) -> None:
         super().__init__(
@@ -248,7 +272,8 @@ def run_trials(
     """
     files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "tune"
     name = uuid.uuid4().hex
-    actor = tune.with_parameters(TrialActor, **_orders(requests, metric, stop_file))
+    sign = stop_file.with_name(f"{SIGN_PREFIX}{name}")
+    actor = tune.with_parameters(TrialActor, **_orders(requests, metric, stop_file, sign))
     tuner = tune.Tuner(
         tune.with_resources(actor, tune.PlacementGroupFactory([room.of_actor()])),
         param_space={"trial": tune.grid_search(list(requests))},
@@ -266,14 +291,35 @@ def run_trials(
         ),
     )
     try:
-        return _fit(tuner, watch)
+        with shown_to_nodes(sign):
+            return _fit(tuner, watch)
     finally:
         shutil.rmtree(files / name, ignore_errors=True)
 
 
-def _orders(requests: Mapping[str, Request], metric: str, stop_file: Path) -> dict[str, Any]:
+@contextmanager
+def shown_to_nodes(sign: Path) -> Iterator[None]:
+    """Keep a file by which a node sees that it shares the folder; remove those of commands that were killed."""
+    for left in (sign, *sign.parent.glob(f"{SIGN_PREFIX}*")):
+        left.unlink(missing_ok=True)
+    sign.touch()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sign.unlink()
+
+
+def _orders(requests: Mapping[str, Request], metric: str, stop_file: Path, sign: Path) -> dict[str, Any]:
     variables = {name: value for name, value in os.environ.items() if name.startswith(MLFLOW_PREFIX)}
+    source = next(iter(requests.values())).source
     return {
+        "node": ray.get_runtime_context().get_node_id(),
+        # What a submitted sweep was given itself comes first.
+        "origin": {
+            name: os.environ.get(name, value) for name, value in origin_variables(Path(source)).items()
+        },
+        "sign": str(sign),
         "requests": dict(requests),
         "metric": metric,
         "stop_file": str(stop_file),

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-from filelock import FileLock, SoftFileLock
-
 try:
     import fcntl
 except ImportError:  # Windows, where filelock has a lock of its own
@@ -36,6 +33,9 @@ def hold_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
     The kernel releases the lock of a process that dies. On a file system without flock, a marker file is the lock; one
     that a dead process of this host has left behind is taken over.
     """
+    # Here, because `--help` needs none.
+    from filelock import FileLock, SoftFileLock, Timeout
+
     if has_flock(path):
         lock, marker = FileLock(path), None
     else:
@@ -43,7 +43,7 @@ def hold_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
         lock = SoftFileLock(marker)
     try:
         lock.acquire(timeout=timeout_seconds)
-    except filelock.Timeout:
+    except Timeout:
         raise LockHeld(marker) from None
     try:
         yield

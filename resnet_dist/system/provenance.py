@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_dist.system.redact import redact
+
 GIT_COMMIT_VARIABLE = "RESNET_DIST_GIT_COMMIT"
 SOURCE_VARIABLE = "RESNET_DIST_SOURCE"
 USER_VARIABLE = "RESNET_DIST_USER"
@@ -71,6 +73,14 @@ def git_state(folder: Path) -> GitState | None:
         return GitState(commit, branch, no_diff=_UNREAD)
     cut = len(diff.encode()) >= MAX_DIFF_BYTES - 1
     return GitState(commit, branch, f"{diff}\n… cut after {MAX_DIFF_BYTES:,} bytes" if cut else diff)
+
+
+def origin_variables(source: Path) -> dict[str, str]:
+    """Return the variables that name the origin of a run to a process that cannot see it: user, file, commit, branch."""
+    variables = {SOURCE_VARIABLE: str(source), USER_VARIABLE: user_name()}
+    if (git := git_state(source.parent)) is not None:
+        variables |= {GIT_COMMIT_VARIABLE: git.commit, GIT_BRANCH_VARIABLE: redact(git.branch)}
+    return variables
 
 
 def _commit(folder: Path, deadline: float) -> str | None:

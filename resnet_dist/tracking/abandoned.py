@@ -15,7 +15,14 @@ from resnet_dist.runs.study_folder import KINDS, StudyHeld, held, read_study
 from resnet_dist.tracking.locate import folder_of
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
-from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
+from resnet_dist.tracking.protocol import (
+    OpenPublisher,
+    OpenStudy,
+    Publisher,
+    RunRecord,
+    StudyPublisher,
+    StudyRecord,
+)
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.tracking.store import STORE_FILE, sqlite_file, store_folder
 from resnet_dist.tracking.sync import sync_one, sync_one_study
@@ -31,21 +38,24 @@ RESTART_SECONDS = 300.0
 RUNNING = "attributes.status = 'RUNNING'"
 
 
-def close_abandoned(tracker: Tracker, output: Path | str, report: Report, quiet: float = 0.0) -> None:
+def close_abandoned(
+    tracker: Tracker, output: Path | str, report: Report, quiet: float = 0.0, but_group: str = ""
+) -> None:
     """Close the runs that are RUNNING in a tracker and whose driver is gone, as their folders show.
 
     Never waits for a lease, and leaves runs whose folder is not on this machine. A run that cannot be closed is reported:
-    the command that looks goes on. quiet: leaves runs whose driver gave a sign within so many seconds. Raises what the
-    tracker raises.
+    the command that looks continues. quiet: leaves runs whose driver gave a sign within so many seconds. but_group: a
+    study or sweep whose runs are left. Raises what the tracker raises.
     """
     for run in tracker.runs(tracker.experiments(), RUNNING):
+        if but_group and run.group == but_group:
+            continue
         if run.folder is not None and is_url(run.folder) and not run.folder.startswith(f"{output}/"):
             continue  # Another person's bucket is not asked.
         try:
             _close(tracker, run, output, report, quiet)
-        except (
-            Exception
-        ) as error:  # A run of another version, or an answer of the tracker, must not end the command.
+        # A run of another version, or an answer of the tracker, must not end the command.
+        except Exception as error:
             report(f"run {run.name}: left RUNNING; {error}")
 
 
@@ -55,21 +65,39 @@ def closing_abandoned(open_publisher: OpenPublisher) -> OpenPublisher:
     Only then: the run that begins may itself be one that a dead driver left, and its lease is this process's now.
     """
 
-    def close(record: RunRecord) -> None:
-        from resnet_dist.tracking.mlflow.reading import Tracker
-
-        output = record.run.location.removesuffix(f"/{RUNS_FOLDER}/{record.run.name}")
-        with suppress(Exception):  # Whatever fails, the next command that looks tries it again.
-            close_abandoned(Tracker.open(record.output), output, lambda text: None, RESTART_SECONDS)
-
     def opened(record: RunRecord, on_entry: Callable[[Entry], None]) -> Publisher:
         publisher = open_publisher(record, on_entry)
-        if has_mlflow():
-            # A daemon thread: nothing waits for it.
-            Thread(target=close, args=(record,), name="abandoned", daemon=True).start()
+        _close_beside(record.output, record.run.location.removesuffix(f"/{RUNS_FOLDER}/{record.run.name}"))
         return publisher
 
     return opened
+
+
+def closing_beside_study(open_study: OpenStudy) -> OpenStudy:
+    """Return a function that opens the publisher of a study or sweep, and closes what is abandoned but its own runs.
+
+    These are resumed soon, and then closed by their own drivers.
+    """
+
+    def opened(record: StudyRecord) -> StudyPublisher:
+        publisher = open_study(record)
+        _close_beside(record.output, record.output, record.name)
+        return publisher
+
+    return opened
+
+
+def _close_beside(store: Path, output: Path | str, but_group: str = "") -> None:
+    """Close what is abandoned in a daemon thread: nothing waits for it."""
+
+    def close() -> None:
+        from resnet_dist.tracking.mlflow.reading import Tracker
+
+        with suppress(Exception):  # Whatever fails, the next command that looks tries it again.
+            close_abandoned(Tracker.open(store), output, lambda text: None, RESTART_SECONDS, but_group)
+
+    if has_mlflow():
+        Thread(target=close, name="abandoned", daemon=True).start()
 
 
 def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report, quiet: float) -> None:

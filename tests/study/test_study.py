@@ -21,11 +21,12 @@ from resnet_dist.driver.request import Interrupted, Reporter, Request
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.runs.choose import choose_run
-from resnet_dist.study.report import metrics_by_step, summarise
+from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
 from resnet_dist.tracking.open import open_publisher, open_study
-from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.spool import Entry, Spool
 from resnet_dist.train import loop
 from tests.paths import ROOT
 from tests.reporter import RecordingReporter
@@ -166,6 +167,36 @@ def test_a_result_is_the_mean_over_the_last_steps() -> None:
         "eval/top1": 0.7,
     }
     assert summarise(steps, last_steps=10_000)["train/loss"] == 25.0
+
+
+def test_an_evaluation_before_one_that_failed_is_not_the_result() -> None:
+    steps = {step: {"train/loss": 1.0, "train/top1": 0.5, "eval/top1": step / 100} for step in (10, 20)}
+    steps[30] = {"train/loss": 1.0, "train/top1": 0.5}
+    assert summarise(steps, 20, failed=[10])["eval/top1"] == 0.2
+    assert "eval/top1" not in summarise(steps, 20, failed=[10, 30])
+
+
+def test_a_study_names_what_was_not_evaluated(request_of: StudyRequest) -> None:
+    runs = []
+    for trial, failed in zip(request_of.study.trials, ([6], [], [3]), strict=True):
+        of_trial = request_of.of_trial(trial, {})
+        run = choose_run(of_trial.output, of_trial.recipe, of_trial.name, resume=False)
+        with Spool(run.spool) as spool:
+            for step in (3, 6):
+                spool.log({"train/loss": 1.0, "train/top1": 0.5}, step)
+                if step not in failed:
+                    spool.log({"eval/top1": step / 10}, step)
+        for step in failed:
+            EvaluationResults(run.storage).write(Evaluated(step, {}, "out of memory"))
+        runs.append(run)
+    request_of.folder.mkdir(parents=True)
+    summary = report(request_of, runs)
+    assert summary.not_evaluated == (
+        "tiny-seed-0 step 6 (out of memory)",
+        "tiny-seed-2 step 3 (out of memory)",
+    )
+    with summary.table.open() as file:
+        assert [row["eval_error"] for row in csv.DictReader(file)] == ["-", "0.4", "0.4"]
 
 
 @pytest.fixture

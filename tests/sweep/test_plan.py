@@ -78,6 +78,12 @@ def test_a_changed_request_is_refused(plan: Plan, digits_recipe: Recipe) -> None
     again(recipe=digits_recipe.with_overrides(["train.log_every=1 steps"]))  # No curve depends on it.
 
 
+def test_a_sweep_of_another_version_is_refused(plan: Plan, digits_recipe: Recipe) -> None:
+    other = replace(plan, recipe={**plan.recipe, "momentum_of_old": 1})
+    with pytest.raises(UserError, match=r"begun by another version of resnet_dist \(.*; give a new --name"):
+        planned(other, wanted(digits_recipe), digits_recipe, names, 4, draw)
+
+
 def test_the_best_was_trained_to_its_end(ended: Plan) -> None:
     best = ended.best()
     assert best is not None

@@ -15,7 +15,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.launch.on_ray import launcher
-from resnet_dist.runs.study_folder import STUDY_TAG, SWEEP_TAG, read_study, studies_in
+from resnet_dist.runs.study_folder import STUDY_TAG, SWEEP_TAG, StudyHeld, held, read_study, studies_in
 from resnet_dist.sweep import room, tuner
 from resnet_dist.sweep.plan import Outcome, read_plan
 from resnet_dist.sweep.request import SweepRequest
@@ -101,6 +101,7 @@ def test_trials_with_a_result_are_not_repeated(request_of: SweepRequest, trained
         for request in requests.values():
             assert request.local
             assert request.cpus == 1
+            assert request.also == ("tensorboard",)
             assert request.tags == {SWEEP_TAG: "digits-sweep"}
             assert "optim.lr=" in request.changes
         watch.ended("digits-sweep-001", Outcome("finished", 0.5, 24))
@@ -108,6 +109,7 @@ def test_trials_with_a_result_are_not_repeated(request_of: SweepRequest, trained
         return True
 
     trained.append(interrupted)
+    request_of = replace(request_of, also=("tensorboard",))
     end, publisher, _ = run(request_of)
     assert isinstance(end, SweepInterrupted)
     assert (end.num_results, end.num_trials, end.exit_code) == (1, 3, 130)
@@ -154,7 +156,7 @@ def test_a_trial_that_failed_is_named_and_tried_again(request_of: SweepRequest, 
 
     trained.append(fails)
     summary, publisher, _ = run(request_of)
-    assert [trial.name for trial in summary.failed] == ["digits-sweep-002"]
+    assert [trial.name for trial in summary.left] == ["digits-sweep-002"]
     assert publisher.ends[0][0] == "FAILED"
     run(request_of)
     assert begun[3:] == ["digits-sweep-002"]
@@ -186,6 +188,16 @@ def test_what_has_ended_is_kept_where_the_trials_cannot_go_on(
             r"trial digits-sweep-00\d \(model\.name=resnet9\): model\.name='resnet9'",
         ),
         (("model.name=resnet8,resnet20",), 3, r"--trials 3: the searches have 2 different trials"),
+        (
+            ("optim.lr=0.1,1e-1",),
+            2,
+            r"trial digits-sweep-002 \(.*\): has the recipe of trial digits-sweep-001 \(optim\.lr=.*; give each value",
+        ),
+        (
+            ("train.evaluate=beside,inline",),
+            2,
+            r"trial digits-sweep-00\d \(.*\): train\.evaluate='beside': --local",
+        ),
         (("optim.nesterov=true,maybe", "seed=int:0..99"), 1, r"optim\.nesterov='maybe'"),
     ],
 )
@@ -197,6 +209,66 @@ def test_a_mistake_is_refused_before_anything_starts(
     with pytest.raises(UserError, match=sentence):
         run_sweep(request, RecordingReporter(), Publisher)
     assert not request.folder.exists()
+
+
+def test_a_second_command_leaves_the_folder_of_the_first(request_of: SweepRequest) -> None:
+    with held(request_of.folder):  # The first one prepares its data: there is no plan yet.
+        with pytest.raises(StudyHeld, match="is being trained by another process"):
+            run_sweep(request_of, RecordingReporter(), Publisher)
+        assert (request_of.folder / ".lock").exists()
+
+
+def test_a_sweep_that_cannot_begin_removes_its_own_folder_alone(
+    request_of: SweepRequest, trained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_small(request: SweepRequest, num: int) -> None:
+        assert request.folder.exists()
+        raise UserError("the cluster is too small")
+
+    monkeypatch.setattr(room, "find_room", too_small)
+    for made_before in (False, True):
+        if made_before:
+            request_of.folder.mkdir()
+            (request_of.folder / "notes.txt").touch()
+        with pytest.raises(UserError, match="too small"):
+            run_sweep(request_of, RecordingReporter(), Publisher)
+        assert request_of.folder.exists() == made_before
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "raised"),
+    [
+        (OSError("No space left"), "FAILED", OSError),
+        (KeyboardInterrupt(), "KILLED", SweepInterrupted),
+    ],
+)
+def test_a_sweep_that_cannot_be_drawn_is_not_closed_as_finished(
+    request_of: SweepRequest,
+    trained: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: str,
+    raised: type[BaseException],
+) -> None:
+    def to_the_end(requests: dict[str, Request], watch: Any) -> bool:
+        for name in requests:
+            watch.ended(name, Outcome("finished", 0.5, 24))
+        return False
+
+    def fails(*arguments: Any) -> None:
+        raise error
+
+    trained.append(to_the_end)
+    monkeypatch.setattr("resnet_dist.sweep.run.report", fails)
+    publishers: list[Publisher] = []
+
+    def opened(record: StudyRecord) -> Publisher:
+        publishers.append(Publisher(record))
+        return publishers[-1]
+
+    with pytest.raises(raised):
+        run_sweep(request_of, RecordingReporter(), opened)
+    assert [end[0] for end in publishers[0].ends] == [status]
 
 
 def test_missing_gpus_leave_nothing_behind(request_of: SweepRequest, monkeypatch: pytest.MonkeyPatch) -> None:

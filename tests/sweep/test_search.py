@@ -55,6 +55,12 @@ def test_ranges_and_lists_are_read(digits_recipe: Recipe) -> None:
         ("seed=int:1.5..4", "the ends of int: must be whole numbers"),
         ("model.name=log:1..4", "the field takes no numbers; give a list of values, a,b,c"),
         ("name=a,b", "no result depends on it"),
+        (
+            "data.train=https://joe:s3cret@h/a,https://h/b",
+            "https://***@h/a,https://h/b: has a password or a signature",
+        ),
+        ("data.train=https://joe:s3cret@h/a", "give values without one"),
+        ("data.trainn=https://h/a?X-Amz-Signature=s3cret,b", "has a password or a signature"),
     ],
 )
 def test_a_mistake_gets_one_sentence(digits_recipe: Recipe, text: str, sentence: str) -> None:
@@ -63,6 +69,7 @@ def test_a_mistake_gets_one_sentence(digits_recipe: Recipe, text: str, sentence:
     assert str(caught.value).startswith("--search")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_field_has_one_source(digits_recipe: Recipe) -> None:

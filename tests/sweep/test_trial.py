@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
@@ -18,10 +20,11 @@ from resnet_dist.sweep.plan import Outcome
 from resnet_dist.sweep.trial import TrialRun
 from resnet_dist.sweep.watch import Watch
 from resnet_dist.tracking.origin import STOPPED_TAG
-from resnet_dist.tracking.spool import Entry
+from resnet_dist.tracking.spool import Entry, Spool
 from resnet_dist.train.loop import Outcome as TrainingOutcome
 
 METRIC = "eval/top1"
+LOST = "not evaluated: step 10 (lost)"
 
 
 @pytest.fixture
@@ -68,6 +71,39 @@ def test_evaluations_and_the_end_are_reported(request_of: Request, run: RunFolde
     assert Outcome(**end["outcome"]) == Outcome(
         "finished", 0.8, 10, {METRIC: 0.8, "eval/loss": 0.9}, seconds=5.0
     )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        # The newest evaluation that there is, with its own step.
+        ({4: 0.4, 6: 0.6}, Outcome("finished", 0.6, 6, {METRIC: 0.6}, LOST, 5.0)),
+        ({}, Outcome("failed", reason=LOST, seconds=5.0)),
+    ],
+)
+def test_a_step_that_was_not_evaluated_has_no_result_of_another(
+    request_of: Request, run: RunFolder, metrics: dict[int, float], expected: Outcome
+) -> None:
+    with Spool(run.spool) as spool:
+        spool.log({"train/loss": 1.0}, 10)
+        for step, value in metrics.items():
+            spool.log({METRIC: value}, step)
+    outcome = TrainingOutcome(10, 10, {METRIC: 0.6, "train/loss": 1.0}, finished=True)
+    lost = Summary(run, outcome, None, 5.0, ("step 10 (lost)",))
+    assert Outcome(**reports_of(request_of, lambda: lost)[-1]["outcome"]) == expected
+
+
+def test_a_value_that_is_no_number_is_none(request_of: Request, run: RunFolder) -> None:
+    def train(request: Request, reporter: Reporter) -> Summary:
+        reporter.begin(10)
+        reporter.entry(Entry(0, 5, {METRIC: math.nan, "eval/loss": 1.0}))
+        outcome = TrainingOutcome(10, 10, {METRIC: math.nan, "eval/loss": 2.0}, finished=True)
+        return Summary(run, outcome, None, 5.0)
+
+    end = TrialRun(request_of, METRIC, train).next_report()
+    assert end["notes"] == [f"step 5: {METRIC} is nan, which counts as no value"]
+    assert Outcome(**end["outcome"]) == Outcome("finished", None, 10, {"eval/loss": 2.0}, seconds=5.0)
+    json.dumps(end, allow_nan=False)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from resnet_dist.config import Recipe
+from resnet_dist.driver.request import Request
 from resnet_dist.errors import UserError
+from resnet_dist.sweep import tuner
 from resnet_dist.sweep.search import Search
-from resnet_dist.sweep.tuner import EndWhenStopped, GentleAsha, Reports, draw, scheduler_of
+from resnet_dist.sweep.tuner import (
+    SIGN_PREFIX,
+    EndWhenStopped,
+    GentleAsha,
+    Reports,
+    TrialActor,
+    _orders,
+    draw,
+    scheduler_of,
+    shown_to_nodes,
+)
 from resnet_dist.sweep.watch import Watch
+from resnet_dist.system.provenance import (
+    GIT_BRANCH_VARIABLE,
+    GIT_COMMIT_VARIABLE,
+    SOURCE_VARIABLE,
+    USER_VARIABLE,
+    git_state,
+    user_name,
+)
+from tests.paths import ROOT
 
 SEARCHES = (
     Search("optim.lr", "log", 0.01, 1.0),
@@ -41,6 +66,71 @@ def test_all_combinations_can_be_drawn_but_no_more() -> None:
     assert len(set(draw(searches, 0, 6))) == 6
     with pytest.raises(UserError, match=r"--trials 7: the searches have 6 different trials; give --trials 6"):
         draw(searches, 0, 7)
+
+
+def test_more_than_all_combinations_is_refused_before_anything_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuner, "generate_variants", lambda *a, **options: pytest.fail("drawn"))
+    with pytest.raises(
+        UserError, match=r"--trials 900: the searches have 6 different trials; give --trials 6"
+    ):
+        draw(SEARCHES[2:], 0, 900)
+    monkeypatch.undo()
+    monkeypatch.setattr(tuner, "MAX_IN_VAIN", 50)
+    narrow = (Search("optim.lr", "uniform", 0.1, 0.1001),)
+    with pytest.raises(UserError, match=r"--trials 9: the searches have 2 different trials"):
+        draw(narrow, 0, 9)
+
+
+@pytest.fixture
+def actor(digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrialActor]:
+    """The process of a trial on the node "a", set up by a driver on the node "b"."""
+    node = {"id": "b"}
+    context = SimpleNamespace(get_node_id=lambda: node["id"])
+    monkeypatch.setattr(tuner.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(tuner, "run_training", lambda *arguments: pytest.fail("trained"))
+    for name in (SOURCE_VARIABLE, USER_VARIABLE, GIT_COMMIT_VARIABLE, GIT_BRANCH_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    request = Request(digits_recipe, str(ROOT / "jobs/digits.py"), tmp_path)
+    sign = tmp_path / f"{SIGN_PREFIX}x"
+    orders = _orders({"s-001": request}, "eval/top1", tmp_path / ".stop", sign)
+    node["id"] = "a"
+    found = TrialActor.__new__(TrialActor)
+    found.setup({"trial": "s-001"}, **orders)
+    yield found
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+def test_a_trial_begins_with_its_first_step(actor: TrialActor, tmp_path: Path) -> None:
+    assert actor._trial is None  # Tune has not reported its start yet.
+    (tmp_path / ".stop").touch()
+    assert actor.step() == {"done": True}
+    assert actor._trial is None
+
+
+def test_a_node_that_does_not_share_the_output_is_named(actor: TrialActor, tmp_path: Path) -> None:
+    outcome = actor.step()["outcome"]
+    assert outcome["state"] == "failed"
+    assert outcome["reason"] == (
+        f"{platform.node()} does not share {tmp_path} with the driver; --output must be a folder that all nodes share"
+    )
+    assert actor.reset_config({"trial": "s-001"})
+    left = tmp_path / f"{SIGN_PREFIX}of-a-command-that-was-killed"
+    left.touch()
+    with shown_to_nodes(tmp_path / f"{SIGN_PREFIX}x"):
+        assert not left.exists()
+        assert actor.step()["outcome"]["reason"].startswith("Failed: trained")
+    assert not list(tmp_path.glob(f"{SIGN_PREFIX}*"))
+
+
+def test_another_node_gets_the_origin_of_the_driver(actor: TrialActor) -> None:
+    assert os.environ[SOURCE_VARIABLE] == str(ROOT / "jobs/digits.py")
+    assert os.environ[USER_VARIABLE] == user_name()
+    state = git_state(ROOT)
+    assert os.environ.get(GIT_COMMIT_VARIABLE) == (None if state is None else state.commit)
 
 
 def trial(name: str) -> Any:

@@ -12,6 +12,7 @@ from resnet_dist.cli.main import check_machine, check_single_start, exit_with_me
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
+    AlsoTo,
     Gpu,
     MaxRestarts,
     Output,
@@ -21,7 +22,7 @@ from resnet_dist.cli.options import (
     on_interrupt,
     out,
 )
-from resnet_dist.cli.train import NOTHING_SAVED, browse_line, exit_where_unsent, short_path
+from resnet_dist.cli.train import NOTHING_SAVED, browse_line, exit_where_left, report_unsent, short_path
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.sweep.search import check_scheduler, read_searches
@@ -29,6 +30,7 @@ from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import shown
 from resnet_dist.terminal import make_reporter
+from resnet_dist.tracking.also.choose import check_also
 
 if TYPE_CHECKING:
     from resnet_dist.sweep.report import SweepSummary
@@ -77,12 +79,14 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="Name of the sweep; an existing one is continued.")] = None,
     output: Output = DEFAULT_OUTPUT,
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
+    also: AlsoTo = None,
 ) -> None:
     """Train a recipe with other values of some fields, and find the best; the same command continues it."""
     check_single_start(address)
     if local and workers > 1:
         raise UserError(f"--workers {workers}: --local trains each trial as one rank; leave one of them out")
     check_machine(local=False, address=address, workers=workers * (concurrent or 1), gpu=gpu)
+    others = check_also(also or ())
     folder = local_folder(str(output), "--output").absolute()
     from resnet_dist.launch.ray_cluster.check import find_cluster  # Here, because `--help` needs none.
 
@@ -113,6 +117,7 @@ def sweep(
         address,
         name,
         max_restarts,
+        others,
     )
     _run(request, output)
 
@@ -121,12 +126,13 @@ def _run(request: SweepRequest, output: Path) -> None:
     """Run a sweep, print its results, and exit with the code for them."""
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.sweep.run import SweepInterrupted, run_sweep
+        from resnet_dist.tracking.abandoned import closing_beside_study
         from resnet_dist.tracking.open import check_tracker, open_study
 
     check_tracker(request.output, request.experiment)
     with make_reporter(out, training_lines=False, bar=False) as reporter:
         try:
-            summary = run_sweep(request, reporter, open_study)
+            summary = run_sweep(request, reporter, closing_beside_study(open_study))
         except SweepInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.num_results} of {interrupted.num_trials} trials; this continues it:\n"
@@ -134,8 +140,9 @@ def _run(request: SweepRequest, output: Path) -> None:
             )
             raise typer.Exit(interrupted.exit_code) from None
     _print(summary, request, output)
-    _exit_where_failed(summary)
-    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
+    _exit_where_trials_are_left(summary)
+    not_evaluated = [f"{trial.name} {trial.not_evaluated}" for trial in summary.not_evaluated]
+    exit_where_left(not_evaluated, summary.runs, (request.folder, summary.unsent))
 
 
 def _print(summary: SweepSummary, request: SweepRequest, output: Path) -> None:
@@ -152,15 +159,18 @@ def _print(summary: SweepSummary, request: SweepRequest, output: Path) -> None:
     )
 
 
-def _exit_where_failed(summary: SweepSummary) -> None:
+def _exit_where_trials_are_left(summary: SweepSummary) -> None:
     """End the command with 1 where a trial has no result: the same command tries it again."""
-    failed = summary.failed
-    for trial in failed:
-        assert trial.outcome is not None
-        err.print(f"error: trial {trial.name} failed: {trial.outcome.reason}")
-    if failed:
-        err.print(
-            f"{len(failed)} of {len(summary.plan.trials)} trials have no result; once that is mended, this tries them "
-            f"again:\n  {command_line()}"
-        )
-        raise typer.Exit(1)
+    left = summary.left
+    if not left:
+        return
+    # What MLflow did not get of the sweep itself was reported at its end.
+    report_unsent(summary.runs, code=1)
+    for trial in left:
+        reason = trial.outcome.reason if trial.outcome is not None else ""
+        err.print(f"error: trial {trial.name} {trial.state}{': ' if reason else ''}{reason}")
+    err.print(
+        f"{len(left)} of {len(summary.plan.trials)} trials have no result; once that is mended, this tries them "
+        f"again:\n  {command_line()}"
+    )
+    raise typer.Exit(1)

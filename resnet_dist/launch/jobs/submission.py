@@ -22,11 +22,7 @@ from resnet_dist.launch.ray_cluster.job import RECIPE_FILE, start_command
 from resnet_dist.system.command import COMMAND_VARIABLE, joined
 from resnet_dist.system.provenance import (
     CHANGES_VARIABLE,
-    GIT_BRANCH_VARIABLE,
-    GIT_COMMIT_VARIABLE,
-    SOURCE_VARIABLE,
-    USER_VARIABLE,
-    git_state,
+    origin_variables,
     user_name,
 )
 from resnet_dist.system.redact import redact
@@ -93,10 +89,7 @@ def job_environment(submission: Submission) -> dict[str, str]:
     """Return the environment of the job: how Ray stops it, where it comes from, the MLflow server, and `--env`."""
     environment = {STOP_SIGNAL_VARIABLE: "SIGINT", STOP_SECONDS_VARIABLE: str(STOP_SECONDS)}
     environment[COMMAND_VARIABLE] = shown_command(submission)
-    environment[SOURCE_VARIABLE] = str(submission.source)
-    environment[USER_VARIABLE] = user_name()
-    if (git := git_state(submission.source.parent)) is not None:
-        environment |= {GIT_COMMIT_VARIABLE: git.commit, GIT_BRANCH_VARIABLE: redact(git.branch)}
+    environment |= origin_variables(submission.source)
     if submission.changes:
         environment[CHANGES_VARIABLE] = submission.changes[:MAX_CHANGES]
     if uri := os.environ.get(URI_VARIABLE):

@@ -184,9 +184,8 @@ def _create_version(client: mlflow.MlflowClient, uri: str, name: str, logged: Lo
         source = f"models:/{logged.model_id}"
         return client.create_model_version(name, source, logged.run_id, model_id=logged.model_id)
     version = client.create_model_version(name, logged.location, logged.run_id, model_id=logged.model_id)
-    if (
-        logged.model_id is not None
-    ):  # The page of the model links its versions by this tag, which a server sets itself.
+    # The page of the model links its versions by this tag, which a server sets itself.
+    if logged.model_id is not None:
         versions = json.loads(client.get_logged_model(logged.model_id).tags.get(VERSIONS_TAG, "[]"))
         tag = json.dumps([*versions, {"name": name, "version": version.version}])
         client.set_logged_model_tags(logged.model_id, {VERSIONS_TAG: tag})

@@ -230,7 +230,7 @@ def test_names_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
         check_also(["tensorboard", "aim"])
 
 
-def test_a_run_that_goes_on_where_it_is_missing_is_told_so(
+def test_a_run_that_is_resumed_where_it_is_missing_reports_that(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing: Callable[[str], None] = lambda name: None  # noqa: E731

@@ -22,20 +22,23 @@ from resnet_dist.runs.folder import RunFolder, read_run, stored_recipe
 from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import LEASE_FILE, is_abandoned
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import StudyFolder, held
-from resnet_dist.tracking.abandoned import close_abandoned, closing_abandoned
+from resnet_dist.runs.study_folder import SWEEP_TAG, StudyFolder, held
+from resnet_dist.tracking.abandoned import close_abandoned, closing_abandoned, closing_beside_study
 from resnet_dist.tracking.mlflow.reading import Tracker
 from resnet_dist.tracking.mlflow.run import MlflowRun
-from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.protocol import RunRecord, StudyRecord
 from resnet_dist.tracking.spool import Spool
 from tests.paths import ROOT
 
 
-def begun(output: Path, recipe: Recipe, name: str, pid: int, host: str = "") -> RunFolder:
+def begun(
+    output: Path, recipe: Recipe, name: str, pid: int, host: str = "", tags: dict[str, str] | None = None
+) -> RunFolder:
     """Begin a run, in its folder and in MLflow, as the driver with this process did, and log one step."""
     run = RunFolder(
         open_storage(output / "runs" / name), name, None, 1, stored_recipe(recipe), key=name, tracker=""
     )
+    run = run.with_tags(tags or {})
     run.write()
     holder = Holder.this_process()
     machine = holder.process.rpartition(" ")[0].rpartition(" ")[0]
@@ -89,6 +92,20 @@ def test_only_runs_of_dead_drivers_are_closed(output: Path, digits_recipe: Recip
         "run remote: RUNNING, but its driver on another machine has given no sign for 10 min; `resnet-dist sync remote` "
         "closes it where it is dead"
     ]
+
+
+def test_the_start_of_a_sweep_closes_them_but_its_own(output: Path, digits_recipe: Recipe) -> None:
+    for name, tags in (("dead", None), ("s-001", {SWEEP_TAG: "s"})):
+        begun(output, digits_recipe, name, 2**22, tags=tags)
+        before = time.time() - 600
+        os.utime(output / "runs" / name / LEASE_FILE, (before, before))
+    record, publisher = StudyRecord(Mock(), "s", output / "sweeps/s", "digits.py", output), Mock()
+    assert closing_beside_study(lambda record: publisher)(record) is publisher
+    for thread in threading.enumerate():
+        if thread.name == "abandoned":
+            thread.join(60)
+    found = [read_run(open_storage(output / "runs" / name)) for name in ("dead", "s-001")]
+    assert [run.status for run in found if run is not None] == ["KILLED", None]
 
 
 @pytest.mark.parametrize("minutes", [1, 6])
