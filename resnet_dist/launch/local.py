@@ -11,6 +11,7 @@ from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals
+from resnet_dist.system.threads import short_turns
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
@@ -18,7 +19,8 @@ from resnet_dist.world import World
 def local_launcher(recipe: Recipe, *, gpu: bool | None, cpus: int | None = None) -> RankLauncher:
     """Return a launcher that trains `recipe` in this process.
 
-    cpus: limit for the CPUs that it uses; None: all. gpu: None uses a GPU where there is one. Raises UserError where `gpu` is true and there is none.
+    cpus: limit for the CPUs that it uses; None: all. gpu: None uses a GPU where there is one. Raises UserError where `gpu`
+    is true and there is none.
     """
     if gpu is None:
         gpu = torch.cuda.is_available()
@@ -28,7 +30,8 @@ def local_launcher(recipe: Recipe, *, gpu: bool | None, cpus: int | None = None)
     def launch(folder: RunFolder) -> Outcome | None:
         attempt = Attempt.of(recipe, folder, cpus=min(cpu_count(), cpus or cpu_count()))
         stop = StopRequest()
-        with handle_signals(stop.request):
+        # The driver's threads, such as the one that uploads metrics, are in this process.
+        with handle_signals(stop.request), short_turns():
             return run_attempt(attempt, World.single(gpu=gpu), stop.requested, stop.expired)
 
     return launch

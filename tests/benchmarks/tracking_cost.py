@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from resnet_dist.data.prepare.split import prepare
 from resnet_dist.figures.files import evaluation_files
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.system.node.usage import NodeUsage
+from resnet_dist.system.threads import short_turns
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Spool
@@ -44,7 +45,7 @@ from tests.paths import ROOT
 from tests.tracking.mlflow.servers import MlflowServer, postgresql_database
 
 TURN_STEPS = 50
-NUM_CALLS, NUM_METRICS = 20_000, 30
+NUM_CALLS, NUM_METRICS, CALL_SECONDS = 1_000, 30, 0.05
 CLASSES, SAMPLES = 1000, 50_000
 WAIT_SECONDS = 10.0  # for the uploads of a turn, before the other loop's turn begins
 
@@ -152,8 +153,7 @@ def measure_log(folder: Path) -> None:
             begin = time.perf_counter()
             spool.log(metrics, step)
             seconds.append(time.perf_counter() - begin)
-            if step % 100 == 0:
-                time.sleep(0.01)  # The uploader takes its turns, as it does beside a training.
+            time.sleep(CALL_SECONDS)  # More often than a training logs; the uploader has its work beside it.
     middle, late = statistics.median(seconds), np.percentile(seconds, 99)
     print(
         f"{NUM_CALLS:,} calls with {NUM_METRICS} metrics: median {1e3 * middle:.3f} ms, 99th percentile {1e3 * late:.3f} ms"
@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("part", choices=["step", "log", "figures", "outage"])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=TURN_STEPS, help="of a turn")
+    parser.add_argument("--long-turns", action="store_true", help="threads take Python's turns, as under Ray")
     options = parser.parse_args()
     TURN_STEPS = options.steps
     torch.set_num_threads(1)
@@ -225,7 +226,8 @@ def main() -> None:
         measure_figures()
         return
     os.environ.pop(URI_VARIABLE, None)
-    with tempfile.TemporaryDirectory() as name:
+    turns = nullcontext() if options.long_turns else short_turns()
+    with tempfile.TemporaryDirectory() as name, turns:
         folder = Path(name)
         prepare(open_source("digits"), folder)
         if options.part == "step":
