@@ -11,7 +11,6 @@ from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.signals import StopRequest, handle_signals
-from resnet_dist.system.threads import short_turns
 from resnet_dist.train.loop import Outcome
 from resnet_dist.world import World
 
@@ -30,8 +29,7 @@ def local_launcher(recipe: Recipe, *, gpu: bool | None, cpus: int | None = None)
     def launch(folder: RunFolder) -> Outcome | None:
         attempt = Attempt.of(recipe, folder, cpus=min(cpu_count(), cpus or cpu_count()))
         stop = StopRequest()
-        # The driver's threads, such as the one that uploads metrics, are in this process.
-        with handle_signals(stop.request), short_turns():
+        with handle_signals(stop.request):
             return run_attempt(attempt, World.single(gpu=gpu), stop.requested, stop.expired)
 
     return launch

@@ -1,26 +1,10 @@
-"""Threads beside a training: pools that do not outlive an interruption, and turns that hold it up for less."""
+"""Pools of threads that do not outlive an interruption."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-
-# Python lets a thread hold the interpreter for 5 ms while others wait. The training thread gives it up in every
-# operation of torch, and would wait so long for a thread that uploads metrics, again and again.
-TURN_SECONDS = 0.0005
-
-
-@contextmanager
-def short_turns() -> Iterator[None]:
-    """Let threads that run Python take turns of TURN_SECONDS inside the block."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from resnet_dist.data.prepare.split import prepare
 from resnet_dist.figures.files import evaluation_files
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.system.node.usage import NodeUsage
-from resnet_dist.system.threads import short_turns
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Spool
@@ -218,7 +217,6 @@ def main() -> None:
     parser.add_argument("part", choices=["step", "log", "figures", "outage"])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=TURN_STEPS, help="of a turn")
-    parser.add_argument("--long-turns", action="store_true", help="threads take Python's turns, as under Ray")
     options = parser.parse_args()
     TURN_STEPS = options.steps
     torch.set_num_threads(1)
@@ -226,8 +224,7 @@ def main() -> None:
         measure_figures()
         return
     os.environ.pop(URI_VARIABLE, None)
-    turns = nullcontext() if options.long_turns else short_turns()
-    with tempfile.TemporaryDirectory() as name, turns:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(open_source("digits"), folder)
         if options.part == "step":
