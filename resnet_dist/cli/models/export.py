@@ -24,6 +24,9 @@ from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
 from resnet_dist.data.findings import Findings
 from resnet_dist.system.signals import handle_signals
 
+Pixels = Annotated[
+    bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
+]
 Quantize = Annotated[
     Literal["int8"] | None,
     typer.Option(help="onnx: 8-bit integers; accuracy before and after is measured on labelled shards."),
@@ -43,9 +46,7 @@ def export(
             "--format", help="Default: by the end of OUT: .safetensors, .onnx, .pt2, .pth (torchvision)."
         ),
     ] = None,
-    pixels: Annotated[
-        bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
-    ] = False,
+    pixels: Pixels = False,
     samples: Annotated[
         list[str] | None,
         typer.Option(
