@@ -74,6 +74,7 @@ class Parts:
     state: TrainState
     guard: Guard
     loader: BatchSource
+    num_decoded_on_cpu: Callable[[], int]  # of the images that a GPU was to decode
     eval_loader: Loader
     checkpoints: Checkpointer
     control: Control
@@ -114,7 +115,7 @@ def train(
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
                     since_last = training_metrics(state, parts.order, world) | decoding_metrics(
-                        parts.loader, world
+                        parts.num_decoded_on_cpu, recipe, world
                     )
                     tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
@@ -195,6 +196,7 @@ def set_up(
             state=state,
             guard=guard,
             loader=loader,
+            num_decoded_on_cpu=lambda: loader.num_decoded_on_cpu,
             eval_loader=eval_loader,
             checkpoints=checkpoints,
             control=control,
@@ -320,12 +322,11 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     return metrics
 
 
-def decoding_metrics(loader: Loader, world: World) -> dict[str, float]:
+def decoding_metrics(count: Callable[[], int], recipe: Recipe, world: World) -> dict[str, float]:
     """Return the images so far, over all ranks, that the GPU could not decode. A collective with `data.decode="gpu"`."""
-    if loader.data.decode == "cpu":
+    if recipe.data.decode == "cpu":
         return {}
-    count = world.sum(torch.tensor(float(loader.num_decoded_on_cpu), device=world.device))
-    return {"data/decoded_on_cpu": float(count)}
+    return {"data/decoded_on_cpu": float(world.sum(torch.tensor(float(count()), device=world.device)))}
 
 
 def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:

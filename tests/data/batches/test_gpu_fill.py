@@ -173,13 +173,10 @@ def test_what_a_gpu_cannot_do_is_refused(data: Data, changes: dict[str, object],
         Data.model_validate(data.model_dump() | {"decode": "gpu"} | changes)
 
 
-def test_the_metric_counts_over_all_ranks(monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
-    class Two:
-        num_decoded_on_cpu = 3
-
-        def __init__(self, decode: str) -> None:
-            self.data = data.model_copy(update={"decode": decode})
-
+def test_the_metric_counts_over_all_ranks(monkeypatch: pytest.MonkeyPatch, digits_recipe: Recipe) -> None:
     monkeypatch.setattr(World, "sum", lambda world, tensor: tensor * 2)
-    assert loop.decoding_metrics(Two("gpu"), World.single()) == {"data/decoded_on_cpu": 6.0}  # type: ignore[arg-type]
-    assert loop.decoding_metrics(Two("cpu"), World.single()) == {}  # type: ignore[arg-type]
+    on_gpu = digits_recipe.model_copy(
+        update={"data": digits_recipe.data.model_copy(update={"decode": "gpu"})}
+    )
+    assert loop.decoding_metrics(lambda: 3, on_gpu, World.single()) == {"data/decoded_on_cpu": 6.0}
+    assert loop.decoding_metrics(lambda: 3, digits_recipe, World.single()) == {}
