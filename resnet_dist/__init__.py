@@ -11,6 +11,7 @@ cli       the commands: each parses its arguments, calls one function and prints
 bench     measure the package: its loader, its training loop, the start of a run
 study     train several runs that answer one question; draw their figure
 experiments  the runs of a tracker as tables, curves and JSON
+explain   pictures of where a trained model sees the evidence for a class
 serve     a trained model's answers over HTTP
 driver    turn a request to train into a finished run; close it on every way out
 terminal  show progress as a bar or as plain lines

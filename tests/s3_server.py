@@ -61,7 +61,7 @@ class FaultyStore:
                 with contextlib.suppress(OSError):
                     outer._serve(self, port, bytes_per_second)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_request
+            do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = handle_request
 
             def log_message(self, *arguments: object) -> None:
                 pass

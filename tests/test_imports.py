@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("serv
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"bench", "study", "sweep", "experiments", "evaluation", "export", "serve"},
+    {"bench", "study", "sweep", "experiments", "evaluation", "export", "serve", "explain"},
     {"predict"},
     {"terminal", "driver"},
     {"launch"},
@@ -35,7 +35,12 @@ LAYERS = [
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
-    "runs": [{"choose", "study_folder"}, {"folder"}, {"stalls", "page", "lineage"}, {"storage"}],
+    "runs": [
+        {"choose", "study_folder"},
+        {"folder"},
+        {"stalls", "page", "lineage", "evaluations"},
+        {"storage"},
+    ],
     "tracking": [
         {"abandoned"},
         {"sync", "locate"},
@@ -45,13 +50,13 @@ INNER_LAYERS = {
         {"protocol"},
         {"backlog"},
         {"spool", "store", "origin"},
-        {"description", "logged_run"},
+        {"logged_run", "registration"},
     ],
     "train": [
         {"loop"},
         {"start"},
         {"checkpoint", "evaluate", "step"},
-        {"optim", "plan", "watch"},
+        {"optim", "plan", "watch", "beside"},
         {"state"},
         {"device", "tracker"},
         {"predictions"},

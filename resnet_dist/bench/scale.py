@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from resnet_dist.bench.shard_traffic import Traffic, simulate
 from resnet_dist.config import Recipe
@@ -28,7 +30,20 @@ FENCE_OBJECTS = 2  # that each rank reads every LOOK_SECONDS
 MIN_STEPS_PER_EPOCH = 100  # With fewer, a batch is so large that recipes for smaller ones no longer hold.
 MAX_START_SECONDS = 60.0  # for data, before the first step
 SHA256_DIGITS = 64
+POLLS_TO_NAME_A_RANK = 10
 STATES_PER_WEIGHT = {"sgd": 1, "lars": 1, "muon": 1, "adamw": 2, "lamb": 2}
+# What moves a part of the load, by its name.
+SETTINGS = {
+    "global batch": "data.global_batch_size, fewer nodes",
+    "cache that a node needs at a time": "data.shard_cache_bytes, fewer data.lanes, a smaller data.window",
+    "shards into each node": "smaller images; data.shard_cache_bytes, for later epochs",
+    "requests for shards": "larger shards",
+    "time of a node for these": "a smaller data.window, fewer data.lanes, smaller shards",
+    "time to read it, on this machine": "larger shards",
+    "indexes out of the store at a start": "larger shards",
+    "reads of run.json and lease.json": "fewer ranks",
+    "seconds between two positions of a rank": "train.stall_timeout_seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +81,17 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Load:
-    """One part of the load. limit: of the same unit; None: none is known. setting: moves it."""
+    """One part of the load. limit: of the same unit; None: none is known."""
 
     name: str
     value: float
     unit: str
     limit: float | None = None
-    setting: str = ""
+
+    @property
+    def setting(self) -> str:
+        """The settings that move it; empty where none does."""
+        return SETTINGS.get(self.name, "")
 
     @property
     def share(self) -> float:
@@ -126,46 +145,45 @@ def first_to_break(loads: Sequence[Load]) -> Load:
 
 
 def _steps(order: Order, step_seconds: float) -> list[Load]:
-    largest = order.num_samples / MIN_STEPS_PER_EPOCH
     return [
-        Load("global batch", order.global_batch_size, "images", largest, "data.global_batch_size, fewer nodes"),
+        Load("global batch", order.global_batch_size, "images", order.num_samples / MIN_STEPS_PER_EPOCH),
         Load("steps of an epoch", order.steps_per_epoch, ""),
         Load("seconds of a step", step_seconds, "s"),
-    ]  # fmt: skip
+    ]
 
 
 def _fetching(
     data: DataSet, num_shards: int, nodes: Nodes, recipe: Recipe, traffic: Traffic, epoch_seconds: float
 ) -> list[Load]:
-    num_bytes = traffic.num_fetched * data.shard_bytes
-    node_rate = num_bytes / nodes.count / epoch_seconds
-    limits = recipe.data.shard_cache_bytes
+    link, max_cache_bytes = nodes.link_bytes_per_second, recipe.data.shard_cache_bytes
+    rate = traffic.num_fetched * data.shard_bytes / epoch_seconds
     first = traffic.first_batch * data.shard_bytes
+    kept_share = min(1.0, max_cache_bytes / (data.num_samples * data.sample_bytes))
     return [
         Load("shards", num_shards, ""),
         Load("downloads of each shard, first epoch", traffic.num_fetched / num_shards, "×"),
-        Load("share of the set that a node's cache keeps", min(1.0, limits / (data.num_samples * data.sample_bytes)), ""),
-        Load("cache that a node needs at a time", traffic.kept * data.shard_bytes, "B", limits, "data.shard_cache_bytes; fewer data.lanes, a smaller data.window"),
-        Load("shards into each node", node_rate, "B/s", nodes.link_bytes_per_second, "smaller images; data.shard_cache_bytes for later epochs"),
-        Load("shards out of the store, all nodes", node_rate * nodes.count, "B/s"),
-        Load("requests for shards", traffic.num_fetched / epoch_seconds, "/s", STORE_REQUESTS_PER_SECOND, "larger shards"),
+        Load("share of the set that a node's cache keeps", kept_share, ""),
+        Load("cache that a node needs at a time", traffic.kept * data.shard_bytes, "B", max_cache_bytes),
+        Load("shards into each node", rate / nodes.count, "B/s", link),
+        Load("shards out of the store, all nodes", rate, "B/s"),
+        Load("requests for shards", traffic.num_fetched / epoch_seconds, "/s", STORE_REQUESTS_PER_SECOND),
         Load("fetched by a node before its first batch", first, "B"),
-        Load("time for that", first / nodes.link_bytes_per_second, "s", MAX_START_SECONDS, "a smaller data.window; fewer data.lanes; smaller shards"),
-    ]  # fmt: skip
+        Load("time of a node for these", first / link, "s", MAX_START_SECONDS),
+    ]
 
 
 def _starting(index: Index, nodes: Nodes, order_seconds: float) -> list[Load]:
     text, parse_seconds = _index_text(index)
     return [
-        Load("order, to the first batch of a rank", order_seconds, "s", MAX_START_SECONDS, ""),
+        Load("order, to the first batch of a rank", order_seconds, "s", MAX_START_SECONDS),
         Load("index, read by each rank", len(text), "B"),
-        Load("time to read it, on this machine", parse_seconds, "s", MAX_START_SECONDS, "larger shards"),
-        Load("indexes out of the store at a start", len(text) * nodes.world_size, "B", None, "larger shards"),
-    ]  # fmt: skip
+        Load("time to read it, on this machine", parse_seconds, "s", MAX_START_SECONDS),
+        Load("indexes out of the store at a start", len(text) * nodes.world_size, "B"),
+    ]
 
 
 def _index_text(index: Index) -> tuple[str, float]:
-    """Return the index as `resnet-dist index` writes it, and the seconds in which a rank reads it and its digest."""
+    """Return the index as `resnet-dist index` writes it, and the seconds in which a rank reads it."""
     entries = [
         {
             "url": shard.url,
@@ -184,16 +202,18 @@ def _index_text(index: Index) -> tuple[str, float]:
 def _watching(recipe: Recipe, nodes: Nodes) -> list[Load]:
     looks = nodes.world_size * FENCE_OBJECTS / LOOK_SECONDS
     poll = max(MAX_POLL_SECONDS, nodes.world_size / RANKS_PER_POLL_SECOND)
+    slowest_poll = recipe.train.stall_timeout_seconds / POLLS_TO_NAME_A_RANK
     checkpoint = checkpoint_bytes(recipe)
+    seconds = checkpoint / nodes.link_bytes_per_second
     return [
-        Load("reads of run.json and lease.json", looks, "/s", STORE_REQUESTS_PER_SECOND, "fewer ranks"),
+        Load("reads of run.json and lease.json", looks, "/s", STORE_REQUESTS_PER_SECOND),
         Load("writes of metrics, whatever the ranks", 1 / SHIP_SECONDS, "/s"),
         Load("positions that reach rank 0", nodes.world_size / poll, "/s"),
-        Load("seconds between two positions of a rank", poll, "s", recipe.train.stall_timeout_seconds / 10, "train.stall_timeout_seconds"),
+        Load("seconds between two positions of a rank", poll, "s", slowest_poll),
         Load("a checkpoint, written by rank 0", checkpoint, "B"),
         Load("read by all nodes at a restart", checkpoint * nodes.count, "B"),
-        Load("time for that, with each node's link", checkpoint / nodes.link_bytes_per_second, "s", MAX_START_SECONDS, ""),
-    ]  # fmt: skip
+        Load("time of a node for that", seconds, "s", MAX_START_SECONDS),
+    ]
 
 
 def checkpoint_bytes(recipe: Recipe, num_classes: int = 1000) -> int:
@@ -201,7 +221,11 @@ def checkpoint_bytes(recipe: Recipe, num_classes: int = 1000) -> int:
     model = build_model(
         **recipe.model.options(), in_channels=recipe.data.channels, num_classes=num_classes, seed=0
     )
-    state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters())
+    state = _num_bytes(model.state_dict().values())
+    trained = _num_bytes(model.parameters())
     average = state if recipe.train.ema_decay is not None else 0
     return state + average + STATES_PER_WEIGHT[recipe.optim.optimizer] * trained
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

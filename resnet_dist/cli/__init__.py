@@ -9,7 +9,7 @@ submitted jobs, logs, status, stop
 data      prepare
 indexing  index
 summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate, predict, export, serve
+models    evaluate, predict, explain, export, serve
 runs      runs (show, best, compare), ui, sync
 bench     bench loader, bench step, bench launch, bench scale
 
@@ -30,7 +30,9 @@ from resnet_dist.cli.groups.sweep import sweep
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models.evaluate import evaluate
-from resnet_dist.cli.models.predict import export, predict
+from resnet_dist.cli.models.explain import explain
+from resnet_dist.cli.models.export import export
+from resnet_dist.cli.models.predict import predict
 from resnet_dist.cli.models.serve import serve
 from resnet_dist.cli.options import diverted
 from resnet_dist.cli.runs import runs, sync, ui
@@ -59,6 +61,7 @@ for command in (
     evaluate,
     predict,
     export,
+    explain,
     serve,
     ui,
 ):

@@ -19,6 +19,7 @@ from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
+from resnet_dist.tracking.registration import FLAG, Registration
 
 
 def drop_impossible_sizes() -> None:
@@ -56,6 +57,9 @@ Workers = Annotated[
         help=f"DDP ranks, or a range to follow the cluster's size; default: {DEFAULT_WORKERS}.",
     ),
 ]
+RayWorkers = Annotated[
+    int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
+]
 MaxRestarts = Annotated[
     int,
     typer.Option(
@@ -75,6 +79,13 @@ Dashboard = Annotated[
     str | None,
     typer.Option(
         help="The cluster's dashboard, such as http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
+    ),
+]
+Register = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[@ALIAS]",
+        help="Register the model in MLflow, once it has loaded in a process of its own.",
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; an existing run is continued.")]
@@ -157,6 +168,18 @@ def on_interrupt(message: str) -> Iterator[None]:
     except KeyboardInterrupt:  # Typer would exit with 130 and print nothing.
         err.print(message)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+
+
+def registration_of(text: str | None) -> Registration | None:
+    """Return the value of --register. Raises UserError where it is no name, and where MLflow is missing."""
+    if text is None:
+        return None
+    from resnet_dist.tracking.open import has_mlflow
+
+    found = Registration.parse(text)
+    if not has_mlflow():
+        raise UserError(f"{FLAG} {text}: MLflow, which keeps registered models, is not installed")
+    return found
 
 
 @contextmanager

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnet_dist.cli.main import exit_with_message
-from resnet_dist.cli.options import DEFAULT_OUTPUT, RESUMES, RunOutput, diverted, err, on_interrupt, out
+from resnet_dist.cli.models.register import candidate_of
+from resnet_dist.cli.options import (
+    DEFAULT_OUTPUT,
+    RESUMES,
+    Register,
+    RunOutput,
+    diverted,
+    err,
+    on_interrupt,
+    out,
+    registration_of,
+)
 from resnet_dist.cli.summary import AsJson, print_json
 from resnet_dist.errors import UserError
 from resnet_dist.experiments import compare as comparison
@@ -16,9 +27,11 @@ from resnet_dist.experiments import details, listing
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.system.streams import need_stdout, set_end
 from resnet_dist.tracking.logged_run import TOP1, LoggedRun, best_first
+from resnet_dist.tracking.store import TrackerRefuses
 
 if TYPE_CHECKING:
     from resnet_dist.tracking.mlflow.reading import Tracker
+    from resnet_dist.tracking.registration import Registration
 
 NOTHING_CHANGED = "interrupted; nothing was changed"
 LIMIT = 50
@@ -61,11 +74,12 @@ def show(name: RunName, as_json: AsJson = False, output: RunOutput = str(DEFAULT
 def best(
     experiment: Experiment = None,
     query: Query = None,
+    register: Register = None,
     as_json: AsJson = False,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
-    """Show the run of an experiment with the highest top-1 on its evaluation set."""
-    _run(_best, experiment, query, as_json, output)
+    """Show the run of an experiment with the highest top-1 on its evaluation set, and register its model."""
+    _run(_best, experiment, query, registration_of(register), as_json, output)
 
 
 @runs.command()
@@ -119,16 +133,17 @@ def _run(command: Callable[..., None], *arguments: object) -> None:
 
 def _list(experiment: str | None, query: str | None, limit: int, as_json: bool, output: str) -> None:
     tracker = _open(output)
-    opened, found = _selected(tracker, experiment, query, limit or None)
+    opened, found, has_more = _selected(tracker, experiment, query, limit or None)
     if as_json:
-        print_json({"experiment": opened, "runs": [listing.run_json(run) for run in best_first(found)]})
+        listed = [listing.run_json(run) for run in best_first(found)]
+        print_json({"experiment": opened, "runs": listed, "more": has_more})
         return
     names = [other.name for other in tracker.experiments()]
     others = ", ".join(name for name in names if name not in (opened, "Default"))
     out.print(f"experiment {opened}, {tracker.place}" + (f"; others: {others}" if others else ""))
     for line in listing.table(found):
         out.print(line)
-    if len(found) == limit:
+    if has_more:
         out.print(f"the best {limit} of the experiment; --limit 0 lists all")
 
 
@@ -137,12 +152,20 @@ def _show(name: str, as_json: bool, output: str) -> None:
     _print_run(tracker, tracker.find(name), as_json=as_json)
 
 
-def _best(experiment: str | None, query: str | None, as_json: bool, output: str) -> None:
+def _best(
+    experiment: str | None, query: str | None, registration: Registration | None, as_json: bool, output: str
+) -> None:
     tracker = _open(output)
-    opened, found = _selected(tracker, experiment, query, 1)
+    opened, found, _ = _selected(tracker, experiment, query, 1)
     if TOP1 not in found[0].metrics:
         raise UserError(f"no run of experiment {opened} has been evaluated yet: none is the best")
-    _print_run(tracker, found[0], as_json=as_json)
+    best, candidate = found[0], None
+    if registration is not None:
+        candidate = candidate_of(best.run_id, output, registration)
+    _print_run(tracker, best, as_json=as_json)
+    if candidate is not None:
+        # With --json, stdout has one object.
+        (err if as_json else out).print(f"registered as {candidate.register()}")
 
 
 def _compare(names: list[str], as_json: bool, output: str) -> None:
@@ -151,7 +174,10 @@ def _compare(names: list[str], as_json: bool, output: str) -> None:
             f"{names[0]}: one run cannot be compared; name two or more, or use `resnet-dist runs show`"
         )
     tracker = _open(output)
-    found = [tracker.find(name) for name in dict.fromkeys(names)]
+    by_id = {run.run_id: run for run in map(tracker.find, dict.fromkeys(names))}
+    found = list(by_id.values())
+    if len(found) < 2:
+        raise UserError(f"{' and '.join(names)} are the same run, {found[0].name}; name two or more")
     need_stdout()
     if as_json:
         print_json(comparison.comparison_json(found))
@@ -179,19 +205,37 @@ def _print_run(tracker: Tracker, run: LoggedRun, *, as_json: bool) -> None:
 
 def _selected(
     tracker: Tracker, experiment: str | None, query: str | None, limit: int | None
-) -> tuple[str, list[LoggedRun]]:
-    """Return the name of the experiment, and the best of its runs that a query selects. Raises UserError where none is."""
+) -> tuple[str, list[LoggedRun], bool]:
+    """Return the name of the experiment, the best of its runs that a query selects, and whether there are more.
+
+    Raises UserError where there is none.
+    """
     opened = tracker.experiment(experiment)
     try:
-        found = tracker.runs([opened], query or "", limit)
+        found = _trained(lambda count: tracker.runs([opened], query or "", count), limit)
+    except TrackerRefuses:
+        raise
     except UserError as error:
         raise UserError(f"--filter {query!r}: {error}" if query else str(error)) from None
     need_stdout()
-    found = [run for run in found if not run.is_study]
     if not found:
         which = f" that --filter {query!r} selects" if query else ""
         raise UserError(f"experiment {opened.name} has no runs{which}")
-    return opened.name, found
+    return opened.name, found[:limit], limit is not None and len(found) > limit
+
+
+def _trained(ask: Callable[[int | None], list[LoggedRun]], limit: int | None) -> list[LoggedRun]:
+    """Return the best runs but those of studies, which train nothing: one more than the limit, where there are more.
+
+    ask: returns the best so many of all; None: all.
+    """
+    asked = None if limit is None else limit + 1
+    while True:
+        found = ask(asked)
+        trained = [run for run in found if not run.is_study]
+        if asked is None or limit is None or len(found) < asked or len(trained) > limit:
+            return trained
+        asked = None  # Studies have taken the places of runs.
 
 
 def _open(output: str) -> Tracker:

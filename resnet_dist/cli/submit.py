@@ -19,6 +19,7 @@ from resnet_dist.cli.options import (
     Name,
     Overrides,
     Profile,
+    Register,
     Wait,
     Workers,
     err,
@@ -34,6 +35,7 @@ from resnet_dist.launch.ray_cluster.job import credentials_left_out
 from resnet_dist.system.command import command_line
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.also.choose import check_names
+from resnet_dist.tracking.registration import Registration
 from resnet_dist.tracking.store import URI_VARIABLE, check_tracking_uri, has_password, shown_tracker
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def submit(
     name: Name = None,
     resume: Resume = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: ClusterOutput = str(DEFAULT_OUTPUT),
     detach: Detach = False,
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
@@ -89,7 +92,7 @@ def submit(
     profile: Profile = None,
 ) -> None:
     """Train a recipe on a running Ray cluster, through Ray Jobs: follow the log, exit with the job's code."""
-    variables = parse_variables(env or ())
+    variables, registered = parse_variables(env or ()), _registered(register)
     if exclude and working_dir is None:
         raise UserError(f"--exclude {exclude[0]}: it leaves out files of --working-dir, which is missing")
     value, changes = load(recipe, overrides)
@@ -106,9 +109,8 @@ def submit(
     working = None if working_dir is None else read_working_folder(working_dir, exclude or ())
     note = credentials_left_out(variables)
     _print_lines(secrets_warning(variables), "" if working is None else working.summary(), note)
-    travelling = absolute_paths(value) if working is None else absolute_paths(value, working.sent)
     submission = Submission(
-        recipe=travelling,
+        recipe=absolute_paths(value, *(() if working is None else (working.sent,))),
         source=recipe,
         address=dashboard,
         workers=ranks,
@@ -118,6 +120,7 @@ def submit(
         begin_from=begin_from,
         also=check_names(also or ()),
         profile=profile,
+        register=registered,
         output=resolved(output),
         detach=detach,
         command=command_line(),
@@ -134,6 +137,11 @@ def _find_dashboard(address: str | None) -> str:
     from resnet_dist.launch.ray_cluster.check import find_dashboard  # Here, because `--help` needs none.
 
     return find_dashboard(address, err.print)
+
+
+def _registered(text: str | None) -> str:
+    """Return the value of --register, which may need an MLflow that only the cluster has; empty without it."""
+    return "" if text is None else str(Registration.parse(text))
 
 
 def _print_lines(*lines: str) -> None:

@@ -23,6 +23,7 @@ from resnet_dist.cli.options import (
     Output,
     Overrides,
     Profile,
+    Register,
     RunOutput,
     Wait,
     Workers,
@@ -30,13 +31,16 @@ from resnet_dist.cli.options import (
     local_folder,
     on_interrupt,
     out,
+    registration_of,
 )
 from resnet_dist.config import (
     DEFAULT_MAX_RESTARTS,
     Recipe,
+    Study,
     load_recipe,
     load_study,
 )
+from resnet_dist.data.findings import LEFT_OUT
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UNSENT_EXIT_CODE
 from resnet_dist.system.command import (
     command_line,
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from resnet_dist.driver.request import Summary
     from resnet_dist.launch.torchrun import TorchrunRanks
     from resnet_dist.runs.folder import RunFolder
+    from resnet_dist.study.report import StudySummary
 
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
@@ -76,6 +81,7 @@ def train(
     name: Name = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")] = False,
     begin_from: BeginFrom = None,
+    register: Register = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
     max_restarts: MaxRestarts = DEFAULT_MAX_RESTARTS,
     wait: Wait = None,
@@ -84,6 +90,7 @@ def train(
 ) -> None:
     """Train a recipe, or continue its run."""
     check_single_start(address)
+    registration = registration_of(register)
     check_machine(
         local=local, address=address, workers=None if workers is None else workers.preferred, gpu=gpu
     )
@@ -111,8 +118,8 @@ def train(
             place = resolved(output)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
-            limits = (max_restarts, wait)
-            request = Request(value, str(recipe), place, *flags, {}, *limits, others, profile, changes)
+            wanted = (max_restarts, wait, others, profile, str(registration or ""))
+            request = Request(value, str(recipe), place, *flags, {}, *wanted, changes)
             summary = run_training(request, reporter, with_others(closing_abandoned(open_publisher)))
     except Interrupted as interrupted:
         where = f" at step {interrupted.step}" if interrupted.step is not None else ""
@@ -122,7 +129,16 @@ def train(
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     _print_summary(summary, place)
+    _exit_where_left(summary)
+
+
+def _exit_where_left(summary: Summary) -> None:
+    """End the command of a finished run with the exit code of what was not sent, or not evaluated."""
+    if summary.not_evaluated:
+        err.print(f"exit code {LEFT_OUT}: not evaluated: {', '.join(summary.not_evaluated)}")
     exit_where_unsent([summary.run])
+    if summary.not_evaluated:
+        raise typer.Exit(LEFT_OUT)
 
 
 def _check_addresses(address: str | None) -> None:
@@ -183,6 +199,11 @@ def study(
                 f"  {command_line()}"
             )
             raise typer.Exit(interrupted.exit_code) from None
+    _print_results(value, summary, output)
+    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
+
+
+def _print_results(value: Study, summary: StudySummary, output: Path) -> None:
     for trial, result in zip(value.trials, summary.results, strict=True):
         metrics = result.metrics
         out.print(
@@ -194,7 +215,6 @@ def study(
         f"figure     {short_path(summary.figure)}\n"
         f"table      {short_path(summary.table)}{browse_line(output)}"
     )
-    exit_where_unsent(summary.runs, (request.folder, summary.unsent))
 
 
 def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
@@ -210,8 +230,11 @@ def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
 
 def _print_summary(summary: Summary, output: str) -> None:
     metrics = summary.outcome.metrics
+    top1 = "not evaluated"  # where the evaluations beside training have failed
+    if "eval/top1" in metrics:
+        top1 = f"{metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples"
     out.print(
-        f"top-1      {metrics['eval/top1']:.2%} of {metrics['eval/samples']:.0f} held-out samples\n"
+        f"top-1      {top1}\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
         f"checkpoint {short_path(summary.checkpoint)}{browse_line(store_folder(output))}"
     )

@@ -7,6 +7,7 @@ model    Model: the network, its variants, its initial weights
 train    Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
 recipe   Recipe: all parts together; loading a recipe, and overrides from the command line
 study    Study: several recipes that answer one question
+description  a recipe's description as Markdown
 recipe_file  run a Python file that defines one of both
 profile  ProfiledSteps: the steps that a trace covers
 workers  WorkerRange: the numbers of ranks that a run may use

@@ -151,7 +151,8 @@ class Train(Part):
     """Limit the decay of the n-th update to (1 + n) / (10 + n), as the average otherwise holds the random
     initial weights for about 1 / (1 - decay) updates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Type of the arithmetic in forward passes; weights stay fp32. fp16 scales the loss, and needs CUDA."""
+    """Type of the arithmetic in forward passes, also of evaluations; weights stay fp32. fp16 scales the loss, and
+    needs CUDA."""
     tf32: bool = True
     """On CUDA, round the factors of fp32 products to 10 bits of mantissa, which is several times faster."""
     deterministic: bool = False
@@ -171,6 +172,9 @@ class Train(Part):
     """Interval between log lines and metrics of training; zero: at the end only."""
     eval_every: Length = "1 epochs"
     """Interval between evaluations; zero: at the end only."""
+    evaluate: Literal["inline", "beside"] = "inline"
+    """Who evaluates. inline: the ranks, while training waits. beside: under Ray, another process on a spare GPU or
+    CPU, from the checkpoint that each evaluation then is; training goes on. Without room for it: inline."""
     checkpoint_every: Length = "1 epochs"
     """Interval between checkpoints, beside those by `checkpoint_minutes` and the best; zero: at the end only."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)

@@ -21,6 +21,7 @@ from resnet_dist.config.part import explain
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import RecipeError, UserError
+from resnet_dist.runs.evaluations import AWAITS
 from resnet_dist.runs.folder import RunFolder, checkpoint_name
 from resnet_dist.runs.lineage import Lineage
 from resnet_dist.tracking.locate import locate_run
@@ -157,6 +158,7 @@ def _check_begun(run: RunFolder, name: str, step: int | None) -> None:
 def _manifest(found: VerifiedCheckpoint, recipe: Recipe) -> dict[str, object]:
     """Return the manifest of the copy: with the recipe of the fork, and without a best step that it does not have."""
     scalars = dict(found.manifest["scalars"])
+    scalars.pop(AWAITS, None)  # The other run evaluates it.
     best = scalars.get("best")
     if best and best["step"] != scalars["step"]:
         scalars["best"] = None

@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.files import write_text_atomically
+from resnet_dist.system.locks import LockHeld, hold_lock
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train.checkpoint.folder import MANIFEST, list_checkpoints
 
@@ -58,6 +59,7 @@ class RunGauges:
             "resnet_dist_step_time_seconds": start,
             "resnet_dist_checkpoint_time_seconds": start,
         }
+        self._newest_step = 0
         self._failed = False
         self._stop = threading.Event()
         # A daemon thread: a storage that does not answer must not keep the process alive.
@@ -66,7 +68,9 @@ class RunGauges:
     def show(self, entry: Entry) -> None:
         """Take the values of an entry of the journal."""
         fresh = {gauge: entry.metrics[name] for name, gauge in _FROM_JOURNAL.items() if name in entry.metrics}
-        if entry.step is not None and entry.metrics:
+        # An evaluation beside training is one of an earlier step.
+        if entry.step is not None and entry.metrics and entry.step >= self._newest_step:
+            self._newest_step = entry.step
             fresh |= {
                 "resnet_dist_step": float(entry.step),
                 "resnet_dist_step_time_seconds": entry.time_ms / 1000,
@@ -75,6 +79,7 @@ class RunGauges:
 
     def restarted(self, run: RunFolder) -> None:
         self._run = run
+        self._newest_step = 0  # The ranks resume from an earlier one.
 
     def send(self) -> None:
         """Send all values once."""
@@ -135,7 +140,35 @@ def metrics_file() -> Path | None:
 
 
 @contextmanager
-def file_sink(path: Path) -> Iterator[Sink]:
+def file_sinks(path: Path | None, report: Callable[[str], None]) -> Iterator[list[Sink]]:
+    """Yield the sink that writes the gauges to a file; none where no file is named, or another run writes to it.
+
+    Two runs in one file would show the steps of each other, and neither would raise its alerts: that is reported.
+    """
+    with ExitStack() as stack:
+        sinks: list[Sink] = []
+        if path is not None and _is_ours(path, stack, report):
+            sinks.append(stack.enter_context(_file_sink(path)))
+        yield sinks
+
+
+def _is_ours(path: Path, stack: ExitStack, report: Callable[[str], None]) -> bool:
+    """Lock the file until the stack ends; report whether no other process has."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        stack.enter_context(hold_lock(lock, 0))
+    except LockHeld:
+        report(
+            f"{METRICS_VARIABLE}={path}: another run on this machine writes its gauges there, so this one writes none; "
+            "name a file for each"
+        )
+        return False
+    stack.callback(lock.unlink, missing_ok=True)
+    return True
+
+
+@contextmanager
+def _file_sink(path: Path) -> Iterator[Sink]:
     """Yield a sink that writes the gauges to a file, which ends with the block: a run that has ended raises no alert.
 
     Where the driver is killed, the file stays, and the run that makes no steps raises one.

@@ -36,6 +36,12 @@ from resnet_dist.train.start.initial import check_init_from
 def check_request(request: Request) -> None:
     """Raise UserError where flags contradict each other, and RecipeError as `check_recipe` does."""
     check_recipe(request.recipe, request.ranks)
+    if request.recipe.train.evaluate == "beside" and (request.local or request.torchrun is not None):
+        how = "--local" if request.local else "torchrun"
+        raise UserError(
+            f"train.evaluate='beside': {how} has no process beside the ranks that could evaluate; use train.evaluate='inline', "
+            "or train on Ray"
+        )
     if request.torchrun is not None:
         for flag, is_set in (
             ("--local", request.local),

@@ -18,7 +18,7 @@ from resnet_dist.runs.folder import RunFolder, Status, unsent_summary
 from resnet_dist.system.signals import handle_signals, raise_on_second
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher, RunRecord
 from resnet_dist.tracking.spool import Entry, start_seconds, start_tags
-from resnet_dist.tracking.store import shown_tracker, store_folder, store_note
+from resnet_dist.tracking.store import is_other_tracker, shown_tracker, store_folder, store_note
 from resnet_dist.train.checkpoint.folder import best_or_newest
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,15 @@ def open_run(
 
     Raises UserError where the publisher cannot be used; a new run is then removed.
     """
-    if run.tracker not in (None, shown_tracker()):
+    if is_other_tracker(run.tracker):
         reporter.note(
             f"run {run.name} goes to {shown_tracker() or 'the store in the output folder'} from here on"
         )
     also = tuple(dict.fromkeys((*run.also, *request.also)))
-    run = begin_page(replace(run, tags={}, tracker=shown_tracker(), also=also), request, indexes)
+    tracked = replace(
+        run, tags={}, tracker=shown_tracker(), also=also, register=request.register or run.register
+    )
+    run = begin_page(tracked, request, indexes)
     run.write()
     if (note := store_note(request.output)) is not None:
         reporter.note(note)

@@ -36,6 +36,7 @@ class Request:
     wait_seconds: float | None = None
     also: tuple[str, ...] = ()  # what gets the metrics beside MLflow
     profile: ProfiledSteps | None = None  # steps whose trace is written beside the run
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: those of a run that goes on, else none
     changes: str = ""  # what the command changes of the recipe file, without passwords
     cpus: int | None = None  # of each rank, where several runs share a machine; None: as many as there are
 
@@ -58,6 +59,7 @@ class Summary:
     outcome: Outcome
     checkpoint: str | None  # the path or URL of the newest one
     seconds: float  # from the request to the end
+    not_evaluated: tuple[str, ...] = ()  # steps that were to be evaluated, each with the reason
 
 
 class Interrupted(Exception):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
-from resnet_dist.driver.gauges import RunGauges, file_sink, metrics_file
+from resnet_dist.driver.gauges import RunGauges, file_sinks, metrics_file
 from resnet_dist.driver.hold import choose, locked, loss_reported
 from resnet_dist.driver.launcher import launcher_of, ray_sinks
 from resnet_dist.driver.output import check_output
@@ -37,6 +37,7 @@ from resnet_dist.errors import (
     TrainingError,
 )
 from resnet_dist.launch.attempt import RankLauncher
+from resnet_dist.runs.evaluations import EvaluationResults
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
@@ -91,7 +92,9 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
     names = list_checkpoints(ended.run.checkpoints)
     checkpoint = f"{ended.run.checkpoints.location}/{names[-1]}" if names else None
-    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start)
+    failed = [one for one in EvaluationResults(ended.run.storage).read() if one.problem is not None]
+    reasons = tuple(f"step {one.step} ({one.problem})" for one in failed)
+    return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, reasons)
 
 
 def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepared:
@@ -115,7 +118,7 @@ def _prepare(request: Request, stack: ExitStack, reporter: Reporter) -> _Prepare
         run = begin_fork(origin, run, request.recipe, reporter.note)
     run = _with_profile(run, request, total_steps)
     launch = stack.enter_context(launcher_of(request, reporter))
-    sinks = [stack.enter_context(file_sink(gauge_file))] if gauge_file else []
+    sinks = stack.enter_context(file_sinks(gauge_file, reporter.note))
     gauges = RunGauges(run, total_steps, [*sinks, *ray_sinks(request)])
     return _Prepared(request, run, indexes, total_steps, launch, gauges)
 

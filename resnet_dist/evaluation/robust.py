@@ -52,9 +52,8 @@ def _corrupted(
     pixels_BSSC = images_BSSC.cpu().numpy()
 
     def one(row: int) -> NDArray[np.uint8]:
-        if ids_B[row] == PADDING:
-            return pixels_BSSC[row]
-        return corrupt(pixels_BSSC[row], int(ids_B[row]), *condition)
+        pixels: NDArray[np.uint8] = pixels_BSSC[row]
+        return pixels if ids_B[row] == PADDING else corrupt(pixels, int(ids_B[row]), *condition)
 
     rows = np.stack(list(pool.map(one, range(len(ids_B)))))
     return torch.from_numpy(rows).to(images_BSSC.device)

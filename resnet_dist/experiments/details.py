@@ -29,6 +29,7 @@ ORIGIN = {
     "commit": "mlflow.source.git.commit",
     "user": "mlflow.user",
     "study": "study",
+    "sweep": "sweep",
     "folder": f"{OWN}folder",
 }
 

@@ -22,6 +22,9 @@ def table(runs: Sequence[LoggedRun]) -> list[str]:
     shown = list(fields)[:MAX_FIELDS]
     head = ["RUN", "STATE", "TOP-1", "LOSS", "IMAGES/S", "TIME", "STARTED", *map(short_name, shown)]
     rows = [_row(run, [fields[key][number] for key in shown]) for number, run in enumerate(ranked)]
+    if any(run.group for run in ranked):
+        head.append("PART OF")
+        rows = [[*row, run.group or "-"] for row, run in zip(rows, ranked, strict=True)]
     left_out = len(fields) - len(shown)
     more = [f"{left_out} more fields differ; `resnet-dist runs compare` shows all"] if left_out else []
     return [*aligned([head, *rows]), *more]

@@ -111,7 +111,7 @@ def _example(trained: TrainedModel, pixels: bool) -> Tensor:
     return images if pixels else normalize(images, data)
 
 
-def _input_of(trained: TrainedModel, images: Tensor, pixels: bool) -> Tensor:
+def input_of(trained: TrainedModel, images: Tensor, pixels: bool) -> Tensor:
     return images if pixels else normalize(images, trained.recipe.data).contiguous()
 
 
@@ -126,16 +126,14 @@ def _open_pt2(trained: TrainedModel, path: Path, pixels: bool) -> Run:
     module = torch.export.load(path).module()
 
     def run(images: Tensor) -> Tensor:
-        logits: Tensor = module(_input_of(trained, images, pixels))
+        logits: Tensor = module(input_of(trained, images, pixels))
         return logits
 
     return run
 
 
 def _write_onnx(trained: TrainedModel, path: Path, pixels: bool) -> None:
-    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(f"--format onnx needs {' and '.join(missing)}; pip install 'resnet-dist[onnx]'")
+    check_onnx("--format onnx")
     import onnx
 
     graph = Logits(trained, pixels=pixels).eval()
@@ -150,10 +148,22 @@ def _write_onnx(trained: TrainedModel, path: Path, pixels: bool) -> None:
     )
     assert program is not None
     model = program.model_proto
-    onnx.helper.set_model_props(
-        model, {name: json.dumps(value) for name, value in describe(trained, pixels=pixels).items()}
-    )
+    describe_onnx(model, describe(trained, pixels=pixels))
     onnx.save(model, path)
+
+
+def describe_onnx(model: Any, about: Mapping[str, Any]) -> None:
+    """Put a description into the metadata of an ONNX model, each value as JSON."""
+    import onnx
+
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+
+
+def check_onnx(option: str) -> None:
+    """Raise UserError where a package is missing that an option needs."""
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{option} needs {' and '.join(missing)}; pip install 'resnet-dist[onnx]'")
 
 
 def _open_onnx(trained: TrainedModel, path: Path, pixels: bool) -> Run:
@@ -162,7 +172,7 @@ def _open_onnx(trained: TrainedModel, path: Path, pixels: bool) -> Run:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"images": _input_of(trained, images, pixels).numpy()})
+        (logits,) = session.run(None, {"images": input_of(trained, images, pixels).numpy()})
         return torch.from_numpy(logits)
 
     return run

@@ -79,7 +79,7 @@ def export(
     """
     # In a folder beside the file, so that the last step is a rename: some formats write several files on their way.
     with (
-        _explained(out),
+        explained(out),
         tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder,
     ):
         partial = Path(folder) / out.name
@@ -94,7 +94,8 @@ def export(
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
+    """Raise StorageError, in one sentence, where a file cannot be written in the block."""
     try:
         yield
     except ExplainedError:

@@ -6,6 +6,7 @@ confusions   which classes are taken for which
 classes      the accuracy of the best and the worst classes
 calibration  how often a probability is right
 worst        the images that are most surely wrong
+explained    an image, where in it the evidence for a class is, and its most probable classes
 layers       the gradient of each layer over the steps
 drawing      what they share: size, axes, PNG
 """

@@ -33,6 +33,7 @@ class Attempt:
     marks: dict[str, float] = field(default_factory=dict)  # the driver's times, see start_times
     profile: str = ""  # the steps to profile, such as 10:20
     restarts: int = 0  # that the run has had so far
+    evaluates_beside: bool = False  # The driver has another process that evaluates checkpoints.
 
     @classmethod
     def of(

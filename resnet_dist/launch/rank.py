@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -39,7 +40,8 @@ from resnet_dist.system.command import TRAINING_THREAD
 from resnet_dist.system.environment.network import follow_nccl, interface_problem
 from resnet_dist.system.limit import Call
 from resnet_dist.system.node.versions import driver_version, hosts_text, package_versions
-from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.origin import MACHINE_PREFIX
+from resnet_dist.tracking.spool import Spool, evaluated_steps
 from resnet_dist.train.device import explain_nondeterminism
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.train.start.threads import choose_threads
@@ -49,6 +51,7 @@ from resnet_dist.train.watch.progress import Progress
 from resnet_dist.train.watch.watchdog import Watchdog
 from resnet_dist.world import World
 
+STORE_BACKLOG = 1024  # ranks that connect at the same time
 FIRST_STEP_SECONDS = 2.0  # that an interrupted rank waits for its first step
 
 
@@ -71,7 +74,13 @@ def _join(orders: dict[str, Any]) -> World:
     rank, size, seconds = orders["rank"], orders["world_size"], orders["timeout_seconds"]
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
-            orders["address"], orders["port"], size, is_master=rank == 0, timeout=timedelta(seconds=seconds)
+            orders["address"],
+            orders["port"],
+            size,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=seconds),
+            # The store would listen on every interface, and it asks nobody for a password.
+            master_listen_fd=_listen(orders["address"], orders["port"]) if rank == 0 else None,
         )
         return World.join(
             store,
@@ -85,6 +94,15 @@ def _join(orders: dict[str, Any]) -> World:
         if (sentence := interface_problem(f"{error} ip={orders['node_address']}")) is not None:
             raise TrainingError(sentence) from None
         raise
+
+
+def _listen(address: str, port: int) -> int | None:
+    """Return a socket that listens at one address alone, which its user closes; None where the store must listen itself."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=STORE_BACKLOG).detach()
+    except OSError:  # Ray may know this machine by the address of a gateway. The store reports all else.
+        return None
 
 
 def run_attempt(
@@ -180,15 +198,16 @@ def _train_rank(
         check_shared(attempt, world)
         attempt.marks[CONNECTED] = time.time()
         places, version = world.gather((platform.node(), node)), attempt.order_version
+        is_beside = attempt.evaluates_beside
         if not world.is_main:
-            return train(
-                recipe, attempt.folder, world, NullTracker(), stop_requested, progress, version, fence
-            )
+            others = (stop_requested, progress, version, fence, None, () if is_beside else None)
+            return train(recipe, attempt.folder, world, NullTracker(), *others)
         storage = open_storage(attempt.folder)
         hosts, nodes = map(list, zip(*places, strict=True))
         wait_for_permit(fence)
         RankPlaces(attempt.number, threads, hosts, nodes, attempt.cpus).write(storage)
         lines, evaluations = storage.log(SPOOL_FILE), storage.at(EVALUATIONS_FOLDER)
+        logged = evaluated_steps(lines) if is_beside else None
         with closing(StopWatch(storage)) as watch, Spool(lines, fence, evaluations) as tracker:
 
             def stop() -> bool:
@@ -196,13 +215,15 @@ def _train_rank(
 
             tags = machine_tags(hosts, world, threads)
             progress.on_first_step = lambda: log_start(attempt, progress, tracker, tags)
-            profiled = attempt.profiled
-            return train(recipe, attempt.folder, world, tracker, stop, progress, version, fence, profiled)
+            options = (stop, progress, version, fence, attempt.profiled, logged)
+            return train(recipe, attempt.folder, world, tracker, *options)
     except (Superseded, Unreachable):  # The machines' fault: the driver starts the ranks again.
         raise
     # The driver has checked the recipe and the data: here something changed since, such as a shard.
     except (StorageError, UserError) as error:
-        raise TrainingError(str(error)) from None
+        # What one node lacks, such as a folder that is not shared, is mended on that node.
+        where = f"rank {world.rank} on {platform.node()}: " if world.world_size > 1 else ""
+        raise TrainingError(f"{where}{error}") from None
     except BaseException as error:
         explained = out_of_memory(error, recipe, world) or explain_nondeterminism(error)
         if explained is not None:
@@ -230,7 +251,7 @@ def machine_tags(hosts: list[str], world: World, threads: int) -> dict[str, str]
         found["gpu"] = torch.cuda.get_device_name(world.device)
         found["cuda"] = str(torch.version.cuda or torch.version.hip)
         found["nvidia_driver"] = driver_version() or "unknown"
-    return {f"resnet_dist.machine.{name}": text for name, text in found.items()}
+    return {f"{MACHINE_PREFIX}{name}": text for name, text in found.items()}
 
 
 def log_start(attempt: Attempt, progress: Progress, tracker: Spool, tags: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import torch
@@ -30,6 +30,7 @@ from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.view import evaluation_view
 from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.thumbnails import thumbnail
 from resnet_dist.train.checkpoint.load import TrainedModel
 from resnet_dist.train.evaluate import logits_of
 
@@ -45,6 +46,7 @@ class Prediction:
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     problem: str | None = None
+    thumbnail: tuple[str, ...] = ()  # lines of text; none where nobody asked for them
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,20 @@ class Decoded:
 
 
 def predictions(
-    trained: TrainedModel, inputs: Iterable[Input], device: torch.device, top_k: int
+    trained: TrainedModel,
+    inputs: Iterable[Input],
+    device: torch.device,
+    top_k: int,
+    *,
+    thumbnails: bool = False,
 ) -> Iterator[list[Prediction]]:
     """Yield one prediction for each input, in the same order, a batch at a time.
 
     An image that cannot be read or decoded becomes a prediction with a problem. Raises what iterating `inputs` raises.
     """
     for batch in decoded_batches(inputs, trained.recipe.data):
-        yield list(_classified(trained, batch, device, top_k))
+        rows = _classified(trained, batch, device, top_k)
+        yield list(_with_thumbnails(rows, batch) if thumbnails else rows)
 
 
 def decoded_batches(inputs: Iterable[Input], data: Data) -> Iterator[Decoded]:
@@ -143,6 +151,11 @@ def _fill(part: _Part, data: Data) -> list[str | None]:
             rows[number] = 0
         problems.append(problem)
     return problems
+
+
+def _with_thumbnails(rows: Iterable[Prediction], batch: Decoded) -> Iterator[Prediction]:
+    for row, pixels in zip(rows, batch.images_NSSC.numpy(), strict=True):
+        yield row if row.problem is not None else replace(row, thumbnail=thumbnail(pixels))
 
 
 def _classified(

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Literal
 
 from resnet_dist.data.findings import one_line
 from resnet_dist.predict.classify import Prediction
+from resnet_dist.predict.thumbnails import SIDE
 
 Form = Literal["table", "json", "csv"]
 Write = Callable[[Sequence[Prediction]], str]  # predictions → the lines of their rows
@@ -61,6 +63,8 @@ def _cells(row: Prediction, top_k: int) -> list[str]:
 def _table(rows: Sequence[Prediction], width: int) -> str:
     """Return aligned lines; bad images are left out, since they are reported by themselves."""
     good = [row for row in rows if row.problem is None]
+    if good and good[0].thumbnail:
+        return "".join(_beside_thumbnail(row, width) for row in good)
     name_width = max((len(row.name) for row in good), default=0)
     return "".join(
         "  ".join(
@@ -75,3 +79,14 @@ def _table(rows: Sequence[Prediction], width: int) -> str:
         + "\n"
         for row in good
     )
+
+
+def _beside_thumbnail(row: Prediction, width: int) -> str:
+    """Return the lines of a row: its picture, and beside it the name of the input and a line for each class."""
+    classes = [
+        f"{one_line(name)[:MAX_CLASS_WIDTH]:<{width}} {value:7.2%}"
+        for name, value in zip(row.classes, row.probabilities, strict=True)
+    ]
+    blank = " " * SIDE
+    lines = zip_longest(row.thumbnail, [row.name, *classes])
+    return "".join(f"{picture or blank}  {text or ''}".rstrip() + "\n" for picture, text in lines)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 from resnet_dist.config import Data
@@ -15,7 +15,7 @@ from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, WEBDATASET, Member,
 from resnet_dist.data.shards.offsets import load_members, offset_files
 from resnet_dist.data.shards.tar import TarError
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
-from resnet_dist.data.storage.urls import local_path
+from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.errors import StorageError
 from resnet_dist.predict.inputs import Input
 
@@ -39,6 +39,31 @@ class OpenTar:
         return data
 
 
+@dataclass(frozen=True)
+class AnywhereMember:
+    """A member of a tar, for a process that has not opened it: calling this reads it."""
+
+    shard: Shard
+    limits: CacheLimits
+    member: Member
+
+    def __call__(self) -> bytes:
+        try:
+            return _opened(self.shard, self.limits).read(self.member)
+        except StorageError as problem:
+            raise ValueError(str(problem)) from None
+
+
+@lru_cache(maxsize=1)
+def _cache(limits: CacheLimits) -> ShardCache:
+    return ShardCache(limits)
+
+
+@lru_cache(maxsize=8)  # Neighbouring samples are in the same tar.
+def _opened(shard: Shard, limits: CacheLimits) -> OpenTar:
+    return OpenTar(_cache(limits).open(shard)[0])
+
+
 def images_of_shards(
     shards: Sequence[Shard], data: Data, findings: Findings, index: Index | None = None
 ) -> Iterator[Input]:
@@ -48,7 +73,8 @@ def images_of_shards(
     share with dotted extensions. A shard that cannot be read becomes one input, which cannot be read.
     """
     rules = WEBDATASET if index is None else index.rules
-    cache = ShardCache(CacheLimits.of(data))
+    limits = CacheLimits.of(data)
+    cache = ShardCache(limits)
     try:
         for number, shard in enumerate(shards):
             cache.want(shards[number : number + 2])  # The next one is fetched while this one is read.
@@ -59,7 +85,11 @@ def images_of_shards(
                 yield Input(one_line(shard.name), partial(_refuse, f"{BAD_SHARD}: {problem}"))
                 continue
             _record_others(shard.name, in_tar, findings)
-            yield from _images_of(shard.name, tar, samples, rules, findings, split=index is None)
+            place = (
+                replace(shard, url=str(local_path(shard.url).absolute())) if is_local(shard.url) else shard
+            )
+            anywhere = partial(AnywhereMember, place, limits)
+            yield from _images_of(shard.name, tar, anywhere, samples, rules, findings, split=index is None)
     finally:
         cache.close()
 
@@ -96,6 +126,7 @@ def _record_others(name: str, in_tar: Findings, findings: Findings) -> None:
 def _images_of(
     name: str,
     tar: OpenTar,
+    anywhere: Callable[[Member], AnywhereMember],
     samples: list[list[Member]],
     rules: MemberRules,
     findings: Findings,
@@ -112,9 +143,19 @@ def _images_of(
         if split and len(images) > 1 and "." in image.extension:
             for one in images:
                 full_key = one.name[: -1 - len(one.last_extension)]
-                yield Input(one_line(f"{name}/{full_key}"), partial(tar.read, one), one.size)
+                yield Input(
+                    one_line(f"{name}/{full_key}"),
+                    partial(tar.read, one),
+                    one.size,
+                    read_anywhere=anywhere(one),
+                )
             continue
-        yield Input(one_line(f"{name}/{image.key}"), partial(tar.read, image), image.size)
+        yield Input(
+            one_line(f"{name}/{image.key}"),
+            partial(tar.read, image),
+            image.size,
+            read_anywhere=anywhere(image),
+        )
         for other in images:
             if other is not image:
                 findings.pass_over(f"{name}/{other.name}", "another image of a sample, which is not read")

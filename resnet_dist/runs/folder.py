@@ -101,6 +101,7 @@ class RunFolder:
     unsent: tuple[str, ...] = ()  # what MLflow did not get, in words
     restarts: tuple[Restarted, ...] = ()  # of all attempts, oldest first
     also: tuple[str, ...] = ()  # what gets its metrics beside MLflow, see tracking/also
+    register: str = ""  # NAME or NAME@ALIAS, under which MLflow gets the model of the finished run
     lineage: Lineage | None = None  # the run that this one was forked from
     # Written by the driver and read by every rank, to find out whether they share the storage. Not in run.json.
     token: str = field(default_factory=lambda: uuid.uuid4().hex)

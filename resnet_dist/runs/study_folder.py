@@ -22,7 +22,7 @@ from resnet_dist.system.locks import LockHeld, hold_lock
 STUDIES_FOLDER, SWEEPS_FOLDER = "studies", "sweeps"  # in the output folder
 STUDY_FILE, PARENT_FILE = "study.json", "parent.json"
 FIGURE_FILE, TABLE_FILE, SWEEP_FILE = "figure.png", "runs.csv", "sweep.json"
-LOCK_FILE = ".lock"
+LOCK_FILE, STOP_FILE = ".lock", ".stop"  # STOP_FILE: no trial of the sweep may begin any more
 STUDY_TAG, SWEEP_TAG = "study", "sweep"  # the tag of a run with the name of its study, or of its sweep
 
 

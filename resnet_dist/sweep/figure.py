@@ -24,6 +24,7 @@ COLORS = "viridis"
 STYLES = {"finished": "-", "stopped": "--", "diverged": ":", "failed": ":", "interrupted": ":"}
 GREY = "#999999"
 NUM_TICKS = 5
+CLEAR = 1.5  # ratio of two marks on a logarithmic axis that can be read
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,23 @@ def scale_of(search: Search, trials: Sequence[PlannedTrial]) -> Scale:
     def place(value: float) -> float:
         return ((math.log(value) if is_log else value) - low) / (high - low)
 
-    if search.form == "int" and high - low < NUM_TICKS:
-        numbers = [low + number for number in range(int(high - low) + 1)]
-    else:
-        numbers = [low + (high - low) * number / (NUM_TICKS - 1) for number in range(NUM_TICKS)]
-    texts = [math.exp(number) if is_log else number for number in numbers]
-    marks = tuple((place(number), f"{number:.3g}") for number in texts)
+    marks = tuple((place(number), f"{number:.3g}") for number in _round_numbers(search))
     return Scale(search.field, marks, {value: place(float(value)) for value in values})
+
+
+def _round_numbers(search: Search) -> list[float]:
+    """Return the numbers that are written beside the axis of a range: both ends, and some between them."""
+    low, high = search.low, search.high
+    if search.form == "log":
+        decades = [
+            10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ]
+        # A decade beside an end would be written over it.
+        between = [decade for decade in decades if CLEAR * low < decade < high / CLEAR]
+        return [low, *between, high]
+    if search.form == "int" and high - low < NUM_TICKS:
+        return [low + number for number in range(int(high - low) + 1)]
+    return [low + (high - low) * number / (NUM_TICKS - 1) for number in range(NUM_TICKS)]
 
 
 def wrapped(title: str) -> str:

@@ -21,7 +21,7 @@ class Room:
     def of_actor(self) -> dict[str, float]:
         """Return the resources of a trial's own process: with several ranks, these hold them in its place."""
         if self.workers > 1:
-            return {"CPU": 0}
+            return {"memory": 1}  # Bytes: Tune takes no process that holds nothing.
         return {"CPU": self.cpus, "GPU": 1} if self.gpu else {"CPU": self.cpus}
 
 

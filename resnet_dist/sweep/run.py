@@ -8,10 +8,14 @@ output/sweeps/NAME/   parent.json  sweep.json  figure.png  runs.csv        outpu
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
 
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.data.shards.index import read_index
@@ -20,14 +24,15 @@ from resnet_dist.driver.preflight import prepare_missing
 from resnet_dist.driver.request import Reporter
 from resnet_dist.driver.trial import check_trial
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, RecipeError, UserError
+from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import held, unsent_line
-from resnet_dist.sweep.plan import Outcome, Plan, plan_without_trials, planned, read_plan
+from resnet_dist.runs.study_folder import STOP_FILE, SWEEP_FILE, held, unsent_line
+from resnet_dist.sweep.plan import Outcome, Plan, PlannedTrial, plan_without_trials, planned, read_plan
 from resnet_dist.sweep.report import SweepSummary, conclude, report
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.search import check_value
-from resnet_dist.sweep.trial import evaluation
+from resnet_dist.sweep.trial import Report, evaluation
 from resnet_dist.sweep.watch import Watch
 from resnet_dist.system.command import joined
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
@@ -35,6 +40,9 @@ from resnet_dist.tracking.protocol import OpenStudy, StudyPublisher, StudyRecord
 from resnet_dist.tracking.spool import Follower
 from resnet_dist.train.plan import Plan as TrainPlan
 from resnet_dist.train.plan import order_of
+
+if TYPE_CHECKING:
+    from resnet_dist.sweep.room import Room
 
 
 class SweepInterrupted(Exception):
@@ -56,8 +64,23 @@ def run_sweep(request: SweepRequest, reporter: Reporter, open_study: OpenStudy) 
     """
     check_output(request.output)
     check_plan(request, find_plan(request))
-    with held(request.folder):
-        return _Sweep(request, find_plan(request), reporter).run(open_study)
+    _check_gpus(request)
+    try:
+        with held(request.folder):
+            return _Sweep(request, find_plan(request), reporter).run(open_study)
+    finally:
+        if not (request.folder / SWEEP_FILE).exists():  # It has not begun.
+            shutil.rmtree(request.folder, ignore_errors=True)
+
+
+def _check_gpus(request: SweepRequest) -> None:
+    """Raise UserError where this machine, as a cluster of its own, has too few GPUs."""
+    num, here = request.workers * (request.concurrent or 1), torch.cuda.device_count()
+    if request.gpu and find_cluster(request.address) is None and here < num:
+        raise UserError(
+            f"--gpu: {request.concurrent or 1} trial(s) at a time with {request.workers} rank(s) need {num} CUDA device(s), "
+            f"this machine has {here}; use --cpu, or --address of a cluster"
+        )
 
 
 def find_plan(request: SweepRequest) -> Plan:
@@ -101,14 +124,17 @@ class _Sweep:
         status: Status = "FAILED"
         summary: SweepSummary | None = None
         try:
-            self._plan.write(request.folder)
-            record = StudyRecord(request, request.full_name, request.folder, request.source, request.output)
-            # An interrupt inside `open_study` would leave an MLflow run that nobody closes.
-            with defer_signals():
-                self._publisher = open_study(record)
             with handle_signals(raise_interrupt), ExitStack() as stack:
-                interrupted = self._run_trials(stack)
-            status = "KILLED" if interrupted else "FINISHED" if self._has_all() else "FAILED"
+                room = self._connect(stack)
+                self._plan.write(request.folder)
+                record = StudyRecord(
+                    request, request.full_name, request.folder, request.source, request.output
+                )
+                # An interrupt inside `open_study` would leave an MLflow run that nobody closes.
+                with defer_signals():
+                    self._publisher = open_study(record)
+                interrupted = room is not None and self._run_trials(room, self._publisher)
+            status = "KILLED" if interrupted else "FINISHED" if not self._left else "FAILED"
         except KeyboardInterrupt:
             status = "KILLED"
         finally:
@@ -118,39 +144,46 @@ class _Sweep:
             raise SweepInterrupted(self._plan)
         return summary
 
-    def _run_trials(self, stack: ExitStack) -> bool:
-        """Run the trials that are left; report whether they were interrupted."""
-        request, left = self._request, [trial for trial in self._plan.trials if not trial.has_result]
-        done = len(self._plan.trials) - len(left)
-        if done:
+    @property
+    def _left(self) -> list[PlannedTrial]:
+        return [trial for trial in self._plan.trials if not trial.has_result]
+
+    def _connect(self, stack: ExitStack) -> Room | None:
+        """Prepare the data, connect to Ray and find the room for the trials; return None where all have a result.
+
+        stack: keeps the connection. Raises UserError where the cluster is too small.
+        """
+        request, left = self._request, self._left
+        if done := len(self._plan.trials) - len(left):
             self._reporter.note(f"{done} of {len(self._plan.trials)} trials have a result already")
         if not left:
-            return False
+            return None
         for trial in left:
             of_trial = request.of_trial(trial, {}, gpu=None, cpus=None)
             prepare_missing(of_trial.recipe, self._reporter, request.output)
         with defer_signals():  # An exception in the middle of Ray's import would leave it broken.
             from resnet_dist.launch.on_ray.launcher import shared_ray
             from resnet_dist.sweep.room import find_room
-            from resnet_dist.sweep.tuner import run_trials, scheduler_of
         ranks = WorkerRange.exactly(request.workers * (request.concurrent or 1))
         stack.enter_context(
             shared_ray(ranks, gpu=request.gpu, address=request.address, report=self._reporter.note)
         )
-        room = find_room(request, len(left))
-        assert self._publisher is not None
-        tags = self._publisher.member_tags()
+        return find_room(request, len(left))
+
+    def _run_trials(self, room: Room, publisher: StudyPublisher) -> bool:
+        """Run the trials that are left; report whether they were interrupted."""
+        from resnet_dist.sweep.tuner import run_trials, scheduler_of
+
+        request, left, tags = self._request, self._left, publisher.member_tags()
         requests = {trial.name: request.of_trial(trial, tags, gpu=room.gpu, cpus=room.cpus) for trial in left}
-        watch = Watch(requests, request.metric, self._reporter.note, self._end)
-        scheduler = scheduler_of(request.scheduler, request.metric, self._plan.mode, watch)
-        remember = getattr(scheduler, "remember", None)
-        if remember is not None:
-            for name, reports in self._earlier().items():
-                remember(name, reports)
+        stop_file = request.folder / STOP_FILE
+        watch = Watch(requests, request.metric, stop_file, self._reporter.note, self._end)
+        scheduler = scheduler_of(request.scheduler, request.metric, self._plan.mode, watch, self._earlier)
         self._reporter.note(f"{len(left)} trials, {room.concurrent} at a time with {room.cpus} CPU(s) a rank")
         return run_trials(
             requests,
             request.metric,
+            stop_file,
             scheduler=scheduler,
             room=room,
             watch=watch,
@@ -166,7 +199,7 @@ class _Sweep:
         reason = f": {outcome.reason}" if outcome.reason else ""
         self._reporter.note(f"{name} ({', '.join(trial.sets)}) {outcome.state}{value}{reason}")
 
-    def _earlier(self) -> Mapping[str, Sequence[Mapping[str, object]]]:
+    def _earlier(self) -> Mapping[str, Sequence[Report]]:
         """Return what trials reported in earlier processes, by name, as their spools have it."""
         found = {}
         for trial in self._plan.trials:
@@ -184,9 +217,6 @@ class _Sweep:
 
     def _run_of(self, name: str) -> RunFolder | None:
         return read_run(open_storage(self._request.output).at(RUNS_FOLDER).at(name))
-
-    def _has_all(self) -> bool:
-        return all(trial.has_result for trial in self._plan.trials)
 
     def _report_and_close(self, publisher: StudyPublisher, status: Status) -> SweepSummary | None:
         """Draw what has ended, and close the sweep's MLflow run whatever happens."""

@@ -56,7 +56,9 @@ def read_searches(texts: Sequence[str], recipe: Recipe, overrides: Sequence[str]
     overrides: of the same command; they may not set a field that is searched.
     """
     if not texts:
-        raise UserError(f"--search is missing: a sweep needs one field or more, such as optim.lr={FORMS}")
+        raise UserError(
+            "--search is missing: a sweep needs a field or more, such as --search optim.lr=log:0.01..1"
+        )
     found = tuple(_read(text) for text in texts)
     set_fields = [text.partition("=")[0].strip() for text in overrides]
     for search in found:

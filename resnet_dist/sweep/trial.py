@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any
@@ -19,6 +19,7 @@ from resnet_dist.tracking.spool import Entry
 PROGRESS = 1000  # of a trial that is trained to its end: trials of different lengths are compared by it
 EVALUATION = "eval/"  # the prefix of the metrics of an evaluation
 
+Report = Mapping[str, Any]  # see TrialRun
 Train = Callable[[Request, Reporter], Summary]
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.sweep.plan import Outcome
 from resnet_dist.sweep.room import Room
 from resnet_dist.sweep.search import Search
-from resnet_dist.sweep.trial import PROGRESS, TrialRun
+from resnet_dist.sweep.trial import PROGRESS, Report, TrialRun
 from resnet_dist.sweep.watch import Watch
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.tracking.open import open_publisher
@@ -94,20 +94,22 @@ class TrialActor(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if not self._trial.has_ended:
+        if self._trial is not None and not self._trial.has_ended:
             return False  # It hangs: the next trial gets a process of its own.
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        return self._trial.next_report()
+        return {"done": True} if self._trial is None else self._trial.next_report()
 
     def cleanup(self) -> None:
-        self._trial.join(END_SECONDS)
+        if self._trial is not None:
+            self._trial.join(END_SECONDS)
 
     def _begin(self, config: dict[str, Any]) -> None:
         request: Request = self._orders["requests"][config["trial"]]
-        self._trial = TrialRun(request, self._orders["metric"], _train)
+        is_stopped = Path(self._orders["stop_file"]).exists()
+        self._trial = None if is_stopped else TrialRun(request, self._orders["metric"], _train)
 
 
 def _train(request: Request, reporter: Reporter) -> Summary:
@@ -178,7 +180,7 @@ class GentleAsha(ASHAScheduler):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def remember(self, name: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    def remember(self, name: str, reports: Sequence[Report]) -> None:
         """Take what a trial had reported in an earlier process."""
         super().on_trial_add(None, _Named(name))
         for report in reports:
@@ -202,7 +204,11 @@ class GentleAsha(ASHAScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, _named(trial), result)
+        name = _named(trial)
+        if name.trial_id in self._stopped:  # The steps that it took while it saved count for no other.
+            self.on_trial_remove(tune_controller, trial)
+        else:
+            super().on_trial_complete(tune_controller, name, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         with suppress(KeyError):
@@ -213,13 +219,22 @@ def _named(trial: Any) -> _Named:
     return _Named(trial.config["trial"])
 
 
-def scheduler_of(name: str, metric: str, mode: str, watch: Watch) -> TrialScheduler:
-    return GentleAsha(metric, mode, watch) if name == "asha" else FIFOScheduler()
+def scheduler_of(
+    name: str, metric: str, mode: str, watch: Watch, earlier: Callable[[], Mapping[str, Sequence[Report]]]
+) -> TrialScheduler:
+    """Return the scheduler of that name. earlier: returns what trials reported in earlier processes, by name."""
+    if name != "asha":
+        return FIFOScheduler()
+    asha = GentleAsha(metric, mode, watch)
+    for trial, reports in earlier().items():
+        asha.remember(trial, reports)
+    return asha
 
 
 def run_trials(
     requests: Mapping[str, Request],
     metric: str,
+    stop_file: Path,
     *,
     scheduler: TrialScheduler,
     room: Room,
@@ -233,7 +248,7 @@ def run_trials(
     """
     files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "tune"
     name = uuid.uuid4().hex
-    actor = tune.with_parameters(TrialActor, **_orders(requests, metric))
+    actor = tune.with_parameters(TrialActor, **_orders(requests, metric, stop_file))
     tuner = tune.Tuner(
         tune.with_resources(actor, tune.PlacementGroupFactory([room.of_actor()])),
         param_space={"trial": tune.grid_search(list(requests))},
@@ -256,11 +271,12 @@ def run_trials(
         shutil.rmtree(files / name, ignore_errors=True)
 
 
-def _orders(requests: Mapping[str, Request], metric: str) -> dict[str, Any]:
+def _orders(requests: Mapping[str, Request], metric: str, stop_file: Path) -> dict[str, Any]:
     variables = {name: value for name, value in os.environ.items() if name.startswith(MLFLOW_PREFIX)}
     return {
         "requests": dict(requests),
         "metric": metric,
+        "stop_file": str(stop_file),
         "variables": variables,
         "folder": os.getcwd(),
     }

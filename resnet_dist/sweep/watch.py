@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from resnet_dist.driver.request import Request
@@ -24,11 +25,16 @@ class Watch:
         self,
         requests: Mapping[str, Request],
         metric: str,
+        stop_file: Path,
         report: Callable[[str], None],
         on_end: Callable[[str, Outcome], None],
     ) -> None:
-        """Follow the trials of `requests`, by name. report: receives lines for the person."""
-        self._requests, self._metric = requests, metric
+        """Follow the trials of `requests`, by name. report: receives lines for the person.
+
+        stop_file: exists once no trial may begin any more.
+        """
+        self._requests, self._metric, self._stop_file = requests, metric, stop_file
+        stop_file.unlink(missing_ok=True)
         self._report, self._on_end = report, on_end
         self._running: set[str] = set()
         self._stops: dict[str, str] = {}  # the reasons by trial
@@ -54,12 +60,17 @@ class Watch:
             self._report(f"{name}: step {report['step']}  {self._metric} {report['value']:.4g}")
         elif "outcome" in report:
             self.ended(name, Outcome(**report["outcome"]))
+        else:
+            self._forget(name)
 
     def ended(self, name: str, outcome: Outcome) -> None:
+        self._forget(name)
+        self._on_end(name, outcome)
+
+    def _forget(self, name: str) -> None:
         with self._lock:
             self._running.discard(name)
             self._stops.pop(name, None)
-        self._on_end(name, outcome)
 
     def stop(self, name: str, reason: str) -> None:
         """Stop a trial, with a checkpoint, for a reason that its page shows."""
@@ -67,9 +78,10 @@ class Watch:
             self._stops.setdefault(name, reason)
 
     def stop_all(self) -> None:
-        """Stop all trials, each with a checkpoint; none starts any more."""
-        with self._lock:
-            self._stops_all = True
+        """Stop all trials, each with a checkpoint; none begins any more."""
+        with suppress(OSError):  # The trials that begin are then stopped at their first step.
+            self._stop_file.touch()
+        self._stops_all = True
 
     def request_stops(self) -> None:
         """Request the stops that are due, at most every REPEAT_SECONDS. Never raises."""

@@ -1,7 +1,8 @@
-"""Write a file atomically; compute a checksum."""
+"""Write a file atomically; compute a checksum; recognize a full disk."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
@@ -35,3 +36,9 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
     """Return the checksum of a file as `ALGORITHM:HEX`."""
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Report whether an error states that a disk, or a quota on it, is full. Some libraries have it as a text alone."""
+    is_own = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return is_own or os.strerror(errno.ENOSPC) in str(error)

@@ -22,6 +22,7 @@ GIT_BRANCH_VARIABLE = "RESNET_DIST_GIT_BRANCH"
 CHANGES_VARIABLE = "RESNET_DIST_CHANGES"  # what the command changed of its recipe file
 MAX_DIFF_BYTES = 200_000
 GIT_SECONDS = 0.8  # for all of git: no run waits longer for its origin
+_UNREAD = f"not read: git fails, or takes longer than {GIT_SECONDS:g} s"
 
 
 def user_name() -> str:
@@ -47,6 +48,7 @@ class GitState:
     commit: str
     branch: str = ""  # empty: none, or it is not known
     diff: str = ""  # at most MAX_DIFF_BYTES of it
+    no_diff: str = ""  # why there is none, though files differ or may differ
 
     @property
     def is_dirty(self) -> bool:
@@ -61,10 +63,12 @@ def git_state(folder: Path) -> GitState | None:
         return None
     branch = _git(folder, deadline, "symbolic-ref", "--short", "--quiet", "HEAD") or ""
     if not commit.endswith("-dirty"):
-        return GitState(commit, branch)
+        return GitState(commit, branch, no_diff=_UNREAD if commit.endswith("-unchecked") else "")
     # No program that the person has configured for diffs is run.
     plain = ("--no-color", "--no-ext-diff", "--no-textconv")
-    diff = _git(folder, deadline, "diff", *plain, "HEAD") or ""
+    diff = _git(folder, deadline, "diff", *plain, "HEAD")
+    if diff is None:
+        return GitState(commit, branch, no_diff=_UNREAD)
     cut = len(diff.encode()) >= MAX_DIFF_BYTES - 1
     return GitState(commit, branch, f"{diff}\n… cut after {MAX_DIFF_BYTES:,} bytes" if cut else diff)
 

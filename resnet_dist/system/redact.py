@@ -13,11 +13,12 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 HIDDEN = "***"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+# Limits keep a search linear in the length of a line: without them, each start of a word would look at all of the rest.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>]+")
 # A password may hold any character, also those that must be encoded in a URL: take all up to the last @ of the host.
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
 # A password with a slash, which ends the host of a URL; NAME:PORT/ is a host.
-_USER_INFO_WITH_SLASH = re.compile(r"(?<=://)[^/?#\s@:]+:(?!\d*(?:/|$))[^\s@]*@")
+_USER_INFO_WITH_SLASH = re.compile(r"(?<=://)[^/?#\s@:]+:(?!\d*(?:/|$))[^\s@]{0,4000}@")
 # Parameters that select content and are no secret. The values of all others are hidden, because each cloud has its own
 # names for signatures.
 _PUBLIC_PARAMETERS = frozenset(
@@ -25,16 +26,17 @@ _PUBLIC_PARAMETERS = frozenset(
     # Of MLflow's pages: the mode, the saved view, and what is drawn beside the table.
     | {"workflowtype", "viewstatesharekey", "comparerunsmode"}
 )
-_PARAMETER = re.compile(r"([?&])([^=&#\s]+)=([^&#\s'\"<>]*)")
-_BARE_TOKEN = re.compile(r"([?&])[^=&#\s'\"<>]{16,}(?=$|[&#\s'\"<>])")
+_PARAMETER = re.compile(r"([?&])([^=&#?\s]+)=([^&#\s'\"<>]*)")
+_BARE_TOKEN = re.compile(r"([?&])[^=&#?\s'\"<>]{16,}(?=$|[&#?\s'\"<>])")
 _SECRET_HEADER = r"(?:(?:proxy-)?authorization|(?:set-)?cookie|(?:[a-z]+-)*(?:api-?key|auth|password|secret)|(?:[a-z]+-)+(?:key|token))"
 # A header in quotes, as for curl -H: its value may have spaces, and ends with the quotes.
 _QUOTED_HEADER = re.compile(
     rf"(?i)(['\"])({_SECRET_HEADER}\s*:\s*)((?:bearer|basic|token)\s+)?(?:(?!\1)[^\n])+"
 )
+# A name such as X-Auth-Token or AWS_SECRET_ACCESS_KEY: what stands before its last words is shown in any case.
 _HEADER = re.compile(
-    r"(?i)\b((?:proxy-)?authorization|(?:[a-z]+-)+(?:token|key|secret)|"
-    r"[a-z_-]*(?:secret|password|passwd|(?:api|access|account|storage)[-_]?key|token)(?:[-_][a-z0-9_-]*)?"
+    r"(?i)(\b(?:proxy-)?authorization|(?<=[a-z]-)(?:token|key|secret)|"
+    r"(?:secret|password|passwd|(?:api|access|account|storage)[-_]?key|token)(?:[-_][a-z0-9_-]{0,200})?"
     r"(?=\s?=|['\"]\s*:|:\S))(['\"]?\s*[:=]\s*['\"]?)((?:bearer|basic|token)\s+)?[^\s'\"&]+"
 )
 # The option -u of `ulimit` is a number of processes.
@@ -45,7 +47,7 @@ _CURL_USER = re.compile(
 
 # Options of curl alone: -uNAME:PASSWORD, -sSu NAME:PASSWORD, -b COOKIES.
 _CURL_SHORT = re.compile(
-    r"(?<!\S)(-[a-zA-Z#]*?[uU](?=[^\s:]+:\S)|-[a-zA-Z#]*[uUb]\s+)(?:'[^']*'|\"[^\"]*\"|\S+)"
+    r"(?<!\S)(-[a-zA-Z#]{0,30}?[uU](?=[^\s:]+:\S)|-[a-zA-Z#]{0,30}[uUb]\s+)(?:'[^']*'|\"[^\"]*\"|\S+)"
 )
 
 

@@ -5,9 +5,9 @@ spool     the file that rank 0 appends its metrics to, and that the driver follo
 backlog   what a store lacks of a spool
 store     where MLflow keeps the runs of an output folder
 origin    tags that say where a run comes from
-description  a recipe's description as Markdown
 logged_run  a run as a tracker has it, and what several have in common
 console   the thread that shows a spool to a person; the publisher of a run without MLflow
+registration  the name and the alias under which a model is registered
 mlflow/   the publishers of MLflow, and everything else that knows its API
 also/     what gets the metrics beside MLflow, such as TensorBoard
 open      refuse what cannot be used; choose and open a publisher

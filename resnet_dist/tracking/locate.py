@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import difflib
-from contextlib import suppress
 from pathlib import Path
 
+from resnet_dist.config.part import NAME
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
-from resnet_dist.tracking.store import TrackerAway, store_folder
+from resnet_dist.tracking.store import TrackerAway, TrackerRefuses, store_folder
 
 
 def locate_run(name: str, output: Path | str, flag: str) -> RunFolder:
-    """Return a run of `output`, or one that is elsewhere. flag: begins the message of a UserError where there is none."""
+    """Return a run of `output`, or one that is elsewhere. flag: begins the message where there is none.
+
+    Raises UserError for a mistake, and TrackerAway where only a tracker that does not answer may know the run.
+    """
     if "/" in name or is_url(name):
         found = read_run(open_storage(name if is_url(name) else Path(name).expanduser().absolute()))
         if found is None:
             raise UserError(f"{flag}: {name} is no folder of a run")
         return found
     runs = open_storage(output).at(RUNS_FOLDER)
-    found = read_run(runs.at(name)) or _of_tracker(name, output)
+    try:
+        found = read_run(runs.at(name)) or _of_tracker(name, output)
+    except TrackerAway as error:
+        raise TrackerAway(f"{flag}: no run named {name} in {runs.location}, and {error}") from None
     if found is not None:
         return found
     known = runs.folders()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known[:5]) or 'no runs'}"
     raise UserError(f"{flag}: no run named {name} in {runs.location}{hint}")
+
+
+def run_id_of(name: str, output: Path | str) -> str | None:
+    """Return the id in MLflow of a run of `output`; None where it has no such run."""
+    found = read_run(open_storage(output).at(RUNS_FOLDER).at(name)) if NAME.fullmatch(name) else None
+    return None if found is None else found.run_id
 
 
 def folder_of(run: LoggedRun, output: Path | str) -> RunFolder | None:
@@ -43,11 +55,14 @@ def folder_of(run: LoggedRun, output: Path | str) -> RunFolder | None:
 
 
 def _of_tracker(name: str, output: Path | str) -> RunFolder | None:
-    """Return the folder of a run that the tracker knows; None where it does not, and where it cannot be asked."""
+    """Return the folder of a run that the tracker knows; None where it does not. Raises TrackerAway, TrackerRefuses."""
     if not has_mlflow():
         return None
     from resnet_dist.tracking.mlflow.reading import Tracker
 
-    with suppress(UserError, TrackerAway):
+    try:
         return folder_of(Tracker.open(store_folder(output)).find(name), output)
-    return None
+    except TrackerRefuses:
+        raise
+    except UserError:  # It has no such run, or there is no store yet.
+        return None

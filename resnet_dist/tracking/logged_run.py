@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 TOP1, LOSS, SPEED = "eval/top1", "eval/loss", "perf/images_per_second"
 TRAIN_LOSS, RATE = "train/loss", "train/lr"
+GROUP_TAGS = ("sweep", "study")  # the tags with the name of what a run is part of
 # The tags with the place of a run's folder, and with the key that both have.
 FOLDER_TAG, KEY_TAG = "resnet_dist.folder", "resnet_dist.key"
 # Names and texts: runs that differ in nothing else have the same recipe.
@@ -38,7 +39,12 @@ class LoggedRun:
     @property
     def is_study(self) -> bool:
         """Report whether this is the run of a study or a sweep, the parent of others, which trains nothing itself."""
-        return ("study" in self.tags or "sweep" in self.tags) and self.folder is None
+        return bool(self.group) and self.folder is None
+
+    @property
+    def group(self) -> str:
+        """The name of the study or the sweep that it belongs to; empty without one."""
+        return next((self.tags[tag] for tag in GROUP_TAGS if self.tags.get(tag)), "")
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resnet_dist.config import Recipe
+from resnet_dist.config.description import markdown
 from resnet_dist.system.provenance import (
     CHANGES_VARIABLE,
     GIT_BRANCH_VARIABLE,
@@ -19,7 +20,6 @@ from resnet_dist.system.provenance import (
     user_name,
 )
 from resnet_dist.system.redact import redact
-from resnet_dist.tracking.description import markdown
 
 NOTE_TAG = "mlflow.note.content"  # the description, which the page renders as Markdown
 COMMIT_TAG, BRANCH_TAG = "mlflow.source.git.commit", "mlflow.source.git.branch"
@@ -28,6 +28,16 @@ DIRTY_TAG, CHANGES_TAG, NOT_DEFAULT_TAG, JOB_TAG, ERROR_TAG, STOPPED_TAG = (
     for name in ("git_dirty", "changes_from_file", "not_default", "ray_job", "error", "stopped")
 )
 ENDS = (ERROR_TAG, STOPPED_TAG)  # of an attempt; the next one begins without them
+# Why the changes to the code of a commit are not on the page.
+NO_DIFF_TAG = "resnet_dist.git_diff"
+# The tags of rank 0's machine.
+MACHINE_PREFIX = "resnet_dist.machine."
+# Those that an attempt may have and the next one may lack.
+_OF_ATTEMPT = (
+    *(COMMIT_TAG, BRANCH_TAG, DIRTY_TAG, NO_DIFF_TAG, CHANGES_TAG, NOT_DEFAULT_TAG, JOB_TAG),
+    *ENDS,
+)
+NOT_SUBMITTED = "a submitted job has none"
 MAX_ERROR = 1000  # characters
 # Ray sets it for the driver of a job.
 _RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -50,10 +60,15 @@ def tags_of_origin(source: str, description: str, git: GitState | None) -> dict[
     }
 
 
+def is_of_attempt(tag: str) -> bool:
+    """Report whether a tag describes one attempt: where a later attempt has no such tag, it does not hold any more."""
+    return tag in _OF_ATTEMPT or tag.startswith(MACHINE_PREFIX)
+
+
 def git_of(source: str) -> GitState | None:
     """Return the state of the repository of a recipe file, or of the one that `submit` has seen; None outside one."""
     if commit := os.environ.get(GIT_COMMIT_VARIABLE):
-        return GitState(commit, os.environ.get(GIT_BRANCH_VARIABLE, ""))
+        return GitState(commit, os.environ.get(GIT_BRANCH_VARIABLE, ""), no_diff=NOT_SUBMITTED)
     return git_state(Path(source).parent)
 
 
@@ -83,7 +98,8 @@ def _git_tags(git: GitState | None) -> dict[str, str]:
         return {}
     dirty = "unknown" if git.commit.endswith("-unchecked") else str(git.is_dirty).lower()
     branch = {BRANCH_TAG: redact(git.branch)} if git.branch else {}
-    return {COMMIT_TAG: git.commit, DIRTY_TAG: dirty, **branch}
+    no_diff = {NO_DIFF_TAG: git.no_diff} if git.no_diff and dirty != "false" else {}
+    return {COMMIT_TAG: git.commit, DIRTY_TAG: dirty, **branch, **no_diff}
 
 
 def _job_tags() -> dict[str, str]:

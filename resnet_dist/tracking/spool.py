@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # It imports torch, which a command that shows a spool need n
 log = logging.getLogger(__name__)
 
 REMOVED = "removed"
+EVALUATION = "eval/samples"  # a metric that every evaluation has
 WRITE_SECONDS = 10.0  # for predictions that are being written when the training ends
 
 
@@ -181,6 +182,12 @@ def has_steps(spool: Log) -> bool:
     return any(
         entry.step is not None and entry.metrics and entry.start is None for entry in Follower(spool).read()
     )
+
+
+def evaluated_steps(spool: Log) -> set[int]:
+    """Return the steps whose evaluation was recorded."""
+    entries = Follower(spool).read()
+    return {one.step for one in entries if one.step is not None and EVALUATION in one.metrics}
 
 
 def read_layers(spool: Log, name: str) -> dict[int, dict[str, float]]:

@@ -49,12 +49,17 @@ def store_note(output: Path | str) -> str | None:
 
 def tracking_uri(output: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the URI of the store embedded in the output folder."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{output.absolute() / STORE_FILE}"
+    return _named() or f"sqlite:///{output.absolute() / STORE_FILE}"
 
 
 def shown_tracker() -> str:
     """Return MLFLOW_TRACKING_URI without a password, as run.json keeps it; empty for the embedded store."""
-    return _shown(os.environ.get(URI_VARIABLE, ""))
+    return _shown(_named())
+
+
+def is_other_tracker(recorded: str | None) -> bool:
+    """Report whether a run or study is kept in another tracker than the environment names; None: it is not recorded."""
+    return recorded is not None and _without_slash(recorded) != shown_tracker()
 
 
 def check_tracking_uri() -> None:
@@ -84,6 +89,16 @@ def has_password(uri: str) -> bool:
 def without_password(uri: str) -> str:
     """Return the address of a server without user name and password, as a browser takes it."""
     return re.sub(r"(?<=://)[^/?#\s]*@", "", uri)
+
+
+def _named() -> str:
+    """Return MLFLOW_TRACKING_URI; empty where it is not set."""
+    return _without_slash(os.environ.get(URI_VARIABLE, ""))
+
+
+def _without_slash(uri: str) -> str:
+    """Return the address of a server without slashes at its end: with and without, it is the same server."""
+    return re.sub(r"(?<=[^:/])/+$", "", uri) if uri.startswith(("http://", "https://")) else uri
 
 
 def _shown(uri: str) -> str:

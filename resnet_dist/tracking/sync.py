@@ -14,7 +14,13 @@ from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, kind_of, read_study, studies_in
 from resnet_dist.tracking.also.beside import send_to_others
 from resnet_dist.tracking.open import check_tracker, has_mlflow
-from resnet_dist.tracking.store import URI_VARIABLE, TrackerRefuses, shown_tracker, store_folder
+from resnet_dist.tracking.store import (
+    URI_VARIABLE,
+    TrackerRefuses,
+    is_other_tracker,
+    shown_tracker,
+    store_folder,
+)
 
 Report = Callable[[str], None]
 
@@ -139,7 +145,7 @@ def _is_complete(kept: RunFolder | StudyFolder) -> bool:
 
 def _check_same_tracker(tracker: str | None, name: str) -> None:
     """Raise UserError where a run or study is kept in another tracker than the one that the environment names."""
-    if tracker is not None and tracker != shown_tracker():
+    if is_other_tracker(tracker):
         advice = f"set {URI_VARIABLE} to that address" if tracker else f"unset {URI_VARIABLE}"
         now = shown_tracker() or "the store in the output folder"
         raise UserError(

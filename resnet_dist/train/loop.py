@@ -17,7 +17,7 @@ It imports neither Ray nor MLflow; metrics go to a Tracker, which on rank 0 writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resnet_dist.config import ProfiledSteps, Recipe, check_world_size
+from resnet_dist.config import Data, ProfiledSteps, Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
@@ -36,6 +36,8 @@ from resnet_dist.runs.page import PROFILE_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage
 from resnet_dist.system.memory import collect_normally
+from resnet_dist.train.beside import Beside, followed
+from resnet_dist.train.checkpoint.evaluated import awaiting
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -74,7 +76,6 @@ class Parts:
     state: TrainState
     guard: Guard
     loader: BatchSource
-    num_decoded_on_cpu: Callable[[], int]  # of the images that a GPU was to decode
     eval_loader: Loader
     checkpoints: Checkpointer
     control: Control
@@ -93,17 +94,21 @@ def train(
     order_version: int = NEWEST_VERSION,
     permit: Permit = ALWAYS,
     profile: ProfiledSteps | None = None,
+    logged: Collection[int] | None = None,
 ) -> Outcome:
     """Train to the end of `recipe`, or until `stop_requested` returns True on any rank; all ranks call it.
 
     It resumes from the newest good checkpoint of the run at `location`, a folder or a URL, which must have been trained
     with the same `order_version`. `permit` is asked before a checkpoint is written. A run that stopped before or during
-    an evaluation resumes with that evaluation. profile: the steps whose trace is written beside the run.
+    an evaluation resumes with that evaluation. profile: the steps whose trace is written beside the run. logged: not None
+    where another process evaluates the checkpoints that are due; on rank 0, the steps of such evaluations that the
+    tracker has.
 
     Raises TrainingError where training cannot continue; the last checkpoint is kept.
     """
     progress = progress or Progress()
-    attempt = set_up(recipe, location, world, tracker, stop_requested, progress, order_version, permit)
+    options = (stop_requested, progress, order_version, permit, logged)
+    attempt = set_up(recipe, location, world, tracker, *options)
     with profiled(attempt, profile, location, world, tracker, permit) as parts:
         state, plan, guard = parts.state, parts.plan, parts.guard
         while not (state.finished(plan.total) or parts.control.stop):
@@ -114,37 +119,46 @@ def train(
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
                 if due(state.step, plan.log, plan.total):
                     progress.at(GATHERING, state.step)
-                    since_last = training_metrics(state, parts.order, world) | decoding_metrics(
-                        parts.num_decoded_on_cpu, recipe, world
-                    )
+                    since_last = training_metrics(state, parts.order, world)
+                    since_last |= decoding_metrics(parts.loader, recipe.data, world)
                     tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
                     parts.stragglers.look(state.meter.times_RT)
                     log_gradient_norms(parts.train_step, tracker, state.step)
                     guard.check_samples(state, report_bad_samples(state, tracker, world))
                     guard.check_losses(state)
-            if state.evaluation_pending:
-                progress.at(GATHERING, state.step)
-                state.meter.gather(world)
-                # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
-                guard.check_losses(state)
-                if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
-                    tracker.log(metrics, state.step)
-                    guard.check_evaluation(metrics, state.step)
-                    state.evaluated(metrics, recipe.train.best_metric)
-                state.meter.restart_clock()
-                parts.stragglers.restart()
+            # Another process evaluates the checkpoint of this step.
+            awaits = logged is not None and state.evaluation_pending
+            if awaits:
+                state.evaluation_pending = False
+            elif state.evaluation_pending:
+                evaluate_step(parts, recipe, progress, world, tracker)
             # Agree first: a rank that stopped or saved alone would leave the others waiting in the next collective.
             parts.control.agree()
-            if parts.checkpoints.should_save(state, plan, parts.control):
+            if awaits or parts.checkpoints.should_save(state, plan, parts.control):
                 progress.at("saving", state.step)
                 state.meter.gather(world)
                 # Check first: no state may be saved after a loss that was not finite.
                 guard.check_losses(state)
-                parts.checkpoints.save(state)
+                parts.checkpoints.save(state, awaits_evaluation=awaits)
                 parts.control.saved()
         progress.at("writing the last checkpoint", state.step)
         parts.checkpoints.wait()
     return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
+
+
+def evaluate_step(parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker) -> None:
+    """Evaluate the model of this step on all ranks, unless they agree to stop before the end of the set."""
+    state, guard = parts.state, parts.guard
+    progress.at(GATHERING, state.step)
+    state.meter.gather(world)
+    # Check first: this names the bad micro-batch; an evaluation of NaN weights cannot.
+    guard.check_losses(state)
+    if metrics := evaluate_unless_stopped(parts, recipe, progress, world, tracker):
+        tracker.log(metrics, state.step)
+        guard.check_evaluation(metrics, state.step)
+        state.evaluated(metrics, recipe.train.best_metric)
+    state.meter.restart_clock()
+    parts.stragglers.restart()
 
 
 @contextmanager
@@ -157,11 +171,11 @@ def set_up(
     progress: Progress,
     order_version: int,
     permit: Permit,
+    logged: Collection[int] | None,
 ) -> Iterator[Parts]:
     """Yield the parts of an attempt, with the state of the newest good checkpoint or of a new run; close them after.
 
     It checks and compares the ranks before it builds the model and loads data, so that a mistake ends the attempt soon.
-
     Raises UserError for what the recipe, the data or the device do not allow, TrainingError where ranks differ.
     """
     train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
@@ -172,19 +186,23 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    storage = open_storage(location).at(CHECKPOINTS_FOLDER)
+    run = open_storage(location)
+    storage, logged = run.at(CHECKPOINTS_FOLDER), logged if world.is_main else None
     with (
+        followed(run, tracker, recipe.train.best_metric, logged) as beside,
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
-        checkpointer(storage, recipe, train_index.classes, world, tracker, permit) as checkpoints,
+        checkpointer(storage, recipe, train_index.classes, world, tracker, permit, beside) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
         closing(usage_of(world)) as state.meter.usage,
     ):
         restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
+        if beside is not None:
+            beside.start(state.best, awaiting(storage, beside.evaluated()))
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
@@ -196,7 +214,6 @@ def set_up(
             state=state,
             guard=guard,
             loader=loader,
-            num_decoded_on_cpu=lambda: loader.num_decoded_on_cpu,
             eval_loader=eval_loader,
             checkpoints=checkpoints,
             control=control,
@@ -213,11 +230,11 @@ def checkpointer(
     world: World,
     tracker: Tracker,
     permit: Permit,
+    beside: Beside | None,
 ) -> Checkpointer:
     """Return the checkpoints of a run, which are reported to its tracker."""
-    return Checkpointer(
-        storage, recipe, classes, world, tracker.note, tracker.flush, permit, tracker.log_checkpoint
-    )
+    reports = (tracker.note, tracker.flush, permit, tracker.log_checkpoint)
+    return Checkpointer(storage, recipe, classes, world, *reports, beside)
 
 
 def restore_or_initialize(
@@ -322,11 +339,12 @@ def training_metrics(state: TrainState, order: Order, world: World) -> dict[str,
     return metrics
 
 
-def decoding_metrics(count: Callable[[], int], recipe: Recipe, world: World) -> dict[str, float]:
+def decoding_metrics(loader: BatchSource, data: Data, world: World) -> dict[str, float]:
     """Return the images so far, over all ranks, that the GPU could not decode. A collective with `data.decode="gpu"`."""
-    if recipe.data.decode == "cpu":
+    if data.decode == "cpu":
         return {}
-    return {"data/decoded_on_cpu": float(world.sum(torch.tensor(float(count()), device=world.device)))}
+    count = world.sum(torch.tensor(float(loader.num_decoded_on_cpu), device=world.device))
+    return {"data/decoded_on_cpu": float(count)}
 
 
 def usage_of_machines(state: TrainState, recipe: Recipe, world: World) -> dict[str, float]:

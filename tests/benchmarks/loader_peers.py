@@ -205,7 +205,9 @@ def open_peers(names: list[str], folder: Path, work: Path) -> dict[str, Any]:
             next(iter(made))
             loaders[name] = made
         except Exception as error:
-            print(f"left out: {name}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}", flush=True)
+            print(
+                f"left out: {name}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}", flush=True
+            )
     return loaders
 
 

@@ -15,7 +15,7 @@ import torch
 
 from resnet_dist import cli
 from resnet_dist.cli.main import _report_error, _run
-from resnet_dist.cli.train import _browse_line
+from resnet_dist.cli.train import browse_line
 from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import StorageError, UserError
@@ -142,8 +142,8 @@ def test_storage_that_fails_is_one_sentence(capsys: pytest.CaptureFixture[str]) 
 
 def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert _browse_line(Path("output")) == "\nbrowse     resnet-dist ui"
-    assert _browse_line(Path("o")) == "\nbrowse     resnet-dist ui --output o"
+    assert browse_line(Path("output")) == "\nbrowse     resnet-dist ui"
+    assert browse_line(Path("o")) == "\nbrowse     resnet-dist ui --output o"
     for uri, line in {
         "http://mlflow:5000": "http://mlflow:5000",  # A server has its own page.
         "http://anna:hush@mlflow:5000": "http://mlflow:5000",
@@ -151,9 +151,9 @@ def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
         "postgresql+psycopg2://anna:hush@host/db": "resnet-dist ui",
     }.items():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert _browse_line(Path("output")) == f"\nbrowse     {line}"
+        assert browse_line(Path("output")) == f"\nbrowse     {line}"
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    assert _browse_line(Path("output")) == ""
+    assert browse_line(Path("output")) == ""
 
 
 @pytest.mark.parametrize("uri", ["localhost:5000", "./mlruns", "ftp://host"])

@@ -40,6 +40,11 @@ class Scene:
     def nodes(self) -> list[Host]:
         return self.cluster.nodes
 
+    @property
+    def ray_hosts(self) -> list[Host]:
+        """Return all hosts but those of the servers."""
+        return [self.cluster.head, *self.nodes, self.client]
+
     def submit(
         self, name: str, *words: str, log: str, variables: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlflow
 import pytest
 
@@ -39,6 +41,18 @@ def test_the_run_of_a_cluster_is_that_of_one_host(whole_scene: Scene) -> None:
     # No host has kept the run, or knows the folders of another one.
     assert not [path for host in scene.nodes for path in host.folder.rglob("spool.jsonl")]
     assert OUTPUT in scene.client.output("digits.txt")
+    # Neither Ray nor anything of ours has written the secrets of its environment down, on any host.
+    for secret in (scene.cluster.token, scene.client.environment["AWS_SECRET_ACCESS_KEY"]):
+        files = [path for host in scene.ray_hosts for path in host.folder.rglob("*") if path.is_file()]
+        assert len(files) > 50
+        assert [path for path in files if secret.encode() in content_of(path)] == []
+
+
+def content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # Ray removes files while it lives.
+        return b""
 
 
 def models_of(tracking: str, run_id: str | None) -> list[mlflow.entities.LoggedModel]:

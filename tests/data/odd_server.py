@@ -126,7 +126,11 @@ class OddServer:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer((LOCALHOST, 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # a client that has gone
+
+        self._server = Server((LOCALHOST, 0), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self.url = f"http://{LOCALHOST}:{self.port}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.driver.gauges import GAUGES, METRICS_VARIABLE, RunGauges, file_sink, metrics_file
+from resnet_dist.driver.gauges import GAUGES, METRICS_VARIABLE, RunGauges, file_sinks, metrics_file
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Restarted, RunFolder
 from resnet_dist.runs.storage.open import open_storage
@@ -35,8 +35,9 @@ def values(text: str) -> dict[str, float]:
 
 
 def test_the_file_has_the_state_of_the_run(run: RunFolder, tmp_path: Path) -> None:
-    path, before = tmp_path / "x.prom", time.time()
-    with file_sink(path) as sink:
+    path, before, reports = tmp_path / "gauges" / "x.prom", time.time(), list[str]()
+    path.parent.mkdir()
+    with file_sinks(path, reports.append) as (sink,):
         gauges = RunGauges(run, 132, [sink])
         gauges.send()
         first = values(path.read_text())
@@ -67,7 +68,19 @@ def test_the_file_has_the_state_of_the_run(run: RunFolder, tmp_path: Path) -> No
         assert set(found) <= set(GAUGES)
         if promtool := shutil.which("promtool"):
             subprocess.run([promtool, "check", "metrics"], input=text, text=True, check=True, timeout=60)
-    assert not path.exists()  # A run that has ended raises no alert.
+        with file_sinks(path, reports.append) as others:  # of another run
+            assert others == []
+        assert path.exists()
+    assert list(path.parent.glob("*.prom")) == []  # A run that has ended raises no alert.
+    assert list(path.parent.glob(".*")) == []
+    assert reports == [
+        f"{METRICS_VARIABLE}={path}: another run on this machine writes its gauges there, so this one writes none; name a "
+        "file for each"
+    ]
+    with file_sinks(path, reports.append) as sinks:
+        assert len(sinks) == 1
+    with file_sinks(None, reports.append) as sinks:
+        assert sinks == []
 
 
 def test_a_sink_that_fails_is_reported_once_and_tried_again(

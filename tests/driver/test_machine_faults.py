@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,37 +65,54 @@ def small_disk(folder: Path, size: str) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", mount, "sh"]
 
 
-def train_with_cache(runner: Runner, data: Path, size: str) -> tuple[int, str]:
-    """Train on served shards with a disk of `size` under the shard cache."""
-    folder = runner.folder / "small"
-    runner.before = small_disk(folder, size)
-    with odd_server(data) as server:
-        fields = {f"data.{part}": f"{server.url}/plain/{part}" for part in ("train", "eval")}
-        fields |= {"data.shard_cache": f"{folder}/cache", "data.fetch_timeout_seconds": "5"}
-        return runner.train(str(runner.folder / "output"), fields=fields).end()
+FETCH = """
+import sys, time
+from pathlib import Path
+from resnet_dist.data.shards.index import read_index
+from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
+
+index = read_index(sys.argv[1])
+cache = ShardCache(CacheLimits(Path(sys.argv[2]), 2**30, 20.0))
+for shard in index.shards:
+    print(cache.path(shard).stat().st_size, flush=True)
+cache.close()
+print("kept", len(list(Path(sys.argv[2]).glob("*/*.tar"))), "of", len(index.shards))
+"""
 
 
-def test_a_shard_cache_on_a_disk_that_holds_some_shards(
-    runner: Runner, digits_data: Path, undisturbed: Result
-) -> None:
+def test_a_shard_cache_on_a_disk_that_holds_some_shards(tmp_path: Path, digits_data: Path) -> None:
     """The limit of the cache is 200 GiB by default: many disks are smaller."""
-    code, output = train_with_cache(runner, digits_data, "1m")
-    assert code == 0, output
-    assert output.count("its disk is full before data.shard_cache_bytes=") == 1
-    assert_undisturbed(runner.result(str(runner.folder / "output")), undisturbed)
+    folder = tmp_path / "small"
+    with odd_server(digits_data) as server:
+        command = [sys.executable, "-c", FETCH, f"{server.url}/plain/train", f"{folder}/cache"]
+        done = subprocess.run(
+            [*small_disk(folder, "1m"), *command],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    sizes = [int(line) for line in done.stdout.splitlines()[:-1]]
+    assert sum(sizes) > 2**20
+    assert done.stdout.splitlines()[-1] in ("kept 1 of 8", "kept 2 of 8")
+    assert done.stderr.count("its disk is full before data.shard_cache_bytes=1,073,741,824 are reached") == 1
 
 
 def test_a_shard_cache_on_a_disk_that_holds_no_shard(runner: Runner, digits_data: Path) -> None:
-    code, output = train_with_cache(runner, digits_data, "200k")
+    folder = runner.folder / "small"
+    runner.before = small_disk(folder, "200k")
+    with odd_server(digits_data) as server:
+        fields = {f"data.{part}": f"{server.url}/plain/{part}" for part in ("train", "eval")}
+        fields |= {"data.shard_cache": f"{folder}/cache", "data.fetch_timeout_seconds": "5"}
+        code, output = runner.train(str(runner.folder / "output"), fields=fields).end()
     assert code == 1, output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert f"data.shard_cache={runner.folder}/small/cache: No space left on device" in line
+    assert f"data.shard_cache={folder}/cache: No space left on device" in line
     assert "Traceback" not in output
 
 
-def test_a_disk_that_is_full_under_the_scratch_folder(
-    s3: S3Server, runner: Runner, undisturbed: Result
-) -> None:
+def test_a_disk_that_is_full_under_the_scratch_folder(s3: S3Server, runner: Runner) -> None:
     """A checkpoint is written there before it is uploaded: training goes on without one, and the end names the cause."""
     folder = runner.folder / "small"
     runner.before = small_disk(folder, "300k")

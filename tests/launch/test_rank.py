@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import TrainingError
+from resnet_dist.errors import TrainingError, UserError
 from resnet_dist.launch import rank as ranks
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
@@ -52,7 +53,7 @@ def test_ranks_on_gpus_use_one_network(
     monkeypatch.setattr(World, "join", lambda *_, **__: seen.append(os.environ.get("GLOO_SOCKET_IFNAME")))
     with patch.dict(os.environ, {"NCCL_SOCKET_IFNAME": "ib"}):
         os.environ.pop("GLOO_SOCKET_IFNAME", None)
-        orders = {"rank": 0, "world_size": 2, "timeout_seconds": 9, "gpu": gpu, "device": 0}
+        orders = {"rank": 1, "world_size": 2, "timeout_seconds": 9, "gpu": gpu, "device": 0}
         ranks._join({**orders, "address": "127.0.0.1", "port": 1, "node_address": "127.0.0.1"})
         os.environ.pop("GLOO_SOCKET_IFNAME", None)
         TorchrunRanks._join(MagicMock(), MagicMock(), gpu=gpu)
@@ -78,3 +79,20 @@ def test_every_rank_trains_with_the_order_of_the_run(
     sent = asdict(Attempt.of(digits_recipe, folder, cpus=1))  # as Ray and torchrun send it
     assert run_attempt(Attempt(**sent), World(rank, 0, 2, torch.device("cpu"))) is not None
     assert received == [order]
+
+
+@pytest.mark.parametrize(("num_ranks", "where"), [(1, ""), (2, f"rank 1 on {platform.node()}: ")])
+def test_what_one_node_lacks_is_named_with_the_node(
+    num_ranks: int, where: str, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*arguments: object) -> Outcome:
+        raise UserError("/data/index.json: no such index")
+
+    monkeypatch.setattr("resnet_dist.launch.rank.train", train)
+    monkeypatch.setattr("resnet_dist.launch.rank.Watchdog", Mock())
+    monkeypatch.setattr(World, "gather", lambda world, value: [value] * num_ranks)
+    folder = RunFolder(open_storage(tmp_path), "x", None, 1, {})
+    folder.write()
+    world = World(num_ranks - 1, 0, num_ranks, torch.device("cpu"))
+    with pytest.raises(TrainingError, match=f"^{where}/data/index.json: no such index$"):
+        run_attempt(Attempt.of(digits_recipe, folder, cpus=1), world)

@@ -43,7 +43,7 @@ def test_ray_train_gets_it(
     monkeypatch.setattr(dist, "TCPStore", lambda *places, **options: joined.append(options) or Mock())
     monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: joined.append(options))
     orders = launcher.orders_of(attempt_of(digits_recipe, stall_timeout), gpu=False)
-    place = {"rank": 0, "world_size": 2, "device": 0, "address": "127.0.0.1", "port": 1}
+    place = {"rank": 1, "world_size": 2, "device": 0, "address": "127.0.0.1", "port": 1}
     rank._join({**orders, **place})
     for options in joined:
         assert options["timeout"].total_seconds() > longest_watch(stall_timeout)

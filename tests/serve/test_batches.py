@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.serve import batches
+from resnet_dist.serve.app import Settings, _num_threads
 from resnet_dist.serve.batches import Batches, Views
 
 
@@ -90,3 +92,8 @@ def test_it_ends_behind_what_waits() -> None:
         closing = pool.submit(shared.close)
         assert [task.result(60).item() for task in tasks] == [1, 2]
         closing.result(60)
+
+
+def test_small_batches_take_one_thread_and_large_ones_no_more_than_there_are() -> None:
+    settings = Settings(Path(), "", work_per_image=20e6, top_k=5, cpus=4, gpu=False)
+    assert [_num_threads(settings, count) for count in (1, 2, 5, 10, 256)] == [1, 1, 2, 4, 4]

@@ -6,7 +6,8 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 
 from resnet_dist import Recipe, RecipeError, Result, Study, Trial
 from resnet_dist.config import load_study
+from resnet_dist.driver.request import Interrupted, Reporter, Request
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
+from resnet_dist.runs.choose import choose_run
 from resnet_dist.study.report import metrics_by_step, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
@@ -292,3 +295,30 @@ def test_a_finished_run_without_its_metrics_is_named(request_of: StudyRequest) -
         run(one)
     client = mlflow.MlflowClient(f"sqlite:///{request_of.output}/mlflow.db")
     assert {found.info.run_name: found.info.status for found in client.search_runs(["1"])}["tiny"] == "FAILED"
+
+
+def test_all_runs_share_one_ray_which_a_finished_study_does_not_start(
+    request_of: StudyRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def shared_ray(request: Request, reporter: Reporter) -> Iterator[None]:
+        assert not request.local
+        is_first = "ray" not in events
+        events.extend(["ray"] if is_first else [])
+        try:
+            yield
+        finally:
+            events.extend(["end"] if is_first else [])
+
+    def train(request: Request, *others: Any) -> Any:
+        assert request.name is not None
+        events.append(request.name)
+        raise Interrupted(choose_run(request.output, request.recipe, request.name, resume=False), None)
+
+    monkeypatch.setattr("resnet_dist.study.run.shared_ray", shared_ray)
+    monkeypatch.setattr("resnet_dist.study.run.run_training", train)
+    with pytest.raises(StudyInterrupted):
+        run(replace(request_of, workers=1))
+    assert events == ["ray", "tiny-seed-0", "end"]

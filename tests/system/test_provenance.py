@@ -129,3 +129,23 @@ def test_a_repository_too_large_to_compare_gives_its_commit(
     monkeypatch.setattr(provenance, "GIT_SECONDS", 0.8)
     fake_git(tmp_path / "bin", monkeypatch, f'case "$*" in *describe*) sleep 600;; *) echo {commit};; esac')
     assert git_commit(repository) == f"{commit}-unchecked"
+
+
+def test_changes_that_could_not_be_read_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "recipe.py").write_text("2")
+    real, commands = provenance._git, list[str]()
+
+    def slow_diff(folder: Path, deadline: float, *arguments: str) -> str | None:
+        commands.append(arguments[0])
+        return None if arguments[0] == "diff" else real(folder, deadline, *arguments)
+
+    monkeypatch.setattr(provenance, "_git", slow_diff)
+    found = git_state(repository)
+    assert found is not None
+    assert commands[-1] == "diff"
+    assert (found.is_dirty, found.diff) == (True, "")
+    assert found.no_diff.startswith("not read: git fails, or takes longer than ")
+    monkeypatch.setattr(provenance, "_git", real)
+    read = git_state(repository)
+    assert read is not None
+    assert (read.no_diff, "+2" in read.diff) == ("", True)

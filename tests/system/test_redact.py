@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from resnet_dist.system.redact import redact, redact_all
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,40 @@ def test_redact(text: str, shown: str) -> None:
 def test_texts_without_a_url_are_stored_as_they_are() -> None:
     value = {"a": ["token=x", "http://u:p@h"], "b": (1, None)}
     assert redact_all(value) == {"a": ["token=x", "http://***@h"], "b": (1, None)}
+
+
+LONG_LINES = """
+from resnet_dist.system.redact import redact
+
+size = 100_000
+pieces = (
+    *("a", "-a", "a.", "QUJD+/=", "token-", "secret_", "authorization", "'", "'a-", "'x-api-key: ", "token: bearer "),
+    *("key=", "-u '", "u", "?", "a&", "http://h/", "http://u:p/", "password ", "x-"),
+)
+for piece in pieces:
+    for begin, end in (("", ""), ("http://h/?", ""), ("curl -", ""), ("", " http://h/x"), ("", "=x")):
+        redact(begin + piece * (size // len(piece)) + end)
+print("done")
+"""
+
+
+@pytest.mark.long
+def test_a_long_line_takes_no_longer_than_many_short_ones() -> None:
+    """A minified file, or base64, in one line: a search that begins again at every sign would take days."""
+    command = [sys.executable, "-c", LONG_LINES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize("length", [10, 300, 5000])
+def test_a_secret_is_hidden_however_long_the_words_before_it_are(length: int) -> None:
+    word = "x" * length
+    for text in (
+        f"{word}_password=hush",
+        f"{word}-token: hush",
+        f"{word}http://u:hush@h/a",
+        f"http://h/{word}?a=1&{'sig' + word}=hush",
+        f"{word} Authorization: Bearer hush",
+    ):
+        assert "hush" not in redact(text), text
+        assert word in redact(text)

@@ -8,8 +8,19 @@ import json
 import pytest
 
 from resnet_dist.config import Recipe
-from resnet_dist.system.provenance import CHANGES_VARIABLE, GIT_BRANCH_VARIABLE, GIT_COMMIT_VARIABLE
-from resnet_dist.tracking.origin import changes_text, origin_tags, recipe_tags
+from resnet_dist.system.provenance import (
+    CHANGES_VARIABLE,
+    GIT_BRANCH_VARIABLE,
+    GIT_COMMIT_VARIABLE,
+    GitState,
+)
+from resnet_dist.tracking.origin import (
+    NO_DIFF_TAG,
+    changes_text,
+    origin_tags,
+    recipe_tags,
+    tags_of_origin,
+)
 
 
 def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +61,17 @@ def test_a_submitted_job_has_the_origin_that_submit_has_seen(
     assert tags["resnet_dist.ray_job"] == "raysubmit_1"
     assert (tags["mlflow.source.git.branch"], tags["resnet_dist.git_dirty"]) == ("main", "true")
     assert recipe_tags(digits_recipe, "")["resnet_dist.changes_from_file"] == "optim.lr=0.2 (was 0.1)"
+
+
+def test_missing_changes_are_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(GIT_COMMIT_VARIABLE, raising=False)
+    for state, expected in (
+        (GitState("abc-dirty", no_diff="not read"), "not read"),
+        (GitState("abc-unchecked", no_diff="not read"), "not read"),
+        (GitState("abc-dirty", diff="+1"), None),
+        (GitState("abc", no_diff="a submitted job has none"), None),
+    ):
+        assert tags_of_origin("x.py", "", state).get(NO_DIFF_TAG) == expected
+    monkeypatch.setenv(GIT_COMMIT_VARIABLE, "abc-dirty")
+    tags = origin_tags("x.py", "")
+    assert tags[NO_DIFF_TAG] == "a submitted job has none"

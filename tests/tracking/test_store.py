@@ -11,8 +11,10 @@ from resnet_dist.tracking.store import (
     URI_VARIABLE,
     check_tracking_uri,
     has_password,
+    is_other_tracker,
     shown_tracker,
     sqlite_file,
+    tracking_uri,
     without_password,
 )
 
@@ -79,3 +81,16 @@ def test_the_file_of_a_store() -> None:
     assert sqlite_file("sqlite:////srv/mlflow.db") == Path("/srv/mlflow.db")
     assert sqlite_file("sqlite:///mlflow.db") == Path("mlflow.db")
     assert sqlite_file("http://host") is None
+
+
+def test_a_slash_at_the_end_is_the_same_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URI_VARIABLE, "https://host:5000/path//")
+    assert tracking_uri(Path("x")) == shown_tracker() == "https://host:5000/path"
+    assert [is_other_tracker(one) for one in ("https://host:5000/path/", "https://host:5000", "", None)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    monkeypatch.setenv(URI_VARIABLE, "sqlite:////srv/mlflow.db")
+    assert shown_tracker() == "sqlite:////srv/mlflow.db"

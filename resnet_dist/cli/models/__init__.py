@@ -1,6 +1,9 @@
 """Commands that use a trained model.
 
-predict   predict, export
 evaluate  evaluate
+predict   predict
+explain   explain
+export    export
 serve     serve
+register  the model that --register of several commands names
 """

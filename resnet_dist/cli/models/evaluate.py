@@ -12,16 +12,20 @@ import typer
 
 from resnet_dist.cli.main import exit_with_message
 from resnet_dist.cli.models.predict import Model
+from resnet_dist.cli.models.register import candidate_of
 from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     STARTS_OVER,
     Address,
     AllowCommands,
     Gpu,
+    RayWorkers,
+    Register,
     RunOutput,
     err,
     on_interrupt,
     out,
+    registration_of,
     use_gpu,
 )
 from resnet_dist.config import DEFAULT_WORKERS
@@ -55,16 +59,16 @@ def evaluate(
         str | None,
         typer.Option("--log", metavar="NAME", help="Log as NAME/top1 … to the model's run in MLflow."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
-    ] = None,
+    workers: RayWorkers = None,
     address: Address = None,
+    register: Register = None,
     allow_commands: AllowCommands = False,
     gpu: Gpu = None,
     output: RunOutput = str(DEFAULT_OUTPUT),
 ) -> None:
     """Measure top-1, top-5 and loss of a trained model, with every sample counted once, in one process or in many."""
     need_stdout()
+    registration = registration_of(register)
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
         from resnet_dist.data.batches.bad_samples import check_bad_fraction
@@ -74,6 +78,7 @@ def evaluate(
         check_folder(out_folder)
     keeps = out_folder is not None or log_name is not None
     job, index = _job(model, shards, output, precision, robust=robust, keeps=keeps, commands=allow_commands)
+    candidate = candidate_of(model, output, registration, job.trained.step)
     send = None if log_name is None else _sender(model, job, index, log_name, output)
     if workers is None and address is None:
         result = _evaluated_here(job, index, gpu, precision)
@@ -88,6 +93,8 @@ def evaluate(
     if out_folder is not None:
         write_folder(out_folder, files)
         out.print(f"written to {out_folder}")
+    if candidate is not None:
+        out.print(f"registered as {candidate.register()}")
     if send is not None:
         send(result, files)
 
@@ -227,7 +234,7 @@ def _sender(
         raise UserError(f"--log {name}: MLflow is not installed")
     store = store_folder(output)
     check_tracker(store, "")
-    from resnet_dist.tracking.mlflow.evaluations import EvaluatedModel, check_name
+    from resnet_dist.tracking.mlflow.page.evaluations import EvaluatedModel, check_name
 
     check_name(name)
     found = EvaluatedModel.find(model, job.trained.location, job.trained.step, Path(store))

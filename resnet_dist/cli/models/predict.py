@@ -1,11 +1,12 @@
-"""Commands that use a trained model: predict the classes of images, and export it for other programs."""
+"""The command that predicts the classes of images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +15,10 @@ from resnet_dist.cli.options import (
     DEFAULT_OUTPUT,
     RESUMES,
     STARTS_OVER,
+    Address,
     AllowCommands,
     Gpu,
+    RayWorkers,
     RunOutput,
     err,
     on_interrupt,
@@ -23,6 +26,7 @@ from resnet_dist.cli.options import (
     use_gpu,
 )
 from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
+from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.data.findings import BAD_IMAGE, BAD_SHARD, Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.signals import handle_signals
@@ -30,9 +34,13 @@ from resnet_dist.system.streams import has_reader, need_stdout
 from resnet_dist.terminal import bars, can_move
 
 if TYPE_CHECKING:
+    import torch
+
     from resnet_dist.predict.classify import Prediction
+    from resnet_dist.predict.inputs import Input
     from resnet_dist.predict.row_file import RowFile
     from resnet_dist.predict.rows import Write
+    from resnet_dist.train.checkpoint.load import TrainedModel
 
 MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV
 
@@ -42,24 +50,28 @@ Model = Annotated[
         help="A checkpoint, run or exported file by path or URL, a run's name or id, or models:/NAME@ALIAS."
     ),
 ]
+Paths = Annotated[
+    list[str],
+    typer.Argument(help="Images, folders, patterns, shards, URLs; - is stdin: an image, or paths on lines."),
+]
 
 
 @on_interrupt(STARTS_OVER)
 def predict(
     model: Model,
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            help="Images, folders, patterns, shards, URLs; - is stdin: an image, or paths on lines."
-        ),
-    ],
+    paths: Paths,
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes of each image, the best first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a heading.")] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Show each image in the table, in 24-bit colors.")
+    ] = False,
     to: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
     ] = None,
+    workers: RayWorkers = None,
+    address: Address = None,
     allow_left_out: AllowLeftOut = False,
     allow_commands: AllowCommands = False,
     gpu: Gpu = None,
@@ -72,32 +84,67 @@ def predict(
     """
     if as_json + as_csv + (to is not None) > 1:
         raise UserError("--json, --csv and --to exclude each other; use one of them")
+    if thumbnails and (as_json or as_csv or to is not None):
+        raise UserError("--thumbnails are in the table alone; leave out --json, --csv and --to")
     # The same as in `train`: an exception must not interrupt the imports.
     with handle_signals(exit_with_message(STARTS_OVER)):
-        from resnet_dist.predict.classify import predictions
+        import torch
+
         from resnet_dist.predict.find import find_model
         from resnet_dist.predict.inputs import inputs_of
         from resnet_dist.predict.row_file import RowFile, form_of_file
         from resnet_dist.predict.rows import writer_of
         from resnet_dist.train.checkpoint.load import load_model
-        from resnet_dist.world import World
 
     form = form_of_file(to) if to is not None else "json" if as_json else "csv" if as_csv else "table"
-    device, findings = World.single(gpu=use_gpu(gpu)).device, Findings()
+    findings, is_here = Findings(), workers is None and address is None
+    device = torch.device("cuda", 0) if is_here and use_gpu(gpu) else torch.device("cpu")
     trained = load_model(find_model(model, output), device, allow_commands=allow_commands)
     heading, write = writer_of(form, trained.classes, top)
     inputs = inputs_of(paths, trained.recipe.data, findings)
     with on_interrupt(STARTS_OVER if to is None else RESUMES), ExitStack() as stack:
         kept = None if to is None else stack.enter_context(RowFile.open(to, trained, top))
         left = inputs if kept is None else kept.rest(inputs, findings)
-        rows = _counted(predictions(trained, left, device, top), findings)
+        place = None if is_here else (workers or DEFAULT_WORKERS, address, gpu)
+        made = _predicted(stack, trained, left, device, top, place, thumbnails=thumbnails)
+        rows = _counted(made, findings)
         if kept is None:
             _print_rows(rows, heading, write)
         else:
             num_rows = _keep_rows(rows, heading, write, kept)
             _finish(kept, num_rows, findings, allow_left_out=allow_left_out)
-    _report(findings)
+    report_findings(findings)
     exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
+
+
+def _predicted(
+    stack: ExitStack,
+    trained: TrainedModel,
+    inputs: Iterable[Input],
+    device: torch.device,
+    top: int,
+    place: tuple[int, str | None, bool | None] | None,
+    *,
+    thumbnails: bool,
+) -> Iterator[list[Prediction]]:
+    """Return the predictions, made in this process, or on a cluster: place has the workers, the address and --gpu."""
+    if place is None:
+        from resnet_dist.predict.classify import predictions
+
+        return predictions(trained, inputs, device, top, thumbnails=thumbnails)
+    from resnet_dist.predict.cluster import predictions_on
+
+    try:
+        from resnet_dist.launch.on_ray.mapped import mapped
+        from resnet_dist.launch.on_ray.pool import connected_for
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("ray", "pyarrow"):
+            raise  # Ray is installed but broken.
+        raise UserError(f"Ray is not installed ({error}); without --workers this process predicts") from None
+    workers, address, gpu = place
+    placement = stack.enter_context(connected_for(workers, gpu=gpu, address=address, report=err.print))
+    on_cluster = partial(mapped, placement=placement, report=err.print)
+    return predictions_on(on_cluster, trained, inputs, top, thumbnails=thumbnails, gpu=placement.gpu)
 
 
 def _print_rows(batches: Iterator[list[Prediction]], heading: str, write: Write) -> None:
@@ -138,54 +185,6 @@ def _finish(kept: RowFile, num_rows: int, findings: Findings, *, allow_left_out:
     out.print(f"{kept.path}: {num_rows:,} rows")
 
 
-@on_interrupt(STARTS_OVER)
-def export(
-    model: Model,
-    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="A new file; its end names the format.")],
-    format_name: Annotated[
-        Literal["safetensors", "onnx", "pt2", "torchvision"] | None,
-        typer.Option(
-            "--format", help="Default: by the end of OUT: .safetensors, .onnx, .pt2, .pth (torchvision)."
-        ),
-    ] = None,
-    pixels: Annotated[
-        bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
-    ] = False,
-    samples: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH", help="Images to compare with; default: the held-out set, 1,024 at most."
-        ),
-    ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
-    allow_left_out: AllowLeftOut = False,
-    allow_commands: AllowCommands = False,
-    output: RunOutput = str(DEFAULT_OUTPUT),
-) -> None:
-    """Write a model as a file for other programs, after comparing its logits with the source's on real images.
-
-    Exit code 3: the file is written, but some of the images could not be compared.
-    """
-    # The same as in `train`: an exception must not interrupt the imports.
-    with handle_signals(exit_with_message(STARTS_OVER)):
-        import torch
-
-        from resnet_dist.export.run import export as export_model
-        from resnet_dist.export.run import format_of_file
-        from resnet_dist.export.samples import samples_of
-        from resnet_dist.predict.find import find_model
-        from resnet_dist.train.checkpoint.load import load_model
-
-    form = format_of_file(out_file, format_name, pixels=pixels)
-    trained = load_model(find_model(model, output), torch.device("cpu"), allow_commands=allow_commands)
-    findings = Findings()
-    images, name = samples_of(trained, samples, findings)
-    found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
-    out.print(f"{out_file}: {found} ({name})")
-    _report(findings, bad_images=True)
-    exit_where_left_out(findings, allow_left_out=allow_left_out, has_strict=False)
-
-
 def _counted(batches: Iterable[list[Prediction]], findings: Findings) -> Iterator[list[Prediction]]:
     """Yield the rows, a batch at a time; record and report the bad ones."""
     num_bad = 0
@@ -215,7 +214,7 @@ def _count(row: Prediction, findings: Findings, *, is_reported: bool) -> bool:
     return True
 
 
-def _report(findings: Findings, *, bad_images: bool = False) -> None:
+def report_findings(findings: Findings, *, bad_images: bool = False) -> None:
     """Report what folders and shards held beside images. bad_images: report these too, which no row has."""
     others = [found for found in findings.left_out if bad_images or found.kind != BAD_IMAGE]
     for found in others[:MAX_REPORTED]:

@@ -8,5 +8,6 @@ command       shards that are the output of a shell command
 unpack        compressed tar → plain tar
 cache_files   the files that one shard has in the cache folder
 quota         the byte limit of the cache folder, shared by a node's processes
+disk_room     room on a disk that is full before the cache has reached its limit
 shard_cache   all of it together: a shard's URL → a verified local file
 """

@@ -7,7 +7,6 @@ hangs is cancelled where its driver allows it, and abandoned in a daemon thread 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import random
 import socket
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from resnet_dist.data.storage.urls import shown
 from resnet_dist.errors import StorageError, UserError
+from resnet_dist.system.files import is_disk_full
 from resnet_dist.system.redact import redact
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ PERMANENT_NAMES = {
     "TooManyRedirects",
     "ClientConnectorCertificateError",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED_NAMES = {"EndpointConnectionError", "ClientConnectorDNSError", "ClientConnectorSSLError"}
 PERMANENT_SERVER_ERRORS = (501, 505, 511)  # others of 500 and above are retried
 RETRIED_CLIENT_ERRORS = (408, 425, 429)
@@ -173,14 +172,14 @@ def is_permanent(error: BaseException) -> bool:
         if status < 500:
             return status not in RETRIED_CLIENT_ERRORS
         return status in PERMANENT_SERVER_ERRORS
-    if is_disk_full(error):  # Room is the business of the caller, who may have some to free.
+    if found_no_room(error):  # Room is the business of the caller, who may have some to free.
         return True
     return isinstance(error, (*PERMANENT, UserError)) or not _names(error).isdisjoint(PERMANENT_NAMES)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Report whether the disk of this machine, or the quota on it, has no room for what was read."""
-    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in _causes(error))
+def found_no_room(error: BaseException) -> bool:
+    """Report whether the disk of this machine has no room for what was read."""
+    return any(is_disk_full(cause) for cause in _causes(error))
 
 
 def is_refused(error: BaseException) -> bool:

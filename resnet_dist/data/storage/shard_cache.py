@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import threading
 import uuid
@@ -22,8 +21,9 @@ from filelock import FileLock, Timeout
 from resnet_dist.config import Data
 from resnet_dist.data.storage.cache_files import LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
 from resnet_dist.data.storage.command import run_command
+from resnet_dist.data.storage.disk_room import DiskRoom
 from resnet_dist.data.storage.quota import Quota
-from resnet_dist.data.storage.retry import POLL_SECONDS, Patience, is_disk_full
+from resnet_dist.data.storage.retry import POLL_SECONDS, Patience
 from resnet_dist.data.storage.transfer import fetch_file, size_of
 from resnet_dist.data.storage.unpack import compression_of_file, unpack
 from resnet_dist.data.storage.urls import (
@@ -38,7 +38,6 @@ from resnet_dist.data.storage.urls import (
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
 
-log = logging.getLogger(__name__)
 NUM_FETCH_THREADS = 4  # per rank: enough to hide latency, few enough to keep memory small
 MAX_OPEN_TRIES = 10
 CLOSE_SECONDS = 1.0
@@ -86,7 +85,7 @@ class ShardCache:
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path]] = {}
         self._closed = threading.Event()
-        self._is_disk_reported = False
+        self._room = DiskRoom(self._quota, limits.timeout_seconds, self._closed)
 
     def want(self, shards: Iterable[StoredFile]) -> None:
         """Begin to fetch, in this order, the shards that are not on this machine yet."""
@@ -198,7 +197,7 @@ class ShardCache:
                     raise StorageError(
                         f"{shown(shard.url)}: {problem}; index the shards again if they were changed"
                     )
-                self._with_room(shard, path, lambda: self._decompress(shard, local_path(shard.url), path))
+                self._write(shard, path, lambda: self._decompress(shard, local_path(shard.url), path))
                 return path
             with self._quota.reserved(
                 path,
@@ -207,43 +206,11 @@ class ShardCache:
                 timeout_seconds=self._limits.timeout_seconds,
                 closed=self._closed,
             ):
-                self._with_room(shard, path, lambda: self._fetch_remote(shard, path))
+                self._write(shard, path, lambda: self._fetch_remote(shard, path))
         return path
 
-    def _with_room(self, shard: StoredFile, path: Path, write: Callable[[], None]) -> None:
-        """Call `write`; on a disk that is full, evict shards, or wait for room, and call it again.
-
-        Raises StorageError where there is none for the timeout.
-        """
-        patience = Patience(shard.url, self._limits.timeout_seconds, self._closed)
-        while True:
-            try:
-                write()
-                return
-            except (OSError, StorageError) as error:
-                if not is_disk_full(error):
-                    raise
-            folder, limit = self._limits.folder, self._limits.max_bytes
-            if self._quota.make_room(shard.num_bytes, path):
-                self._report_full_disk()
-                continue
-            if patience.is_over():
-                raise StorageError(
-                    f"data.shard_cache={folder}: No space left on device, for {self._limits.timeout_seconds:.0f} s, and no "
-                    f"shard there to evict; free some, or set another folder (data.shard_cache_bytes={limit:,})"
-                ) from None
-            patience.pause(1.0, f"room on the disk of data.shard_cache={folder}")
-
-    def _report_full_disk(self) -> None:
-        with self._lock:
-            first, self._is_disk_reported = not self._is_disk_reported, True
-        if first:
-            log.warning(
-                "data.shard_cache=%s: its disk is full before data.shard_cache_bytes=%s are reached; shards that were used "
-                "longest ago are evicted",
-                self._limits.folder,
-                f"{self._limits.max_bytes:,}",
-            )
+    def _write(self, shard: StoredFile, path: Path, write: Callable[[], None]) -> None:
+        self._room.used_by(write, path=path, url=shard.url, num_bytes=shard.num_bytes)
 
     def _fetch_remote(self, shard: StoredFile, path: Path) -> None:
         raw = path.with_suffix(RAW)

@@ -66,7 +66,10 @@ _Change = Callable[[Progress, "re.Match[str]"], Progress]
 _PATTERNS: tuple[tuple[re.Pattern[str], _Change], ...] = (
     (
         re.compile(r"step (\d+)/(\d+)  "),
-        lambda progress, found: replace(progress, step=int(found[1]), total_steps=int(found[2])),
+        # An evaluation beside training is one of an earlier step; a resumed run states its own.
+        lambda progress, found: replace(
+            progress, step=max(progress.step or 0, int(found[1])), total_steps=int(found[2])
+        ),
     ),
     (
         re.compile(r"run (\S+): (\d+) steps, "),

@@ -56,6 +56,7 @@ class Submission:
     also: tuple[str, ...] = ()  # what gets the metrics beside MLflow
     profile: ProfiledSteps | None = None  # steps whose trace is written
     begin_from: str | None = None  # RUN or RUN@STEP, which the cluster looks up
+    register: str = ""  # NAME or NAME@ALIAS for the model; empty: none
     variables: Mapping[str, str] = field(default_factory=dict)  # additional ones of the job's environment
     working: WorkingFolder | None = None  # sent with the recipe
     changes: str = ""  # what the command changes of the recipe file, without passwords
@@ -83,6 +84,8 @@ def entrypoint(submission: Submission) -> list[str]:
         command += ["--profile", str(submission.profile)]
     for store in submission.also:
         command += ["--also", store]
+    if submission.register:
+        command += ["--register", submission.register]
     return start_command([*command, "--resume"] if submission.resume else command)
 
 

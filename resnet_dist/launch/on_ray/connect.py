@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from resnet_dist.launch.on_ray.settings import set_defaults
@@ -23,6 +24,8 @@ from resnet_dist.system.environment.limits import shared_memory
 from resnet_dist.system.signals import IGNORABLE_SIGNALS, handle_signals, kept_from_children, raise_on_second
 
 # Keep Ray's object store small: batches never pass through it.
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+TOKEN_FILE = Path("~/.ray/auth_token")  # Ray makes it; whoever reads it may run commands as its owner.
 OBJECT_STORE_BYTES = 128 * 2**20
 
 
@@ -74,16 +77,35 @@ def is_connected() -> bool:
     return bool(ray.is_initialized())
 
 
+@contextmanager
+def private_token() -> Iterator[None]:
+    """Keep Ray's token, which the block may make readable for all users of this machine, for its owner."""
+    file = TOKEN_FILE.expanduser()
+    with suppress(OSError):
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # It may be another user's, or be missing.
+            file.chmod(0o600)
+
+
 def _connect(address: str | None, workers: int, report: Callable[[str], None]) -> None:
     # Ray prints every death of a worker, whatever its log settings; `explain` names it in one sentence.
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **QUIET)
         return
     plasma, lines = shared_memory()
     for line in lines:
         report(line)
+    with private_token():
+        _start(workers, plasma)
+
+
+def _start(workers: int, plasma: Path | None) -> None:
+    # As on macOS and Windows, Ray's processes then listen on 127.0.0.1 and not on every interface: no other machine joins.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         "local",  # Without this, Ray joins any cluster that it finds on this machine.
         # Offer as many CPUs as ranks: a trial of eight ranks on two cores is slow, but allowed.
@@ -93,5 +115,5 @@ def _connect(address: str | None, workers: int, report: Callable[[str], None]) -
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         _plasma_directory=str(plasma) if plasma else None,
-        **quiet,
+        **QUIET,
     )

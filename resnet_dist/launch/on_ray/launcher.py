@@ -13,8 +13,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
+from resnet_dist.launch.on_ray.beside import BesideEvaluations, settle, started
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.launch.on_ray.nodes import (
@@ -86,7 +87,11 @@ def ray_launcher(
             )  # Raises the UserError that names what is missing.
         limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
         placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
-        yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus)
+        with ExitStack() as stack:
+            beside = None
+            if recipe.train.evaluate == "beside":
+                beside = stack.enter_context(closing(BesideEvaluations(recipe, report, gpu=use_gpu)))
+            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, beside)
 
 
 @contextmanager
@@ -119,22 +124,28 @@ def fit_ranks(
     placer: Placer,
     report: Callable[[str], None],
     cpus: int | None = None,
+    beside: BesideEvaluations | None = None,
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    cpus: of each rank of a run that begins; None: as many as fit. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
+    cpus: of each rank of a run that begins; None: as many as fit. beside: what evaluates its checkpoints, if there is
+    room for it. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
     gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
     stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
     report_at = 0.0
+    if before is not None:
+        cpus = before.cpus or before.threads
+    if beside is not None:
+        with handle_signals(lambda count: stop.give_up()):
+            beside = started(beside, folder, placer, cpus, stop.expired)
     while True:
         with handle_signals(lambda count: stop.give_up()):
-            had = (before.cpus or before.threads) if before else cpus
-            placement = placer.place(had, since, stop.expired)
+            placement = placer.place(cpus, since, stop.expired)
         if placement is None:
             return None
         try:
-            return _fit_placed(recipe, folder, placement, placer.sizes, stop, report)
+            return _fit_placed(recipe, folder, placement, placer.sizes, stop, report, beside)
         except NotPlaced:  # Other jobs, or a node that has just gone, hold the resources.
             if placer.is_late(since):
                 raise RankFailed(
@@ -156,6 +167,7 @@ def _fit_placed(
     sizes: Sequence[int],
     stop: StopRequest,
     report: Callable[[str], None],
+    beside: BesideEvaluations | None,
 ) -> Outcome | None:
     start, change = StartWatch(folder, placement, report), Change(folder, placement, sizes, report)
 
@@ -173,11 +185,16 @@ def _fit_placed(
         start.report_if_late()
         if start.have_begun() and not stop.requested():
             change.look()
+        if beside is not None:
+            beside.look(folder)
         return stop.expired()
 
     with handle_signals(request_stop):
         attempt = Attempt.of(recipe, folder, cpus=placement.cpus, marks={PLACED: time.time()})
+        attempt = replace(attempt, evaluates_beside=beside is not None)
         outcome = train_on_ray(attempt, placement, give_up)
+        if beside is not None:
+            outcome = settle(beside, folder, outcome, stop.requested)
     if change.reason and not stop.requested() and outcome is not None and not outcome.finished:
         raise ClusterChanged(
             f"{change.reason}; the ranks saved step {outcome.step} and start again", change.seen_at

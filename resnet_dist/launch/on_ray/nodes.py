@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import ray.util
@@ -110,6 +110,46 @@ def choose_placement(
     return None
 
 
+@dataclass(frozen=True)
+class Reserved:
+    """A part of a node that ranks leave free."""
+
+    node_id: str
+    cpus: int
+    gpus: int
+
+    def taken_from(self, nodes: Sequence[Node]) -> list[Node]:
+        """Return the nodes without this part."""
+        return [
+            replace(node, cpus=node.cpus - self.cpus, gpus=node.gpus - self.gpus)
+            if node.node_id == self.node_id
+            else node
+            for node in nodes
+        ]
+
+
+def room_beside(
+    nodes: Sequence[Node], sizes: Sequence[int], cpus: int | None, *, gpu: bool
+) -> Reserved | None:
+    """Return what another process can have beside the ranks, which keep their number; None where nothing is left.
+
+    sizes: numbers of ranks, the largest first; none where there are no ranks. A GPU if one is left, else CPUs. Of all places
+    that is the one which leaves the ranks the most CPUs, and of these the largest.
+    """
+    found: list[tuple[int, int, int, Reserved]] = []
+    fits = choose_placement(nodes, sizes, cpus, gpu=gpu)
+    same = [fits.workers] if fits is not None else []
+    for node in nodes:
+        for gpus in (1, 0) if gpu and node.gpus >= 1 else (0,):
+            for own in range(1, int(node.cpus) + 1):
+                part = Reserved(node.node_id, own, gpus)
+                placement = choose_placement(part.taken_from(nodes), same, cpus, gpu=gpu)
+                if same and placement is None:
+                    break
+                found.append((gpus, placement.cpus if placement is not None else 0, own, part))
+    return max(found, key=lambda one: one[:3])[3] if found else None
+
+
 class Placer:
     """Chooses the placement of every attempt of a run, and waits where the cluster has no room."""
 
@@ -126,6 +166,7 @@ class Placer:
 
         wait_seconds: limit for a wait for nodes, after which fewer ranks are used than preferred, or the run ends.
         """
+        self.reserved: Reserved | None = None  # the part of a node that another process has
         self.sizes, self.gpu = sizes, gpu
         self._workers = workers
         self._wait_seconds = wait_seconds
@@ -143,6 +184,8 @@ class Placer:
         try:
             while not give_up():
                 waited, alive = time.monotonic() - since, nodes()
+                if self.reserved is not None:
+                    alive = self.reserved.taken_from(alive)
                 late = self.is_late(since)
                 sizes = self.sizes if late else preferred
                 if placement := choose_placement(alive, sizes, cpus, gpu=self.gpu):

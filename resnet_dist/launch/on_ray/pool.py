@@ -22,7 +22,7 @@ from resnet_dist.config import WorkerRange
 from resnet_dist.errors import ExplainedError, RankFailed
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
 from resnet_dist.launch.on_ray.launcher import DEFAULT_WAIT_SECONDS
-from resnet_dist.launch.on_ray.nodes import cpus_per_rank, free_resources, nodes
+from resnet_dist.launch.on_ray.nodes import Placement, cpus_per_rank, free_resources, nodes
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
@@ -81,13 +81,12 @@ class Pool:
 
 
 @contextmanager
-def worker_pool(
+def connected_for(
     workers: int, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
-) -> Iterator[Pool]:
-    """Connect to a cluster, or start one, and yield `workers` workers on it, with the CPUs divided among them.
+) -> Iterator[Placement]:
+    """Connect to a cluster, or start one; yield the CPUs and GPUs that each of `workers` workers can have on it.
 
-    gpu: None uses GPUs where there are any. Raises UserError where the cluster is too small, RankFailed where other jobs
-    leave it no room for DEFAULT_WAIT_SECONDS.
+    gpu: None uses GPUs where there are any. Raises UserError where the cluster is too small.
     """
     address = find_cluster(address)
     if address is None:
@@ -98,12 +97,23 @@ def worker_pool(
             check_packages(report)
         alive = nodes()
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
-        cpus = cpus_per_rank(alive, workers, gpu=use_gpu)
-        options = {"num_cpus": cpus, "num_gpus": int(use_gpu), "max_restarts": MAX_RESTARTS}
+        yield Placement(workers, cpus_per_rank(alive, workers, gpu=use_gpu), use_gpu)
+
+
+@contextmanager
+def worker_pool(
+    workers: int, *, gpu: bool | None, address: str | None, report: Callable[[str], None]
+) -> Iterator[Pool]:
+    """Connect to a cluster, or start one, and yield `workers` workers on it, with the CPUs divided among them.
+
+    Raises as `connected_for`, and RankFailed where other jobs leave it no room for DEFAULT_WAIT_SECONDS.
+    """
+    with connected_for(workers, gpu=gpu, address=address, report=report) as placement:
+        options = {"num_cpus": placement.cpus, "num_gpus": int(placement.gpu), "max_restarts": MAX_RESTARTS}
         made = ray.remote(Worker).options(**options, max_task_retries=MAX_RESTARTS)
         actors = [made.remote() for _ in range(workers)]
         _wait_until_ready(actors, report)
-        yield Pool(actors, cpus, gpu=use_gpu)
+        yield Pool(actors, placement.cpus, gpu=placement.gpu)
 
 
 def _wait_until_ready(actors: Sequence[Any], report: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from resnet_dist.runs.storage.client import Client
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, StoredObject
-from resnet_dist.runs.storage.scratch import fetched_folder, scratch_file_lock, written_folder
+from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, scratch_file_lock, written_folder
 
 if TYPE_CHECKING:
     from resnet_dist.runs.storage.bucket import Bucket
@@ -57,7 +57,7 @@ class BucketBundles:
 
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)):
+        with FileLock(scratch_file_lock(folder)), explained_room():
             commit = self._bucket.read(f"{name}/{self._commit}")
             if commit is None:
                 raise FileNotFoundError(f"{self.location(name)}: missing")

@@ -58,7 +58,10 @@ PERMANENT = (
         "the store does not support a request that runs need, such as a write on condition",
     ),
 )
+# Ceph answers 403 and MinIO 507: a person, or what removes old objects, makes room.
+FULL = r"QuotaExceeded|StorageFull|507 Insufficient"
 PASSING = (
+    (FULL, "it has no room left"),
     (r"dns error|failed to lookup|Name or service not known", "the host of its endpoint is unknown"),
     (r"Connection refused|ConnectError|tcp connect error", "its endpoint refuses connections"),
     (r"operation timed out|TimedOut|timed out", "it does not answer in time"),
@@ -121,7 +124,7 @@ def explained(url: str, error: Exception) -> StorageError:
     host = endpoint()
     where = f"{url} at {host}" if host else url
     for pattern, sentence in PERMANENT:
-        if re.search(pattern, text):
+        if re.search(pattern, text) and not re.search(FULL, text):
             return StorageError(f"{where}: {sentence}")
     for pattern, sentence in PASSING:
         if re.search(pattern, text):

@@ -21,6 +21,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from resnet_dist.errors import StorageError
+from resnet_dist.system.files import is_disk_full
+
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
 DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
 RECENT_SECONDS = 600.0  # A fetched bundle is kept for this long after its last use.
@@ -46,6 +49,20 @@ def scratch_folder() -> Path:
 
 
 @contextmanager
+def explained_room() -> Iterator[None]:
+    """Raise StorageError, which names the scratch folder, where the block finds its disk full."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise StorageError(
+            f"the scratch folder {scratch_folder()}: No space left on device; free some, or set {SCRATCH_VARIABLE} to a "
+            "folder on a larger disk"
+        ) from error
+
+
+@contextmanager
 def written_folder() -> Iterator[Path]:
     """Yield a new folder, which is removed at the end; remove what processes that died have left."""
     writing = scratch_folder() / "writing"
@@ -53,7 +70,7 @@ def written_folder() -> Iterator[Path]:
     writing.mkdir(exist_ok=True)
     folder = writing / uuid.uuid4().hex
     try:
-        with FileLock(scratch_file_lock(folder)):
+        with FileLock(scratch_file_lock(folder)), explained_room():
             folder.mkdir()
             yield folder
     finally:

@@ -2,12 +2,12 @@
 
 database/  the SQLite file or database that holds runs: checked, created, kept with its folder
 run        the MLflow run: created, resumed, described and closed
-lineage    tags and link of a forked run
 values     values and names as MLflow takes them
 failure    explain the failure of a tracker; tell a mistake from an outage
 upload     the thread that opens the run and sends it the metrics of a spool
-logged/    the files of a logged model: its weights, code, signature and card
+logged/    a logged model: its weights, code, signature and card; where it is; whether it loads
 model      log a trained model with the run; download it
+registry   register a logged model under a name and an alias
 results    publish the recipe, and the results of a run that has ended
 page/      the data sets, figures and other files of a run's page
 publisher  the publisher of a run, made of the modules above

@@ -8,32 +8,22 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.failure import explain, lacks_endpoint
-from resnet_dist.tracking.mlflow.logged.reference import (
-    STEP_TAG,
-    models_of,
-    place_of_reference,
-    replace_reference,
-)
+from resnet_dist.tracking.mlflow.logged.lookup import NAME, find_logged
+from resnet_dist.tracking.mlflow.logged.reference import STEP_TAG, replace_reference
 from resnet_dist.tracking.mlflow.logged.write import CHECKPOINT, write_model
-from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
-from resnet_dist.tracking.store import MODEL_SCHEMES
+from resnet_dist.tracking.mlflow.run import MlflowRun
 from resnet_dist.train.checkpoint.folder import MANIFEST
 
-NAME = "model"  # of the one to load: the best, or the newest where no metric names one
-LAST = "last"  # of the newest, where another one is the best
-MODEL_URI = re.compile("models:/([^/@]+)(?:/([^/@]+)|@([^/@]+))?")  # a name, and a version or an alias
-RUN_ID = re.compile("[0-9a-f]{32}")
 _REMOTE = re.compile("(?!file:)[a-z][a-z0-9+.-]+:")  # s3://…, mlflow-artifacts:/…, runs:/…
 
 
@@ -84,13 +74,10 @@ def download_model(name: str, uri: str) -> Path | str:
     Raises LookupError where the store has no such thing, UserError where it is a model of another kind.
     """
     try:
-        client = mlflow.MlflowClient(uri, uri)
-        if name.startswith(MODEL_SCHEMES):
-            location = _location_of(client, name)
-        else:
-            location = _location_of_run(client, find_run(client, name))
-        if isinstance(location, Reference):
-            return location.place
+        found = find_logged(mlflow.MlflowClient(uri, uri), name)
+        if found.reference is not None:
+            return found.reference
+        location = found.location
         folder = mlflow.artifacts.download_artifacts(
             location, dst_path=_folder_for(location), tracking_uri=uri
         )
@@ -117,24 +104,6 @@ def _kind_of(folder: Path) -> str:
     return f"a model of {flavors[0]}" if flavors else "a model of another program"
 
 
-def find_run(client: mlflow.MlflowClient, name: str) -> Run:
-    """Return the run with this id, or the newest with this name. Raises LookupError, or what the client raises."""
-    if RUN_ID.fullmatch(name):
-        return client.get_run(name)
-    query = f"attributes.run_name = {_quoted(name)}"
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    runs = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
-    if not runs:
-        raise LookupError(f"{place_of(client.tracking_uri)} has no run of that name")
-    return runs[0]
-
-
-def _quoted(name: str) -> str:
-    """Return a name for a filter of MLflow, which knows no escapes, but either kind of quotes."""
-    quote = '"' if "'" in name else "'"
-    return f"{quote}{name}{quote}"
-
-
 def _folder_for(location: str) -> str | None:
     """Return a folder for a download, which goes with this process; None for a model that is read where it lies."""
     if _REMOTE.match(location) is None:
@@ -142,52 +111,6 @@ def _folder_for(location: str) -> str | None:
     folder = tempfile.mkdtemp(prefix="resnet-dist-model-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The place of a checkpoint that a model without weights refers to."""
-
-    place: str
-
-
-def _location_of_run(client: mlflow.MlflowClient, run: Run) -> str:
-    """Return the place of the newest model of a run that has its weights."""
-    outputs = run.outputs.model_outputs if run.outputs is not None else []
-    steps = {output.model_id: output.step for output in outputs}
-    models = [one for one in models_of(client, run.info.run_id) if one.name == NAME] if steps else []
-    if not models:
-        # logged to a server that knows no models apart from runs
-        return f"{run.info.artifact_uri}/{NAME}"
-    newest = max(models, key=lambda model: steps.get(model.model_id, -1))
-    return str(newest.artifact_location)
-
-
-def _location_of(client: mlflow.MlflowClient, uri: str) -> str | Reference:
-    """Return the place of what a URI of MLflow names.
-
-    MLflow would look names up in the store of its environment, whatever store it is given. Raises LookupError, or what
-    the client raises.
-    """
-    if uri.startswith("runs:/") and uri.endswith(f"/{NAME}"):
-        return _location_of_run(client, client.get_run(uri.split("/")[1]))
-    found = MODEL_URI.fullmatch(uri)
-    if found is None:
-        return uri
-    name, version, alias = found.groups()
-    if alias:
-        version = client.get_model_version_by_alias(name, alias).version
-    elif version == "latest":
-        versions = client.search_model_versions(f"name = {_quoted(name)}")
-        if not versions:
-            raise LookupError(f"{place_of(client.tracking_uri)} has no version of {name}")
-        version = max(int(one.version) for one in versions)
-    if not version:
-        model = client.get_logged_model(name)
-        place = place_of_reference(model)
-        return str(model.artifact_location) if place is None else Reference(place)
-    source = client.get_model_version_download_uri(name, str(version))
-    return source if source == uri else _location_of(client, source)
 
 
 def _create(run: MlflowRun, name: str, step: int) -> LoggedModel | None:

@@ -22,7 +22,14 @@ from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.run import place_of
-from resnet_dist.tracking.store import TrackerAway, is_database, sqlite_file, tracking_uri, without_password
+from resnet_dist.tracking.store import (
+    TrackerAway,
+    TrackerRefuses,
+    is_database,
+    sqlite_file,
+    tracking_uri,
+    without_password,
+)
 
 ANSWER_SECONDS = 30.0
 MAX_PER_REQUEST = 1000  # runs; MLflow's limit is higher, a server's memory is not
@@ -35,7 +42,8 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Tracker:
-    """A store of runs, opened to read. Every call raises UserError for a mistake, and TrackerAway for an outage."""
+    """A store of runs, opened to read. Every call raises UserError for a mistake, TrackerRefuses where the tracker refuses
+    this person, and TrackerAway for an outage."""
 
     client: mlflow.MlflowClient
     uri: str
@@ -179,7 +187,7 @@ def _asked(uri: str, call: Callable[[], Answer]) -> Answer:
 
 def _raise_failure(error: Exception, uri: str) -> NoReturn:
     failure = explain(error, uri)
-    kind = UserError if failure.is_mistake else TrackerAway
+    kind = TrackerRefuses if failure.is_mistake else TrackerAway
     raise kind(f"{place_of(uri)}: {failure.reason}") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,11 +16,14 @@ from resnet_dist.errors import StorageError
 from resnet_dist.runs.page import DATA_FILE, PROFILE_FOLDER
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.mlflow.logged.lookup import LAST, NAME, logged_of_run
 from resnet_dist.tracking.mlflow.logged.reference import CheckpointModels, log_cards
-from resnet_dist.tracking.mlflow.model import LAST, NAME, log_model
+from resnet_dist.tracking.mlflow.model import log_model
 from resnet_dist.tracking.mlflow.page.inputs import failures_of, log_failures, log_page, log_profile
+from resnet_dist.tracking.mlflow.registry import DoesNotLoad, register_logged
 from resnet_dist.tracking.mlflow.run import LAST_MODEL_TAG, MODEL_TAG, MlflowRun
 from resnet_dist.tracking.protocol import RunRecord
+from resnet_dist.tracking.registration import Registration
 from resnet_dist.tracking.spool import Follower, read_layers
 from resnet_dist.train.checkpoint.folder import MANIFEST, MODEL_FILE, list_checkpoints, step_of
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
@@ -46,7 +49,7 @@ def publish_results(
     *,
     recipe_logged: bool,
 ) -> list[str]:
-    """Publish the gradient norms, and the model of `checkpoint` unless it is None or there already.
+    """Publish the gradient norms, and the model of `checkpoint` unless it is None or there already, and register it.
 
     Return what could not be published, in words; the reason is reported. recipe_logged: false tries that again first.
     """
@@ -65,18 +68,31 @@ def publish_results(
         tasks.append(("the gradient norms", lambda: _log_gradient_norms(run, record)))
     if checkpoint is not None:
         tasks.append(("the model", lambda: _log_models(run, record, checkpoint)))
+    if checkpoint is not None and record.run.register:
+        tasks.append((_registration_of(record), lambda: _register(run, record, report)))
     # Last: a figure that cannot be drawn must not cost the model.
     if checkpoint is not None and record.recipe.train.figures != "none":
         tasks.append(("the figures", lambda: _log_figures(run, record, report)))
-    for number, (_, task) in enumerate(tasks):
+    return _do(tasks, run, report)
+
+
+def _do(
+    tasks: Sequence[tuple[str, Callable[[], object]]], run: MlflowRun, report: Callable[[str], None]
+) -> list[str]:
+    """Do named tasks one after another; return the names of those that are not done, and report the reason."""
+    left: list[str] = []
+    for number, (name, task) in enumerate(tasks):
         try:
             task()
+        except DoesNotLoad as error:  # Its own defect: the next tasks may do.
+            left.append(name)
+            report(f"{run.place} did not get {name}: {error}")
         except Exception as error:  # Training is over, and must not fail by it.
             # One reason for all: the next ones would wait for the same artifact store.
             unsent = [name for name, _ in tasks[number:]]
             report(f"{run.place} did not get {' and '.join(unsent)}: {_reason(run, error)}")
-            return unsent
-    return []
+            return left + unsent
+    return left
 
 
 def _has(find: Callable[[], object]) -> bool:
@@ -89,7 +105,20 @@ def _has(find: Callable[[], object]) -> bool:
 
 def results_of(record: RunRecord) -> list[str]:
     """Return the names of the results of a finished run, for one that cannot be published now."""
-    return ["the model"] + (["the figures"] if record.recipe.train.figures != "none" else [])
+    registration = [_registration_of(record)] if record.run.register else []
+    figures = ["the figures"] if record.recipe.train.figures != "none" else []
+    profile = ["the profile"] if _has(lambda: record.run.storage.objects(PROFILE_FOLDER)) else []
+    return [*profile, "the model", *registration, *figures]
+
+
+def _registration_of(record: RunRecord) -> str:
+    return f"the registration as {record.run.register}"
+
+
+def _register(run: MlflowRun, record: RunRecord, report: Callable[[str], None]) -> None:
+    logged = logged_of_run(run.client, run.client.get_run(run.run_id))
+    text = register_logged(run.client, run.uri, logged, Registration.parse(record.run.register))
+    report(f"registered as {text}")
 
 
 def _log_gradient_norms(run: MlflowRun, record: RunRecord) -> None:

@@ -26,8 +26,8 @@ from resnet_dist.tracking.mlflow.browse.links import run_link
 from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.lineage import lineage_tags
-from resnet_dist.tracking.origin import ENDS, NOTE_TAG, origin_tags
+from resnet_dist.tracking.mlflow.page.lineage import lineage_tags
+from resnet_dist.tracking.origin import NOTE_TAG, is_of_attempt, origin_tags
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password
 
@@ -146,9 +146,9 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
-        for tag in ENDS:
-            if tag in data.tags and tag not in tags:  # of an earlier attempt
-                self.client.delete_tag(self.run_id, tag)
+        for name in data.tags:
+            if is_of_attempt(name) and name not in tags:  # of an earlier one
+                self.client.delete_tag(self.run_id, name)
 
     def describe_study(self, study: StudyFolder) -> None:
         self.set_tags({**origin_tags(study.source, study.description), study.kind.tag: study.name})

@@ -14,6 +14,7 @@ from resnet_dist.tracking.mlflow.run import RunGone
 
 POLL_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 30.0
+LAST_BACKOFF_SECONDS = 2.0  # once there is nothing to do but to wait: a store that is back must not be missed
 LONG_SECONDS = 5.0  # A longer wait is reported.
 # A request that fails once is no outage; it is reported when it fails again.
 FAILURES_TO_REPORT = 2
@@ -150,6 +151,9 @@ class Uploader(Generic[Store]):
             self.first_error = error
             self.has_tried.set()
         self._failures += 1
-        self._retry_at = time.monotonic() + min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
+        seconds = min(MAX_BACKOFF_SECONDS, 0.5 * 2.0**self._failures)
+        if self._stop.is_set():
+            seconds = min(seconds, LAST_BACKOFF_SECONDS)
+        self._retry_at = time.monotonic() + seconds
         if self._failures >= FAILURES_TO_REPORT:
             self.report_down(reason)

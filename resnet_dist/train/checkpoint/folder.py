@@ -96,7 +96,7 @@ def read_checkpoint(
     """
     place = location or str(folder)
     try:
-        manifest = _parse_manifest((folder / MANIFEST).read_bytes(), place)
+        manifest = parse_manifest((folder / MANIFEST).read_bytes(), place)
         tensors = {}
         for name, expected in manifest["sha256"].items():
             path = folder / name
@@ -172,7 +172,7 @@ def best_checkpoint(checkpoints: Storage) -> str | None:
     for candidate in reversed(names):
         try:
             content = checkpoints.read(f"{candidate}/{MANIFEST}") or b""
-            best = _parse_manifest(content, candidate)["scalars"]["best"]
+            best = parse_manifest(content, candidate)["scalars"]["best"]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged: an older manifest records it too
         name = None if best is None else checkpoint_name(best["step"])
@@ -189,17 +189,15 @@ def model_checksum(checkpoints: Storage, name: str) -> str | None:
     """Return the SHA-256 of the model of a checkpoint as its manifest has it; None where it is damaged or gone."""
     try:
         content = checkpoints.read(f"{name}/{MANIFEST}") or b""
-        return str(_parse_manifest(content, name)["sha256"][MODEL_FILE])
+        return str(parse_manifest(content, name)["sha256"][MODEL_FILE])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def prune(checkpoints: Storage, *, keep: int, also: int | None) -> list[str]:
-    """Remove all but the newest `keep` checkpoints and the one of step `also`; return the names of those removed."""
+def prune(checkpoints: Storage, *, keep: int, also: Iterable[int]) -> list[str]:
+    """Remove all but the newest `keep` checkpoints and those of the steps `also`; return the names of those removed."""
     names = list_checkpoints(checkpoints)
-    kept = set(names[-keep:])
-    if also is not None:
-        kept.add(checkpoint_name(also))
+    kept = {*names[-keep:], *map(checkpoint_name, also)}
     old = [name for name in names if name not in kept]
     remove(checkpoints, old)
     return old
@@ -223,7 +221,7 @@ def _verified(folder: Path, only: tuple[str, ...] | None, location: str) -> Veri
     return VerifiedCheckpoint(folder.name, location, *read_checkpoint(folder, only, location))
 
 
-def _parse_manifest(content: bytes, place: str) -> dict[str, Any]:
+def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
     """Return the manifest. Raises DamagedCheckpoint, or what parsing raises."""
     manifest: dict[str, Any] = json.loads(content)
     digest = manifest.pop("manifest_sha256", None)  # older versions wrote none
@@ -235,8 +233,12 @@ def _parse_manifest(content: bytes, place: str) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    signed = {**content, "manifest_sha256": _digest(content)}
-    (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
+    (folder / MANIFEST).write_bytes(signed_manifest(content))
+
+
+def signed_manifest(content: dict[str, Any]) -> bytes:
+    """Return a manifest as its file has it, with its own checksum."""
+    return (json.dumps({**content, "manifest_sha256": _digest(content)}, indent=1) + "\n").encode()
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import ExplainedError, StorageError, Superseded, TrainingError
+from resnet_dist.runs.evaluations import AWAITS
 from resnet_dist.runs.folder import checkpoint_name
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, Unreachable, wait_for_permit
+from resnet_dist.train.beside import Beside
 from resnet_dist.train.checkpoint.folder import (
     MODEL_FILE,
     DamagedCheckpoint,
@@ -56,7 +58,7 @@ class Snapshot:
     tensors: Tensors
     scalars: dict[str, Any]
     copied: torch.cuda.Event | None  # on a GPU: recorded after the copies
-    must_be_written: bool  # the best so far: no later one may replace it
+    must_be_written: bool  # the best so far, or to be evaluated: no later one may replace it
 
 
 class Checkpointer:
@@ -72,16 +74,18 @@ class Checkpointer:
         flush_metrics: Callable[[], None] = lambda: None,
         permit: Permit = ALWAYS,
         record: Callable[[int, str | None], None] = lambda step, sha256: None,
+        beside: Beside | None = None,
     ) -> None:
         """Keep the checkpoints in `storage`. `permit` is asked before anything is written or removed.
 
         report, flush_metrics, record: called from the writer's thread too. flush_metrics: called before a checkpoint
         appears, because a run that resumes there does not log again what came before. record: called with the step of
-        each checkpoint that was written, and the SHA-256 of its model, or None where one was removed.
+        each checkpoint that was written, and the SHA-256 of its model, or None where one was removed. beside: on rank 0,
+        the evaluations that another process makes of these checkpoints.
         """
         self._storage, self._recipe, self._classes, self._world = storage, recipe, classes, world
         self._report, self._flush_metrics, self._permit = report, flush_metrics, permit
-        self._record = record
+        self._record, self._beside = record, beside
         minutes = recipe.train.checkpoint_minutes
         self._interval_seconds = None if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
@@ -89,6 +93,7 @@ class Checkpointer:
         self._waiting: Snapshot | None = None
         self._writing: Snapshot | None = None
         self._failure: CheckpointFailed | Superseded | None = None  # the error of the newest write
+        self._refusal = ""  # why the storage has not taken the checkpoint that is being written
         self._damaged: list[str] = []  # newer than what was restored
         self._closing = False
         self._changed = threading.Condition()
@@ -126,10 +131,11 @@ class Checkpointer:
         """Report whether to save this step: the run stops, a save was requested, it is the best so far, or due."""
         return control.stop or control.save or state.is_best() or due(state.step, plan.checkpoint, plan.total)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, awaits_evaluation: bool = False) -> None:
         """Copy `state` and begin to write it. Returns before it is on disk.
 
-        It waits in one case only: while one is being written, the best so far is waiting already.
+        It waits in one case only: while one is being written, the best so far is waiting already, or one that is to be
+        evaluated. awaits_evaluation: another process evaluates this one.
         """
         self._saved_at = time.monotonic()
         if not self._world.is_main:
@@ -140,13 +146,12 @@ class Checkpointer:
             self._changed.wait_for(lambda: self._waiting is None or not self._waiting.must_be_written)
             if self._waiting is not None:
                 self._report(
-                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: writing to {self._storage.location} "
-                    "takes longer than the interval between checkpoints; use a longer interval"
+                    f"the checkpoint of step {self._waiting.scalars['step']} was skipped: {self._delay()}"
                 )
                 self._free.append(self._waiting.tensors)
                 self._waiting = None
             buffers = self._free.pop()
-        snapshot = take_snapshot(state, buffers)
+        snapshot = take_snapshot(state, buffers, awaits_evaluation=awaits_evaluation)
         with self._changed:
             self._waiting = snapshot
             self._changed.notify_all()
@@ -173,6 +178,15 @@ class Checkpointer:
     ) -> None:
         self.close()
 
+    def _delay(self) -> str:
+        """Return why a checkpoint is still being written when the next one is due."""
+        if self._refusal:
+            return f"the storage has not taken the one before it yet ({self._refusal})"
+        return (
+            f"writing to {self._storage.location} takes longer than the interval between checkpoints; use a longer "
+            "interval, where the storage is well"
+        )
+
     def _read(self, name: str) -> tuple[Tensors, dict[str, Any]]:
         try:
             found = fetch_checkpoint(self._storage, name)
@@ -192,6 +206,7 @@ class Checkpointer:
                 self._waiting = None
                 self._changed.notify_all()
             failure = self._write(snapshot)
+            self._refusal = ""
             with self._changed:
                 self._writing, self._failure = None, failure
                 self._free.append(snapshot.tensors)
@@ -212,7 +227,7 @@ class Checkpointer:
                 break
             except Exception as error:  # a file system may raise anything
                 seconds = time.monotonic() - since
-                problem = self._failure_of(step, error)
+                problem, self._refusal = self._failure_of(step, error), str(error)
                 if not isinstance(error, Unreachable) or not self._may_retry(snapshot, seconds):
                     break
                 if seconds >= REPORT_SECONDS and not reported:
@@ -237,8 +252,9 @@ class Checkpointer:
         if snapshot.copied is not None:
             snapshot.copied.synchronize()
         refuse_not_finite(snapshot)
+        scalars = snapshot.scalars if self._beside is None else self._beside.completed(snapshot.scalars)
         manifest = {
-            "scalars": snapshot.scalars,
+            "scalars": scalars,
             "recipe": self._recipe.public().model_dump(mode="json"),
             "classes": list(self._classes),
         }
@@ -248,6 +264,8 @@ class Checkpointer:
         }
         step = snapshot.scalars["step"]
         self._flush_metrics()
+        if self._beside is not None and scalars.get(AWAITS):
+            self._beside.add(step)
         checksums = write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
         self._record(step, checksums[MODEL_FILE])
         # What is too much is removed after the next checkpoint, where the storage does not answer now.
@@ -263,7 +281,10 @@ class Checkpointer:
         remove(self._storage, damaged)
         self._damaged = []
         best = snapshot.scalars["best"]
-        old = prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=best and best["step"])
+        also = {best["step"]} if best else set()
+        if self._beside is not None:
+            also = self._beside.kept_steps()
+        old = prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=also)
         for name in (*damaged, *old):
             self._record(step_of(name), None)
 
@@ -284,7 +305,7 @@ class Checkpointer:
         return f"; the last that is kept is {kept[-1]}" if kept else "; there is no earlier one"
 
 
-def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
+def take_snapshot(state: TrainState, buffers: Tensors, *, awaits_evaluation: bool = False) -> Snapshot:
     """Copy a state into `buffers`, and create those that are missing.
 
     On a GPU the copies into pinned memory are queued after the step that made the state and before the one that
@@ -307,7 +328,8 @@ def take_snapshot(state: TrainState, buffers: Tensors) -> Snapshot:
     if on_gpu:
         copied = torch.cuda.Event()
         copied.record()
-    return Snapshot(tensors, state.scalars(), copied, must_be_written=state.is_best())
+    scalars = state.scalars() | ({AWAITS: True} if awaits_evaluation else {})
+    return Snapshot(tensors, scalars, copied, must_be_written=state.is_best() or awaits_evaluation)
 
 
 def refuse_not_finite(snapshot: Snapshot) -> None:

@@ -21,6 +21,10 @@ NUM_ROWS = 40  # operators in the table
 class BatchSource(Protocol):
     """The batches of a rank."""
 
+    @property
+    def num_decoded_on_cpu(self) -> int:
+        """The images so far that the GPU could not decode."""
+
     def batch_at(self, step: int) -> Batch: ...
 
 
@@ -67,6 +71,10 @@ class StepProfile:
             self._profile.start()
         with record_function(f"batch of step {self._step}"):
             return self._loader.batch_at(step)
+
+    @property
+    def num_decoded_on_cpu(self) -> int:
+        return self._loader.num_decoded_on_cpu
 
     def __call__(self, batch: Batch) -> None:
         with record_function(f"step {self._step}"):

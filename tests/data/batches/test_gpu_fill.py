@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -173,10 +174,9 @@ def test_what_a_gpu_cannot_do_is_refused(data: Data, changes: dict[str, object],
         Data.model_validate(data.model_dump() | {"decode": "gpu"} | changes)
 
 
-def test_the_metric_counts_over_all_ranks(monkeypatch: pytest.MonkeyPatch, digits_recipe: Recipe) -> None:
+def test_the_metric_counts_over_all_ranks(monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
     monkeypatch.setattr(World, "sum", lambda world, tensor: tensor * 2)
-    on_gpu = digits_recipe.model_copy(
-        update={"data": digits_recipe.data.model_copy(update={"decode": "gpu"})}
-    )
-    assert loop.decoding_metrics(lambda: 3, on_gpu, World.single()) == {"data/decoded_on_cpu": 6.0}
-    assert loop.decoding_metrics(lambda: 3, digits_recipe, World.single()) == {}
+    loader = Mock(num_decoded_on_cpu=3)
+    on_gpu = data.model_copy(update={"decode": "gpu"})
+    assert loop.decoding_metrics(loader, on_gpu, World.single()) == {"data/decoded_on_cpu": 6.0}
+    assert loop.decoding_metrics(loader, data, World.single()) == {}

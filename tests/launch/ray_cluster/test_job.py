@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from resnet_dist import __version__
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.driver.preflight import absolute_paths
-from resnet_dist.launch.jobs.submission import Submission, job_environment
+from resnet_dist.launch.jobs.submission import Submission, entrypoint, job_environment
 from resnet_dist.launch.ray_cluster.job import (
     RECIPE_FILE,
     START_FILE,
@@ -93,6 +94,13 @@ def submission(digits_recipe: Recipe) -> Submission:
     return Submission(
         digits_recipe, source, "x", WorkerRange.exactly(2), None, None, False, "/o", False, "typed", 10, None
     )
+
+
+def test_the_job_registers_its_model(submission: Submission) -> None:
+    assert "--register" not in " ".join(entrypoint(submission))
+    words = " ".join(entrypoint(replace(submission, register="my pets@best")))
+    assert "--register" in words
+    assert "my pets@best" in words
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,20 @@ def test_errors_in_words(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "Server returned non-2xx status code: 507 Insufficient Storage: ",
+        "403 Forbidden: <Error><Code>QuotaExceeded</Code></Error>",
+        "507: <Code>XMinioStorageFull</Code>",
+    ],
+)
+def test_a_store_without_room_is_tried_again(text: str) -> None:
+    error = explained("s3://b", RuntimeError(text))
+    assert isinstance(error, Unreachable)
+    assert str(error).startswith("s3://b: it has no room left (")
+
+
+@pytest.mark.parametrize(
     ("location", "words"),
     [
         (

@@ -23,7 +23,7 @@ import pytest
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.browse import serve
 from resnet_dist.tracking.mlflow.browse.serve import show_runs
-from resnet_dist.tracking.mlflow.browse.view import PRIMARY_TAG, VIEW_TAG
+from resnet_dist.tracking.mlflow.browse.view import GROUPS_TAG, PRIMARY_TAG, VIEW_TAG
 from resnet_dist.tracking.mlflow.reading import Tracker
 from resnet_dist.tracking.store import URI_VARIABLE
 
@@ -75,8 +75,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     return seen
 
 
-def view_of(client: mlflow.MlflowClient) -> dict[str, Any]:
-    state = json.loads(client.get_experiment("1").tags[VIEW_TAG])["state"]
+def view_of(client: mlflow.MlflowClient, tag: str = VIEW_TAG) -> dict[str, Any]:
+    state = json.loads(client.get_experiment("1").tags[tag])["state"]
     return dict(json.loads(zlib.decompress(base64.b64decode(state.removeprefix("deflate;")))))
 
 
@@ -145,6 +145,61 @@ def test_the_view_has_what_answers_which_run_is_best(
     before = client.get_experiment("1").tags
     show_runs(Tracker.open(output), free_port(), None, lambda text: None)
     assert client.get_experiment("1").tags == before  # It is not written again.
+
+
+def add_study(client: mlflow.MlflowClient, name: str, top1s: tuple[float, ...], tag: str = "study") -> None:
+    """Add a study, or a sweep, and a run of it for each top-1."""
+    parent = client.create_run("1", run_name=name, tags={tag: name}).info.run_id
+    for number, top1 in enumerate(top1s):
+        tags = {tag: name, "mlflow.parentRunId": parent, "resnet_dist.folder": "/x"}
+        run_id = client.create_run("1", run_name=f"{name}-{number}", tags=tags).info.run_id
+        client.log_metric(run_id, "eval/top1", top1, step=2)
+
+
+def test_runs_of_studies_and_sweeps_have_a_view_that_groups_them(
+    output: Path, client: mlflow.MlflowClient, served: list[dict[str, str]]
+) -> None:
+    port, reports = free_port(), list[str]()
+    show_runs(Tracker.open(output), port, None, reports.append)
+    assert GROUPS_TAG not in client.get_experiment("1").tags
+    assert "groups" not in reports[-1]
+    add_study(client, "depths", (0.5, 0.25), "sweep")
+    show_runs(Tracker.open(output), port, None, reports.append)
+    link = LINK.replace("=resnet-dist", "=resnet-dist-groups")
+    assert reports[-1].splitlines()[2] == f"groups http://127.0.0.1:{port}{link}"
+    assert view_of(client, GROUPS_TAG)["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "sweep"}]
+    add_study(client, "nets", (0.5,))
+    show_runs(Tracker.open(output), port, None, reports.append)
+    keys = [key["groupByData"] for key in view_of(client, GROUPS_TAG)["groupBy"]["groupByKeys"]]
+    assert sorted(keys) == ["study", "sweep"]
+    assert "groupBy" not in view_of(client)
+
+
+@pytest.mark.long
+def test_a_browser_shows_the_runs_of_a_study_below_it(
+    output: Path, tmp_path: Path, client: mlflow.MlflowClient
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser: `apt-get install chromium` brings one")
+    add_study(client, "weak", (0.125, 0.25))
+    add_study(client, "strong", (0.875, 0.625))
+    port = free_port()
+    command = [sys.executable, "-m", "resnet_dist", "ui", "--output", str(output), "--port", str(port)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            links = [process.stdout.readline().split()[1] for _ in range(3)]
+            page = dom_of(browser, links[2], tmp_path / "profile")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+    assert "studies and sweeps" in page
+    page = page[page.index("Group by") :]
+    for name in (">strong-0<", ">weak-1<", "Additional runs"):
+        assert name in page
+    assert page.count("Group: ") >= 2
+    assert page.count("0.875") >= 2  # The group has the value of its best run, which has it too.
 
 
 def test_one_run_is_opened(output: Path, served: list[dict[str, str]]) -> None:

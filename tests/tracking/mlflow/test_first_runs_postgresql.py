@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resnet_dist.tracking.mlflow.database import connect as opening
-from tests.launch.ray_cluster.servers import free_port
 from tests.paths import ROOT
-
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+from tests.tracking.mlflow.servers import has_postgresql, postgresql_database
 
 FIRST_RUN = """
 import sys
@@ -66,29 +58,11 @@ def test_a_client_of_postgresql_is_made_under_its_lock(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def postgresql() -> Iterator[str]:
-    """Yield the address of an empty database, on a server that is started for it and runs as another user than root."""
-    if not PROGRAMS or find_spec("psycopg2") is None:
+    """Yield the address of an empty database."""
+    if not has_postgresql():
         pytest.skip("needs PostgreSQL in /usr/lib/postgresql and the Python package psycopg2")
-    user = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
-    # The path of the socket must be short.
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    shutil.chown(folder, user.pw_uid)
-    as_user: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if os.getuid() == 0:
-        as_user |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    data, port = str(folder / "data"), free_port()
-
-    def call(*command: str) -> None:
-        subprocess.run([str(PROGRAMS[-1] / command[0]), *command[1:]], check=True, timeout=120, **as_user)
-
-    try:
-        call("initdb", "--auth=trust", "--username=mlflow", "--no-sync", "-D", data)
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F"
-        call("pg_ctl", "start", "--wait", "-D", data, "-o", options)
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-        call("pg_ctl", "stop", "--wait", "-m", "immediate", "-D", data)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgresql_database() as address:
+        yield address
 
 
 @pytest.mark.long

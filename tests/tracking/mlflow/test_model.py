@@ -13,6 +13,7 @@ import mlflow
 import pytest
 
 from resnet_dist.tracking.mlflow import model
+from resnet_dist.tracking.mlflow.logged.lookup import Logged, find_logged
 
 
 def test_a_download_goes_with_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +32,7 @@ def test_a_download_goes_with_the_process(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(atexit, "register", register)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
     for location in ("s3://bucket/model", "mlflow-artifacts:/1/model", f"file://{tmp_path}", str(tmp_path)):
-        monkeypatch.setattr(model, "_location_of", lambda client, name, location=location: location)
+        monkeypatch.setattr(model, "find_logged", lambda client, name, location=location: Logged(location))
         model.download_model("models:/pets@best", f"sqlite:///{tmp_path}/mlflow.db")
     remote = [Path(folder) for folder in given if folder is not None]
     assert [folder is None for folder in given] == [False, False, True, True]
@@ -50,7 +51,10 @@ def test_a_quote_in_the_name_of_a_model() -> None:
 
     client: Any = SimpleNamespace(
         search_model_versions=search,
+        get_model_version=lambda name, version: SimpleNamespace(
+            name=name, version=version, model_id="", run_id=""
+        ),
         get_model_version_download_uri=lambda name, version: f"s3://{name}/{version}",
     )
-    assert model._location_of(client, "models:/cat's/latest") == "s3://cat's/10"
+    assert find_logged(client, "models:/cat's/latest") == Logged("s3://cat's/10")
     assert asked == ['name = "cat\'s"']

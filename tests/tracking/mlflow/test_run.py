@@ -77,6 +77,27 @@ def test_restarts_are_tags_of_the_run(output: Path, digits_recipe: Recipe) -> No
     assert runs(output, "restarted")[0].data.tags["resnet_dist.attempt"] == "3"
 
 
+def test_what_an_attempt_does_not_say_any_more_is_gone(output: Path, digits_recipe: Recipe) -> None:
+    """A later attempt on a machine without a GPU, from a clean repository, and without `--set`."""
+    made = record(output, digits_recipe, "stale")
+    gone = {
+        "resnet_dist.machine.gpu": "H100",
+        "resnet_dist.changes_from_file": "optim.lr=0.2 (was 0.1)",
+        "resnet_dist.ray_job": "job-1",
+        "resnet_dist.git_diff": "not read",
+        "mlflow.source.git.branch": "x",
+        "resnet_dist.error": "it failed",
+    }
+    kept = {"resnet_dist.machine.hosts": "h1", "mlflow.source.git.commit": "abc", "by": "me"}
+    first = MlflowRun.open(replace(made, run=replace(made.run, tags={**gone, **kept})))
+    first.set_tags({"resnet_dist.model_step": "4", "mine": "a person's"})
+    MlflowRun.open(replace(made, run=replace(made.run, run_id=first.run_id, attempt=2, tags=kept)))
+    tags = runs(output, "stale")[0].data.tags
+    assert not gone.keys() & tags.keys()
+    assert {**kept, "resnet_dist.model_step": "4", "mine": "a person's"}.items() <= tags.items()
+    assert "resnet_dist.folder" in tags
+
+
 def test_a_run_that_cannot_be_described_is_closed(
     output: Path, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

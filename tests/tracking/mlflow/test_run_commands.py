@@ -76,6 +76,31 @@ def test_a_mistake_is_one_sentence(command: Command, words: list[str], code: int
     assert err.count("\n") == 1
 
 
+def test_one_run_by_two_names_is_one(command: Command, output: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{output}/mlflow.db")
+    (found,) = client.search_runs(["1"], "attributes.run_name = 'low'")
+    code, out, err = command("compare", "low", found.info.run_id)
+    assert (code, out) == (2, "")
+    assert err == f"error: low and {found.info.run_id} are the same run, low; name two or more\n"
+
+
+def test_the_limit_is_named_where_there_are_more(command: Command, output: Path) -> None:
+    hint = "--limit 0 lists all"
+    assert hint not in command("--limit", "2")[1]
+    assert command("--limit", "1")[1].splitlines()[-1] == f"the best 1 of the experiment; {hint}"
+    assert json.loads(command("--limit", "1", "--json")[1])["more"] is True
+    assert json.loads(command("--limit", "2", "--json")[1])["more"] is False
+    # The runs of studies, which are no rows, take no place of one.
+    client = mlflow.MlflowClient(f"sqlite:///{output}/mlflow.db")
+    for number in range(3):
+        study = client.create_run("1", run_name=f"study-{number}", tags={"study": "s"}).info.run_id
+        client.log_metric(study, "eval/top1", 1.0)
+    _, out, _ = command("--limit", "2")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["RUN", "low", "high"]
+    assert command("--limit", "1")[1].splitlines()[-1].endswith(hint)
+    assert command("best")[1].startswith("run         low (")
+
+
 def test_a_tracker_that_is_away_has_its_own_code(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_VARIABLE, unused_address())
     code, out, err = command()

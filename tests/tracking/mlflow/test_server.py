@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,57 +12,29 @@ import mlflow
 import pytest
 
 from resnet_dist.config import Recipe
-from resnet_dist.runs.folder import RunFolder
+from resnet_dist.driver import publish
+from resnet_dist.driver.request import Request
+from resnet_dist.driver.run import run_training
+from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import upload
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
+from resnet_dist.tracking.open import open_publisher
 from resnet_dist.tracking.protocol import RunRecord
-from resnet_dist.tracking.spool import Entry, Follower, Spool
+from resnet_dist.tracking.spool import Follower, Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
+from resnet_dist.tracking.sync import sync_runs
 from resnet_dist.train.checkpoint.folder import list_checkpoints
-from tests.tracking.mlflow.servers import unused_address
-
-SOON = 120.0  # seconds; a timeout that is never reached
+from tests.reporter import RecordingReporter
+from tests.tracking.mlflow.servers import (
+    SOON,
+    MlflowServer,
+    has_postgresql,
+    postgresql_database,
+    wait_for,
+)
 
 GONE, BACK = "MLflow at http", "the tracker answers again"
-
-
-class Server:
-    """An MLflow server that can be started and killed; its store is a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.address, self._folder = unused_address(), folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store = f"sqlite:///{self._folder / STORE_FILE}"
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
-        command += [
-            "--port",
-            self.address.rpartition(":")[2],
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-        ]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop(URI_VARIABLE, None)
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_for(self._answers)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
-        except OSError:
-            return False
-        return True
 
 
 def outages(notes: list[str]) -> list[str]:
@@ -75,26 +42,40 @@ def outages(notes: list[str]) -> list[str]:
     return [words for note in notes if (words := note.partition(":")[0]) in (GONE, BACK)]
 
 
-def wait_for(sign: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not sign():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+@pytest.fixture(params=["file", "postgresql"])
+def server(
+    request: pytest.FixtureRequest, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MlflowServer]:
+    """Yield a server that is not started, on the empty store of `output` or an empty database."""
+    if request.param == "postgresql" and not has_postgresql():
+        pytest.skip("needs PostgreSQL in /usr/lib/postgresql and the Python package psycopg2")
+    with ExitStack() as stack:
+        store = f"sqlite:///{output / STORE_FILE}"
+        if request.param == "postgresql":
+            store = stack.enter_context(postgresql_database())
+        made = MlflowServer(output, store)
+        monkeypatch.setenv(URI_VARIABLE, made.address)
+        monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.5)
+        stack.callback(made.kill)
+        yield made
 
 
-@pytest.fixture
-def server(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Yield a server that is not started; its store is the empty one of `output`."""
-    made = Server(output)
-    monkeypatch.setenv(URI_VARIABLE, made.address)
-    monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.5)
-    yield made
-    made.kill()
+def check_points(server: MlflowServer, run: RunFolder, run_id: str) -> None:
+    """Raise AssertionError unless the server has every value of the spool, with its time, once."""
+    client, expected = mlflow.MlflowClient(server.address), dict[str, list[tuple[int, int, float]]]()
+    for entry in Follower(run.spool).read():
+        for key, value in entry.metrics.items():
+            assert entry.step is not None
+            expected.setdefault(key, []).append((entry.step, entry.time_ms, value))
+    assert "train/loss" in expected
+    for key, points in expected.items():
+        found = [(p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, key)]
+        assert sorted(found) == points, key
 
 
 @pytest.mark.long
 def test_a_server_that_comes_and_goes_gets_everything_once(
-    server: Server, trained: RunFolder, digits_recipe: Recipe, tmp_path: Path
+    server: MlflowServer, trained: RunFolder, digits_recipe: Recipe, tmp_path: Path
 ) -> None:
     notes: list[str] = []
     run = replace(trained, storage=open_storage(tmp_path / "runs/y"), name="y", key="y")
@@ -124,10 +105,31 @@ def test_a_server_that_comes_and_goes_gets_everything_once(
     assert outages(notes) == [GONE, BACK] * 2
     found = client.get_run(str(publisher.run_id))
     assert (found.info.status, found.data.params["model.name"]) == ("FINISHED", "resnet8")
-    points = [
-        (p.step, p.timestamp, p.value) for p in client.get_metric_history(found.info.run_id, "train/loss")
-    ]
-    entries: list[Entry] = Follower(run.spool).read()
-    assert sorted(points) == [(e.step, e.time_ms, e.metrics["train/loss"]) for e in entries if e.metrics]
+    check_points(server, run, found.info.run_id)
     assert len(found.outputs.model_outputs) == 1
     assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["recipe.json"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_server_that_is_down_from_start_to_end_gets_everything_once(
+    server: MlflowServer, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LAST_UPLOAD_SECONDS", "CLOSE_SECONDS"):  # No server comes that is worth a wait.
+        monkeypatch.setattr(publish, name, 1.0)
+    place, reporter = tmp_path / "runs-of-it", RecordingReporter()
+    request = Request(digits_recipe, "digits.py", place, gpu=False, local=True, name="y")
+    summary = run_training(request, reporter, open_publisher)
+    assert summary.outcome.finished
+    assert summary.run.run_id is None
+    assert any("metrics" in one for one in summary.run.unsent)
+    assert outages(reporter.notes) == [GONE]
+    server.start()
+    assert sync_runs(place, "y", reporter.note)
+    synced = read_run(summary.run.storage)
+    assert synced is not None
+    assert (synced.status, synced.unsent) == ("FINISHED", ())
+    check_points(server, synced, str(synced.run_id))
+    assert sync_runs(place, "y", reporter.note)  # Repeating it changes nothing.
+    check_points(server, synced, str(synced.run_id))
+    assert mlflow.MlflowClient(server.address).get_run(str(synced.run_id)).info.status == "FINISHED"

@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Log
 from resnet_dist.tracking import console
-from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST
+from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST, Backlog
 from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow import upload
 from resnet_dist.tracking.mlflow.run import RunGone
@@ -148,6 +148,27 @@ def test_a_server_that_is_away_leaves_the_number_of_metrics(tmp_path: Path) -> N
     assert lines == [
         "ConnectionError: no route; training does not wait for it, and the metrics are kept and sent later"
     ]
+
+
+def test_a_store_that_is_back_in_the_last_seconds_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the pauses of an outage that has lasted, the next try would come after the end."""
+    monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 3600.0)
+    monkeypatch.setattr(upload, "LAST_BACKOFF_SECONDS", 0.001)
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        if len(calls) <= 8:
+            raise ConnectionError
+
+    store = Store(fail)
+    rows = write(spool_in(tmp_path), range(3))
+    uploader = upload_to(store, spool_in(tmp_path))
+    uploader.start()
+    assert uploader.finish(20.0) == 0
+    assert store.rows == rows
 
 
 def test_an_outage_is_one_line_and_its_end_another(tmp_path: Path) -> None:
@@ -289,3 +310,22 @@ def test_nothing_is_sent_while_another_driver_may_send_it(tmp_path: Path) -> Non
     uploader.start()
     assert uploader.finish(0.2) == 4
     assert store.rows == []
+
+
+def test_counting_what_waits_reads_a_spool_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a tracker has never answered, the gauges ask again and again."""
+    lines, num_bytes = spool_in(tmp_path), list[int]()
+    read = type(lines).read
+
+    def counted(log: Log, position: str = "") -> tuple[bytes, str]:
+        data, end = read(log, position)  # type: ignore[arg-type]
+        num_bytes.append(len(data))
+        return data, end
+
+    write(lines, range(3))
+    backlog = Backlog(lines)
+    monkeypatch.setattr(type(lines), "read", counted)
+    assert [backlog.num_waiting() for _ in range(5)] == [6] * 5
+    write(lines, range(2, 5))
+    assert [backlog.num_waiting(), backlog.count()] == [10, 10]
+    assert sum(num_bytes) == (tmp_path / "spool").stat().st_size

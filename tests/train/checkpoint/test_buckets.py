@@ -190,7 +190,7 @@ def test_retention_removes_the_manifest_first(url: str, monkeypatch: pytest.Monk
         delete(bucket, *names)
 
     monkeypatch.setattr(Bucket, "delete", see)
-    prune(checkpoints, keep=1, also=None)
+    prune(checkpoints, keep=1, also=())
     assert deleted[0] == "step-00000001/checkpoint.json"
     assert len(deleted) == 4
     assert steps(url) == [2]

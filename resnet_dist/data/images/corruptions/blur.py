@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from resnet_dist.data.images.corruptions.chance import Chance
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32
 MAX_ANGLE = np.pi / 4  # of a motion, to both sides of the horizontal
 
 
@@ -30,7 +31,8 @@ def zoom_blur(image: Floats, strength: tuple[float, float], chance: Chance) -> F
     """Average over zooms into the middle. strength: the end of the zoom factors, and their distance."""
     factors = np.arange(1, strength[0], strength[1])
     zooms = [zoomed(image, float(factor)) for factor in factors]
-    return np.mean([image, *zooms], axis=0, dtype=np.float32)
+    found: Floats = np.stack([image, *zooms]).mean(axis=0, dtype=np.float32)
+    return found
 
 
 def filtered(image: Floats, kernel: Floats) -> Floats:
@@ -70,7 +72,8 @@ def _disk(radius: float, deviation: float) -> Floats:
     weights /= weights.sum()
     soft = np.apply_along_axis(np.convolve, 0, disk, weights, "same")
     soft = np.apply_along_axis(np.convolve, 1, soft, weights, "same")
-    return (soft / soft.sum()).astype(np.float32)
+    found: Floats = (soft / soft.sum()).astype(np.float32)
+    return found
 
 
 def line(half_length: float, deviation: float, angle: float) -> Floats:
@@ -85,4 +88,5 @@ def line(half_length: float, deviation: float, angle: float) -> Floats:
     for at_down, share_down in ((low_down, 1 - down + low_down), (low_down + 1, down - low_down)):
         for at_right, share_right in ((low_right, 1 - right + low_right), (low_right + 1, right - low_right)):
             np.add.at(kernel, (at_down, at_right), weights * share_down * share_right)
-    return (kernel / kernel.sum()).astype(np.float32)
+    found: Floats = (kernel / kernel.sum()).astype(np.float32)
+    return found

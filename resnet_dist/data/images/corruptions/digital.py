@@ -1,8 +1,9 @@
-"""What cameras and programs do to a picture: contrast, pixelation, JPEG."""
+"""Changes by cameras and programs: contrast, pixelation, JPEG."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,14 @@ from PIL import Image
 
 from resnet_dist.data.images.corruptions.chance import Chance
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32
 
 
 def contrast(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
     """Move every value towards the mean of its channel. strength: the share of the distance that is left."""
     mean = image.mean(axis=(0, 1), keepdims=True)
-    return ((image - mean) * strength[0] + mean).astype(np.float32)
+    found: Floats = ((image - mean) * strength[0] + mean).astype(np.float32)
+    return found
 
 
 def pixelate(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
@@ -41,4 +43,5 @@ def _picture(image: Floats) -> Image.Image:
 
 
 def _floats(picture: Image.Image, shape: tuple[int, ...]) -> Floats:
-    return (np.asarray(picture, np.float32) / 255).reshape(shape)
+    found: Floats = (np.asarray(picture, np.float32) / 255).reshape(shape)
+    return found

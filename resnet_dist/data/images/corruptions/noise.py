@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.images.corruptions.chance import Chance
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32
 LEVELS = 256  # values of a channel of an image
 
 
 def gaussian_noise(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
     """Add a draw to every value. strength: standard deviation."""
-    return (image + strength[0] * chance.normal(*image.shape)).astype(np.float32)
+    found: Floats = (image + strength[0] * chance.normal(*image.shape)).astype(np.float32)
+    return found
 
 
 def shot_noise(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
@@ -24,13 +26,15 @@ def shot_noise(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
     levels = np.rint(image * (LEVELS - 1)).astype(np.int64)
     # The rows of the table lie one above the other: row v holds v .. v + 1.
     places = np.searchsorted(table, chance.uniform(*image.shape) + levels, side="right")
-    return ((places - levels * width) / strength[0]).astype(np.float32)
+    found: Floats = ((places - levels * width) / strength[0]).astype(np.float32)
+    return found
 
 
 def impulse_noise(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
     """Set some values to black or white. strength: share of the values."""
     draws, half = chance.uniform(*image.shape), strength[0] / 2
-    return np.where(draws < half, 0, np.where(draws >= 1 - half, 1, image)).astype(np.float32)
+    found: Floats = np.where(draws < half, 0, np.where(draws >= 1 - half, 1, image)).astype(np.float32)
+    return found
 
 
 @lru_cache(maxsize=16)

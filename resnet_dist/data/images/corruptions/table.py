@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from resnet_dist.data.images.corruptions import blur, digital, noise, weather
 from resnet_dist.data.images.corruptions.chance import Chance
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32
 Strength = tuple[float, ...]
 SEVERITIES = range(1, 6)
 SMALL_SIZE = 64  # pixels, up to which the strengths are those of CIFAR-10-C
@@ -125,4 +125,5 @@ def corrupt(pixels_SSC: NDArray[np.uint8], sample_id: int, name: str, severity: 
     image = pixels_SSC.astype(np.float32) / 255
     chance = Chance(sample_id, corruption.number * 8 + severity)
     found = corruption.apply(image, corruption.strength(severity, image.shape[0]), chance)
-    return np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8)
+    return pixels

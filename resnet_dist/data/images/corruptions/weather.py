@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.images.corruptions.blur import line, moved, zoomed
 from resnet_dist.data.images.corruptions.chance import Chance
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32
 
 
 def fog(image: Floats, strength: tuple[float, float], chance: Chance) -> Floats:
@@ -16,7 +18,8 @@ def fog(image: Floats, strength: tuple[float, float], chance: Chance) -> Floats:
     amount, decay = strength
     highest = image.max()
     cloudy = image + amount * plasma(image.shape[0], decay, chance)[:, :, None]
-    return (cloudy * highest / (highest + amount)).astype(np.float32)
+    found: Floats = (cloudy * highest / (highest + amount)).astype(np.float32)
+    return found
 
 
 def snow(
@@ -36,17 +39,21 @@ def snow(
     layer = np.clip(moved(layer, line(length, spread, angle)), 0, 1)
     gray = image.mean(axis=2, keepdims=True)
     pale = share * image + (1 - share) * np.maximum(image, gray * 1.5 + 0.5)
-    return (pale + layer + layer[::-1, ::-1]).astype(np.float32)
+    found: Floats = (pale + layer + layer[::-1, ::-1]).astype(np.float32)
+    return found
 
 
 def brightness(image: Floats, strength: tuple[float], chance: Chance) -> Floats:
     """Raise the brightness. strength: added to the value, the largest channel of a pixel."""
     value = image.max(axis=2, keepdims=True)
     raised = np.clip(value + strength[0], 0, 1)
-    return np.where(value > 0, image * raised / np.where(value > 0, value, 1), raised).astype(np.float32)
+    found: Floats = np.where(value > 0, image * raised / np.where(value > 0, value, 1), raised).astype(
+        np.float32
+    )
+    return found
 
 
-def plasma(size: int, decay: float, chance: Chance) -> NDArray[np.float64]:
+def plasma(size: int, decay: float, chance: Chance) -> Floats:
     """Return a fractal cloud in 0..1, (size, size), by midpoint displacement on a torus."""
     side = 1 << max(1, (size - 1).bit_length())
     heights = np.zeros((side, side))
@@ -67,4 +74,5 @@ def plasma(size: int, decay: float, chance: Chance) -> NDArray[np.float64]:
         ) / 4 + wobble * draws[half::step, ::step]
         step, wobble = half, wobble / decay
     heights -= heights.min()
-    return (heights / max(heights.max(), 1e-9))[:size, :size]
+    found: Floats = (heights / max(heights.max(), 1e-9))[:size, :size]
+    return found

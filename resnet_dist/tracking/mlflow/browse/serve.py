@@ -17,7 +17,7 @@ from resnet_dist.search_path import SAFE_PATH_VARIABLE
 from resnet_dist.system.signals import EXIT_SECONDS
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.mlflow.browse.links import experiment_link, run_link
-from resnet_dist.tracking.mlflow.browse.view import save_view
+from resnet_dist.tracking.mlflow.browse.view import GROUPS, VIEW, save_views
 from resnet_dist.tracking.mlflow.reading import NEWEST_FIRST, Tracker
 from resnet_dist.tracking.store import is_database, sqlite_file, without_password
 
@@ -50,8 +50,8 @@ def show_runs(tracker: Tracker, port: int | None, run: str | None, report: Repor
     return _serve(tracker.uri, chosen, lambda: report("\n".join((*links, "Ctrl-C ends it"))))
 
 
-def _save_views(tracker: Tracker, experiment: str | None) -> tuple[str, str | None]:
-    """Save the view of an experiment; return the id of the experiment to open, and the key of its view.
+def _save_views(tracker: Tracker, experiment: str | None) -> tuple[str, tuple[str, ...]]:
+    """Save the views of an experiment; return the id of the experiment to open, and the keys of its views.
 
     In a file, the other experiments get theirs too; on a server they may be other people's. A store that takes no tags
     from this person is shown without a view.
@@ -60,22 +60,26 @@ def _save_views(tracker: Tracker, experiment: str | None) -> tuple[str, str | No
     others = [one for one in tracker.experiments() if one.experiment_id != opened.experiment_id]
     if sqlite_file(tracker.uri) is None:
         others = []
-    key: str | None = None
+    keys: tuple[str, ...] = ()
     for one in (*others[: MAX_VIEWS - 1], opened):
         runs = tracker.runs([one], limit=MAX_RUNS, order=NEWEST_FIRST)
-        key = None
+        keys = ()
         with suppress(Exception):  # A server may refuse in any way; its own view serves too.
-            key = save_view(tracker.client, one.experiment_id, runs) if runs else None
-    return opened.experiment_id, key
+            keys = save_views(tracker.client, one.experiment_id, runs) if runs else ()
+    return opened.experiment_id, keys
 
 
-def _links(address: str, view: tuple[str, str | None], run: LoggedRun | None) -> list[str]:
+def _links(address: str, views: tuple[str, tuple[str, ...]], run: LoggedRun | None) -> list[str]:
     """Return the lines with the pages to open: that of the run alone, where one is named."""
     if run is not None:
         return [f"open {run_link(address, run.experiment_id, run.run_id)}"]
+    experiment, keys = views
+    view = VIEW if VIEW in keys else None
+    groups = [f"groups {experiment_link(address, experiment, GROUPS)}"] if GROUPS in keys else []
     return [
-        f"open   {experiment_link(address, *view)}",
-        f"charts {experiment_link(address, *view, charts=True)}",
+        f"open   {experiment_link(address, experiment, view)}",
+        f"charts {experiment_link(address, experiment, view, charts=True)}",
+        *groups,
     ]
 
 

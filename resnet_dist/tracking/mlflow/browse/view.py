@@ -15,11 +15,24 @@ from typing import Any
 
 import mlflow
 
-from resnet_dist.tracking.logged_run import LOSS, RATE, SPEED, TOP1, TRAIN_LOSS, LoggedRun, differing
+from resnet_dist.tracking.logged_run import (
+    GROUP_TAGS,
+    LOSS,
+    RATE,
+    SPEED,
+    TOP1,
+    TRAIN_LOSS,
+    LoggedRun,
+    differing,
+)
 
 VIEW = "resnet-dist"  # its key in an address
 VIEW_NAME = "best runs first"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+# The view in which the runs of a study or a sweep stand together. The page lists runs below their parent only in the order
+# of their creation, so it is grouped by the tags that name them.
+GROUPS, GROUPS_NAME = "resnet-dist-groups", "studies and sweeps"
+GROUPS_TAG = f"mlflow.sharedViewState.{GROUPS}"
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
 METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
@@ -32,23 +45,42 @@ SECTIONS = ("eval", "train", "perf", "System metrics", "data")
 CLOSED_SECTIONS = ("System metrics", "data")
 
 
-def save_view(client: mlflow.MlflowClient, experiment_id: str, runs: Sequence[LoggedRun]) -> str:
-    """Save the view of an experiment with these runs, unless it is there; return its key. Raises what the store raises."""
+def save_views(client: mlflow.MlflowClient, experiment_id: str, runs: Sequence[LoggedRun]) -> tuple[str, ...]:
+    """Save the views of an experiment with these runs, unless they are there; return their keys.
+
+    The second one is there where runs belong to studies or sweeps. Raises what the store raises.
+    """
     tags = client.get_experiment(experiment_id).tags
-    state = _packed(view_state(runs))
-    if _state_of(tags.get(VIEW_TAG, "")) != state:
-        envelope = {"name": VIEW_NAME, "createdAt": time.time_ns() // 1_000_000, "state": state}
-        client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(envelope))
+    views = {VIEW: (VIEW_TAG, VIEW_NAME, view_state(runs))}
+    if names := group_tags(runs):
+        views[GROUPS] = GROUPS_TAG, GROUPS_NAME, {**view_state(runs), "groupBy": _groups(names)}
+    for tag, name, value in views.values():
+        state = _packed(value)
+        if _state_of(tags.get(tag, "")) != state:
+            envelope = {"name": name, "createdAt": time.time_ns() // 1_000_000, "state": state}
+            client.set_experiment_tag(experiment_id, tag, json.dumps(envelope))
     if PRIMARY_TAG not in tags:
         client.set_experiment_tag(experiment_id, PRIMARY_TAG, TOP1)
-    return VIEW
+    return tuple(views)
+
+
+def group_tags(runs: Sequence[LoggedRun]) -> list[str]:
+    """Return the tags that name the studies and sweeps of runs."""
+    return [tag for tag in GROUP_TAGS if any(tag in run.tags for run in runs)]
+
+
+def _groups(tags: Sequence[str]) -> dict[str, Any]:
+    """Return how the page groups runs: by tags, each group with the largest values of its runs."""
+    keys = [{"mode": "tag", "groupByData": tag} for tag in tags]
+    return {"aggregateFunction": "max", "groupByKeys": keys}
 
 
 def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
     """Return the state of the page: order, columns and charts. The page fills in what is missing."""
     metrics = [f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED)]
     fields = [f"params.`{key}`" for key in list(differing(runs))[:MAX_FIELDS]]
-    columns = [*metrics, *fields, DURATION, DATASET, "attributes.`Models`"]
+    groups = [f"tags.`{tag}`" for tag in group_tags(runs)]
+    columns = [*metrics, *fields, *groups, DURATION, DATASET, "attributes.`Models`"]
     return {
         "orderByKey": metrics[0],
         "orderByAsc": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resnet_dist.config import load_recipe
-from resnet_dist.tracking.description import markdown
+from resnet_dist.config.description import markdown
 from tests.paths import JOBS
 
 WRAPPED = (

@@ -1,0 +1,5 @@
+"""The fixture `command` of the tests of predict."""
+
+from tests.predict.conftest import command
+
+__all__ = ["command"]

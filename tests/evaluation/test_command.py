@@ -1,0 +1,101 @@
+"""`evaluate` with its options: a folder of results, corruptions, the model's run in MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from resnet_dist.errors import UserError
+from resnet_dist.evaluation import robust
+from resnet_dist.evaluation.robust import Condition
+from resnet_dist.tracking.mlflow.page.evaluations import check_name
+from tests.checkpoints import random_checkpoint
+from tests.paths import ROOT
+from tests.predict.conftest import Command
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("evaluated")
+    return str(random_checkpoint(folder, "model.name=resnet8", classes=tuple("0123456789"))[0])
+
+
+def test_a_folder_with_the_numbers_and_the_figures(
+    command: Command, model: str, digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions = (Condition("contrast", 1), Condition("contrast", 5))
+    monkeypatch.setattr(robust, "ALL_CONDITIONS", conditions)
+    words = ("evaluate", model, digits_data / "eval", "--out", "result", "--robust")
+    code, out, err = command(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("eval/loss     ")
+    assert "eval/samples  360\n" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("contrast ")]
+    assert out.endswith("written to result\n")
+    assert "not ImageNet-C itself: 12 of its 15 corruptions" in out
+    names = {path.name for path in (tmp_path / "result").iterdir()}
+    assert {"evaluation.json", "confusions.png", "classes.json", "calibration.json"} <= names
+    numbers = json.loads((tmp_path / "result/evaluation.json").read_text())
+    assert (numbers["step"], numbers["precision"], numbers["bad"]) == (7, "fp32", [])
+    assert numbers["metrics"]["samples"] == 360
+    by_severity = numbers["top1_by_severity"]["contrast"]
+    assert [f"{by_severity[key]:.2%}" for key in ("1", "5")] == row[1:3]
+    assert f"{numbers['metrics']['robust/contrast']:.2%}" == row[3]
+    assert command(*words)[::2] == (
+        2,
+        "error: --out result: exists already; give another name, or remove it\n",
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"result"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision", "fp16"], "--precision fp16 needs a GPU; use bf16 or fp32"),
+        (["--out", "no/where"], "--out no/where: no such folder "),
+        (["--log", "test"], "--log: "),
+        (["--log", "perf"], "--log perf: the run has metrics perf/… of its training; use another name"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    command: Command, model: str, digits_data: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    code, out, err = command("evaluate", model, digits_data / "eval", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "a/b", "eval"])
+def test_a_name_that_metrics_cannot_have(name: str) -> None:
+    with pytest.raises(UserError, match="--log"):
+        check_name(name)
+
+
+@pytest.mark.long
+def test_it_is_logged_to_the_run_and_linked_to_its_model(command: Command, tmp_path: Path) -> None:
+    words = ("--set", "model.name=resnet8", "--set", "train.length=4 steps", "--local", "--name", "first")
+    assert command("train", ROOT / "jobs/digits.py", *words)[0] == 0
+    code, out, err = command("evaluate", "first", "output/data/digits/eval", "--log", "test")
+    assert (code, err) == (0, "")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/output/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert out.endswith(f"logged as test/… to run {run.info.run_id}, linked to its model\n")
+    assert run.data.metrics["test/samples"] == 360
+    # The same model by the same code: what training measured at that step.
+    assert run.data.metrics["test/loss"] == run.data.metrics["eval/loss"]
+    (point,) = client.get_metric_history(run.info.run_id, "test/top1")
+    assert point.step == 4
+    (output,) = run.outputs.model_outputs
+    linked = {metric.key for metric in client.get_logged_model(output.model_id).metrics}
+    assert {"test/top1", "test/loss"} <= linked
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluations/test")}
+    assert {"evaluations/test/evaluation.json", "evaluations/test/confusions.png"} <= files
+    by_id = ("evaluate", run.info.run_id, "output/data/digits/eval", "--log", "again")
+    code, out, err = command(*by_id)
+    assert (code, err) == (0, "")
+    assert out.endswith("linked to its model\n")

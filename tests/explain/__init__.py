@@ -1,0 +1,1 @@
+"""Pictures of where a net sees the evidence for a class."""

@@ -1,0 +1,40 @@
+"""Several runs share the Ray that their process is connected to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from resnet_dist.config import WorkerRange
+from resnet_dist.launch.on_ray import launcher
+from resnet_dist.launch.on_ray.connect import connected
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the start and the end of Ray; return the calls of both."""
+    calls: list[str] = []
+
+    def record(name: str) -> Any:
+        return lambda *arguments, **options: calls.append(name)
+
+    monkeypatch.setattr(ray, "init", record("init"))
+    monkeypatch.setattr(ray, "shutdown", record("shutdown"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: "init" in calls and "shutdown" not in calls)
+    return calls
+
+
+def test_runs_inside_a_connection_use_it_and_leave_it(calls: list[str]) -> None:
+    notes: list[str] = []
+    workers = WorkerRange.exactly(2)
+    with launcher.shared_ray(workers, gpu=False, address=None, report=notes.append):
+        for _ in range(2):  # Each run of a study asks for it again.
+            with launcher.shared_ray(workers, gpu=False, address=None, report=notes.append):
+                pass
+        with connected("nowhere:1", workers=2):
+            pass
+        assert calls == ["init"]
+    assert calls == ["init", "shutdown"]
+    assert notes.count("starting Ray on this machine") == 1
