@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from resnet_dist.launch.ray_cluster.job import RECIPE_FILE
+from resnet_dist.tracking.store import STORE_FILE
 from tests.data.odd_server import odd_server
 from tests.launch.jobs.real_head import SECONDS, Head, descendants, read_until, small_head
 from tests.paths import ROOT
@@ -67,7 +68,7 @@ def arguments_of_processes(root: int) -> Iterator[tuple[str, bytes]]:
 def tracking(tmp_path: Path) -> Iterator[MlflowServer]:
     folder = tmp_path / "tracking"
     folder.mkdir()
-    server = MlflowServer(folder, f"sqlite:///{folder}/mlflow.db")
+    server = MlflowServer(folder, f"sqlite:///{folder / STORE_FILE}")
     server.start()
     yield server
     server.kill()
