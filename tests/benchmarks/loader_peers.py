@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--peers", default=",".join(name for name in PEERS if name != "grain"))
     parser.add_argument("--min-images", type=int, default=1600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -128,7 +128,10 @@ def torchcodec(folder: Path, work: Path) -> Any:
 
 
 def grain(folder: Path, work: Path) -> Any:
-    """grain with worker processes, and torchvision's transforms on Pillow's images."""
+    """grain with worker processes, and torchvision's transforms on Pillow's images.
+
+    Its processes decode ahead between the rounds: a figure of few images says nothing.
+    """
     import grain
     from PIL import Image
 
