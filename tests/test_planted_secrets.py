@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from resnet_dist.launch.ray_cluster.job import RECIPE_FILE
+from resnet_dist.tracking.store import STORE_FILE
 from tests.data.odd_server import odd_server
 from tests.launch.jobs.real_head import SECONDS, Head, descendants, read_until, small_head
 from tests.paths import ROOT
 from tests.s3_server import S3Server, variables
-from tests.tracking.mlflow.test_server import Server
+from tests.tracking.mlflow.servers import MlflowServer
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 # As odd_server wants it; quoted and unquoted.
@@ -56,18 +58,17 @@ def objects_of(server: S3Server, bucket: str) -> Iterator[tuple[str, bytes]]:
 
 
 def arguments_of_processes(root: int) -> Iterator[tuple[str, bytes]]:
-    for process in [psutil.Process(pid) for pid in descendants(root, "")]:
-        try:
+    for pid in descendants(root, ""):
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
             yield f"arguments of {process.name()}", "\n".join(process.cmdline()).encode()
-        except psutil.Error:
-            continue
 
 
 @pytest.fixture
-def tracking(tmp_path: Path) -> Iterator[Server]:
+def tracking(tmp_path: Path) -> Iterator[MlflowServer]:
     folder = tmp_path / "tracking"
     folder.mkdir()
-    server = Server(folder)
+    server = MlflowServer(folder, f"sqlite:///{folder / STORE_FILE}")
     server.start()
     yield server
     server.kill()
@@ -117,7 +118,7 @@ def train_submitted(head: Head, ray: int, words: list[str]) -> list[str]:
 
 
 def test_no_planted_secret_is_stored_or_shown(
-    tmp_path: Path, digits_data: Path, shared_s3: S3Server, tracking: Server
+    tmp_path: Path, digits_data: Path, shared_s3: S3Server, tracking: MlflowServer
 ) -> None:
     bucket, home = shared_s3.new_bucket(), tmp_path / "home"
     home.mkdir()

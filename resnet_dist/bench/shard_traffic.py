@@ -64,7 +64,7 @@ def walk(order: Order, node: Sequence[range], cache_shards: int) -> tuple[int, i
     stride = -(-steps // MAX_POINTS)
     cache: OrderedDict[int, None] = OrderedDict()
     wanted = [set[int]() for _ in node]
-    num_fetched = most_kept = 0
+    num_fetched = max_kept = 0
     for step in range(0, steps, stride):
         for number, lanes in enumerate(node):
             ahead = order.shards_ahead(step, lanes, min(stride + order.fetch_steps, steps - step))
@@ -77,5 +77,5 @@ def walk(order: Order, node: Sequence[range], cache_shards: int) -> tuple[int, i
                     if len(cache) > max(1, cache_shards):
                         cache.popitem(last=False)
             wanted[number] = set(ahead)
-        most_kept = max(most_kept, len(set().union(*wanted)))
-    return num_fetched, most_kept
+        max_kept = max(max_kept, len(set().union(*wanted)))
+    return num_fetched, max_kept

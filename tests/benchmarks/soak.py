@@ -34,7 +34,7 @@ from tests.rank_processes import copies
 from tests.s3_server import FaultyStore, no_fault
 
 PAUSE_SECONDS = (20.0, 60.0)
-STEPS_PER_SECOND = 4.0  # of the undisturbed run, on two cores
+STEPS_PER_SECOND = 10.0  # of the undisturbed run, on two cores
 OUTAGE_SECONDS = 15.0
 LOG = "soak.txt"
 FLAGS = [

@@ -1,4 +1,4 @@
-"""What takes long, once for all tests of a session: the scene, the undisturbed run of the faults, and their table."""
+"""The scene, the undisturbed run of the faults and their table, which take long: once for all tests of a session."""
 
 from __future__ import annotations
 

@@ -65,28 +65,44 @@ class BesideEvaluations:
         self._failures: Counter[int] = Counter()
         self._look_at = -math.inf
 
-    def start(self, sizes: Sequence[int], cpus: int | None) -> bool:
-        """Start the process unless it runs, beside ranks in one of these numbers; report whether it runs.
+    def start(self, sizes: Sequence[int], cpus: int | None, give_up: Callable[[], bool]) -> str | None:
+        """Start the process unless it runs, beside ranks in one of these numbers; return why it does not run.
 
         sizes, cpus: as of `choose_placement`; no sizes: there are no ranks.
         """
         if self.part is not None and self.part.node_id in {node.node_id for node in nodes()}:
-            return True
+            return None
         self.close()
         part = room_beside(nodes(), sizes, cpus, gpu=self._gpu)
         if part is None:
-            return False
+            return f"no CPU is left beside the ranks ({free_resources()} are free)"
         # On that node alone: elsewhere it would take the place of a rank.
         place = NodeAffinitySchedulingStrategy(part.node_id, soft=False)
         options = {"num_cpus": part.cpus, "num_gpus": part.gpus, "max_restarts": -1}
         made = ray.remote(Evaluator).options(**options, scheduling_strategy=place)
         self._actor = made.remote(self.recipe.to_json(), part.cpus, gpu=part.gpus > 0)
-        done, _ = ray.wait([self._actor.ready.remote()], timeout=START_SECONDS)
-        if not done:  # Other jobs use the node.
+        problem = self._problem_of_start(give_up)
+        if problem is not None:
             self.close()
-            return False
+            return problem
         self.part = part
-        return True
+        if self.recipe.train.precision == "fp16" and not part.gpus:
+            self.report("evaluations beside training are in fp32: train.precision='fp16' needs a GPU")
+        return None
+
+    def _problem_of_start(self, give_up: Callable[[], bool]) -> str | None:
+        """Wait until the process runs; return why it does not."""
+        ready, deadline = self._actor.ready.remote(), time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and not give_up():
+            done, _ = ray.wait([ready], timeout=FINISH_POLL_SECONDS)
+            if not done:
+                continue
+            try:
+                ray.get(ready)
+                return None
+            except Exception as error:  # The process was lost, or cannot read the data.
+                return f"it cannot start: {reason_of(error)}"
+        return f"it has no place after {START_SECONDS:.0f} s ({free_resources()} are free)"
 
     def close(self) -> None:
         """End the process; an evaluation that is under way is dropped, and made again by the next one."""
@@ -119,18 +135,17 @@ class BesideEvaluations:
                 return False
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + NODE_SECONDS
-                self._find_place(since)
+                self._find_place(since, give_up)
             if not self.look(folder):
                 left = outstanding(folder)
             time.sleep(FINISH_POLL_SECONDS)
         return True
 
-    def _find_place(self, since: float) -> None:
+    def _find_place(self, since: float, give_up: Callable[[], bool]) -> None:
         """Start the process again where its node is gone, now that no rank needs room. Raises RankFailed in time."""
-        if not self.start((), None) and time.monotonic() - since >= WAIT_SECONDS:
-            raise RankFailed(
-                f"the cluster had no room for an evaluation in {WAIT_SECONDS:.0f} s; {free_resources()} are free"
-            )
+        problem = self.start((), None, give_up)
+        if problem is not None and time.monotonic() - since >= WAIT_SECONDS:
+            raise RankFailed(f"no evaluation could begin in {WAIT_SECONDS:.0f} s: {problem}")
 
     def _begin(self, folder: RunFolder) -> None:
         if left := outstanding(folder):
@@ -193,13 +208,11 @@ def started(
 
     What an earlier attempt has left is then evaluated first, so that metrics come in the order of their steps.
     """
-    if beside.start(placer.sizes, cpus):
-        placer.reserved = beside.part
+    problem = beside.start(placer.sizes, cpus, give_up)
+    placer.reserved = beside.part
+    if problem is None:
         return beside
-    placer.reserved = None
-    beside.report(
-        f"train.evaluate='beside': no CPU is left beside the ranks ({free_resources()} are free): the ranks evaluate"
-    )
+    beside.report(f"train.evaluate='beside': {problem}: the ranks evaluate")
     if outstanding(folder) and beside.finish(folder, give_up):
         complete(folder, beside.recipe)
     beside.close()

@@ -107,7 +107,8 @@ def results_of(record: RunRecord) -> list[str]:
     """Return the names of the results of a finished run, for one that cannot be published now."""
     registration = [_registration_of(record)] if record.run.register else []
     figures = ["the figures"] if record.recipe.train.figures != "none" else []
-    return ["the model", *registration, *figures]
+    profile = ["the profile"] if _has(lambda: record.run.storage.objects(PROFILE_FOLDER)) else []
+    return [*profile, "the model", *registration, *figures]
 
 
 def _registration_of(record: RunRecord) -> str:

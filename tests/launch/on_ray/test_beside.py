@@ -32,7 +32,7 @@ class FakeRay:
     """Calls that have their result at once: that of `answers`, by step, in order; an exception is raised."""
 
     def __init__(self, answers: dict[int, list[Any]]) -> None:
-        self.answers, self.evaluated, self.killed = answers, list[int](), 0
+        self.answers, self.evaluated, self.killed, self.broken = answers, list[int](), 0, False
 
     def remote(self, kind: type) -> Any:
         actor = SimpleNamespace(
@@ -48,7 +48,11 @@ class FakeRay:
     def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return calls, []
 
-    def get(self, call: int) -> Any:
+    def get(self, call: Any) -> Any:
+        if call == "ready":
+            if self.broken:
+                raise RuntimeError("no such shard\nmore")
+            return None
         answer = self.answers[call].pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -201,12 +205,24 @@ def test_without_room_the_ranks_evaluate_and_what_is_left_comes_first(
     assert roomy.reserved == Reserved(A, 2, 0)  # of four CPUs; two ranks keep the one that they would have
 
 
+def test_a_process_that_cannot_start_is_named_and_the_ranks_evaluate(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = RunFolder(open_storage(tmp_path / "new"), "new", None, 1, stored_recipe(recipe))
+    with_ray(monkeypatch, {}).broken = True
+    placer: Any = SimpleNamespace(sizes=[1], reserved=None)
+    lines = list[str]()
+    assert started(BesideEvaluations(recipe, lines.append, gpu=False), new, placer, None, never) is None
+    assert lines == ["train.evaluate='beside': it cannot start: no such shard: the ranks evaluate"]
+    assert placer.reserved is None
+
+
 def test_a_cluster_without_any_room_is_given_up(
     recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_ray(monkeypatch, {}, alive=[])
     evaluations = BesideEvaluations(recipe, lambda text: None, gpu=False)
-    with pytest.raises(RankFailed, match=r"no room for an evaluation in 600 s; 0 CPUs and 0 GPUs are free"):
+    with pytest.raises(RankFailed, match=r"no evaluation could begin in 600 s: no CPU is left"):
         evaluations.finish(run, never)
 
 

@@ -1,4 +1,4 @@
-"""What a run on this machine starts listens on loopback alone, and its token is its owner's."""
+"""Listening sockets of a run on this machine: on loopback alone; and its token, which its owner alone reads."""
 
 from __future__ import annotations
 

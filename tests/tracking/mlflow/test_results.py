@@ -1,4 +1,4 @@
-"""Artifacts that nobody would find are reported, not written."""
+"""Artifacts that nobody would find are reported, not written; results that are not sent are named."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from resnet_dist.config import Recipe
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.page import PROFILE_FOLDER
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow import results
-from resnet_dist.tracking.mlflow.results import OutOfReach, log_recipe
+from resnet_dist.tracking.mlflow.results import OutOfReach, log_recipe, results_of
+from resnet_dist.tracking.protocol import RunRecord
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
@@ -39,3 +43,11 @@ def test_a_folder_of_the_servers_machine(
         with pytest.raises(OutOfReach, match=f"lie in {folder} on the server's machine"):
             log_recipe(run, digits_recipe)  # type: ignore[arg-type]
         assert not (tmp_path / "srv").exists()
+
+
+def test_the_results_that_a_tracker_away_did_not_get_are_named(tmp_path: Path, digits_recipe: Recipe) -> None:
+    run = RunFolder(open_storage(tmp_path), "x", None, 1, {})
+    record = RunRecord(run, digits_recipe, tmp_path)
+    assert results_of(record) == ["the model"]
+    run.storage.write(f"{PROFILE_FOLDER}/steps-1-2.json.gz", b"")
+    assert results_of(record) == ["the profile", "the model"]

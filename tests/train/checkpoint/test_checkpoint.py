@@ -16,6 +16,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.runs.storage import folder_bundles
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train import loop
 from resnet_dist.train.checkpoint import writer as checkpointer
 from resnet_dist.train.checkpoint.folder import (
@@ -162,6 +163,33 @@ def test_checkpoints_by_time(digits_recipe: Recipe, tmp_path: Path) -> None:
     loop.train(always, tmp_path / "always", WORLD, log := Recorder())
     skipped = sum("was skipped" in note for note in log.notes)
     assert len(steps(tmp_path / "always")) == 6 - skipped
+
+
+def test_a_checkpoint_that_waits_for_a_storage_names_it(
+    saver: Checkpointer, state: TrainState, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A longer interval between checkpoints would be the wrong advice."""
+    tries, has_room, write = threading.Semaphore(0), threading.Event(), checkpointer.write_checkpoint
+
+    def refuse(*arguments: object) -> object:
+        tries.release()
+        if not has_room.is_set():
+            raise Unreachable("s3://b: it has no room left")
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpointer, "write_checkpoint", refuse)
+    monkeypatch.setattr(checkpointer, "RETRY_SECONDS", 0.01)
+    state.best = Best("eval/top1", 0.9, step=1)
+    save(saver, state, 1)
+    for _ in range(2):  # With the second try the first one has failed.
+        assert tries.acquire(timeout=60)
+    save(saver, state, 2)
+    save(saver, state, 3)
+    has_room.set()
+    saver.wait()
+    expected = "the storage has not taken the one before it yet (s3://b: it has no room left)"
+    assert notes == [f"the checkpoint of step 2 was skipped: {expected}"]
+    assert steps(tmp_path) == [1, 3]
 
 
 def full_disk(*arguments: object) -> None:

@@ -19,7 +19,7 @@ from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.logged.lookup import MODEL_URI, run_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
-from resnet_dist.tracking.store import MODEL_SCHEMES, sqlite_file, tracking_uri
+from resnet_dist.tracking.store import MODEL_SCHEMES, TrackerAway, sqlite_file, tracking_uri
 
 FOLDER = "evaluations"  # of the artifacts of a run
 
@@ -36,7 +36,8 @@ class EvaluatedModel:
     def find(cls, model: str, location: str, step: int, store: Path) -> Self:
         """Return the run in the store of an output that trained `model`, as it was typed.
 
-        location: of its checkpoint, whose run folder names the run too. Raises UserError where no run has it.
+        location: of its checkpoint, whose run folder names the run too. Raises UserError where no run has it,
+        TrackerAway where the store does not answer.
         """
         uri = tracking_uri(store)
         file = sqlite_file(uri)
@@ -48,7 +49,9 @@ class EvaluatedModel:
         except (UserError, LookupError):
             raise UserError(f"--log: {place_of(uri)} has no run that {model!r} belongs to") from None
         except Exception as error:  # The client of a store may raise any type.
-            raise UserError(f"--log: {place_of(uri)}: {explain(error, uri).reason}") from None
+            failure = explain(error, uri)
+            kind = UserError if failure.is_mistake else TrackerAway
+            raise kind(f"--log: {place_of(uri)}: {failure.reason}") from None
         run = MlflowRun(client, uri, store, found.info.experiment_id, found.info.run_id)
         return cls(run, step, _model_id(found, step))
 
