@@ -18,8 +18,8 @@ from resnet_dist.world import World
 def local_launcher(recipe: Recipe, *, gpu: bool | None, cpus: int | None = None) -> RankLauncher:
     """Return a launcher that trains `recipe` in this process.
 
-    cpus: limit for the CPUs that it uses; None: all. gpu: None uses a GPU where there is one. Raises UserError where
-    `gpu` is true and there is none.
+    cpus: limit for the CPUs that it uses; None: all. gpu: None uses a GPU where there is one. Raises UserError where `gpu`
+    is true and there is none.
     """
     if gpu is None:
         gpu = torch.cuda.is_available()

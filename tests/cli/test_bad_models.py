@@ -139,7 +139,7 @@ def test_a_model_that_is_none(
             "error: --register 'a/b': a name is no path",
         ),
         (
-            ["evaluate", "MODEL", "SHARDS", "--register", "pets"],
+            ["export", "MODEL", "new.safetensors", "--register", "pets"],
             2,
             "is no model that MLflow has; name a run or models:/",
         ),

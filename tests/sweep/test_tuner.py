@@ -16,16 +16,15 @@ from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import UserError
 from resnet_dist.sweep import tuner
+from resnet_dist.sweep.asha import GentleAsha, scheduler_of
 from resnet_dist.sweep.search import Search
 from resnet_dist.sweep.tuner import (
     SIGN_PREFIX,
     EndWhenStopped,
-    GentleAsha,
     Reports,
     TrialActor,
     _orders,
     draw,
-    scheduler_of,
     shown_to_nodes,
 )
 from resnet_dist.sweep.watch import Watch
