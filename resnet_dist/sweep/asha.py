@@ -27,7 +27,7 @@ class _Named:
 
 
 class GentleAsha(ASHAScheduler):
-    """ASHA by the names of trials. One that it stops goes on until it has saved and closed its run."""
+    """ASHA by the names of trials. One that it stops runs until it has saved and closed its run."""
 
     def __init__(self, metric: str, mode: str, watch: Watch | None) -> None:
         super().__init__(
