@@ -50,18 +50,29 @@ def cut(num_steps: int, num_shares: int) -> list[range]:
     return [range(low, high) for low, high in zip(edges, edges[1:], strict=False)]
 
 
-def evaluate_here(job: Job, index: Index, show: Callable[[int], None] = lambda done: None) -> Result:
+def evaluate_here(
+    job: Job,
+    index: Index,
+    show: Callable[[int], None] = lambda done: None,
+    report_bad: Callable[[list[str]], None] = lambda texts: None,
+) -> Result:
     """Evaluate in this process. show: gets the number of steps that are done."""
     steps = range(evaluation_order(index, job.trained.recipe.data).steps_per_epoch)
-    return join(job, index, [evaluate_share(job, steps, show=show)])
+    return join(job, index, [evaluate_share(job, steps, show=show)], report_bad)
 
 
-def join(job: Job, index: Index, shares: Sequence[Share]) -> Result:
-    """Return the result of all shares, given in the order of their steps.
+def join(
+    job: Job,
+    index: Index,
+    shares: Sequence[Share],
+    report_bad: Callable[[list[str]], None] = lambda texts: None,
+) -> Result:
+    """Return the result of all shares, given in the order of their steps. report_bad: gets the bad samples, with reasons.
 
     Raises TooManyBadSamples where all samples are bad, UserError where there are none.
     """
     bad = sorted(text for share in shares for text in share.bad)
+    report_bad(bad)  # First: they are the cause where no result can be made.
     parts = [share.sums_PV4 for share in shares]
     table_PV4 = torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0, 1, 4)
     sums_V4 = total_of(table_PV4).numpy()

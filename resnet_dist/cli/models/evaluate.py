@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -76,15 +77,15 @@ def evaluate(
 
     if out_folder is not None:
         check_folder(out_folder)
-    keeps = out_folder is not None or log_name is not None
+    is_here, keeps = workers is None and address is None, out_folder is not None or log_name is not None
+    gpu = use_gpu(gpu) if is_here else gpu
     job, index = _job(model, shards, output, precision, robust=robust, keeps=keeps, commands=allow_commands)
     candidate = candidate_of(model, output, registration, job.trained.step)
     send = None if log_name is None else _sender(model, job, index, log_name, output)
-    if workers is None and address is None:
-        result = _evaluated_here(job, index, gpu, precision)
+    if is_here:
+        result = _evaluated_here(job, index, gpu, precision, shards)
     else:
-        result = _evaluated_on_ray(job, index, gpu, workers or DEFAULT_WORKERS, address, precision)
-    _report_bad(result.bad, shards)
+        result = _evaluated_on_ray(job, index, gpu, workers or DEFAULT_WORKERS, address, precision, shards)
     check_bad_fraction(
         index.location, result.bad, index.num_samples, job.trained.recipe.data.max_bad_fraction
     )
@@ -141,16 +142,22 @@ def _job(
     return Job(trained, place, precision or trained.recipe.train.precision, conditions, keeps), index
 
 
-def _evaluated_here(job: Job, index: Index, gpu: bool | None, asked: str | None) -> Result:
+def _evaluated_here(job: Job, index: Index, gpu: bool | None, asked: str | None, shards: str) -> Result:
     from resnet_dist.evaluation.run import evaluate_here
 
     job = _on_device(job, asked, gpu=use_gpu(gpu))
     with _progress(index, job) as show:
-        return evaluate_here(job, index, show)
+        return evaluate_here(job, index, show, partial(_report_bad, shards=shards))
 
 
 def _evaluated_on_ray(
-    job: Job, index: Index, gpu: bool | None, workers: int, address: str | None, asked: str | None
+    job: Job,
+    index: Index,
+    gpu: bool | None,
+    workers: int,
+    address: str | None,
+    asked: str | None,
+    shards: str,
 ) -> Result:
     """Evaluate in shares on a cluster: every number of workers has the same samples in the same forward passes."""
     from resnet_dist.evaluation.job import evaluate_share
@@ -169,7 +176,7 @@ def _evaluated_on_ray(
         err.print(f"--workers {workers}: {len(parts)} are enough for the {num_steps} steps of this set")
     with worker_pool(len(parts), gpu=gpu, address=address, report=err.print) as pool:
         job = _on_device(job, asked, gpu=pool.gpu)
-        return join(job, index, pool.map(evaluate_share, job, parts))
+        return join(job, index, pool.map(evaluate_share, job, parts), partial(_report_bad, shards=shards))
 
 
 def _on_device(job: Job, asked: str | None, *, gpu: bool) -> Job:
