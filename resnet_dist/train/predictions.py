@@ -27,6 +27,13 @@ TOP = 5  # classes that are ranked for the metrics of an evaluation
 RIGHT = -1.0  # the score of a sample that is no candidate for the worst ones
 
 
+def too_many(num_samples: int) -> str | None:
+    """Return the line that states that predictions of so many samples are not kept; None where they are."""
+    if num_samples <= MAX_SAMPLES:
+        return None
+    return f"no figures of an evaluation with {num_samples:,} samples: at most {MAX_SAMPLES:,} are kept"
+
+
 @dataclass(frozen=True)
 class Predictions:
     """The predictions for all samples of a set that could be decoded, in the order of their ids.

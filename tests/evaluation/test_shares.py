@@ -14,8 +14,9 @@ from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.errors import TooManyBadSamples, UserError
 from resnet_dist.evaluation.job import Job, Share, evaluate_share
 from resnet_dist.evaluation.robust import Condition
-from resnet_dist.evaluation.run import Result, chosen_precision, cut, evaluate_here, join
+from resnet_dist.evaluation.run import Result, cut, evaluate_here, join
 from resnet_dist.train.checkpoint.load import load_model
+from resnet_dist.train.device import chosen_precision
 from resnet_dist.train.evaluate import evaluate, evaluation_loader, evaluation_order
 from resnet_dist.train.loop import train
 from resnet_dist.world import World

@@ -176,7 +176,7 @@ def _on_device(job: Job, asked: str | None, *, gpu: bool) -> Job:
     """Return the job with a precision that the device has; where it is not the recipe's, that is reported."""
     import torch
 
-    from resnet_dist.evaluation.run import chosen_precision
+    from resnet_dist.train.device import chosen_precision
 
     device = torch.device("cuda" if gpu else "cpu")
     precision, line = chosen_precision(asked, job.trained.recipe.train.precision, device)  # type: ignore[arg-type]

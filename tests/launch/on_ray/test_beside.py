@@ -12,8 +12,17 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.on_ray import beside as beside_module
-from resnet_dist.launch.on_ray.beside import MAX_TRIES, BesideEvaluations, outstanding, settle, started
+from resnet_dist.launch.on_ray.beside import (
+    MAX_TRIES,
+    BesideEvaluations,
+    CannotEvaluate,
+    catch_up,
+    reason_of,
+    settle,
+    started,
+)
 from resnet_dist.launch.on_ray.nodes import Node, Reserved, room_beside
+from resnet_dist.launch.outstanding import Journal
 from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
@@ -56,7 +65,7 @@ class FakeRay:
         answer = self.answers[call].pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer, None
+        return answer, None, []
 
     def kill(self, actor: Any) -> None:
         self.killed += 1
@@ -86,8 +95,12 @@ def run(recipe: Recipe, tmp_path: Path) -> RunFolder:
         outcome = train(recipe, place.location, World.single(), spool, logged=())
     assert outcome.finished
     assert "eval/loss" not in outcome.metrics
-    assert list(outstanding(made)) == [2, 4, 6, 8]
+    assert outstanding(made) == [2, 4, 6, 8]
     return made
+
+
+def outstanding(run: RunFolder) -> list[int]:
+    return list(Journal(run, None, 1).outstanding())
 
 
 def with_ray(
@@ -181,7 +194,7 @@ def test_an_interruption_leaves_the_rest_for_the_next_command(
     outcome = settle(evaluations, run, FINISHED, lambda: bool(EvaluationResults(run.storage).read()))
     assert outcome is not None
     assert not outcome.finished
-    assert list(outstanding(run)) == [4, 6, 8]
+    assert outstanding(run) == [4, 6, 8]
     assert len(list_checkpoints(run.checkpoints)) == 4
 
 
