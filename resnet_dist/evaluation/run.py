@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from resnet_dist.data.shards.index import Index
-from resnet_dist.evaluation.job import Job, Share, evaluate_share
+from resnet_dist.evaluation.job import EvaluationTask, Share, evaluate_share
 from resnet_dist.evaluation.robust import Condition, robust_metrics
 from resnet_dist.train.evaluate import evaluation_order, metrics_of, total_of
 from resnet_dist.train.predictions import Predictions, joined
@@ -34,13 +34,15 @@ def cut(num_steps: int, num_shares: int) -> list[range]:
     return [range(low, high) for low, high in zip(edges, edges[1:], strict=False)]
 
 
-def evaluate_here(job: Job, index: Index, show: Callable[[int], None] = lambda done: None) -> Result:
+def evaluate_here(
+    job: EvaluationTask, index: Index, show: Callable[[int], None] = lambda done: None
+) -> Result:
     """Evaluate in this process. show: gets the number of steps that are done."""
     steps = range(evaluation_order(index, job.trained.recipe.data).steps_per_epoch)
     return join(job, index, [evaluate_share(job, steps, show=show)])
 
 
-def join(job: Job, index: Index, shares: Sequence[Share]) -> Result:
+def join(job: EvaluationTask, index: Index, shares: Sequence[Share]) -> Result:
     """Return the result of all shares, given in the order of their steps.
 
     Raises TooManyBadSamples where all samples are bad, UserError where there are none.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
-from resnet_dist.errors import TrainingError
-from resnet_dist.launch.outstanding import Evaluation
+from resnet_dist.errors import ExplainedError, StorageError, TrainingError
+from resnet_dist.launch.outstanding import Evaluation, Journal
+from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.device import chosen_precision, set_arithmetic
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
@@ -70,3 +73,35 @@ class CheckpointEvaluator:
                 f"{len(bad)} samples could not be decoded, more than data.max_bad_fraction={limit} allows; the first is "
                 f"{bad[0]}"
             )
+
+
+def catch_up_here(
+    recipe: Recipe, folder: RunFolder, cpus: int, *, gpu: bool, report: Callable[[str], None]
+) -> None:
+    """Evaluate and log in this process what evaluations beside training have left of a run, before its ranks begin.
+
+    Raises StorageError.
+    """
+    journal = Journal(folder, recipe.train.best_metric, recipe.train.keep_checkpoints)
+    if left := journal.outstanding():
+        report(f"{len(left)} evaluation(s) are outstanding, of steps {', '.join(map(str, left))}")
+        with closing(CheckpointEvaluator(recipe, cpus, gpu=gpu)) as evaluator:
+            for step in left:
+                _evaluate_one(evaluator, journal, step, report)
+    journal.complete()
+
+
+def _evaluate_one(
+    evaluator: CheckpointEvaluator, journal: Journal, step: int, report: Callable[[str], None]
+) -> None:
+    try:
+        evaluation = evaluator.evaluate(journal.location_of(step))
+    except StorageError:
+        raise
+    except ExplainedError as problem:  # Another try would find the same.
+        journal.write_problem(step, str(problem))
+        report(f"the checkpoint of step {step} is not evaluated: {problem}")
+        return
+    journal.write(step, evaluation)
+    for line in evaluation[2]:
+        report(line)

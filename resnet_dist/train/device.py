@@ -20,7 +20,7 @@ COMPILERS = {"cpu": ("CXX", ("c++", "g++", "clang++")), "cuda": ("CC", ("cc", "g
 
 # cuBLAS adds in an order that depends on what runs beside it, unless each stream has a workspace of a fixed size.
 CUBLAS_VARIABLE, CUBLAS_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
-OWN_MARK = "RESNET_DIST_SET_CUBLAS"  # says that the person has not set CUBLAS_VARIABLE
+OWN_MARK = "RESNET_DIST_CUBLAS_WORKSPACE"  # the value that CUBLAS_VARIABLE was given here, not by a person
 NONDETERMINISTIC = " does not have a deterministic implementation"  # in an error of torch, after an operation
 
 
@@ -59,12 +59,11 @@ def choose_kernels(*, deterministic: bool) -> None:
     Raises RecipeError where a variable of the shell prevents the latter.
     """
     workspace = os.environ.get(CUBLAS_VARIABLE)
-    if not deterministic and OWN_MARK in os.environ:
+    if not deterministic and workspace is not None and workspace == os.environ.get(OWN_MARK):
         # It was set here, for another training of this process or of its parent: take it back.
-        for variable in (CUBLAS_VARIABLE, OWN_MARK):
-            os.environ.pop(variable, None)
+        del os.environ[CUBLAS_VARIABLE], os.environ[OWN_MARK]
     elif deterministic and workspace is None:
-        os.environ[CUBLAS_VARIABLE], os.environ[OWN_MARK] = CUBLAS_WORKSPACES[0], "1"
+        os.environ[CUBLAS_VARIABLE] = os.environ[OWN_MARK] = CUBLAS_WORKSPACES[0]
     elif deterministic and workspace not in CUBLAS_WORKSPACES:
         raise RecipeError(
             f"train.deterministic=True needs {CUBLAS_VARIABLE}={' or '.join(CUBLAS_WORKSPACES)}, and it is "

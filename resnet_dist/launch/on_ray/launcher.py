@@ -48,10 +48,7 @@ from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.system.signals import (
-    StopRequest,
-    handle_signals,
-)
+from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.watch.progress import collective_timeout_seconds
 
@@ -82,9 +79,8 @@ def ray_launcher(
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
         preferred = [size for size in sizes if size >= workers.preferred]
         if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
-            cpus_per_rank(
-                alive, preferred[-1], gpu=use_gpu
-            )  # Raises the UserError that names what is missing.
+            # Raises the UserError that names what is missing.
+            cpus_per_rank(alive, preferred[-1], gpu=use_gpu)
         limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
         placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
         with closing(BesideEvaluations(recipe, report, gpu=use_gpu)) as evaluations:

@@ -19,9 +19,8 @@ from resnet_dist.errors import RankFailed, UserError
 
 POLL_SECONDS = 1.0  # between two looks at the nodes
 REPORT_SECONDS = 60.0  # between two lines while ranks wait for nodes
-SETTLING_SECONDS = (
-    30.0  # that a larger number of ranks must fit before it is used: nodes often join in groups
-)
+# A larger number of ranks must fit for so long before it is used: nodes often join in groups.
+SETTLING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
