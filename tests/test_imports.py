@@ -72,6 +72,7 @@ OWNERS = {
         "launch/on_ray/",
         "launch/jobs/",
         "launch/ray_cluster/",
+        "sweep/asha.py",
         "sweep/tuner.py",
     ),
     "mlflow": ("tracking/mlflow/",),

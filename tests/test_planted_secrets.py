@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -57,11 +58,10 @@ def objects_of(server: S3Server, bucket: str) -> Iterator[tuple[str, bytes]]:
 
 
 def arguments_of_processes(root: int) -> Iterator[tuple[str, bytes]]:
-    for process in [psutil.Process(pid) for pid in descendants(root, "")]:
-        try:
+    for pid in descendants(root, ""):
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
             yield f"arguments of {process.name()}", "\n".join(process.cmdline()).encode()
-        except psutil.Error:
-            continue
 
 
 @pytest.fixture

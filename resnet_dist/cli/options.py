@@ -57,6 +57,9 @@ Workers = Annotated[
         help=f"DDP ranks, or a range to follow the cluster's size; default: {DEFAULT_WORKERS}.",
     ),
 ]
+RayWorkers = Annotated[
+    int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
+]
 MaxRestarts = Annotated[
     int,
     typer.Option(

@@ -172,7 +172,8 @@ class _Sweep:
 
     def _run_trials(self, room: Room, publisher: StudyPublisher) -> bool:
         """Run the trials that are left; report whether they were interrupted."""
-        from resnet_dist.sweep.tuner import run_trials, scheduler_of
+        from resnet_dist.sweep.asha import scheduler_of
+        from resnet_dist.sweep.tuner import run_trials
 
         request, left, tags = self._request, self._left, publisher.member_tags()
         requests = {trial.name: request.of_trial(trial, tags, gpu=room.gpu, cpus=room.cpus) for trial in left}

@@ -11,9 +11,8 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,15 @@ from resnet_dist.launch.on_ray.settings import set_defaults
 set_defaults()
 # Nothing of the sweep is read from Tune's files, so it need not write any but its own state.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault(
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
-)  # A trial may end before its first evaluation.
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # The other output is silent where it is asked to be.
+# A trial may end before its first evaluation.
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+# The newer output prints its configuration also where it is asked to be silent.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 import numpy as np
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.variant_generator import generate_variants
 
 from resnet_dist.driver.request import Reporter, Request, Summary
@@ -40,14 +38,13 @@ from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.sweep.plan import Outcome
 from resnet_dist.sweep.room import Room
 from resnet_dist.sweep.search import Search
-from resnet_dist.sweep.trial import PROGRESS, Report, TrialRun
+from resnet_dist.sweep.trial import TrialRun
 from resnet_dist.sweep.watch import Watch
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.tracking.open import open_publisher
 
 JOIN_SECONDS = 0.2
 END_SECONDS = 20.0  # for a training to end in an actor that is taken away
-REDUCTION = 3  # ASHA lets the best third of the trials go on at each of 1/9 and 1/3 of their length.
 MAX_IN_VAIN = 1000  # draws that give no new trial, after which there are no more
 MLFLOW_PREFIX = "MLFLOW_"  # variables that the processes of trials need, on other machines too
 
@@ -153,82 +150,6 @@ class EndWhenStopped(_OfWatch, tune.Stopper):
 
     def stop_all(self) -> bool:
         return self.watch is not None and self.watch.is_stopped
-
-
-@dataclass
-class _Named:
-    """A trial as ASHA needs it: by a name that it has in the next process too."""
-
-    trial_id: str
-
-
-class GentleAsha(ASHAScheduler):
-    """ASHA by the names of trials. One that it stops goes on until it has saved and closed its run."""
-
-    def __init__(self, metric: str, mode: str, watch: Watch | None) -> None:
-        super().__init__(
-            time_attr="progress",
-            metric="value",
-            mode=mode,
-            max_t=PROGRESS,
-            grace_period=PROGRESS // REDUCTION**2,
-            reduction_factor=REDUCTION,
-        )
-        self._watch, self._shown_metric = watch, metric
-        self._stopped: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def remember(self, name: str, reports: Sequence[Report]) -> None:
-        """Take what a trial had reported in an earlier process."""
-        super().on_trial_add(None, _Named(name))
-        for report in reports:
-            super().on_trial_result(None, _Named(name), dict(report))
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, _named(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        name = _named(trial)
-        if name.trial_id in self._stopped or result.get("done"):
-            return str(TrialScheduler.CONTINUE)
-        if super().on_trial_result(tune_controller, name, result) == TrialScheduler.STOP:
-            self._stopped.add(name.trial_id)
-            assert self._watch is not None
-            self._watch.stop(
-                name.trial_id,
-                f"ASHA stopped it at step {result['step']}: {self._shown_metric} {result['value']:.4g} is not among the "
-                "best third there",
-            )
-        return str(TrialScheduler.CONTINUE)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        name = _named(trial)
-        if name.trial_id in self._stopped:  # The steps that it took while it saved count for no other.
-            self.on_trial_remove(tune_controller, trial)
-        else:
-            super().on_trial_complete(tune_controller, name, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        with suppress(KeyError):
-            super().on_trial_remove(tune_controller, _named(trial))
-
-
-def _named(trial: Any) -> _Named:
-    return _Named(trial.config["trial"])
-
-
-def scheduler_of(
-    name: str, metric: str, mode: str, watch: Watch, earlier: Callable[[], Mapping[str, Sequence[Report]]]
-) -> TrialScheduler:
-    """Return the scheduler of that name. earlier: returns what trials reported in earlier processes, by name."""
-    if name != "asha":
-        return FIFOScheduler()
-    asha = GentleAsha(metric, mode, watch)
-    for trial, reports in earlier().items():
-        asha.remember(trial, reports)
-    return asha
 
 
 def run_trials(

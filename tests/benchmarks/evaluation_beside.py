@@ -1,6 +1,6 @@
 """Measure what evaluations beside training save: the same run with evaluations inline and beside, in turn.
 
-    python tests/benchmarks/evaluation_beside.py --rounds 3
+    python -m tests.benchmarks.evaluation_beside --rounds 3
 
 One rank under Ray with one CPU, so that a second CPU is spare in both. Prints the seconds between the first and the last log
 line of training, and those of the whole command.

@@ -1,14 +1,15 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["resnet-dist", "litdata", "mosaicml-streaming"]
+# dependencies = ["resnet-dist", "litdata", "mosaicml-streaming", "nvidia-dali-cuda130", "spdl", "torchcodec", "grain"]
 # ///
 """Images per second of our loader and its peers, each with two workers, in turn; medians over the rounds.
 
-    uv run --with litdata --with mosaicml-streaming python tests/benchmarks/loader_peers.py IMAGES
+    uv run --with litdata --with mosaicml-streaming --with nvidia-dali-cuda130 --with spdl --with torchcodec --with grain \
+        python -m tests.benchmarks.loader_peers IMAGES [--peers dali,spdl]
 
 IMAGES is an image folder (class = folder) of JPEGs. Every loader yields batches of random resized crops of 224 pixels,
 antialiased, flipped at random, as uint8; the first round of each is not counted. `raw` only decodes whole images, with
-two threads.
+two threads. A peer that is not installed, or fails, is left out and named.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-WORKERS, BATCH, SIZE = 2, 40, 224
+from tests.benchmarks import peer_pipelines
+from tests.benchmarks.peer_pipelines import BATCH, SIZE, WORKERS
 
 
 def repeat(images: Path, folder: Path, min_images: int) -> int:
@@ -180,10 +182,40 @@ def epoch(loader: Any) -> float:
     return images / (time.perf_counter() - start)
 
 
+PEERS: dict[str, Callable[[Path, Path], Any]] = {
+    "DALI": peer_pipelines.dali,
+    "SPDL": peer_pipelines.spdl,
+    "TorchCodec": peer_pipelines.torchcodec,
+    "grain": peer_pipelines.grain,
+    "ImageFolder": image_folder,
+    "webdataset": webdataset,
+    "Mosaic": mosaic,
+    "litData": litdata,
+}
+
+
+def open_peers(names: list[str], folder: Path, work: Path) -> dict[str, Any]:
+    """Return the loaders that can be made, and have yielded a batch."""
+    loaders: dict[str, Any] = {}
+    for name in names:
+        try:
+            made = PEERS[name](folder, work)
+            # litData's writer has changed the method.
+            torch.multiprocessing.set_start_method("fork", force=True)
+            next(iter(made))
+            loaders[name] = made
+        except Exception as error:
+            print(
+                f"left out: {name}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}", flush=True
+            )
+    return loaders
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--min-images", type=int, default=1600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,9 +228,8 @@ def main() -> None:
 
         prepare(open_source(str(folder), whole_split="train"), work / "shards")
         encoded = [path.read_bytes() for path in sorted(folder.glob("*/*"))]
-        peers = {"ImageFolder": image_folder, "webdataset": webdataset, "Mosaic": mosaic, "litData": litdata}
-        loaders: dict[str, Any] = {name: make(folder, work) for name, make in peers.items()}
-        torch.multiprocessing.set_start_method("fork", force=True)  # litData's writer has changed the method.
+        loaders = open_peers(arguments.peers.split(","), folder, work)
+        peers = list(loaders)
         loaders["resnet_dist"] = Ours(work)
         speeds: dict[str, list[float]] = {name: [] for name in [*loaders, "raw"]}
         for number in range(arguments.rounds + 1):

@@ -1,6 +1,6 @@
 """Measure `predict` on JPEG images: images per second in one process and on workers, as a share of the loader's.
 
-    python tests/benchmarks/predicting.py FOLDER --model resnet20 --rounds 3 --workers 2
+    python -m tests.benchmarks.predicting FOLDER --model resnet20 --rounds 3 --workers 2
 
 FOLDER has a folder of images for each class, such as 5,000 of CIFAR-10; 32 pixels, random weights. The loader's rate is that
 of the same images from shards, without a model; the model's is that of its forward pass alone.

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,8 +141,12 @@ def serve_by_hand(folder: Path, photos: Sequence[bytes]) -> Iterator[Contestant]
 def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
     """Run a server until the block ends, which begins when it answers."""
     log = folder / f"{port}.log"
+    # MLflow starts uvicorn by its name.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with log.open("wb") as file:
-        server = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         end = time.monotonic() + START_SECONDS
         while not answers(port):
@@ -151,7 +155,8 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 

@@ -94,7 +94,7 @@ def test_every_panel_and_alert_has_data_of_a_live_run(tmp_path: Path, digits_dat
     fields += ["model.name=resnet8", f"train.length={STEPS} steps", "train.checkpoint_every=20 steps"]
     sets = [word for field in fields for word in ("--set", field)]
     with small_head(tmp_path) as head, head.running():
-        (nodes,) = Path(head.variables["RAY_TMPDIR"]).rglob("prom_metrics_service_discovery.json")
+        nodes = next(Path(head.variables["RAY_TMPDIR"]).rglob("prom_metrics_service_discovery.json"))
         with prometheus(tmp_path, nodes) as server:
             client = head.start(
                 "submit", str(ROOT / "jobs/digits.py"), "--workers", "1", "--name", "x", *sets

@@ -11,7 +11,7 @@ import pytest
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation import robust
 from resnet_dist.evaluation.robust import Condition
-from resnet_dist.tracking.mlflow.evaluations import check_name
+from resnet_dist.tracking.mlflow.page.evaluations import check_name
 from tests.checkpoints import random_checkpoint
 from tests.paths import ROOT
 from tests.predict.conftest import Command

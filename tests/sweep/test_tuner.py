@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from resnet_dist.errors import UserError
+from resnet_dist.sweep.asha import GentleAsha, scheduler_of
 from resnet_dist.sweep.search import Search
-from resnet_dist.sweep.tuner import EndWhenStopped, GentleAsha, Reports, draw, scheduler_of
+from resnet_dist.sweep.tuner import EndWhenStopped, Reports, draw
 from resnet_dist.sweep.watch import Watch
 
 SEARCHES = (

@@ -19,6 +19,7 @@ from resnet_dist.cli.options import (
     Address,
     AllowCommands,
     Gpu,
+    RayWorkers,
     Register,
     RunOutput,
     err,
@@ -58,9 +59,7 @@ def evaluate(
         str | None,
         typer.Option("--log", metavar="NAME", help="Log as NAME/top1 … to the model's run in MLflow."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
-    ] = None,
+    workers: RayWorkers = None,
     address: Address = None,
     register: Register = None,
     allow_commands: AllowCommands = False,
@@ -237,7 +236,7 @@ def _sender(
         raise UserError(f"--log {name}: MLflow is not installed")
     store = store_folder(output)
     check_tracker(store, "")
-    from resnet_dist.tracking.mlflow.evaluations import EvaluatedModel, check_name
+    from resnet_dist.tracking.mlflow.page.evaluations import EvaluatedModel, check_name
 
     check_name(name)
     found = EvaluatedModel.find(model, job.trained.location, job.trained.step, Path(store))

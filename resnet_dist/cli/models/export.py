@@ -24,6 +24,17 @@ from resnet_dist.cli.summary import AllowLeftOut, exit_where_left_out
 from resnet_dist.data.findings import Findings
 from resnet_dist.system.signals import handle_signals
 
+Pixels = Annotated[
+    bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
+]
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(help="onnx: 8-bit integers; accuracy before and after is measured on labelled shards."),
+]
+MaxDrop = Annotated[
+    float, typer.Option(min=0, max=1, help="With --quantize: largest drop of top-1, a share.")
+]
+
 
 @on_interrupt(STARTS_OVER)
 def export(
@@ -35,9 +46,7 @@ def export(
             "--format", help="Default: by the end of OUT: .safetensors, .onnx, .pt2, .pth (torchvision)."
         ),
     ] = None,
-    pixels: Annotated[
-        bool, typer.Option("--pixels", help="onnx, pt2: take uint8 pixels, which the graph normalizes.")
-    ] = False,
+    pixels: Pixels = False,
     samples: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,13 +54,8 @@ def export(
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
-    quantize: Annotated[
-        Literal["int8"] | None,
-        typer.Option(help="onnx: 8-bit integers; accuracy before and after is measured on labelled shards."),
-    ] = None,
-    max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="With --quantize: largest drop of top-1, a share.")
-    ] = 0.01,
+    quantize: Quantize = None,
+    max_drop: MaxDrop = 0.01,
     register: Register = None,
     allow_left_out: AllowLeftOut = False,
     allow_commands: AllowCommands = False,
@@ -82,12 +86,12 @@ def export(
     findings = Findings()
     if quantize:
         sets = labelled_sets(trained, samples)
-        drop = export_int8(trained, out_file, sets, findings, max_drop, pixels=pixels)
-        out.print(f"{out_file}: {drop}")
+        found = str(export_int8(trained, out_file, sets, findings, max_drop, pixels=pixels))
     else:
         images, name = samples_of(trained, samples, findings)
-        found = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
-        out.print(f"{out_file}: {found} ({name})")
+        made = export_model(trained, out_file, form, images, findings, tolerance, pixels=pixels)
+        found = f"{made} ({name})"
+    out.print(f"{out_file}: {found}")
     if candidate is not None:
         out.print(f"registered as {candidate.register()}")
     report_findings(findings, bad_images=True)

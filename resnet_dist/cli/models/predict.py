@@ -18,6 +18,7 @@ from resnet_dist.cli.options import (
     Address,
     AllowCommands,
     Gpu,
+    RayWorkers,
     RunOutput,
     err,
     on_interrupt,
@@ -49,17 +50,16 @@ Model = Annotated[
         help="A checkpoint, run or exported file by path or URL, a run's name or id, or models:/NAME@ALIAS."
     ),
 ]
+Paths = Annotated[
+    list[str],
+    typer.Argument(help="Images, folders, patterns, shards, URLs; - is stdin: an image, or paths on lines."),
+]
 
 
 @on_interrupt(STARTS_OVER)
 def predict(
     model: Model,
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            help="Images, folders, patterns, shards, URLs; - is stdin: an image, or paths on lines."
-        ),
-    ],
+    paths: Paths,
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes of each image, the best first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a heading.")] = False,
@@ -70,9 +70,7 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Write rows to a .jsonl or .csv; the same command resumes."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
-    ] = None,
+    workers: RayWorkers = None,
     address: Address = None,
     allow_left_out: AllowLeftOut = False,
     allow_commands: AllowCommands = False,

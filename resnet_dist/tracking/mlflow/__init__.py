@@ -2,7 +2,6 @@
 
 database/  the SQLite file or database that holds runs: checked, created, kept with its folder
 run        the MLflow run: created, resumed, described and closed
-lineage    tags and link of a forked run
 values     values and names as MLflow takes them
 failure    explain the failure of a tracker; tell a mistake from an outage
 upload     the thread that opens the run and sends it the metrics of a spool

@@ -26,7 +26,7 @@ from resnet_dist.tracking.mlflow.browse.links import run_link
 from resnet_dist.tracking.mlflow.database.connect import connect, identity
 from resnet_dist.tracking.mlflow.database.relocate import relocate
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.lineage import lineage_tags
+from resnet_dist.tracking.mlflow.page.lineage import lineage_tags
 from resnet_dist.tracking.origin import NOTE_TAG, is_of_attempt, origin_tags
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, sqlite_file, tracking_uri, without_password

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -174,12 +175,8 @@ def test_what_a_gpu_cannot_do_is_refused(data: Data, changes: dict[str, object],
 
 
 def test_the_metric_counts_over_all_ranks(monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
-    class Two:
-        num_decoded_on_cpu = 3
-
-        def __init__(self, decode: str) -> None:
-            self.data = data.model_copy(update={"decode": decode})
-
     monkeypatch.setattr(World, "sum", lambda world, tensor: tensor * 2)
-    assert loop.decoding_metrics(Two("gpu"), World.single()) == {"data/decoded_on_cpu": 6.0}  # type: ignore[arg-type]
-    assert loop.decoding_metrics(Two("cpu"), World.single()) == {}  # type: ignore[arg-type]
+    loader = Mock(num_decoded_on_cpu=3)
+    on_gpu = data.model_copy(update={"decode": "gpu"})
+    assert loop.decoding_metrics(loader, on_gpu, World.single()) == {"data/decoded_on_cpu": 6.0}
+    assert loop.decoding_metrics(loader, data, World.single()) == {}

@@ -84,7 +84,7 @@ def test_pad_crop_reflects_where_the_recipe_says_so() -> None:
     assert not (whole == 0).any()
     assert torch.equal(whole[shifted != 0], shifted[shifted != 0])
     with pytest.raises(
-        ValueError, match="pad=8 with pad_fill='reflect' needs an image of more than 8 pixels"
+        ValueError, match=f"pad={SIZE} with pad_fill='reflect' needs an image of more than {SIZE} pixels"
     ):
         Data.model_validate({**fields, "pad": SIZE, "pad_fill": "reflect"})
 
