@@ -1,4 +1,4 @@
-"""What tracking costs a training: step time with all of it and with none, the call that logs, figures, and an outage.
+"""The cost of tracking for a training: step time with all of it and with none, the call that logs, figures, and an outage.
 
     python -m tests.benchmarks.tracking_cost step      # two loops that take turns of some steps
     python -m tests.benchmarks.tracking_cost log       # the call of the loop, beside an uploader
