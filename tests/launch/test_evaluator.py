@@ -35,7 +35,7 @@ def test_bad_samples_and_missing_figures_are_named(
 ) -> None:
     monkeypatch.setattr(predictions, "MAX_SAMPLES", 100)
     bad.append("shard/7: no image")
-    recipe = digits_recipe.with_overrides(["train.figures=evaluations"])
+    recipe = digits_recipe.with_overrides(["train.figures=evaluations", "data.max_bad_fraction=0.5"])
     found = evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
     metrics, kept, lines = found.evaluate("x")
     assert metrics["eval/bad_samples"] == 1
