@@ -22,7 +22,7 @@ from resnet_dist.model import build_model
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.storage.logs import SHIP_SECONDS
 from resnet_dist.train.plan import order_of
-from resnet_dist.train.watch.watchdog import MAX_POLL_SECONDS, RANKS_PER_POLL_SECOND
+from resnet_dist.train.watch.watchdog import slowest_poll_seconds
 
 STORE_REQUESTS_PER_SECOND = 5500  # GETs that S3 answers for one prefix, as its documentation has it
 GIGABIT_BYTES = 1e9 / 8
@@ -201,7 +201,7 @@ def _index_text(index: Index) -> tuple[str, float]:
 
 def _watching(recipe: Recipe, nodes: Nodes) -> list[Load]:
     looks = nodes.world_size * FENCE_OBJECTS / LOOK_SECONDS
-    poll = max(MAX_POLL_SECONDS, nodes.world_size / RANKS_PER_POLL_SECOND)
+    poll = slowest_poll_seconds(nodes.world_size)
     slowest_poll = recipe.train.stall_timeout_seconds / POLLS_TO_NAME_A_RANK
     checkpoint = checkpoint_bytes(recipe)
     seconds = checkpoint / nodes.link_bytes_per_second

@@ -13,9 +13,8 @@ import numpy as np
 
 from resnet_dist.order.samples import Order
 
-MAX_POINTS = (
-    400  # of an epoch at which a node is looked at; between two of them it requests what lies between
-)
+# Points of an epoch at which a node is looked at. Between two of them it requests what lies between.
+MAX_POINTS = 400
 MAX_NODES = 4  # that are looked at step by step; every node is counted
 
 

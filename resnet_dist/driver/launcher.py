@@ -20,9 +20,13 @@ def launcher_of(request: Request, reporter: Reporter) -> AbstractContextManager[
     Raises UserError where they are missing.
     """
     if request.torchrun is not None:
-        return nullcontext(torchrun_launcher(request.recipe, request.torchrun, gpu=request.gpu))
+        return nullcontext(
+            torchrun_launcher(request.recipe, request.torchrun, gpu=request.gpu, report=reporter.note)
+        )
     if request.local:
-        return nullcontext(local_launcher(request.recipe, gpu=request.gpu, cpus=request.cpus))
+        return nullcontext(
+            local_launcher(request.recipe, gpu=request.gpu, cpus=request.cpus, report=reporter.note)
+        )
     return _import_ray_train().ray_launcher(  # type: ignore[no-any-return]
         request.recipe,
         workers=request.ranks,

@@ -25,7 +25,7 @@ from resnet_dist.world import World
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationTask:
     """An evaluation, as plain values that can be sent to another machine."""
 
     trained: TrainedModel  # on the CPU
@@ -46,7 +46,10 @@ class Share:
 
 
 def evaluate_share(
-    job: Job, steps: range, cpus: int | None = None, show: Callable[[int], None] = lambda done: None
+    job: EvaluationTask,
+    steps: range,
+    cpus: int | None = None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> Share:
     """Evaluate some steps in this process. cpus: for decoding; show: gets the number of steps that are done."""
     world = replace(World.single(gpu=job.gpu), cpus=cpus)

@@ -12,7 +12,7 @@ from typing import Any
 from resnet_dist.data.images.corruptions.table import DIFFERENCES
 from resnet_dist.data.storage.urls import shown
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.evaluation.job import Job
+from resnet_dist.evaluation.job import EvaluationTask
 from resnet_dist.evaluation.run import Result
 from resnet_dist.figures.files import evaluation_files
 
@@ -20,7 +20,7 @@ RESULT_FILE = "evaluation.json"
 MAX_CLASSES = 5_000  # of a matrix that is drawn: it takes 200 MB, a few times over
 
 
-def files_of(job: Job, result: Result) -> dict[str, bytes]:
+def files_of(job: EvaluationTask, result: Result) -> dict[str, bytes]:
     """Return the files of a result by name: the numbers, and the figures where the job has kept predictions."""
     files = {RESULT_FILE: (json.dumps(_numbers(job, result), indent=1, ensure_ascii=False) + "\n").encode()}
     if result.predictions is not None and len(job.trained.classes) <= MAX_CLASSES:
@@ -53,7 +53,7 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _numbers(job: Job, result: Result) -> dict[str, Any]:
+def _numbers(job: EvaluationTask, result: Result) -> dict[str, Any]:
     trained = job.trained
     found: dict[str, Any] = {
         "model": shown(trained.location),

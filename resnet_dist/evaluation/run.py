@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from resnet_dist.data.shards.index import Index
-from resnet_dist.errors import UserError
-from resnet_dist.evaluation.job import Job, Share, evaluate_share
+from resnet_dist.evaluation.job import EvaluationTask, Share, evaluate_share
 from resnet_dist.evaluation.robust import Condition, robust_metrics
-from resnet_dist.train.device import Precision
 from resnet_dist.train.evaluate import evaluation_order, metrics_of, total_of
 from resnet_dist.train.predictions import Predictions, joined
 
@@ -29,20 +27,6 @@ class Result:
     predictions: Predictions | None = None
 
 
-def chosen_precision(
-    asked: Precision | None, trained: Precision, device: torch.device
-) -> tuple[Precision, str | None]:
-    """Return the precision of an evaluation, and a line where it is not the recipe's.
-
-    asked: by the person; None: that of the training. Raises UserError for what the device cannot do.
-    """
-    if (asked or trained) != "fp16" or device.type == "cuda":
-        return asked or trained, None
-    if asked:
-        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32")
-    return "fp32", "evaluated in fp32: the recipe's train.precision='fp16' needs a GPU"
-
-
 def cut(num_steps: int, num_shares: int) -> list[range]:
     """Cut the steps into neighbouring parts of about the same size, as many as there are shares, or as steps."""
     count = min(num_steps, num_shares)
@@ -51,7 +35,7 @@ def cut(num_steps: int, num_shares: int) -> list[range]:
 
 
 def evaluate_here(
-    job: Job,
+    job: EvaluationTask,
     index: Index,
     show: Callable[[int], None] = lambda done: None,
     report_bad: Callable[[list[str]], None] = lambda texts: None,
@@ -62,7 +46,7 @@ def evaluate_here(
 
 
 def join(
-    job: Job,
+    job: EvaluationTask,
     index: Index,
     shares: Sequence[Share],
     report_bad: Callable[[list[str]], None] = lambda texts: None,

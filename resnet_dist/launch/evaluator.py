@@ -1,19 +1,24 @@
-"""The evaluation of one checkpoint after the other, in a process beside the ranks."""
+"""The evaluation of one checkpoint after the other, in a process beside the ranks, or in the driver before them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
-from resnet_dist.errors import TrainingError
+from resnet_dist.errors import ExplainedError, StorageError, TrainingError
+from resnet_dist.launch.outstanding import Evaluation, Journal
+from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.checkpoint.load import load_model
-from resnet_dist.train.device import set_arithmetic
+from resnet_dist.train.device import chosen_precision, set_arithmetic
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
+from resnet_dist.train.loop import BAD_EVALUATION_SAMPLE, bad_lines
 from resnet_dist.train.plan import Plan, order_of
-from resnet_dist.train.predictions import MAX_SAMPLES, PredictionLog
+from resnet_dist.train.predictions import PredictionLog, too_many
 from resnet_dist.world import World
 
 
@@ -24,32 +29,79 @@ class CheckpointEvaluator:
         torch.set_num_threads(cpus)
         self._recipe, self._world = recipe, World.single(gpu=gpu)
         set_arithmetic(recipe.train, self._world.device)
+        self._precision, line = chosen_precision(None, recipe.train.precision, self._world.device)
+        self._lines = [line] if line else []  # for a person, with the next evaluation
         self._loader = evaluation_loader(read_index(recipe.data.eval), recipe.data, self._world)
         # Without order: only the number of steps counts here.
         self._total = Plan.of(recipe, order_of(recipe, read_index(recipe.data.train))).total
 
-    def evaluate(self, location: str) -> tuple[dict[str, float], bytes | None]:
-        """Return metrics and predictions of a checkpoint. Raises TrainingError where they would end a training."""
+    def evaluate(self, location: str) -> Evaluation:
+        """Return the evaluation of a checkpoint. Raises TrainingError where it would end a training."""
         trained = load_model(location, self._world.device, allow_commands=self._recipe.data.allow_commands)
         log = PredictionLog() if self._wants_figures(trained.step) else None
-        precision = self._recipe.train.precision
-        if precision == "fp16" and self._world.device.type != "cuda":
-            precision = "fp32"
-        metrics = evaluate(trained.model, self._loader, self._world, predictions=log, precision=precision)
-        self._check(metrics)
-        return metrics, None if log is None else log.gather(self._world).to_bytes()
+        bad: list[str] = []
+        metrics = evaluate(
+            trained.model,
+            self._loader,
+            self._world,
+            report_bad=bad.extend,
+            predictions=log,
+            precision=self._precision,
+        )
+        self._check(metrics, bad)
+        lines, self._lines = [*self._lines, *bad_lines(bad, BAD_EVALUATION_SAMPLE)], []
+        return metrics, None if log is None else log.gather(self._world).to_bytes(), lines
+
+    def close(self) -> None:
+        self._loader.close()
 
     def _wants_figures(self, step: int) -> bool:
         figures = self._recipe.train.figures
-        is_asked = figures == "evaluations" or (figures == "end" and step >= self._total)
-        return is_asked and self._loader.index.num_samples <= MAX_SAMPLES
+        if figures != "evaluations" and not (figures == "end" and step >= self._total):
+            return False
+        line = too_many(self._loader.index.num_samples)
+        self._lines += [line] if line else []
+        return line is None
 
-    def _check(self, metrics: dict[str, float]) -> None:
+    def _check(self, metrics: dict[str, float], bad: list[str]) -> None:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"{name} is {value}")
-        bad, limit = metrics["eval/bad_samples"], self._recipe.data.max_bad_fraction
-        if bad / (bad + metrics["eval/samples"]) > limit:
+        limit = self._recipe.data.max_bad_fraction
+        if len(bad) / (len(bad) + metrics["eval/samples"]) > limit:
             raise TrainingError(
-                f"{bad:.0f} samples could not be decoded, more than data.max_bad_fraction={limit} allows"
+                f"{len(bad)} samples could not be decoded, more than data.max_bad_fraction={limit} allows; the first is "
+                f"{bad[0]}"
             )
+
+
+def catch_up_here(
+    recipe: Recipe, folder: RunFolder, cpus: int, *, gpu: bool, report: Callable[[str], None]
+) -> None:
+    """Evaluate and log in this process what evaluations beside training have left of a run, before its ranks begin.
+
+    Raises StorageError.
+    """
+    journal = Journal(folder, recipe.train.best_metric, recipe.train.keep_checkpoints)
+    if left := journal.outstanding():
+        report(f"{len(left)} evaluation(s) are outstanding, of steps {', '.join(map(str, left))}")
+        with closing(CheckpointEvaluator(recipe, cpus, gpu=gpu)) as evaluator:
+            for step in left:
+                _evaluate_one(evaluator, journal, step, report)
+    journal.complete()
+
+
+def _evaluate_one(
+    evaluator: CheckpointEvaluator, journal: Journal, step: int, report: Callable[[str], None]
+) -> None:
+    try:
+        evaluation = evaluator.evaluate(journal.location_of(step))
+    except StorageError:
+        raise
+    except ExplainedError as problem:  # Another try would find the same.
+        journal.write_problem(step, str(problem))
+        report(f"the checkpoint of step {step} is not evaluated: {problem}")
+        return
+    journal.write(step, evaluation)
+    for line in evaluation[2]:
+        report(line)

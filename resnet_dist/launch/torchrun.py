@@ -13,6 +13,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
@@ -26,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
+from resnet_dist.launch.evaluator import catch_up_here
 from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
 from resnet_dist.runs.folder import RunFolder
@@ -184,7 +186,13 @@ def _launch_name() -> str:
     return f"{platform.node()}-{os.getppid()}"
 
 
-def torchrun_launcher(recipe: Recipe, ranks: TorchrunRanks, *, gpu: bool | None) -> RankLauncher:
+def torchrun_launcher(
+    recipe: Recipe,
+    ranks: TorchrunRanks,
+    *,
+    gpu: bool | None,
+    report: Callable[[str], None] = lambda text: None,
+) -> RankLauncher:
     """Return a launcher for the ranks of torchrun, of which this process is rank 0.
 
     Raises UserError where this machine has fewer GPUs than ranks.
@@ -192,7 +200,10 @@ def torchrun_launcher(recipe: Recipe, ranks: TorchrunRanks, *, gpu: bool | None)
     use_gpu = ranks.use_gpu(gpu=gpu)
 
     def launch(folder: RunFolder) -> Outcome | None:
-        attempt = Attempt.of(recipe, folder, cpus=max(1, cpu_count() // ranks.local_world_size))
+        cpus = max(1, cpu_count() // ranks.local_world_size)
+        # The others wait for their orders.
+        catch_up_here(recipe, folder, cpus, gpu=use_gpu, report=report)
+        attempt = Attempt.of(recipe, folder, cpus=cpus)
         ranks.announce(attempt, gpu=use_gpu)
         return ranks.run(attempt, gpu=use_gpu)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -49,19 +50,36 @@ class AnywhereMember:
 
     def __call__(self) -> bytes:
         try:
-            return _opened(self.shard, self.limits).read(self.member)
+            return _tars(self.limits).open(self.shard).read(self.member)
         except StorageError as problem:
             raise ValueError(str(problem)) from None
 
 
-@lru_cache(maxsize=1)
-def _cache(limits: CacheLimits) -> ShardCache:
-    return ShardCache(limits)
+class OpenTars:
+    """The tars that threads of this process read, opened by one cache of shards."""
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self._cache = ShardCache(limits)
+        # Neighbouring samples are in the same tar.
+        self.open = lru_cache(maxsize=8)(lambda shard: OpenTar(self._cache.open(shard)[0]))
+
+    def close(self) -> None:
+        self._cache.close()
 
 
-@lru_cache(maxsize=8)  # Neighbouring samples are in the same tar.
-def _opened(shard: Shard, limits: CacheLimits) -> OpenTar:
-    return OpenTar(_cache(limits).open(shard)[0])
+_making = threading.Lock()
+_made: dict[CacheLimits, OpenTars] = {}
+
+
+def _tars(limits: CacheLimits) -> OpenTars:
+    """Return the open tars of this process: those of the newest limits, made once whatever threads ask."""
+    with _making:
+        if limits not in _made:
+            for tars in _made.values():
+                tars.close()
+            _made.clear()
+            _made[limits] = OpenTars(limits)
+        return _made[limits]
 
 
 def images_of_shards(

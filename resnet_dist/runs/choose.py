@@ -49,6 +49,7 @@ MAY_CHANGE = frozenset(
         "train.threads",  # as the number of ranks, it changes the last bits
         "train.deterministic",  # likewise
         "train.log_gradient_norms",
+        "train.evaluate",
         "train.log_checkpoints",
         "train.log_node_metrics",
         "train.figures",

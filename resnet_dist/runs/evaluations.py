@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from resnet_dist.errors import StorageError
 from resnet_dist.runs.storage.protocol import Storage
 
 RESULTS_FOLDER = "beside"  # in the run folder
@@ -36,13 +37,28 @@ class EvaluationResults:
         self._known: dict[str, Evaluated] = {}
 
     def read(self) -> list[Evaluated]:
-        """Return the results so far, in the order of their steps. Raises StorageError."""
+        """Return the results so far, in the order of their steps.
+
+        Raises StorageError where they cannot be read; a damaged file is named.
+        """
         for found in self._storage.objects():
             if found.name.endswith(".json") and found.name not in self._known:
                 content = self._storage.read(found.name)
                 if content is not None:
-                    self._known[found.name] = Evaluated(**json.loads(content))
+                    self._known[found.name] = self._parsed(found.name, content)
         return sorted(self._known.values(), key=lambda one: one.step)
+
+    def _parsed(self, name: str, content: bytes) -> Evaluated:
+        try:
+            found = Evaluated(**json.loads(content))
+            return Evaluated(
+                int(found.step), {key: float(value) for key, value in found.metrics.items()}, found.problem
+            )
+        except (ValueError, TypeError, AttributeError):
+            raise StorageError(
+                f"{self._storage.location}/{name}: a damaged result of an evaluation; remove it, and the step is evaluated "
+                "again if its checkpoint is still there"
+            ) from None
 
     def write(self, result: Evaluated) -> None:
         """Record a result; one that is there already stays. Raises StorageError."""

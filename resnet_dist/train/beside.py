@@ -90,11 +90,14 @@ class Beside:
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
+        reported = ""
         while not self._closed.wait(self._poll_seconds):
             try:
                 self.look()
-            except StorageError:  # The next look may succeed.
-                continue
+            except StorageError as error:  # The next look may succeed.
+                if str(error) != reported:
+                    reported = str(error)
+                    self._tracker.note(f"results of evaluations beside training wait: {error}")
 
 
 @contextmanager

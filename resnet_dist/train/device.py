@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from resnet_dist.config import Data, Train
-from resnet_dist.errors import RecipeError, TrainingError
+from resnet_dist.errors import RecipeError, TrainingError, UserError
 from resnet_dist.world import World
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -20,6 +20,7 @@ COMPILERS = {"cpu": ("CXX", ("c++", "g++", "clang++")), "cuda": ("CC", ("cc", "g
 
 # cuBLAS adds in an order that depends on what runs beside it, unless each stream has a workspace of a fixed size.
 CUBLAS_VARIABLE, CUBLAS_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+OWN_MARK = "RESNET_DIST_CUBLAS_WORKSPACE"  # the value that CUBLAS_VARIABLE was given here, not by a person
 NONDETERMINISTIC = " does not have a deterministic implementation"  # in an error of torch, after an operation
 
 
@@ -58,8 +59,11 @@ def choose_kernels(*, deterministic: bool) -> None:
     Raises RecipeError where a variable of the shell prevents the latter.
     """
     workspace = os.environ.get(CUBLAS_VARIABLE)
-    if deterministic and workspace is None:
-        os.environ[CUBLAS_VARIABLE] = CUBLAS_WORKSPACES[0]
+    if not deterministic and workspace is not None and workspace == os.environ.get(OWN_MARK):
+        # It was set here, for another training of this process or of its parent: take it back.
+        del os.environ[CUBLAS_VARIABLE], os.environ[OWN_MARK]
+    elif deterministic and workspace is None:
+        os.environ[CUBLAS_VARIABLE] = os.environ[OWN_MARK] = CUBLAS_WORKSPACES[0]
     elif deterministic and workspace not in CUBLAS_WORKSPACES:
         raise RecipeError(
             f"train.deterministic=True needs {CUBLAS_VARIABLE}={' or '.join(CUBLAS_WORKSPACES)}, and it is "
@@ -71,6 +75,20 @@ def choose_kernels(*, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     # It would fill memory that is written before anyone reads it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def chosen_precision(
+    asked: Precision | None, trained: Precision, device: torch.device
+) -> tuple[Precision, str | None]:
+    """Return the precision of an evaluation, and a line where it is not the recipe's.
+
+    asked: by the person; None: that of the training. Raises UserError for what the device cannot do.
+    """
+    if (asked or trained) != "fp16" or device.type == "cuda":
+        return asked or trained, None
+    if asked:
+        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32")
+    return "fp32", "evaluated in fp32: the recipe's train.precision='fp16' needs a GPU"
 
 
 def explain_nondeterminism(error: BaseException) -> TrainingError | None:

@@ -42,7 +42,7 @@ from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.plan import Plan, due, order_of
-from resnet_dist.train.predictions import MAX_SAMPLES, PredictionLog
+from resnet_dist.train.predictions import PredictionLog, too_many
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.state.usage_metrics import usage_metrics, usage_of
@@ -55,6 +55,8 @@ from resnet_dist.train.watch.guards import MAX_LISTED, Guard, check_agreement
 from resnet_dist.train.watch.progress import GATHERING, NEXT_BATCH, Progress
 from resnet_dist.train.watch.stragglers import Stragglers
 from resnet_dist.world import World
+
+BAD_EVALUATION_SAMPLE = "bad evaluation sample"  # opens the line that names one
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ def evaluate_unless_stopped(
             raise Stopped
 
     def report_bad(texts: list[str]) -> None:
-        note_bad(texts, "bad evaluation sample", tracker)
+        note_bad(texts, BAD_EVALUATION_SAMPLE, tracker)
 
     predictions = PredictionLog() if wants_figures(parts, recipe, tracker) else None
     try:
@@ -320,10 +322,9 @@ def wants_figures(parts: Parts, recipe: Recipe, tracker: Tracker) -> bool:
     is_asked = recipe.train.figures == "evaluations" or parts.state.step >= parts.plan.total
     if recipe.train.figures == "none" or not is_asked:
         return False
-    count = parts.eval_loader.index.num_samples
-    if count > MAX_SAMPLES:
-        tracker.note(f"no figures of an evaluation with {count:,} samples: at most {MAX_SAMPLES:,} are kept")
-    return count <= MAX_SAMPLES
+    if (line := too_many(parts.eval_loader.index.num_samples)) is not None:
+        tracker.note(line)
+    return line is None
 
 
 def training_metrics(state: TrainState, order: Order, world: World) -> dict[str, float]:
@@ -375,7 +376,13 @@ def report_bad_samples(state: TrainState, tracker: Tracker, world: World) -> lis
 
 
 def note_bad(texts: list[str], kind: str, tracker: Tracker) -> None:
-    for text in texts[:MAX_LISTED]:
-        tracker.note(f"{kind} {text}")
-    if len(texts) > MAX_LISTED:
-        tracker.note(f"and {len(texts) - MAX_LISTED} more {kind}s")
+    for line in bad_lines(texts, kind):
+        tracker.note(line)
+
+
+def bad_lines(texts: list[str], kind: str) -> list[str]:
+    """Return the lines that name bad samples, MAX_LISTED at most. texts: names with reasons."""
+    more = len(texts) - MAX_LISTED
+    return [f"{kind} {text}" for text in texts[:MAX_LISTED]] + (
+        [f"and {more} more {kind}s"] if more > 0 else []
+    )

@@ -24,7 +24,14 @@ MAX_WORST = 36  # images
 MAX_SAMPLES = 2_000_000  # of a set whose predictions are kept: 60 MB
 LABEL, PREDICTION, PROBABILITY, LABEL_PROBABILITY, WEIGHT = range(5)  # places in a row
 TOP = 5  # classes that are ranked for the metrics of an evaluation
-RIGHT = -1.0  # the score of a sample that is no candidate for the worst ones
+RIGHT = 2.0  # beyond any probability: a sample that is no candidate for the worst ones
+
+
+def too_many(num_samples: int) -> str | None:
+    """Return the line that states that predictions of so many samples are not kept; None where they are."""
+    if num_samples <= MAX_SAMPLES:
+        return None
+    return f"no figures of an evaluation with {num_samples:,} samples: at most {MAX_SAMPLES:,} are kept"
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class PredictionLog:
         self._ids: list[NDArray[np.int64]] = []
         self._rows: list[Tensor] = []
         self._num_rows = 0
-        self._worst: tuple[Tensor, Tensor, Tensor] | None = None  # scores, places in the rows, images
+        # Probabilities of the labels, ids, places in the rows, images.
+        self._worst: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def add(
         self,
@@ -78,28 +86,29 @@ class PredictionLog:
         self._rows.append(torch.stack([column.float() for column in columns]))
         self._ids.append(ids_B)
         is_wrong_B = (weights_B > 0) & (predicted_B != labels_B)
-        self._keep_worst(torch.where(is_wrong_B, 1 - own_B, RIGHT), images_BSSC)
+        self._keep_worst(torch.where(is_wrong_B, own_B, RIGHT), ids_B, images_BSSC)
         self._num_rows += len(ids_B)
 
-    def _keep_worst(self, scores_B: Tensor, images_BSSC: Tensor) -> None:
+    def _keep_worst(self, own_B: Tensor, ids_B: NDArray[np.int64], images_BSSC: Tensor) -> None:
         """Keep copies of the worst images so far: the batch's own memory is used again."""
-        scores, rows = scores_B.topk(min(MAX_WORST, len(scores_B)))
-        found = (scores, rows + self._num_rows, images_BSSC[rows])
+        ids = torch.from_numpy(np.ascontiguousarray(ids_B)).to(own_B.device, non_blocking=True)
+        rows = _lowest(own_B, ids)
+        found = (own_B[rows], ids[rows], rows + self._num_rows, images_BSSC[rows])
         if self._worst is not None:
-            found = tuple(torch.cat(pair) for pair in zip(self._worst, found, strict=True))  # type: ignore[assignment]
-            keep = found[0].topk(min(MAX_WORST, len(found[0]))).indices
-            found = tuple(part[keep] for part in found)  # type: ignore[assignment]
+            both = [torch.cat(pair) for pair in zip(self._worst, found, strict=True)]
+            keep = _lowest(both[0], both[1])
+            found = tuple(part[keep] for part in both)  # type: ignore[assignment]
         self._worst = found
 
     def gather(self, world: World) -> Predictions:
         """Return the predictions of all ranks, on every rank. A collective, of all ranks that have added a batch."""
         assert self._worst is not None
         ids, table = np.concatenate(self._ids), torch.cat(self._rows, dim=1).cpu().numpy()
-        scores, rows, images = (part.cpu().numpy() for part in self._worst)
+        own, _, rows, images = (part.cpu().numpy() for part in self._worst)
         is_used = table[WEIGHT] > 0
-        is_wrong = scores > RIGHT
+        is_wrong = own < RIGHT
         candidates = dict(zip(ids[rows[is_wrong]].tolist(), images[is_wrong], strict=True))
-        scored = list(zip((-scores[is_wrong]).tolist(), candidates, strict=True))
+        scored = list(zip(own[is_wrong].tolist(), candidates, strict=True))
         everyone = world.gather((ids[is_used], table[:WEIGHT, is_used], scored))
         worst = [one for _, one in sorted(pair for _, _, pairs in everyone for pair in pairs)][:MAX_WORST]
         mine = {number: image for number, image in candidates.items() if number in worst}
@@ -111,6 +120,12 @@ class PredictionLog:
             worst,
             np.stack([found[number] for number in worst]) if worst else np.zeros(shape, np.uint8),
         )
+
+
+def _lowest(own: Tensor, ids: Tensor) -> Tensor:
+    """Return the places of the MAX_WORST lowest probabilities; of equal ones, of the lowest ids, on every device."""
+    by_id = ids.argsort(stable=True)
+    return by_id[own[by_id].argsort(stable=True)][:MAX_WORST]
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -12,10 +12,11 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.errors import TooManyBadSamples, UserError
-from resnet_dist.evaluation.job import Job, Share, evaluate_share
+from resnet_dist.evaluation.job import EvaluationTask, Share, evaluate_share
 from resnet_dist.evaluation.robust import Condition
-from resnet_dist.evaluation.run import Result, chosen_precision, cut, evaluate_here, join
+from resnet_dist.evaluation.run import Result, cut, evaluate_here, join
 from resnet_dist.train.checkpoint.load import load_model
+from resnet_dist.train.device import chosen_precision
 from resnet_dist.train.evaluate import evaluate, evaluation_loader, evaluation_order
 from resnet_dist.train.loop import train
 from resnet_dist.world import World
@@ -27,25 +28,25 @@ CONDITIONS = (Condition("gaussian_noise", 3), Condition("fog", 5), Condition("ga
 
 
 @pytest.fixture(scope="session")
-def job(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> EvaluationTask:
     folder, _ = random_checkpoint(tmp_path_factory.mktemp("m"), "model.name=resnet8", classes=DIGITS)
     trained = load_model(folder, torch.device("cpu"))
-    return Job(trained, str(digits_data / "eval"), "fp32", CONDITIONS, keeps_predictions=True)
+    return EvaluationTask(trained, str(digits_data / "eval"), "fp32", CONDITIONS, keeps_predictions=True)
 
 
 @pytest.fixture(scope="session")
-def index(job: Job) -> Index:
+def index(job: EvaluationTask) -> Index:
     return read_index(job.shards)
 
 
 @pytest.fixture(scope="session")
-def whole(job: Job, index: Index) -> Result:
+def whole(job: EvaluationTask, index: Index) -> Result:
     return evaluate_here(job, index)
 
 
 @pytest.mark.parametrize("num_shares", [2, 7])
 def test_any_number_of_shares_gives_the_same_bits(
-    job: Job, index: Index, whole: Result, num_shares: int
+    job: EvaluationTask, index: Index, whole: Result, num_shares: int
 ) -> None:
     num_steps = evaluation_order(index, job.trained.recipe.data).steps_per_epoch
     parts = cut(num_steps, num_shares)
@@ -61,7 +62,7 @@ def test_any_number_of_shares_gives_the_same_bits(
     assert found.predictions.ids_N.tolist() == list(range(360))
 
 
-def test_it_is_what_training_would_measure(job: Job, index: Index, whole: Result) -> None:
+def test_it_is_what_training_would_measure(job: EvaluationTask, index: Index, whole: Result) -> None:
     with evaluation_loader(index, job.trained.recipe.data, World.single()) as loader:
         metrics = evaluate(job.trained.model, loader, World.single())
     found = whole.metrics
@@ -70,12 +71,12 @@ def test_it_is_what_training_would_measure(job: Job, index: Index, whole: Result
     assert found["robust/mean"] == pytest.approx(np.mean(means))
 
 
-def test_no_steps_have_no_sums(job: Job) -> None:
+def test_no_steps_have_no_sums(job: EvaluationTask) -> None:
     share = evaluate_share(replace(job, conditions=()), range(0))
     assert (share.sums_PV4.shape, share.predictions) == ((0, 1, 4), None)
 
 
-def test_bad_samples_of_all_shares_are_named(job: Job, index: Index) -> None:
+def test_bad_samples_of_all_shares_are_named(job: EvaluationTask, index: Index) -> None:
     job = replace(job, conditions=())
     shares = [Share(np.ones((1, 1, 4)), ("b: why",), None), Share(np.ones((2, 1, 4)), ("a: why",), None)]
     found = join(job, index, shares)
@@ -107,7 +108,7 @@ def test_training_evaluates_in_the_recipes_precision(
     trained = load_model(tmp_path, torch.device("cpu"))
     index = read_index(recipe.data.eval)
     losses = {
-        name: evaluate_here(Job(trained, recipe.data.eval, name), index).metrics["loss"]  # type: ignore[arg-type]
+        name: evaluate_here(EvaluationTask(trained, recipe.data.eval, name), index).metrics["loss"]  # type: ignore[arg-type]
         for name in ("fp32", "bf16")
     }
     assert losses[precision] == outcome.metrics["eval/loss"]

@@ -21,8 +21,10 @@ import torch
 from ray.exceptions import RayTaskError
 
 from resnet_dist.data.findings import Findings
+from resnet_dist.data.storage.shard_cache import CacheLimits
 from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.launch.on_ray import mapped
+from resnet_dist.predict import shards
 from resnet_dist.predict.classify import predictions
 from resnet_dist.predict.cluster import Classifier, predictions_on
 from resnet_dist.predict.inputs import inputs_of
@@ -54,6 +56,26 @@ def test_other_processes_read_the_same_bytes(
     assert [one.name for one in sent] == [one.name for one in given]
     assert [one.read() for one in sent[:-1]] == [one.read() for one in given[:-1]]
     assert sent[-1].read() == given[0].read()
+
+
+def test_threads_share_one_cache_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, closed = list[bool](), list[object]()
+
+    class Cache:
+        def __init__(self, limits: CacheLimits) -> None:
+            made.append(shards._making.locked())  # No other thread makes one meanwhile.
+
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr(shards, "ShardCache", Cache)
+    monkeypatch.setattr(shards, "_made", {})
+    limits = CacheLimits(tmp_path, 1, 1.0)
+    first = shards._tars(limits)
+    assert shards._tars(limits) is first
+    assert made == [True]
+    assert shards._tars(CacheLimits(tmp_path, 2, 1.0)) is not first
+    assert closed == [first._cache]
 
 
 def test_rows_are_those_of_one_process(digits_model: TrainedModel, digits_data: Path) -> None:
@@ -88,9 +110,27 @@ def test_a_cluster_without_room_is_reported_and_then_given_up(monkeypatch: pytes
     monkeypatch.setattr(mapped, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(mapped, "free_resources", lambda: "0 CPUs and 0 GPUs")
     monkeypatch.setattr(mapped, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with pytest.raises(RankFailed, match="no result in 601 s; 0 CPUs and 0 GPUs are free in the cluster"):
+    monkeypatch.setattr(mapped, "_is_running", lambda: False)
+    with pytest.raises(RankFailed, match="no worker has run for 601 s; 0 CPUs and 0 GPUs are free in the cl"):
         mapped._next(queue.Queue(), lines.append)
     assert lines == ["no result for 61 s; 0 CPUs and 0 GPUs are free in the cluster"]
+
+
+def test_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: queue.Queue[str] = queue.Queue()
+    times = iter([0.0, 599.0, 1198.0, 1797.0, 2396.0, 2500.0])
+
+    def clock() -> float:
+        now = next(times)
+        if now == 2396.0:
+            found.put("late")
+        return now
+
+    monkeypatch.setattr(mapped, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(mapped, "free_resources", lambda: "0 CPUs and 0 GPUs")
+    monkeypatch.setattr(mapped, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(mapped, "_is_running", lambda: True)
+    assert mapped._next(found, lambda text: None) == "late"
 
 
 def actors(session: int) -> list[psutil.Process]:
@@ -129,8 +169,9 @@ def test_a_killed_worker_and_a_killed_driver_leave_one_row_for_each_input(
 
     driver = started()
     wait_for_rows(driver, 500)
-    for actor in actors(driver.pid)[:1]:
-        actor.kill()
+    # Rows have come, and more are to come: an actor is there.
+    victim, *_ = actors(driver.pid)
+    victim.kill()
     wait_for_rows(driver, 2500)
     driver.kill()
     driver.communicate()

@@ -17,7 +17,13 @@ from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.train import loop
-from resnet_dist.train.device import CUBLAS_VARIABLE, explain_nondeterminism, prepare_device
+from resnet_dist.train.device import (
+    CUBLAS_VARIABLE,
+    OWN_MARK,
+    choose_kernels,
+    explain_nondeterminism,
+    prepare_device,
+)
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
 from tests.train.runs import assert_same, run
@@ -56,7 +62,9 @@ class Recorded(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(CUBLAS_VARIABLE, raising=False)
+    for name in (CUBLAS_VARIABLE, OWN_MARK):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
     precision, filled = (
         torch.get_float32_matmul_precision(),
         torch.utils.deterministic.fill_uninitialized_memory,
@@ -140,3 +148,15 @@ def test_an_operation_without_a_deterministic_form_is_named(
     ):
         run_attempt(Attempt.of(digits_recipe, folder, cpus=1), World.single())
     assert explain_nondeterminism(RuntimeError("something else")) is None
+
+
+def test_the_workspace_is_taken_back_unless_a_person_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_kernels(deterministic=True)
+    choose_kernels(deterministic=True)  # The next trial of a study.
+    assert os.environ[CUBLAS_VARIABLE] == ":4096:8"
+    choose_kernels(deterministic=False)
+    assert CUBLAS_VARIABLE not in os.environ
+    monkeypatch.setenv(CUBLAS_VARIABLE, ":16:8")
+    choose_kernels(deterministic=True)
+    choose_kernels(deterministic=False)
+    assert os.environ[CUBLAS_VARIABLE] == ":16:8"

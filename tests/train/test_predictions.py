@@ -13,7 +13,7 @@ from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.train import loop
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
-from resnet_dist.train.predictions import MAX_WORST, PredictionLog, Predictions
+from resnet_dist.train.predictions import MAX_WORST, PredictionLog, Predictions, joined
 from resnet_dist.world import World
 from tests.train.ranks import run_ranks
 from tests.train.runs import Recorder
@@ -59,6 +59,27 @@ def test_every_sample_is_there_once_on_any_number_of_ranks(digits_recipe: Recipe
         assert np.array_equal(image, images[int(found.ids_N[place])])
     for _, _, of_ranks in run_ranks(2, found_by, text):
         assert of_ranks == content
+
+
+def saturated(ids: range) -> Predictions:
+    """Return predictions that are all wrong, with label probabilities that float32 cannot subtract from 1."""
+    log = PredictionLog()
+    for low in range(ids.start, ids.stop, 8):
+        own = np.arange(low, low + 8)
+        logits = torch.zeros(8, 10)
+        logits[:, 0] = torch.from_numpy(20.0 + own % 7)
+        images = torch.from_numpy(own.astype(np.uint8)).reshape(8, 1, 1, 1)
+        log.add(logits, torch.ones(8, dtype=torch.int64), torch.ones(8), own, images)
+    return log.gather(World.single())
+
+
+def test_the_worst_of_saturated_logits_are_the_same_in_any_shares() -> None:
+    whole = saturated(range(96))
+    by_loss = sorted(range(96), key=lambda number: (-(number % 7), number))[:MAX_WORST]
+    assert whole.ids_N[whole.worst_K].tolist() == by_loss
+    assert whole.images_KSSC[:, 0, 0, 0].tolist() == by_loss
+    parts = [saturated(range(low, high)) for low, high in ((0, 40), (40, 48), (48, 96))]
+    assert joined(parts).to_bytes() == whole.to_bytes()
 
 
 @pytest.mark.parametrize(("figures", "expected"), [("none", []), ("end", [4]), ("evaluations", [2, 4])])

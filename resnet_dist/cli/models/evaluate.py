@@ -37,7 +37,7 @@ from resnet_dist.terminal import bars, can_move
 
 if TYPE_CHECKING:
     from resnet_dist.data.shards.index import Index
-    from resnet_dist.evaluation.job import Job
+    from resnet_dist.evaluation.job import EvaluationTask
     from resnet_dist.evaluation.run import Result
 
 
@@ -110,14 +110,14 @@ def _job(
     robust: bool,
     keeps: bool,
     commands: bool,
-) -> tuple[Job, Index]:
+) -> tuple[EvaluationTask, Index]:
     """Return what is to be evaluated. Raises UserError where the shards do not suit the model."""
     import torch
 
     from resnet_dist.data.shards.index import check_shards, read_index
     from resnet_dist.data.shards.labels import class_difference
     from resnet_dist.data.storage.urls import is_local, local_path
-    from resnet_dist.evaluation.job import Job
+    from resnet_dist.evaluation.job import EvaluationTask
     from resnet_dist.evaluation.robust import ALL_CONDITIONS
     from resnet_dist.predict.find import find_model
     from resnet_dist.train.checkpoint.load import load_model
@@ -139,10 +139,14 @@ def _job(
     # Workers run in other folders.
     place = str(local_path(shards).absolute()) if is_local(shards) else shards
     conditions = ALL_CONDITIONS if robust else ()
-    return Job(trained, place, precision or trained.recipe.train.precision, conditions, keeps), index
+    return EvaluationTask(
+        trained, place, precision or trained.recipe.train.precision, conditions, keeps
+    ), index
 
 
-def _evaluated_here(job: Job, index: Index, gpu: bool | None, asked: str | None, shards: str) -> Result:
+def _evaluated_here(
+    job: EvaluationTask, index: Index, gpu: bool | None, asked: str | None, shards: str
+) -> Result:
     from resnet_dist.evaluation.run import evaluate_here
 
     job = _on_device(job, asked, gpu=use_gpu(gpu))
@@ -151,7 +155,7 @@ def _evaluated_here(job: Job, index: Index, gpu: bool | None, asked: str | None,
 
 
 def _evaluated_on_ray(
-    job: Job,
+    job: EvaluationTask,
     index: Index,
     gpu: bool | None,
     workers: int,
@@ -179,11 +183,11 @@ def _evaluated_on_ray(
         return join(job, index, pool.map(evaluate_share, job, parts), partial(_report_bad, shards=shards))
 
 
-def _on_device(job: Job, asked: str | None, *, gpu: bool) -> Job:
+def _on_device(job: EvaluationTask, asked: str | None, *, gpu: bool) -> EvaluationTask:
     """Return the job with a precision that the device has; where it is not the recipe's, that is reported."""
     import torch
 
-    from resnet_dist.evaluation.run import chosen_precision
+    from resnet_dist.train.device import chosen_precision
 
     device = torch.device("cuda" if gpu else "cpu")
     precision, line = chosen_precision(asked, job.trained.recipe.train.precision, device)  # type: ignore[arg-type]
@@ -193,7 +197,7 @@ def _on_device(job: Job, asked: str | None, *, gpu: bool) -> Job:
 
 
 @contextmanager
-def _progress(index: Index, job: Job) -> Iterator[Callable[[int], None]]:
+def _progress(index: Index, job: EvaluationTask) -> Iterator[Callable[[int], None]]:
     """Yield a function that shows how many steps are done, on a terminal."""
     if not can_move(err):
         yield lambda done: None
@@ -228,7 +232,7 @@ def _print(result: Result, index: Index) -> None:
 
 
 def _sender(
-    model: str, job: Job, index: Index, name: str, output: str
+    model: str, job: EvaluationTask, index: Index, name: str, output: str
 ) -> Callable[[Result, dict[str, bytes]], bool]:
     """Find the run to log to, before anything is computed; return what logs a result to it, and reports whether it could.
 

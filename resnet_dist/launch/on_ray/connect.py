@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,15 +81,33 @@ def is_connected() -> bool:
 
 @contextmanager
 def private_token() -> Iterator[None]:
-    """Keep Ray's token, which the block may make readable for all users of this machine, for its owner."""
+    """Make the token that Ray uses, for its owner alone from its first moment: Ray would let all users read its own."""
     file = TOKEN_FILE.expanduser()
     with suppress(OSError):
         file.parent.mkdir(mode=0o700, exist_ok=True)
+    has_other = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not has_other:
+        _make_token(file)
     try:
         yield
     finally:
         with suppress(OSError):  # It may be another user's, or be missing.
             file.chmod(0o600)
+
+
+def _make_token(file: Path) -> None:
+    """Write a token where there is none, unless the folder cannot be written: then Ray reports that."""
+    # A umask would do the same for Ray's own token, but ranks inherit it, and with it all that they write.
+    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    with suppress(OSError):
+        if file.exists():
+            return
+        with os.fdopen(os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as new:
+            new.write(secrets.token_hex(32))
+        try:
+            os.link(aside, file)  # whole, or not at all; another process may have made one
+        finally:
+            aside.unlink()
 
 
 def _connect(address: str | None, workers: int, report: Callable[[str], None]) -> None:

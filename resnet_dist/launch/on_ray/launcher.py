@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.on_ray.beside import BesideEvaluations, settle, started
+from resnet_dist.launch.on_ray.beside import BesideEvaluations, catch_up, settle, started
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.launch.on_ray.nodes import (
@@ -48,10 +48,7 @@ from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.system.signals import (
-    StopRequest,
-    handle_signals,
-)
+from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.watch.progress import collective_timeout_seconds
 
@@ -82,16 +79,12 @@ def ray_launcher(
         use_gpu = sum(node.gpus for node in alive) > 0 if gpu is None else gpu
         preferred = [size for size in sizes if size >= workers.preferred]
         if wait_seconds is None and not choose_placement(alive, preferred, None, gpu=use_gpu):
-            cpus_per_rank(
-                alive, preferred[-1], gpu=use_gpu
-            )  # Raises the UserError that names what is missing.
+            # Raises the UserError that names what is missing.
+            cpus_per_rank(alive, preferred[-1], gpu=use_gpu)
         limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
         placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
-        with ExitStack() as stack:
-            beside = None
-            if recipe.train.evaluate == "beside":
-                beside = stack.enter_context(closing(BesideEvaluations(recipe, report, gpu=use_gpu)))
-            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, beside)
+        with closing(BesideEvaluations(recipe, report, gpu=use_gpu)) as evaluations:
+            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, evaluations)
 
 
 @contextmanager
@@ -123,25 +116,30 @@ def fit_ranks(
     folder: RunFolder,
     placer: Placer,
     report: Callable[[str], None],
-    cpus: int | None = None,
-    beside: BesideEvaluations | None = None,
+    cpus: int | None,
+    evaluations: BesideEvaluations,
 ) -> Outcome | None:
     """Run one attempt to its end; return None where it was interrupted before it could save.
 
-    cpus: of each rank of a run that begins; None: as many as fit. beside: what evaluates its checkpoints, if there is
-    room for it. The first signal requests a checkpoint by the run's stop file; a second one, or the end of the grace time,
-    gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
+    cpus: of each rank of a run that begins; None: as many as fit. evaluations: those beside training, which an earlier
+    attempt may have left too. The first signal requests a checkpoint by the run's stop file; a second one, or the end of
+    the grace time, gives the ranks up. Raises ClusterChanged where the ranks have saved because the cluster changed.
     """
     stop, since, before = StopRequest(), time.monotonic(), folder.ranks()
     report_at = 0.0
     if before is not None:
         cpus = before.cpus or before.threads
-    if beside is not None:
-        with handle_signals(lambda count: stop.give_up()):
-            beside = started(beside, folder, placer, cpus, stop.expired)
+    with handle_signals(lambda count: stop.give_up()):
+        beside = _begin_evaluations(evaluations, folder, placer, cpus, since, stop.expired)
     while True:
         with handle_signals(lambda count: stop.give_up()):
+            # An earlier try may have moved the process.
+            placer.reserved = beside.part if beside is not None else None
             placement = placer.place(cpus, since, stop.expired)
+            if beside is not None and beside.part != placer.reserved:
+                report("train.evaluate='beside': the ranks need its place: the ranks evaluate")
+                catch_up(beside, folder, stop.expired)
+                beside = None
         if placement is None:
             return None
         try:
@@ -158,6 +156,25 @@ def fit_ranks(
                     f"waiting for room: {placement.workers} rank(s) need {placement} each, {free_resources()} are free, other "
                     "jobs use the rest"
                 )
+
+
+def _begin_evaluations(
+    evaluations: BesideEvaluations,
+    folder: RunFolder,
+    placer: Placer,
+    cpus: int | None,
+    since: float,
+    give_up: Callable[[], bool],
+) -> BesideEvaluations | None:
+    """Return the evaluations beside this attempt; None where the ranks evaluate, once what was left is evaluated."""
+    if evaluations.recipe.train.evaluate != "beside":
+        catch_up(evaluations, folder, give_up)
+        return None
+    # Wait for the nodes first: only then it is known what the ranks leave.
+    placer.reserved = None
+    if placer.place(cpus, since, give_up) is None:
+        return None
+    return started(evaluations, folder, placer, cpus, give_up)
 
 
 def _fit_placed(

@@ -23,6 +23,7 @@ import numpy as np
 import ray
 import ray.cloudpickle
 import ray.data
+from ray._private.state import state as cluster_state
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
@@ -31,7 +32,9 @@ from resnet_dist.launch.on_ray.nodes import Placement, free_resources
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
 
 WINDOW = 200_000  # items that are given to Ray Data at once
-WAIT_SECONDS = 600.0  # for the first result
+WAIT_SECONDS = 600.0  # without an actor that runs
+LOOK_SECONDS = 5.0  # between two looks at the actors
+POOL_CLASS = "MapWorker"  # with which Ray Data's names of its actors begin
 POLL_SECONDS = 0.2
 ITEM, RESULT = "item", "result"  # columns
 AHEAD = 4  # batches of results that wait for their reader
@@ -118,17 +121,34 @@ def _in_time(results: Any, report: Callable[[str], None]) -> Iterator[list[Any]]
 
 
 def _next(found: queue.Queue[Any], report: Callable[[str], None]) -> Any:
-    begun_at, is_reported = time.monotonic(), False
+    """Return the next result. Raises RankFailed once no actor has run for WAIT_SECONDS: one that is slow may take longer."""
+    begun_at = looked_at = idle_since = time.monotonic()
+    is_reported = False
     while True:
         try:
             return found.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            waited = time.monotonic() - begun_at
-        if waited >= WAIT_SECONDS:
-            raise RankFailed(f"no result in {waited:.0f} s; {free_resources()} are free in the cluster")
-        if waited >= LONG_START_SECONDS and not is_reported:
+            now = time.monotonic()
+        if now - looked_at >= LOOK_SECONDS:
+            looked_at = now
+            idle_since = now if _is_running() else idle_since
+        if now - idle_since >= WAIT_SECONDS:
+            raise RankFailed(
+                f"no worker has run for {now - idle_since:.0f} s; {free_resources()} are free in the cluster"
+            )
+        if now - begun_at >= LONG_START_SECONDS and not is_reported:
             is_reported = True
-            report(f"no result for {waited:.0f} s; {free_resources()} are free in the cluster")
+            report(f"no result for {now - begun_at:.0f} s; {free_resources()} are free in the cluster")
+
+
+def _is_running() -> bool:
+    """Report whether an actor of this program's pool has been made and lives; False where Ray does not answer."""
+    try:
+        alive = cluster_state.actor_table(None, None, "ALIVE").values()
+        job = ray.get_runtime_context().get_job_id()
+    except Exception:  # Ray has errors of many classes, and each is a missing answer.
+        return False
+    return any(one["JobID"] == job and one["ActorClassName"].startswith(POOL_CLASS) for one in alive)
 
 
 def explained(error: BaseException) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,8 @@ from resnet_dist.errors import RankFailed, UserError
 
 POLL_SECONDS = 1.0  # between two looks at the nodes
 REPORT_SECONDS = 60.0  # between two lines while ranks wait for nodes
-SETTLING_SECONDS = (
-    30.0  # that a larger number of ranks must fit before it is used: nodes often join in groups
-)
+# A larger number of ranks must fit for so long before it is used: nodes often join in groups.
+SETTLING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -128,26 +128,88 @@ class Reserved:
         ]
 
 
+def keeps_number(
+    part: Reserved, nodes: Sequence[Node], sizes: Sequence[int], cpus: int | None, *, gpu: bool
+) -> bool:
+    """Report whether as many ranks fit beside this part of a node as without it; the arguments are as of `room_beside`."""
+    fits = choose_placement(nodes, sizes, cpus, gpu=gpu)
+    beside = choose_placement(part.taken_from(nodes), sizes, cpus, gpu=gpu)
+    return fits is None or (beside is not None and beside.workers == fits.workers)
+
+
 def room_beside(
-    nodes: Sequence[Node], sizes: Sequence[int], cpus: int | None, *, gpu: bool
+    nodes: Sequence[Node],
+    sizes: Sequence[int],
+    cpus: int | None,
+    *,
+    gpu: bool,
+    free: Sequence[Node] | None = None,
 ) -> Reserved | None:
     """Return what another process can have beside the ranks, which keep their number; None where nothing is left.
 
-    sizes: numbers of ranks, the largest first; none where there are no ranks. A GPU if one is left, else CPUs. Of all places
-    that is the one which leaves the ranks the most CPUs, and of these the largest.
+    sizes: numbers of ranks, the largest first; none where there are no ranks. free: what of each node nobody uses, where
+    ranks run already; None: all of it. A GPU if one is left, else CPUs. Of all places that is the one which leaves the
+    ranks the most CPUs, and of these the largest.
     """
-    found: list[tuple[int, int, int, Reserved]] = []
     fits = choose_placement(nodes, sizes, cpus, gpu=gpu)
-    same = [fits.workers] if fits is not None else []
-    for node in nodes:
-        for gpus in (1, 0) if gpu and node.gpus >= 1 else (0,):
-            for own in range(1, int(node.cpus) + 1):
-                part = Reserved(node.node_id, own, gpus)
-                placement = choose_placement(part.taken_from(nodes), same, cpus, gpu=gpu)
-                if same and placement is None:
-                    break
-                found.append((gpus, placement.cpus if placement is not None else 0, own, part))
+    if sizes and fits is None:
+        return None
+    # Nodes with the same resources are one choice: a cluster may have hundreds of them.
+    kinds: dict[tuple[float, ...], tuple[Node, Node]] = {}
+    for node, left in zip(nodes, free or nodes, strict=True):
+        kinds.setdefault((node.cpus, node.gpus, left.cpus, left.gpus), (node, left))
+    found: list[tuple[int, int, int, Reserved]] = []
+    for node, left in kinds.values():
+        for gpus in (1, 0) if gpu and left.gpus >= 1 else (0,):
+            smallest = Reserved(node.node_id, 1, gpus)
+            rest = _cpus_beside(smallest, nodes, fits, cpus, gpu=gpu) if left.cpus >= 1 else 0
+            if rest:
+                part = _largest(smallest, int(left.cpus), nodes, fits, cpus, gpu=gpu)
+                found.append((gpus, rest, part.cpus, part))
     return max(found, key=lambda one: one[:3])[3] if found else None
+
+
+def _cpus_beside(
+    part: Reserved, nodes: Sequence[Node], ranks: Placement | None, cpus: int | None, *, gpu: bool
+) -> int:
+    """Return the CPUs that each of as many ranks can have beside a part; 0 where they do not fit, 1 without ranks."""
+    if ranks is None:
+        return 1
+    placement = choose_placement(part.taken_from(nodes), [ranks.workers], cpus, gpu=gpu)
+    return placement.cpus if placement is not None else 0
+
+
+def _largest(
+    part: Reserved,
+    max_cpus: int,
+    nodes: Sequence[Node],
+    ranks: Placement | None,
+    cpus: int | None,
+    *,
+    gpu: bool,
+) -> Reserved:
+    """Return the part with as many CPUs, `max_cpus` at most, as leave the ranks what its first one leaves them."""
+    wanted = _cpus_beside(part, nodes, ranks, cpus, gpu=gpu)
+
+    def takes_too_much(own: int) -> bool:
+        return _cpus_beside(replace(part, cpus=own), nodes, ranks, cpus, gpu=gpu) < wanted
+
+    # Sorted: a larger part never leaves the ranks more.
+    num_fitting = bisect_left(range(1, max_cpus + 1), x=True, key=takes_too_much)
+    return replace(part, cpus=num_fitting)
+
+
+def free_parts(nodes: Sequence[Node]) -> list[Node]:
+    """Return what nobody uses of each of these nodes of the connected cluster."""
+    free = cluster_state.available_resources_per_node()
+    return [
+        replace(
+            node,
+            cpus=free.get(node.node_id, {}).get("CPU", 0),
+            gpus=free.get(node.node_id, {}).get("GPU", 0),
+        )
+        for node in nodes
+    ]
 
 
 class Placer:
@@ -166,7 +228,8 @@ class Placer:
 
         wait_seconds: limit for a wait for nodes, after which fewer ranks are used than preferred, or the run ends.
         """
-        self.reserved: Reserved | None = None  # the part of a node that another process has
+        # The part of a node that another process has; `place` drops it where ranks need it to keep their number.
+        self.reserved: Reserved | None = None
         self.sizes, self.gpu = sizes, gpu
         self._workers = workers
         self._wait_seconds = wait_seconds
@@ -184,10 +247,13 @@ class Placer:
         try:
             while not give_up():
                 waited, alive = time.monotonic() - since, nodes()
-                if self.reserved is not None:
-                    alive = self.reserved.taken_from(alive)
                 late = self.is_late(since)
                 sizes = self.sizes if late else preferred
+                if self.reserved is not None:
+                    if not keeps_number(self.reserved, alive, sizes, cpus, gpu=self.gpu):
+                        self.reserved = None
+                        continue
+                    alive = self.reserved.taken_from(alive)
                 if placement := choose_placement(alive, sizes, cpus, gpu=self.gpu):
                     return placement
                 if late:

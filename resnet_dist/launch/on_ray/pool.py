@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from resnet_dist.config import WorkerRange
-from resnet_dist.errors import ExplainedError, RankFailed
+from resnet_dist.errors import ExplainedError, RankFailed, StorageError
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
 from resnet_dist.launch.on_ray.launcher import DEFAULT_WAIT_SECONDS
 from resnet_dist.launch.on_ray.nodes import Placement, cpus_per_rank, free_resources, nodes
@@ -45,7 +45,10 @@ class Worker:
         import torch  # Here: Ray's processes start without it.
 
         torch.set_num_threads(cpus)
-        return function(job, part, cpus)
+        try:
+            return function(job, part, cpus)
+        except StorageError as error:  # What one node lacks is mended on that node.
+            raise StorageError(f"worker on {ray.util.get_node_ip_address()}: {error}") from None
 
 
 class Pool:

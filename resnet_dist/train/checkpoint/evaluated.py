@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,25 +30,32 @@ def awaiting(checkpoints: Storage, evaluated: Container[int]) -> list[int]:
 
 
 def record_results(
-    checkpoints: Storage, results: Iterable[Evaluated], best_metric: str | None, *, keep: int
+    checkpoints: Storage,
+    results: Iterable[Evaluated],
+    newest: Mapping[str, float],
+    best_metric: str | None,
+    *,
+    keep: int,
 ) -> None:
-    """Put the best and the newest metrics into the newest checkpoint, and remove those that need not be kept.
+    """Put the best of all and the newest metrics into the newest good manifest, and remove what need not be kept.
 
-    Only once no rank writes any more. Raises StorageError, and DamagedCheckpoint where the newest cannot be read.
+    Only once no rank writes any more. Raises StorageError.
     """
-    names = list_checkpoints(checkpoints)
-    if not names:
+    for name in reversed(list_checkpoints(checkpoints)):
+        try:
+            manifest = parse_manifest(checkpoints.read(f"{name}/{MANIFEST}") or b"", name)
+            scalars = dict(manifest["scalars"])
+            best = Best(**scalars["best"]) if scalars.get("best") else None
+            metrics = {**scalars["metrics"], **newest}
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged: the ranks resume from an older one
+        for result in results:
+            best = better(best, result, best_metric)
+        changed = {**scalars, "best": asdict(best) if best else None, "metrics": metrics}
+        if changed != scalars:
+            checkpoints.write(f"{name}/{MANIFEST}", signed_manifest({**manifest, "scalars": changed}))
+        prune(checkpoints, keep=keep, also={best.step} if best else ())
         return
-    manifest = parse_manifest(checkpoints.read(f"{names[-1]}/{MANIFEST}") or b"", names[-1])
-    scalars = dict(manifest["scalars"])
-    best, metrics = Best(**scalars["best"]) if scalars.get("best") else None, dict(scalars["metrics"])
-    for result in results:
-        best = better(best, result, best_metric)
-        metrics |= result.metrics
-    changed = {**scalars, "best": asdict(best) if best else None, "metrics": metrics}
-    if changed != scalars:
-        checkpoints.write(f"{names[-1]}/{MANIFEST}", signed_manifest({**manifest, "scalars": changed}))
-    prune(checkpoints, keep=keep, also={best.step} if best else ())
 
 
 def _scalars_of(checkpoints: Storage, name: str) -> dict[str, Any]:

@@ -223,7 +223,9 @@ def _verified(folder: Path, only: tuple[str, ...] | None, location: str) -> Veri
 
 def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
     """Return the manifest. Raises DamagedCheckpoint, or what parsing raises."""
-    manifest: dict[str, Any] = json.loads(content)
+    manifest = json.loads(content)
+    if not isinstance(manifest, dict):
+        raise DamagedCheckpoint(f"{place}/{MANIFEST} is no JSON object")
     digest = manifest.pop("manifest_sha256", None)  # older versions wrote none
     if digest is not None and digest != _digest(manifest):
         raise DamagedCheckpoint(f"{place}/{MANIFEST} does not match its checksum")

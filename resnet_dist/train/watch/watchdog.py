@@ -47,6 +47,11 @@ def ignore(report: StallReport) -> None:
     """Drop a report."""
 
 
+def slowest_poll_seconds(world_size: int) -> float:
+    """Return the time between two publications of a rank, unless a short timeout demands less."""
+    return max(MAX_POLL_SECONDS, world_size / RANKS_PER_POLL_SECOND)
+
+
 class Watchdog:
     """The watch over this rank's training thread. Call `look` repeatedly, from another thread.
 
@@ -65,8 +70,7 @@ class Watchdog:
     ) -> None:
         self._progress, self._thread, self._world = progress, thread, world
         self._timeout, self._clock, self._report = timeout_seconds, clock, report
-        slowest_poll = max(MAX_POLL_SECONDS, world.world_size / RANKS_PER_POLL_SECOND)
-        self.poll_seconds = min(timeout_seconds / POLLS_PER_TIMEOUT, slowest_poll)
+        self.poll_seconds = min(timeout_seconds / POLLS_PER_TIMEOUT, slowest_poll_seconds(world.world_size))
         self._moves = -1
         self._phase = progress.phase
         self._still_for = 0.0

@@ -137,7 +137,10 @@ class Ours:
             seconds = self.setting.now() - start
         order = evaluation_order(self.eval_index, recipe.data)
         with Kept(self.eval_index, order, recipe.data, self.setting.world, seed=0) as eval_loader:
-            return seconds, evaluate(self.state.predictor, eval_loader, self.setting.world)["eval/top1"]
+            metrics = evaluate(
+                self.state.predictor, eval_loader, self.setting.world, precision=recipe.train.precision
+            )
+            return seconds, metrics["eval/top1"]
 
     def _first(self, recipe: Recipe) -> TrainState:
         """Return the state at step 0 for a seed."""

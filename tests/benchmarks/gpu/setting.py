@@ -20,9 +20,8 @@ from resnet_dist.world import World
 from tests.paths import JOBS
 
 Result = dict[str, Any]
-Results = Iterator[
-    tuple[str, Result]
-]  # the name of a measurement, and its numbers; a later one replaces an earlier one
+# The name of a measurement, and its numbers; a later one replaces an earlier one.
+Results = Iterator[tuple[str, Result]]
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayTaskError
 
 from resnet_dist.config import Recipe
-from resnet_dist.errors import RankFailed
+from resnet_dist.errors import RankFailed, StorageError, TrainingError
+from resnet_dist.launch.local import local_launcher
 from resnet_dist.launch.on_ray import beside as beside_module
-from resnet_dist.launch.on_ray.beside import MAX_TRIES, BesideEvaluations, outstanding, settle, started
+from resnet_dist.launch.on_ray import nodes as nodes_module
+from resnet_dist.launch.on_ray.beside import (
+    MAX_TRIES,
+    BesideEvaluations,
+    CannotEvaluate,
+    catch_up,
+    reason_of,
+    settle,
+    started,
+)
 from resnet_dist.launch.on_ray.nodes import Node, Reserved, room_beside
+from resnet_dist.launch.outstanding import Journal
+from resnet_dist.runs.choose import may_change
 from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
@@ -23,7 +37,7 @@ from resnet_dist.train.loop import Outcome, train
 from resnet_dist.world import World
 from tests.train.runs import Recorder
 
-A, B = "a" * 56, "b" * 56  # ids of nodes, as Ray has them
+A, B, C = "a" * 56, "b" * 56, "c" * 56  # ids of nodes, as Ray has them
 ROOM = [Node(4, 0, "a", A)]
 FINISHED = Outcome(8, 8, {"train/loss": 1.0}, True)
 
@@ -32,14 +46,21 @@ class FakeRay:
     """Calls that have their result at once: that of `answers`, by step, in order; an exception is raised."""
 
     def __init__(self, answers: dict[int, list[Any]]) -> None:
-        self.answers, self.evaluated, self.killed, self.broken = answers, list[int](), 0, False
+        self.answers, self.evaluated, self.killed = answers, list[int](), 0
+        self.problems: list[Exception] = []  # that `ready` raises, one after the other; the last one stays
+        self.places: list[str] = []  # nodes of the actors that were made
 
     def remote(self, kind: type) -> Any:
         actor = SimpleNamespace(
             ready=SimpleNamespace(remote=lambda: "ready"), evaluate=SimpleNamespace(remote=self.evaluate)
         )
         made = SimpleNamespace(remote=lambda *arguments, **options: actor)
-        return SimpleNamespace(options=lambda **options: made)
+
+        def options(**options: Any) -> Any:
+            self.places.append(options["scheduling_strategy"].node_id)
+            return made
+
+        return SimpleNamespace(options=options)
 
     def evaluate(self, location: str) -> int:
         self.evaluated.append(int(location.rpartition("-")[2]))
@@ -50,13 +71,13 @@ class FakeRay:
 
     def get(self, call: Any) -> Any:
         if call == "ready":
-            if self.broken:
-                raise RuntimeError("no such shard\nmore")
+            if self.problems:
+                raise self.problems[0] if len(self.problems) == 1 else self.problems.pop(0)
             return None
         answer = self.answers[call].pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer, None
+        return answer, None, []
 
     def kill(self, actor: Any) -> None:
         self.killed += 1
@@ -86,8 +107,12 @@ def run(recipe: Recipe, tmp_path: Path) -> RunFolder:
         outcome = train(recipe, place.location, World.single(), spool, logged=())
     assert outcome.finished
     assert "eval/loss" not in outcome.metrics
-    assert list(outstanding(made)) == [2, 4, 6, 8]
+    assert outstanding(made) == [2, 4, 6, 8]
     return made
+
+
+def outstanding(run: RunFolder) -> list[int]:
+    return list(Journal(run, None, 1).outstanding())
 
 
 def with_ray(
@@ -96,7 +121,8 @@ def with_ray(
     fake = FakeRay(answers)
     clock = itertools.count()
     monkeypatch.setattr(beside_module, "ray", fake)
-    monkeypatch.setattr(beside_module, "nodes", lambda: alive)
+    monkeypatch.setattr(beside_module, "nodes", lambda: list(alive))
+    monkeypatch.setattr(beside_module, "free_parts", lambda nodes: nodes)
     monkeypatch.setattr(beside_module, "free_resources", lambda: "0 CPUs and 0 GPUs")
     monkeypatch.setattr(
         beside_module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
@@ -181,7 +207,7 @@ def test_an_interruption_leaves_the_rest_for_the_next_command(
     outcome = settle(evaluations, run, FINISHED, lambda: bool(EvaluationResults(run.storage).read()))
     assert outcome is not None
     assert not outcome.finished
-    assert list(outstanding(run)) == [4, 6, 8]
+    assert outstanding(run) == [4, 6, 8]
     assert len(list_checkpoints(run.checkpoints)) == 4
 
 
@@ -209,7 +235,7 @@ def test_a_process_that_cannot_start_is_named_and_the_ranks_evaluate(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = RunFolder(open_storage(tmp_path / "new"), "new", None, 1, stored_recipe(recipe))
-    with_ray(monkeypatch, {}).broken = True
+    with_ray(monkeypatch, {}).problems = [RuntimeError("no such shard\nmore")]
     placer: Any = SimpleNamespace(sizes=[1], reserved=None)
     lines = list[str]()
     assert started(BesideEvaluations(recipe, lines.append, gpu=False), new, placer, None, never) is None
@@ -226,6 +252,183 @@ def test_a_cluster_without_any_room_is_given_up(
         evaluations.finish(run, never)
 
 
+def test_results_that_no_rank_has_logged_are_logged_before_ranks_evaluate(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks have died between the last result and their next look."""
+    fake = with_ray(monkeypatch, {}, alive=[])
+    results = EvaluationResults(run.storage)
+    for step, loss in LOSSES.items():
+        results.write(Evaluated(step, metrics_of(step, loss)))
+    placer: Any = SimpleNamespace(sizes=[1], reserved=None)
+    assert started(BesideEvaluations(recipe, lambda text: None, gpu=False), run, placer, None, never) is None
+    assert fake.evaluated == []
+    assert logged(run) == list(LOSSES.items())
+    assert best_checkpoint(run.checkpoints) == "step-00000004"
+    assert list_checkpoints(run.checkpoints) == ["step-00000004", "step-00000008"]
+
+
+def test_older_results_do_not_replace_metrics_of_the_ranks(run: RunFolder) -> None:
+    results = EvaluationResults(run.storage)
+    for step in (2, 4, 6, 8):
+        results.write(Evaluated(step, metrics_of(step, LOSSES[step])))
+    with Spool(run.spool) as spool:
+        spool.log(metrics_of(12, 0.05), 12)
+    assert Journal(run, "eval/loss", 1).complete() == {}
+    assert [step for step, _ in logged(run)] == [12, 2, 4, 6, 8]
+
+
+def test_the_process_moves_where_ranks_need_its_place(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = [Node(8, 1, "a", A), Node(8, 1, "b", B), Node(8, 1, "c", C)]
+    fake = with_ray(monkeypatch, {}, alive)
+    evaluations = BesideEvaluations(recipe, lambda text: None, gpu=True)
+    assert evaluations.start([2, 1], None, never) is None
+    assert evaluations.part is not None
+    assert evaluations.part.gpus == 1
+    alive.pop(1 if evaluations.part.node_id == A else 0)  # not the node of the process
+    assert evaluations.start([2, 1], None, never) is None
+    assert evaluations.part is not None
+    assert evaluations.part.gpus == 0  # Two ranks have the two GPUs.
+    assert fake.killed == 1
+
+
+def test_a_lost_node_is_no_failure_of_the_evaluation(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = [Node(4, 0, "a", A), Node(8, 0, "b", B)]
+    lost = ActorUnschedulableError("the node is gone")
+    answers: dict[int, list[Any]] = {step: [metrics_of(step, loss)] for step, loss in LOSSES.items()}
+    answers[2] = [lost, *answers[2]]
+    fake, lines = with_ray(monkeypatch, answers, alive), list[str]()
+    evaluations = BesideEvaluations(recipe, lines.append, gpu=False)
+    assert evaluations.start([1], None, never) is None
+    first = fake.places[-1]
+    assert evaluations.look(run)
+    alive[:] = [node for node in alive if node.node_id != first]
+    fake.problems = [lost]
+    for _ in range(50):
+        evaluations.look(run)
+        if fake.places != [first]:
+            fake.problems = []
+    assert [one.step for one in EvaluationResults(run.storage).read()] == [2, 4, 6, 8]
+    assert fake.places == [first, alive[0].node_id]
+    assert lines == []
+    assert evaluations._failures == {}
+
+
+def test_a_process_that_is_lost_again_and_again_counts(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: dict[int, list[Any]] = {step: [metrics_of(step, loss)] for step, loss in LOSSES.items()}
+    answers[2] = [ActorDiedError()] * MAX_TRIES
+    fake, lines = with_ray(monkeypatch, answers), list[str]()
+    outcome = settle(BesideEvaluations(recipe, lines.append, gpu=False), run, FINISHED, never)
+    assert outcome is not None
+    assert fake.evaluated == [2, 2, 2, 4, 6, 8]
+    reason = "The actor died unexpectedly before finishing this task."
+    assert lines[-1] == f"the checkpoint of step 2 is not evaluated: {reason}"
+
+
+def test_what_another_try_would_find_again_is_recorded_at_once(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: dict[int, list[Any]] = {step: [metrics_of(step, loss)] for step, loss in LOSSES.items()}
+    answers[4] = [RayTaskError("evaluate", "trace", TrainingError("eval/loss is nan")).as_instanceof_cause()]
+    answers[6] = [StorageError("no answer"), *answers[6]]
+    fake, lines = with_ray(monkeypatch, answers), list[str]()
+    settle(BesideEvaluations(recipe, lines.append, gpu=False), run, FINISHED, never)
+    assert fake.evaluated == [2, 4, 6, 6, 8]
+    assert lines[1:] == [
+        "the checkpoint of step 4 is not evaluated: eval/loss is nan",
+        "the evaluation of step 6 failed (no answer); it is tried again (2 of 3)",
+    ]
+
+
+def test_the_cause_of_a_start_that_failed_is_named() -> None:
+    try:
+        raise StorageError("/data/eval/index.json: no such file")
+    except StorageError as cause:
+        error = RayTaskError("Evaluator.__init__", traceback.format_exc(), cause, actor_id="a" * 32)
+    assert reason_of(ActorDiedError(error)) == "/data/eval/index.json: no such file"
+    assert reason_of(ActorDiedError()) == "The actor died unexpectedly before finishing this task."
+
+
+def test_a_process_that_cannot_start_does_not_keep_ranks_waiting(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, lines = with_ray(monkeypatch, {}), list[str]()
+    fake.problems = [RuntimeError("no such shard")]
+    with pytest.raises(CannotEvaluate, match="no evaluation could begin: it cannot start: no such shard"):
+        BesideEvaluations(recipe, lines.append, gpu=False).finish(run, never)
+    assert len(fake.places) == MAX_TRIES
+    assert outstanding(run) == [2, 4, 6, 8]
+    catch_up(BesideEvaluations(recipe, lines.append, gpu=False), run, never)
+    assert outstanding(run) == []
+    assert [one.problem for one in EvaluationResults(run.storage).read()] == [
+        "no evaluation could begin: it cannot start: no such shard"
+    ] * 4
+    assert lines[-1].startswith("the checkpoint of step 8 is not evaluated: no evaluation could begin")
+
+
+def test_an_interrupted_start_reports_no_lack_of_room(
+    recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_ray(monkeypatch, {})
+    lines, placer = list[str](), SimpleNamespace(sizes=[1], reserved=None)
+    evaluations = BesideEvaluations(recipe, lines.append, gpu=False)
+    assert started(evaluations, run, placer, None, lambda: True) is None  # type: ignore[arg-type]
+    assert (lines, evaluations.part) == ([], None)
+
+
+def test_a_damaged_result_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
+    folder = Path(run.location) / "beside"
+    folder.mkdir()
+    (folder / "step-00000002.json").write_text("[1]")
+    with pytest.raises(StorageError, match=r"beside/step-00000002.json: a damaged result"):
+        outstanding(run)
+    with_ray(monkeypatch, {})
+    lines = list[str]()
+    evaluations = BesideEvaluations(recipe, lines.append, gpu=False)
+    assert evaluations.start([1], None, never) is None
+    for _ in range(20):
+        evaluations.look(run)
+    (line,) = lines
+    assert "step-00000002.json" in line
+
+
+def test_a_manifest_that_is_no_object_awaits_nothing(run: RunFolder) -> None:
+    (Path(run.checkpoints.location) / "step-00000008/checkpoint.json").write_text("[]")
+    assert outstanding(run) == [2, 4, 6]
+
+
+def test_results_are_read_once(recipe: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = with_ray(monkeypatch, {step: [metrics_of(step, loss)] for step, loss in LOSSES.items()})
+    read = list[str]()
+    parse = EvaluationResults._parsed
+    monkeypatch.setattr(
+        EvaluationResults,
+        "_parsed",
+        lambda self, name, content: read.append(name) or parse(self, name, content),  # type: ignore[func-returns-value]
+    )
+    settle(BesideEvaluations(recipe, lambda text: None, gpu=False), run, FINISHED, never)
+    assert fake.evaluated == [2, 4, 6, 8]
+    assert len(read) == len(set(read)) == 4
+
+
+def test_a_run_that_began_beside_continues_in_one_process(recipe: Recipe, run: RunFolder) -> None:
+    inline, lines = recipe.with_overrides(["train.evaluate=inline"]), list[str]()
+    assert may_change("train.evaluate", recipe, inline)
+    outcome = local_launcher(inline, gpu=False, cpus=1, report=lines.append)(run)
+    assert outcome is not None
+    assert outcome.finished
+    assert [step for step, _ in logged(run)] == [2, 4, 6, 8]
+    assert lines == ["4 evaluation(s) are outstanding, of steps 2, 4, 6, 8"]
+    assert outstanding(run) == []
+    assert len(list_checkpoints(run.checkpoints)) <= 2
+
+
 @pytest.mark.parametrize(
     ("alive", "sizes", "gpu", "expected"),
     [
@@ -236,12 +439,31 @@ def test_a_cluster_without_any_room_is_given_up(
         ([Node(8, 0, "a", A), Node(4, 0, "b", B)], [1], False, Reserved(B, 4, 0)),
         ([Node(8, 2, "a", A), Node(8, 1, "b", B)], [2], True, Reserved(A, 1, 1)),
         ([Node(8, 2, "a", A), Node(6, 0, "b", B)], [2], True, Reserved(B, 6, 0)),
+        ([Node(8, 0, "a", A)], [16], False, None),  # The ranks do not fit yet.
     ],
 )
 def test_the_room_beside_the_ranks(
     alive: list[Node], sizes: list[int], gpu: bool, expected: Reserved | None
 ) -> None:
     assert room_beside(alive, sizes, None, gpu=gpu) == expected
+
+
+def test_the_room_of_many_nodes_is_found_among_their_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = [Node(96, 8, f"n{number}", f"{number:056d}") for number in range(64)]
+    tried = list[int]()
+    choose = nodes_module.choose_placement
+    monkeypatch.setattr(
+        nodes_module, "choose_placement", lambda *given, **gpu: tried.append(1) or choose(*given, **gpu)
+    )
+    # 511 ranks of 512 GPUs: the one that is left, and the CPUs that a rank would have had.
+    assert room_beside(alive, [511], None, gpu=True) == Reserved(alive[0].node_id, 12, 1)
+    assert len(tried) < 30  # 64 nodes have 96 CPUs each.
+
+
+def test_a_part_is_found_in_what_ranks_leave_free() -> None:
+    alive, free = [Node(8, 0, "a", A), Node(8, 0, "b", B)], [Node(0, 0, "a", A), Node(3, 0, "b", B)]
+    assert room_beside(alive, [1], 4, gpu=False, free=free) == Reserved(B, 3, 0)
+    assert room_beside(alive, [1], 4, gpu=False, free=free[:1] * 2) is None
 
 
 def test_a_checkpoint_that_awaits_is_written_though_newer_ones_come(recipe: Recipe, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from resnet_dist.config import WorkerRange
-from resnet_dist.launch.on_ray import launcher
+from resnet_dist.launch.on_ray import connect, launcher
 from resnet_dist.launch.on_ray.connect import connected
 
 
@@ -38,3 +40,17 @@ def test_runs_inside_a_connection_use_it_and_leave_it(calls: list[str]) -> None:
         assert calls == ["init"]
     assert calls == ["init", "shutdown"]
     assert notes.count("starting Ray on this machine") == 1
+
+
+def test_the_token_is_private_before_ray_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / ".ray/auth_token"
+    monkeypatch.setattr(connect, "TOKEN_FILE", file)
+    with connect.private_token():
+        first = file.read_text()
+        assert len(first) == 64
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with connect.private_token():
+        assert file.read_text() == first
+    assert [path.name for path in file.parent.iterdir()] == ["auth_token"]

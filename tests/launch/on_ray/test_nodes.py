@@ -16,6 +16,7 @@ from resnet_dist.launch.on_ray.nodes import (
     Node,
     Placement,
     Placer,
+    Reserved,
     choose_placement,
     cpus_per_rank,
 )
@@ -106,6 +107,18 @@ def test_a_wait_ends(cluster: FakeCluster) -> None:
         placer("2:2", [2], []).place(1, cluster.now, never)
     assert cluster.demands[-1] == 0
     assert placer("2", [2], []).place(1, cluster.now, lambda: True) is None
+
+
+def test_ranks_do_not_wait_for_the_part_of_another_process(cluster: FakeCluster) -> None:
+    cluster.alive = [Node(1, 0, "h1", "a"), Node(1, 0, "h2", "b"), Node(1, 0, "h3", "c")]
+    ranks = placer("2", [2, 1], [])
+    ranks.reserved = Reserved("a", 1, 0)
+    assert ranks.place(1, cluster.now, never) == Placement(2, 1, gpu=False)
+    assert ranks.reserved is not None
+    cluster.alive.pop()
+    assert ranks.place(1, cluster.now, never) == Placement(2, 1, gpu=False)
+    assert ranks.reserved is None
+    assert cluster.now == 100.0
 
 
 def test_a_leaving_node_matters_where_it_has_ranks(cluster: FakeCluster) -> None:

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from resnet_dist.errors import RankFailed, UserError
+from resnet_dist.errors import RankFailed, StorageError, UserError
 from resnet_dist.launch.on_ray import pool
 from tests.checkpoints import random_checkpoint
 
@@ -27,6 +28,15 @@ def test_workers_without_room_are_reported_and_then_given_up(monkeypatch: pytest
         pool._wait_until_ready([actor, actor], lines.append)
     (line,) = lines
     assert line.startswith("waiting for room, 600 s at most: 2 of 2 workers have no place; ")
+
+
+def test_a_storage_that_one_node_lacks_is_named_with_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(job: Any, part: Any, cpus: int) -> None:
+        raise StorageError("/data: no such folder")
+
+    monkeypatch.setattr(pool.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    with pytest.raises(StorageError, match=r"^worker on 10.0.0.7: /data: no such folder$"):
+        pool.Worker().call(refuse, None, None, torch.get_num_threads())
 
 
 @pytest.mark.long

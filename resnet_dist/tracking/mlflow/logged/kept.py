@@ -13,9 +13,8 @@ from resnet_dist.train.checkpoint.folder import list_checkpoints, model_checksum
 
 # The prefixes of the metrics that tell one checkpoint from another; speeds and machines do not.
 PREFIXES = ("eval/", "train/")
-MAX_STEPS_WAITING = (
-    1000  # steps whose metrics are remembered, since their checkpoint may still be being written
-)
+# Steps whose metrics are remembered: their checkpoint may still be being written.
+MAX_STEPS_WAITING = 1000
 
 Metrics = dict[str, tuple[float, int]]  # by name: the value, and its time in milliseconds
 
