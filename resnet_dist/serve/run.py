@@ -34,6 +34,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 5001
 ANY_HOST = ("0.0.0.0", "::")
 # For requests under way; less than the time that an interrupted command has.
 STOP_SECONDS = 3
+START_SECONDS = 300  # limit for a process that imports and loads the model
 POLL_SECONDS = 0.1  # between two looks whether the server answers
 FOLDER_PREFIX, LOCK_FILE = "resnet-dist-serve-", ".lock"
 FRESH_SECONDS = 60.0  # the age of a folder whose server may just be starting, without its lock
@@ -141,6 +142,8 @@ def _serve_in_processes(settings: Settings, port: socket.socket, workers: int) -
         log_config=None,
         access_log=False,
         workers=workers,
+        # By default a process that imports for more than 5 s, from a slow disk, is ended and begun again.
+        timeout_worker_healthcheck=START_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     with _own_signals():

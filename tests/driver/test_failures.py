@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.config import Recipe
-from resnet_dist.driver import run as driver
+from resnet_dist.driver import launcher as launchers
 from resnet_dist.driver.request import Request
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import Diverged, ExplainedError, RankFailed, TrainingError
@@ -31,7 +31,7 @@ def failure(
 
         return launch
 
-    monkeypatch.setattr(driver, "local_launcher", launcher)
+    monkeypatch.setattr(launchers, "local_launcher", launcher)
     monkeypatch.setattr(sys, "argv", ["", "train", "digits.py"])
     request = Request(recipe, "digits.py", output, gpu=False, local=True, name="x")
     with pytest.raises(type(error)) as raised:

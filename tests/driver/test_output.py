@@ -98,6 +98,8 @@ def test_a_place_without_rights(tmp_path: Path) -> None:
     folders[1].chmod(0o777)
     program = (
         "import os, sys; from pathlib import Path; from resnet_dist.driver.output import check_output\n"
+        # Before the rights go: Python itself may lie where only root can read.
+        "import resnet_dist.runs.storage.folder\n"
         "if os.geteuid() == 0: os.setgid(12345); os.setuid(12345)\n"
         "try: check_output(Path(sys.argv[1]))\n"
         "except ValueError as error: print(error)"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from resnet_dist.config import Recipe, load_recipe
-from resnet_dist.driver import run as driver
+from resnet_dist.driver import launcher as launchers
 from resnet_dist.driver.request import Request, Summary
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import TrainingError, UserError
@@ -44,7 +44,7 @@ def test_ranks_that_wrote_elsewhere_are_not_finished(
 
         return launch
 
-    monkeypatch.setattr(driver, "local_launcher", launcher)
+    monkeypatch.setattr(launchers, "local_launcher", launcher)
     publisher = SignallingPublisher("nothing")
     with pytest.raises(
         TrainingError, match=rf"{tmp_path}/runs/x has no {missing} on .*; --output must be a folder"
