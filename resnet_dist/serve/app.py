@@ -29,7 +29,7 @@ MAX_DIGITS = 9  # of a number in a request; Python refuses to read very long one
 # The page needs nothing but itself and this server, whatever a class is called.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src blob:; connect-src 'self'",
+    "img-src blob: data:; connect-src 'self'",
     "X-Content-Type-Options": "nosniff",
 }
 _NUMBER = re.compile(r"image (\d+)(?=: )")
