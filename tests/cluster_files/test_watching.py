@@ -9,7 +9,7 @@ import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,13 @@ def test_every_panel_and_alert_has_data_of_a_live_run(tmp_path: Path, digits_dat
     fields = [f"data.{part}={digits_data}/{part}" for part in ("train", "eval")]
     fields += ["model.name=resnet8", f"train.length={STEPS} steps", "train.checkpoint_every=20 steps"]
     sets = [word for field in fields for word in ("--set", field)]
-    with small_head(tmp_path) as head, head.running():
+    with small_head(tmp_path) as head, head.running(), ExitStack() as stack:
         nodes = next(Path(head.variables["RAY_TMPDIR"]).rglob("prom_metrics_service_discovery.json"))
         with prometheus(tmp_path, nodes) as server:
             client = head.start(
                 "submit", str(ROOT / "jobs/digits.py"), "--workers", "1", "--name", "x", *sets
             )
+            stack.callback(client.kill)
             read_until(client, "step 20/")
             # The gauges come every 15 s, and Ray passes them on when it likes.
             wait_until(lambda: server.values("ray_resnet_dist_images_per_second") != [])
