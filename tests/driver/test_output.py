@@ -183,10 +183,10 @@ def test_a_disk_that_fills_keeps_the_checkpoint_before(
     request = Request(recipe, "digits.py", small_disk / "out", local=True, name="a")
     write = writer.write_checkpoint
 
-    def write_on_a_disk_that_fills(checkpoints: Storage, step: int, *arguments: Any) -> None:
+    def write_on_a_disk_that_fills(checkpoints: Storage, step: int, *arguments: Any) -> Any:
         if step == 4:
             fill(small_disk, 0)
-        write(checkpoints, step, *arguments)
+        return write(checkpoints, step, *arguments)
 
     monkeypatch.setattr(writer, "write_checkpoint", write_on_a_disk_that_fills)
     words = r"step 6 could not be written .*No space left on device.*; the last that is kept is step-00000002"
