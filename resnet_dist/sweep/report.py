@@ -13,7 +13,6 @@ from resnet_dist.runs.study_folder import FIGURE_FILE, SWEEP_FILE, TABLE_FILE
 from resnet_dist.sweep.figure import draw_sweep
 from resnet_dist.sweep.plan import Plan, PlannedTrial
 from resnet_dist.sweep.search import Search
-from resnet_dist.system.command import joined
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,6 @@ def shown_value(plan: Plan, trial: PlannedTrial) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if plan.metric.endswith("loss") else f"{value:.2%}"
-
-
-def sets_line(trial: PlannedTrial) -> str:
-    """Return the values of a trial as `--set` options of a command."""
-    return joined(word for text in trial.sets for word in ("--set", text))
 
 
 def ranked(plan: Plan) -> list[PlannedTrial]:

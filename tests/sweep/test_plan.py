@@ -10,7 +10,7 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.sweep.plan import Outcome, Plan, plan_without_trials, planned, read_plan
-from resnet_dist.sweep.report import conclude, ranked, sets_line, table_lines, write_table
+from resnet_dist.sweep.report import conclude, ranked, table_lines, write_table
 
 VALUES = [("optim.lr=0.1",), ("optim.lr=0.2",), ("optim.lr=0.3",), ("optim.lr=0.4",)]
 
@@ -88,7 +88,7 @@ def test_the_best_was_trained_to_its_end(ended: Plan) -> None:
     best = ended.best()
     assert best is not None
     assert best.name == "s-004"
-    assert sets_line(best) == "--set optim.lr=0.4"
+    assert list(best.sets) == ["optim.lr=0.4"]
     assert conclude(ended) == (
         "best eval/top1 75.00% with optim.lr=0.4 (4 trials: 1 diverged, 2 finished, 1 stopped)"
     )
