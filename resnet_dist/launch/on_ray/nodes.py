@@ -31,6 +31,7 @@ class Node:
     gpus: float
     host: str = ""
     node_id: str = ""
+    memory: float = math.inf  # bytes that Ray may use
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def nodes() -> list[Node]:
             node["Resources"].get("GPU", 0),
             node["NodeManagerHostname"],
             node["NodeID"],
+            node["Resources"].get("memory", math.inf),
         )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in leaving
