@@ -18,16 +18,20 @@ import pytest
 from resnet_dist import Recipe, RecipeError, Result, Study, Trial
 from resnet_dist.config import load_study
 from resnet_dist.driver.request import Interrupted, Reporter, Request
+from resnet_dist.driver.run import run_training
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.folder import RUNS_FOLDER, read_run
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
 from resnet_dist.tracking.open import open_publisher, open_study
-from resnet_dist.tracking.spool import Entry, Spool
+from resnet_dist.tracking.spool import Entry, Follower, Spool
 from resnet_dist.train import loop
+from resnet_dist.train.checkpoint.folder import list_checkpoints
 from tests.paths import ROOT
 from tests.reporter import RecordingReporter
 
@@ -353,3 +357,37 @@ def test_all_runs_share_one_ray_which_a_finished_study_does_not_start(
     with pytest.raises(StudyInterrupted):
         run(replace(request_of, workers=1))
     assert events == ["ray", "tiny-seed-0", "end"]
+
+
+def curves(output: Path, name: str) -> tuple[dict[int | None, float], bytes]:
+    """Return the training loss of a run by step, and the weights at its end."""
+    found = read_run(open_storage(output).at(RUNS_FOLDER).at(name))
+    assert found is not None
+    losses = {
+        one.step: one.metrics["train/loss"]
+        for one in Follower(found.spool).read()
+        if "train/loss" in one.metrics
+    }
+    newest = list_checkpoints(found.checkpoints)[-1]
+    return losses, (output / RUNS_FOLDER / name / "checkpoints" / newest / "model.safetensors").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_runs_that_share_one_ray_have_the_curves_of_single_runs(
+    request_of: StudyRequest, tmp_path: Path
+) -> None:
+    trials = tuple(
+        replace(one, recipe=one.recipe.with_overrides(["model.name=resnet8", "train.threads=1"]))
+        for one in request_of.study.trials[:2]
+    )
+    together = replace(request_of, study=replace(request_of.study, trials=trials), workers=2)
+    run(together)
+    alone = replace(together, output=tmp_path / "alone")
+    for trial in trials:
+        run_training(alone.of_trial(trial, {}), RecordingReporter(), open_publisher)
+        name = f"tiny-{trial.name}"
+        losses, weights = curves(together.output, name)
+        assert [*losses] == [2, 4, 6]
+        assert (losses, weights) == curves(alone.output, name)
+    assert curves(alone.output, "tiny-seed-0") != curves(alone.output, "tiny-seed-1")

@@ -25,14 +25,18 @@ from resnet_dist.tracking.logged_run import (
     LoggedRun,
     differing,
 )
+from resnet_dist.tracking.mlflow.run import PARENT_TAG
 
 VIEW = "resnet-dist"  # its key in an address
 VIEW_NAME = "best runs first"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-# The view in which the runs of a study or a sweep stand together. The page lists runs below their parent only in the order
-# of their creation, so it is grouped by the tags that name them.
+# Views in which the runs of a study or a sweep stand together: grouped by the tags that name them, the best first; and below
+# the run of the study, which has its figure and conclusion. The page nests runs only in the order of their creation.
+NESTED, NESTED_NAME = "resnet-dist-nested", "runs below their study or sweep"
 GROUPS, GROUPS_NAME = "resnet-dist-groups", "studies and sweeps"
-GROUPS_TAG = f"mlflow.sharedViewState.{GROUPS}"
+GROUPS_TAG, NESTED_TAG = (f"mlflow.sharedViewState.{key}" for key in (GROUPS, NESTED))
+CREATED = "attributes.start_time"
+MAX_OPEN = 20  # parents: a tag has room for so many ids
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
 METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
@@ -48,12 +52,13 @@ CLOSED_SECTIONS = ("System metrics", "data")
 def save_views(client: mlflow.MlflowClient, experiment_id: str, runs: Sequence[LoggedRun]) -> tuple[str, ...]:
     """Save the views of an experiment with these runs, unless they are there; return their keys.
 
-    The second one is there where runs belong to studies or sweeps. Raises what the store raises.
+    The second and the third are there where runs belong to studies or sweeps. Raises what the store raises.
     """
     tags = client.get_experiment(experiment_id).tags
     views = {VIEW: (VIEW_TAG, VIEW_NAME, view_state(runs))}
     if names := group_tags(runs):
         views[GROUPS] = GROUPS_TAG, GROUPS_NAME, {**view_state(runs), "groupBy": _groups(names)}
+        views[NESTED] = NESTED_TAG, NESTED_NAME, {**view_state(runs), **_nested(runs)}
     for tag, name, value in views.values():
         state = _packed(value)
         if _state_of(tags.get(tag, "")) != state:
@@ -73,6 +78,13 @@ def _groups(tags: Sequence[str]) -> dict[str, Any]:
     """Return how the page groups runs: by tags, each group with the largest values of its runs."""
     keys = [{"mode": "tag", "groupByData": tag} for tag in tags]
     return {"aggregateFunction": "max", "groupByKeys": keys}
+
+
+def _nested(runs: Sequence[LoggedRun]) -> dict[str, Any]:
+    """Return the order in which the page lists runs below their parents, and these as opened."""
+    parents = dict.fromkeys(run.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.tags)
+    opened = dict.fromkeys([*parents][:MAX_OPEN], True)
+    return {"orderByKey": CREATED, "orderByAsc": False, "runsExpanded": opened}
 
 
 def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
