@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +20,6 @@ import pytest
 from resnet_dist import Recipe, RecipeError, Result, Study, Trial
 from resnet_dist.config import load_study
 from resnet_dist.driver.request import Interrupted, Reporter, Request
-from resnet_dist.driver.run import run_training
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.runs.choose import choose_run
@@ -372,22 +373,30 @@ def curves(output: Path, name: str) -> tuple[dict[int | None, float], bytes]:
     return losses, (output / RUNS_FOLDER / name / "checkpoints" / newest / "model.safetensors").read_bytes()
 
 
+STUDY_OF_TWO = """
+from resnet_dist import Study, Trial
+from resnet_dist.config import load_recipe
+
+def study():
+    trials = [
+        Trial(f"seed-{{seed}}", load_recipe("{recipe}", [*{sets}, f"seed={{seed}}"]), {{"net": "a", "seed": str(seed)}})
+        for seed in range(2)
+    ]
+    return Study("tiny", tuple(trials), "net", "net", 4, lambda found: "done", "Two runs.")
+"""
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_runs_that_share_one_ray_have_the_curves_of_single_runs(
-    request_of: StudyRequest, tmp_path: Path
-) -> None:
-    trials = tuple(
-        replace(one, recipe=one.recipe.with_overrides(["model.name=resnet8", "train.threads=1"]))
-        for one in request_of.study.trials[:2]
-    )
-    together = replace(request_of, study=replace(request_of.study, trials=trials), workers=2)
-    run(together)
-    alone = replace(together, output=tmp_path / "alone")
-    for trial in trials:
-        run_training(alone.of_trial(trial, {}), RecordingReporter(), open_publisher)
-        name = f"tiny-{trial.name}"
-        losses, weights = curves(together.output, name)
-        assert [*losses] == [2, 4, 6]
-        assert (losses, weights) == curves(alone.output, name)
-    assert curves(alone.output, "tiny-seed-0") != curves(alone.output, "tiny-seed-1")
+def test_a_run_that_shares_ray_with_others_has_the_curve_of_a_single_run(tmp_path: Path) -> None:
+    sets = ["train.length=6 steps", "train.log_every=2 steps", "model.name=resnet8", "train.figures=none"]
+    recipe, file = ROOT / "jobs/digits.py", tmp_path / "two.py"
+    file.write_text(STUDY_OF_TWO.format(recipe=recipe, sets=sets))
+    words = [word for text in (*sets, "seed=1") for word in ("--set", text)]
+    for command in (["study", str(file)], ["train", str(recipe), "--name", "alone", *words]):
+        options = ["--workers=2", "--cpu", "--output", str(tmp_path)]
+        subprocess.run([sys.executable, "-m", "resnet_dist", *command, *options], cwd=ROOT, check=True)
+    losses, weights = curves(tmp_path, "tiny-seed-1")
+    assert [*losses] == [2, 4, 6]
+    assert (losses, weights) == curves(tmp_path, "alone")
+    assert curves(tmp_path, "tiny-seed-0") != curves(tmp_path, "alone")

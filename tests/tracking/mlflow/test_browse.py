@@ -137,7 +137,9 @@ def test_the_view_has_what_answers_which_run_is_best(
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`eval/top1`", False)
     assert "params.`optim.lr`" in view["selectedColumns"]
     assert "params.`model.name`" not in view["selectedColumns"]  # It is the same in all runs.
-    charts = [chart["metricKey"] for chart in view["compareRunCharts"]]
+    charts = [
+        chart["metricKey"] for chart in view["compareRunCharts"]
+    ]  # no card of images, as no run has any
     assert charts[:4] == ["eval/top1", "train/loss", "train/lr", "perf/images_per_second"]
     assert charts[-1] == "data/bad_samples"
     sections = {section["uuid"] for section in view["compareRunSections"]}
@@ -146,6 +148,18 @@ def test_the_view_has_what_answers_which_run_is_best(
     before = client.get_experiment("1").tags
     show_runs(Tracker.open(output), free_port(), None, lambda text: None)
     assert client.get_experiment("1").tags == before  # It is not written again.
+
+
+def test_the_card_of_images_shows_the_step_that_runs_have(
+    output: Path, client: mlflow.MlflowClient, served: list[dict[str, str]]
+) -> None:
+    for run, steps in zip(client.search_runs(["1"]), ("66 132", "132"), strict=True):
+        client.set_tag(run.info.run_id, "resnet_dist.figures", steps)
+    show_runs(Tracker.open(output), free_port(), None, lambda text: None)
+    view = view_of(client)
+    (card,) = [chart for chart in view["compareRunCharts"] if chart["type"] == "IMAGE"]
+    assert (card["imageKeys"], card["step"]) == (["eval/worst images"], 132)
+    assert card["metricSectionId"] in {section["uuid"] for section in view["compareRunSections"]}
 
 
 def add_study(client: mlflow.MlflowClient, name: str, top1s: tuple[float, ...], tag: str = "study") -> None:

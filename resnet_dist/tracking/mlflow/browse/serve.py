@@ -13,11 +13,13 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import entry_points
 
 from resnet_dist.errors import UserError
 from resnet_dist.search_path import SAFE_PATH_VARIABLE
 from resnet_dist.system.signals import EXIT_SECONDS
 from resnet_dist.tracking.logged_run import LoggedRun
+from resnet_dist.tracking.mlflow.browse.app import APP_NAME
 from resnet_dist.tracking.mlflow.browse.links import experiment_link, run_link
 from resnet_dist.tracking.mlflow.browse.view import GROUPS, NESTED, VIEW, save_views
 from resnet_dist.tracking.mlflow.reading import NEWEST_FIRST, Tracker
@@ -116,6 +118,10 @@ def _bound(port: int) -> int:
 def _serve(uri: str, port: int, on_ready: Callable[[], object]) -> int:
     """Run `mlflow server` until it is interrupted; return its exit code. on_ready: called when it answers."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", str(NUM_WORKERS)]
+    if (
+        APP_NAME in entry_points(group="mlflow.app").names
+    ):  # An old installation of this package does not name it.
+        command += ["--app-name", APP_NAME]
     # In a variable: everybody on this machine can read a command, which would show the password of a database.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     # Job execution would start eight more processes, which a page of metrics does not need.

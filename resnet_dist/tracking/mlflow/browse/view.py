@@ -10,6 +10,7 @@ import base64
 import json
 import time
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import mlflow
 
 from resnet_dist.tracking.logged_run import (
     GROUP_TAGS,
+    IMAGES,
     LOSS,
     RATE,
     SPEED,
@@ -110,23 +112,38 @@ def _charts(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
     """Return the charts of the first section, and of all other metrics so far; the page adds those that come later."""
     known = sorted({key for run in runs for key in run.metrics} - set(FIRST_CHARTS))
     others = [_chart(key, name) for name in SECTIONS for key in known if key.rpartition("/")[0] == name]
-    return [*(_chart(key, FIRST_SECTION) for key in FIRST_CHARTS), *others]
+    return [*(_chart(key, FIRST_SECTION) for key in FIRST_CHARTS), *_images(runs), *others]
+
+
+def _images(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """Return the card of the most surely wrong images, at the step that most runs have: the page begins at step 0."""
+    steps = Counter(step for run in runs for step in run.image_steps[-1:])
+    if not steps:
+        return []
+    card = _card("IMAGE", IMAGES, "eval")
+    return [{**card, "imageKeys": [IMAGES], "step": steps.most_common(1)[0][0], "showRunParams": False}]
 
 
 def _chart(key: str, section: str) -> dict[str, Any]:
     return {
-        "type": "LINE",
-        "uuid": f"chart {key}",
-        "metricSectionId": f"section {section}",
+        **_card("LINE", key, section),
         "metricKey": key,
-        "isGenerated": True,
-        "deleted": False,
-        "runsCountToCompare": 10,
         # Curves as they were measured: the page smooths a chart that leaves this out.
         "lineSmoothness": 0,
         "useGlobalLineSmoothing": True,
         "useGlobalXaxisKey": True,
         "xAxisKey": "step",
+    }
+
+
+def _card(kind: str, key: str, section: str) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "uuid": f"chart {key}",
+        "metricSectionId": f"section {section}",
+        "isGenerated": True,
+        "deleted": False,
+        "runsCountToCompare": 10,
     }
 
 
