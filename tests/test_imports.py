@@ -54,6 +54,8 @@ INNER_LAYERS = {
     ],
     "train": [
         {"loop"},
+        {"due_evaluation"},
+        {"parts", "log_lines"},
         {"start"},
         {"checkpoint", "evaluate", "step"},
         {"optim", "plan", "watch", "beside"},

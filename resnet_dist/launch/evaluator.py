@@ -16,7 +16,7 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.device import chosen_precision, set_arithmetic
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
-from resnet_dist.train.loop import BAD_EVALUATION_SAMPLE, bad_lines
+from resnet_dist.train.log_lines import BAD_EVALUATION_SAMPLE, bad_lines
 from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.predictions import PredictionLog, too_many
 from resnet_dist.world import World
