@@ -38,7 +38,7 @@ INNER_LAYERS = {
     "runs": [
         {"choose", "study_folder"},
         {"folder"},
-        {"stalls", "page", "lineage", "evaluations"},
+        {"stalls", "page", "lineage", "evaluation_results"},
         {"storage"},
     ],
     "tracking": [
@@ -58,7 +58,7 @@ INNER_LAYERS = {
         {"parts", "log_lines"},
         {"start"},
         {"checkpoint", "evaluate", "step"},
-        {"optim", "plan", "watch", "beside"},
+        {"optim", "plan", "watch"},
         {"state"},
         {"device", "tracker"},
         {"predictions"},

@@ -105,7 +105,7 @@ def train(
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
         from resnet_dist.tracking.abandoned import closing_abandoned
-        from resnet_dist.tracking.also.beside import with_others
+        from resnet_dist.tracking.also.fan_out import with_others
         from resnet_dist.tracking.open import check_tracker, open_publisher
 
         ranks = _torchrun_ranks()
@@ -189,7 +189,7 @@ def study(
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.abandoned import closing_abandoned
-        from resnet_dist.tracking.also.beside import with_others
+        from resnet_dist.tracking.also.fan_out import with_others
         from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
 
     folder = local_folder(str(output), "--output").absolute()

@@ -3,7 +3,7 @@
 attempt       the orders that every rank receives, and the type of a launcher
 rank          train as one rank: a training thread, and a main thread that watches it
 fence         end a rank whose attempt is not the newest, or whose driver is gone, before it writes
-evaluator     evaluate checkpoints one by one: in a process beside the ranks, or in the driver before them
+checkpoint_evaluator  evaluate checkpoints one by one: in a process beside the ranks, or in the driver before them
 outstanding   the evaluations beside training that are outstanding, and the end of their record
 start_times   the seconds from the cause of a start to its first step, by phase
 local         one rank in this process

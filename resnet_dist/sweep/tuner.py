@@ -45,7 +45,7 @@ from resnet_dist.sweep.trial import TrialRun
 from resnet_dist.sweep.watch import Watch
 from resnet_dist.system.provenance import origin_variables
 from resnet_dist.system.signals import StopRequest, handle_signals
-from resnet_dist.tracking.also.beside import with_others
+from resnet_dist.tracking.also.fan_out import with_others
 from resnet_dist.tracking.open import open_publisher
 
 JOIN_SECONDS = 0.2

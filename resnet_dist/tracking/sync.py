@@ -12,7 +12,7 @@ from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, kind_of, read_study, studies_in
-from resnet_dist.tracking.also.beside import send_to_others
+from resnet_dist.tracking.also.fan_out import send_to_others
 from resnet_dist.tracking.open import check_tracker, has_mlflow
 from resnet_dist.tracking.store import (
     URI_VARIABLE,

@@ -18,8 +18,8 @@ from resnet_dist.runs.page import PROFILE_FOLDER
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Permit, Storage
 from resnet_dist.system.memory import collect_normally
-from resnet_dist.train.beside import Beside, followed
-from resnet_dist.train.checkpoint.evaluated import awaiting
+from resnet_dist.train.checkpoint.awaiting import awaiting
+from resnet_dist.train.checkpoint.follow_results import ResultsFollower, following
 from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluation_loader
@@ -82,20 +82,20 @@ def set_up(
     run = open_storage(location)
     storage, logged = run.at(CHECKPOINTS_FOLDER), logged if world.is_main else None
     with (
-        followed(run, tracker, recipe.train.best_metric, logged) as beside,
+        following(run, tracker, recipe.train.best_metric, logged) as results,
         Loader(
             train_index, order, recipe.data, world, seed=recipe.seed, sizes=plan.sizes, total_steps=plan.total
         ) as loader,
         evaluation_loader(eval_index, recipe.data, world) as eval_loader,
-        checkpointer(storage, recipe, train_index.classes, world, tracker, permit, beside) as checkpoints,
+        checkpointer(storage, recipe, train_index.classes, world, tracker, permit, results) as checkpoints,
         Control(
             world, recipe.train.stall_timeout_seconds, stop_requested, checkpoints.due_by_time
         ) as control,
         closing(usage_of(world)) as state.meter.usage,
     ):
         restore_or_initialize(state, checkpoints, recipe, train_index, world, tracker, plan.total)
-        if beside is not None:
-            beside.start(state.best, awaiting(storage, beside.evaluated()))
+        if results is not None:
+            results.start(state.best, awaiting(storage, results.evaluated()))
         guard.check_length(state, plan.total)
         train_step = TrainStep(state, recipe, plan, world, progress)
         predictor = compiled(state.predictor, recipe.train)
@@ -123,11 +123,11 @@ def checkpointer(
     world: World,
     tracker: Tracker,
     permit: Permit,
-    beside: Beside | None,
+    results: ResultsFollower | None,
 ) -> Checkpointer:
     """Return the checkpoints of a run, which are reported to its tracker."""
     reports = (tracker.note, tracker.flush, permit, tracker.log_checkpoint)
-    return Checkpointer(storage, recipe, classes, world, *reports, beside)
+    return Checkpointer(storage, recipe, classes, world, *reports, results)
 
 
 def restore_or_initialize(

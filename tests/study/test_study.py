@@ -21,7 +21,7 @@ from resnet_dist.driver.request import Interrupted, Reporter, Request
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.runs.choose import choose_run
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study

@@ -47,7 +47,9 @@ class Evaluator:
     """The actor: it imports torch once, and keeps the loader of the evaluation set between calls."""
 
     def __init__(self, recipe_json: str, cpus: int, *, gpu: bool) -> None:
-        from resnet_dist.launch.evaluator import CheckpointEvaluator  # Here, since it imports torch.
+        from resnet_dist.launch.checkpoint_evaluator import (
+            CheckpointEvaluator,
+        )  # Here, since it imports torch.
 
         self._evaluator = CheckpointEvaluator(Recipe.from_json(recipe_json), cpus, gpu=gpu)
 

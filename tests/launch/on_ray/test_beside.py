@@ -28,7 +28,7 @@ from resnet_dist.launch.on_ray.beside import (
 from resnet_dist.launch.on_ray.nodes import Node, Reserved, room_beside
 from resnet_dist.launch.outstanding import Journal
 from resnet_dist.runs.choose import may_change
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.spool import Follower, Spool

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from resnet_dist.errors import StorageError
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.train.state.train_state import Best
 from resnet_dist.train.tracker import Tracker
@@ -22,7 +22,7 @@ from resnet_dist.train.tracker import Tracker
 CLOSE_SECONDS = 5.0
 
 
-class Beside:
+class ResultsFollower:
     """The evaluations of one attempt. Any thread may call it."""
 
     def __init__(
@@ -101,18 +101,18 @@ class Beside:
 
 
 @contextmanager
-def followed(
+def following(
     run: Storage, tracker: Tracker, best_metric: str | None, logged: Collection[int] | None
-) -> Iterator[Beside | None]:
+) -> Iterator[ResultsFollower | None]:
     """Yield the evaluations beside an attempt, closed at the end; None where `logged` is."""
     if logged is None:
         yield None
         return
-    beside = Beside(EvaluationResults(run), tracker, best_metric, logged, run.poll_seconds)
+    follower = ResultsFollower(EvaluationResults(run), tracker, best_metric, logged, run.poll_seconds)
     try:
-        yield beside
+        yield follower
     finally:
-        beside.close()
+        follower.close()
 
 
 def better(best: Best | None, result: Evaluated, metric: str | None) -> Best | None:

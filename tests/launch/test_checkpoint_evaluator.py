@@ -10,7 +10,7 @@ import pytest
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import TrainingError
-from resnet_dist.launch import evaluator
+from resnet_dist.launch import checkpoint_evaluator
 from resnet_dist.train import predictions
 
 
@@ -23,9 +23,9 @@ def bad(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         report_bad(bad)
         return {"eval/loss": 0.5, "eval/samples": 360.0 - len(bad), "eval/bad_samples": float(len(bad))}
 
-    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(checkpoint_evaluator, "evaluate", evaluate)
     monkeypatch.setattr(
-        evaluator, "load_model", lambda *given, **options: SimpleNamespace(model=None, step=4)
+        checkpoint_evaluator, "load_model", lambda *given, **options: SimpleNamespace(model=None, step=4)
     )
     return bad
 
@@ -36,7 +36,7 @@ def test_bad_samples_and_missing_figures_are_named(
     monkeypatch.setattr(predictions, "MAX_SAMPLES", 100)
     bad.append("shard/7: no image")
     recipe = digits_recipe.with_overrides(["train.figures=evaluations", "data.max_bad_fraction=0.5"])
-    found = evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
+    found = checkpoint_evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
     metrics, kept, lines = found.evaluate("x")
     assert metrics["eval/bad_samples"] == 1
     assert kept is None
@@ -49,7 +49,7 @@ def test_bad_samples_and_missing_figures_are_named(
 
 def test_another_precision_is_named_once(digits_recipe: Recipe, bad: list[str]) -> None:
     recipe = digits_recipe.with_overrides(["train.precision=fp16", "train.figures=none"])
-    found = evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
+    found = checkpoint_evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
     assert [found.evaluate("x")[2] for _ in range(2)] == [
         ["evaluated in fp32: the recipe's train.precision='fp16' needs a GPU"],
         [],
@@ -60,7 +60,7 @@ def test_another_precision_is_named_once(digits_recipe: Recipe, bad: list[str]) 
 def test_too_many_bad_samples_are_refused_by_name(digits_recipe: Recipe, bad: list[str]) -> None:
     bad += ["shard/7: no image"] * 200
     recipe = digits_recipe.with_overrides(["train.figures=none"])
-    found = evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
+    found = checkpoint_evaluator.CheckpointEvaluator(recipe, 1, gpu=False)
     with pytest.raises(TrainingError, match=r"^200 samples could not .*; the first is shard/7: no image$"):
         found.evaluate("x")
     found.close()

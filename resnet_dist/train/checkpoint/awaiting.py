@@ -6,9 +6,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from resnet_dist.runs.evaluations import AWAITS, Evaluated
+from resnet_dist.runs.evaluation_results import AWAITS, Evaluated
 from resnet_dist.runs.storage.protocol import Storage
-from resnet_dist.train.beside import better
 from resnet_dist.train.checkpoint.folder import (
     MANIFEST,
     list_checkpoints,
@@ -17,6 +16,7 @@ from resnet_dist.train.checkpoint.folder import (
     signed_manifest,
     step_of,
 )
+from resnet_dist.train.checkpoint.follow_results import better
 from resnet_dist.train.state.train_state import Best
 
 

@@ -1,4 +1,4 @@
-"""The publisher of a run with more stores beside MLflow."""
+"""The publisher that sends a run to MLflow and to other stores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def with_others(open_publisher: OpenPublisher) -> OpenPublisher:
             on_entry(Entry(time_ns() // 1_000_000, note=text))
 
         senders = senders_of(record.run, report)
-        return PublisherBesideOthers(publisher, senders) if senders else publisher
+        return FanOutPublisher(publisher, senders) if senders else publisher
 
     return opened
 
@@ -37,7 +37,7 @@ def send_to_others(run: RunFolder, report: Callable[[str], None]) -> list[str]:
     return [unsent for sender in senders if (unsent := sender.finish(SYNC_SECONDS)) is not None]
 
 
-class PublisherBesideOthers:
+class FanOutPublisher:
     """A Publisher, and senders to the stores beside it. They get metrics alone, and are closed when these are sent."""
 
     def __init__(self, publisher: Publisher, senders: Sequence[Sender]) -> None:
