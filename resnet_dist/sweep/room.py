@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resnet_dist.errors import UserError
-from resnet_dist.launch.on_ray.nodes import capacity, cpus_per_rank, describe, nodes
+from resnet_dist.launch.on_ray.placement.fit import capacity, cpus_per_rank, describe
+from resnet_dist.launch.on_ray.placement.nodes import nodes
 from resnet_dist.sweep.request import SweepRequest
 
 

@@ -14,18 +14,12 @@ from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayTaskError
 from resnet_dist.config import Recipe
 from resnet_dist.errors import RankFailed, StorageError, TrainingError
 from resnet_dist.launch.local import local_launcher
-from resnet_dist.launch.on_ray import beside as beside_module
-from resnet_dist.launch.on_ray import nodes as nodes_module
-from resnet_dist.launch.on_ray.beside import (
-    MAX_TRIES,
-    BesideEvaluations,
-    CannotEvaluate,
-    catch_up,
-    reason_of,
-    settle,
-    started,
-)
-from resnet_dist.launch.on_ray.nodes import Node, Reserved, room_beside
+from resnet_dist.launch.on_ray.evaluator import process, schedule
+from resnet_dist.launch.on_ray.evaluator.before_and_after import catch_up, settle, started
+from resnet_dist.launch.on_ray.evaluator.process import reason_of
+from resnet_dist.launch.on_ray.evaluator.schedule import MAX_TRIES, BesideEvaluations, CannotEvaluate
+from resnet_dist.launch.on_ray.placement.fit import Node
+from resnet_dist.launch.on_ray.placement.reserved import Reserved
 from resnet_dist.launch.outstanding import Journal
 from resnet_dist.runs.choose import may_change
 from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
@@ -119,14 +113,14 @@ def with_ray(
     monkeypatch: pytest.MonkeyPatch, answers: dict[int, list[Any]], alive: list[Node] = ROOM
 ) -> FakeRay:
     fake = FakeRay(answers)
-    clock = itertools.count()
-    monkeypatch.setattr(beside_module, "ray", fake)
-    monkeypatch.setattr(beside_module, "nodes", lambda: list(alive))
-    monkeypatch.setattr(beside_module, "free_parts", lambda nodes: nodes)
-    monkeypatch.setattr(beside_module, "free_resources", lambda: "0 CPUs and 0 GPUs")
-    monkeypatch.setattr(
-        beside_module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
-    )
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks), sleep=lambda seconds: None)
+    for module in (schedule, process):
+        monkeypatch.setattr(module, "ray", fake)
+        monkeypatch.setattr(module, "nodes", lambda: list(alive))
+        monkeypatch.setattr(module, "free_resources", lambda: "0 CPUs and 0 GPUs")
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(schedule, "free_parts", lambda nodes: nodes)
     return fake
 
 
@@ -427,43 +421,6 @@ def test_a_run_that_began_beside_continues_in_one_process(recipe: Recipe, run: R
     assert lines == ["4 evaluation(s) are outstanding, of steps 2, 4, 6, 8"]
     assert outstanding(run) == []
     assert len(list_checkpoints(run.checkpoints)) <= 2
-
-
-@pytest.mark.parametrize(
-    ("alive", "sizes", "gpu", "expected"),
-    [
-        ([Node(2, 0, "a", A)], [2], False, None),
-        ([Node(2, 0, "a", A)], [1], False, Reserved(A, 1, 0)),
-        ([Node(2, 0, "a", A)], [], False, Reserved(A, 2, 0)),
-        # Ranks keep their number, and their CPUs where another node has room.
-        ([Node(8, 0, "a", A), Node(4, 0, "b", B)], [1], False, Reserved(B, 4, 0)),
-        ([Node(8, 2, "a", A), Node(8, 1, "b", B)], [2], True, Reserved(A, 1, 1)),
-        ([Node(8, 2, "a", A), Node(6, 0, "b", B)], [2], True, Reserved(B, 6, 0)),
-        ([Node(8, 0, "a", A)], [16], False, None),  # The ranks do not fit yet.
-    ],
-)
-def test_the_room_beside_the_ranks(
-    alive: list[Node], sizes: list[int], gpu: bool, expected: Reserved | None
-) -> None:
-    assert room_beside(alive, sizes, None, gpu=gpu) == expected
-
-
-def test_the_room_of_many_nodes_is_found_among_their_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = [Node(96, 8, f"n{number}", f"{number:056d}") for number in range(64)]
-    tried = list[int]()
-    choose = nodes_module.choose_placement
-    monkeypatch.setattr(
-        nodes_module, "choose_placement", lambda *given, **gpu: tried.append(1) or choose(*given, **gpu)
-    )
-    # 511 ranks of 512 GPUs: the one that is left, and the CPUs that a rank would have had.
-    assert room_beside(alive, [511], None, gpu=True) == Reserved(alive[0].node_id, 12, 1)
-    assert len(tried) < 30  # 64 nodes have 96 CPUs each.
-
-
-def test_a_part_is_found_in_what_ranks_leave_free() -> None:
-    alive, free = [Node(8, 0, "a", A), Node(8, 0, "b", B)], [Node(0, 0, "a", A), Node(3, 0, "b", B)]
-    assert room_beside(alive, [1], 4, gpu=False, free=free) == Reserved(B, 3, 0)
-    assert room_beside(alive, [1], 4, gpu=False, free=free[:1] * 2) is None
 
 
 def test_a_checkpoint_that_awaits_is_written_though_newer_ones_come(recipe: Recipe, tmp_path: Path) -> None:
