@@ -6,8 +6,7 @@ request  the request of a person to run a sweep, and the request to train each o
 trial    train one trial in a thread of this process, and report its evaluations
 watch    the trials that run: their reports and ends, and the stops that are requested of them
 room     how many trials run at the same time, and what each of them gets of the machines
-asha     the scheduler of Ray Tune that chooses the trials that are stopped early
-tuner    Ray Tune draws the trials and starts them
+on_tune/ Ray Tune draws the trials, starts them, and stops those that are not among the best
 run      run the trials that have no outcome yet; continue a sweep that was interrupted
 report   the table, the best trial, and the sentence about all of them
 figure   draw the figure

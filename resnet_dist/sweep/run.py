@@ -90,7 +90,7 @@ def find_plan(request: SweepRequest) -> Plan:
 
     Writes nothing. Raises UserError where the sweep was begun otherwise.
     """
-    from resnet_dist.sweep.tuner import draw  # Here, because Ray's import takes seconds.
+    from resnet_dist.sweep.on_tune.draw import draw  # Here, because Ray's import takes seconds.
 
     wanted = plan_without_trials(request.texts, request.seed, request.metric, request.recipe)
     drawing = partial(draw, request.searches, request.seed)
@@ -178,8 +178,8 @@ class _Sweep:
 
     def _run_trials(self, room: Room, publisher: StudyPublisher) -> bool:
         """Run the trials that are left; report whether they were interrupted."""
-        from resnet_dist.sweep.asha import scheduler_of
-        from resnet_dist.sweep.tuner import run_trials
+        from resnet_dist.sweep.on_tune.asha import scheduler_of
+        from resnet_dist.sweep.on_tune.experiment import run_trials
 
         request, left, tags = self._request, self._left, publisher.member_tags()
         requests = {trial.name: request.of_trial(trial, tags, gpu=room.gpu, cpus=room.cpus) for trial in left}

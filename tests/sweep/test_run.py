@@ -16,7 +16,8 @@ from resnet_dist.driver.request import Request
 from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.launch.on_ray import launcher
 from resnet_dist.runs.study_folder import STUDY_TAG, SWEEP_TAG, StudyHeld, held, read_study, studies_in
-from resnet_dist.sweep import room, tuner
+from resnet_dist.sweep import room
+from resnet_dist.sweep.on_tune import experiment
 from resnet_dist.sweep.plan import Outcome, read_plan
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.run import SweepInterrupted, command_of, run_sweep
@@ -75,7 +76,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.setattr(launcher, "shared_ray", no_ray)
     monkeypatch.setattr(room, "find_room", lambda request, num: room.Room(2, 1, 1, gpu=False))
-    monkeypatch.setattr(tuner, "run_trials", run_trials)
+    monkeypatch.setattr(experiment, "run_trials", run_trials)
     return calls
 
 

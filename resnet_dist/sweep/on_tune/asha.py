@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_dist.launch.on_ray.settings import set_defaults
+from resnet_dist.sweep.on_tune.settings import set_defaults
 
 set_defaults()
 
