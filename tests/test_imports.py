@@ -36,7 +36,7 @@ LAYERS = [
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
     "runs": [
-        {"choose", "study_folder"},
+        {"choose", "group_folder"},
         {"folder"},
         {"stalls", "page", "lineage", "evaluation_results"},
         {"storage"},

@@ -190,7 +190,7 @@ def study(
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.abandoned import closing_abandoned
         from resnet_dist.tracking.also.fan_out import with_others
-        from resnet_dist.tracking.open import check_tracker, open_publisher, open_study
+        from resnet_dist.tracking.open import check_tracker, open_group, open_publisher
 
     folder = local_folder(str(output), "--output").absolute()
     check_tracker(folder, value.experiment)
@@ -198,7 +198,7 @@ def study(
     publisher = with_others(closing_abandoned(open_publisher))
     with make_reporter(out, training_lines=False) as reporter:
         try:
-            summary = run_study(request, reporter, open_study, publisher)
+            summary = run_study(request, reporter, open_group, publisher)
         except StudyInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.finished} of {len(value.trials)} runs; this continues it:\n"
@@ -266,7 +266,7 @@ def report_unsent(
     study: the folder of the study or sweep that they belong to, and what MLflow did not get of it besides the runs.
     """
     from resnet_dist.runs.folder import unsent_summary
-    from resnet_dist.runs.study_folder import kind_of, unsent_line
+    from resnet_dist.runs.group_folder import kind_of, unsent_line
 
     lines = [
         f"run {run.name} {'is trained, but' if run.status == 'FINISHED' else 'has'} {unsent_summary(run)}"

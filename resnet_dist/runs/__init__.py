@@ -6,5 +6,5 @@ lineage  the run and the step that a forked run began with
 evaluation_results  the results of evaluations that another process makes of a run's checkpoints
 stalls  reports of ranks that stand still, from a rank to the driver
 choose  find or name a run; refuse to resume it with a recipe that would change its curve
-study_folder  the folder of a study, what study.json records, and its lock
+group_folder  the folder of a study or sweep, runs that belong together: what it records, and its lock
 """

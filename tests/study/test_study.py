@@ -25,7 +25,7 @@ from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
-from resnet_dist.tracking.open import open_publisher, open_study
+from resnet_dist.tracking.open import open_group, open_publisher
 from resnet_dist.tracking.spool import Entry, Spool
 from resnet_dist.train import loop
 from tests.paths import ROOT
@@ -221,7 +221,7 @@ def request_of(digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def run(request: StudyRequest) -> tuple[Any, list[str]]:
     reporter = RecordingReporter()
-    return run_study(request, reporter, open_study, open_publisher), reporter.notes
+    return run_study(request, reporter, open_group, open_publisher), reporter.notes
 
 
 def interrupt_at(call: int) -> Callable[..., Any]:

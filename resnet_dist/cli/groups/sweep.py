@@ -126,13 +126,13 @@ def _run(request: SweepRequest, output: Path) -> None:
     """Run a sweep, print its results, and exit with the code for them."""
     with handle_signals(exit_with_message(NOTHING_SAVED)):
         from resnet_dist.sweep.run import SweepInterrupted, run_sweep
-        from resnet_dist.tracking.abandoned import closing_beside_study
-        from resnet_dist.tracking.open import check_tracker, open_study
+        from resnet_dist.tracking.abandoned import closing_beside_group
+        from resnet_dist.tracking.open import check_tracker, open_group
 
     check_tracker(request.output, request.experiment)
     with make_reporter(out, training_lines=False, bar=False) as reporter:
         try:
-            summary = run_sweep(request, reporter, closing_beside_study(open_study))
+            summary = run_sweep(request, reporter, closing_beside_group(open_group))
         except SweepInterrupted as interrupted:
             err.print(
                 f"interrupted after {interrupted.num_results} of {interrupted.num_trials} trials; this continues it:\n"

@@ -15,23 +15,23 @@ import pytest
 from resnet_dist.config import Recipe, Study, Trial
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.group_folder import FIGURE_FILE, STUDY_FILE, STUDY_TAG, GroupHeld, held, read_group
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import FIGURE_FILE, STUDY_FILE, STUDY_TAG, StudyHeld, held, read_study
-from resnet_dist.tracking.mlflow import study as publisher
+from resnet_dist.tracking.mlflow import group as publisher
+from resnet_dist.tracking.mlflow.group import MlflowGroup
 from resnet_dist.tracking.mlflow.run import PARENT_TAG
-from resnet_dist.tracking.mlflow.study import MlflowStudy
-from resnet_dist.tracking.protocol import StudyRecord
+from resnet_dist.tracking.protocol import GroupRecord
 from resnet_dist.tracking.store import URI_VARIABLE, tracking_uri
 from tests.tracking.mlflow.servers import unused_address
 from tests.tracking.mlflow.test_sync import synced
 
 
 @pytest.fixture
-def record(output: Path, digits_recipe: Recipe) -> StudyRecord:
+def record(output: Path, digits_recipe: Recipe) -> GroupRecord:
     """Return the record of a study of one trial, which is in the experiment of `trained`."""
     recipe = digits_recipe.model_copy(update={"experiment": digits_recipe.name})
     study = Study("s", (Trial("x", recipe, {"net": "plain"}),), "net", "net", 1, lambda found: "", "Why.")
-    return StudyRecord(study, "s", output / "studies/s", "jobs/s.py", output)
+    return GroupRecord(study, "s", output / "studies/s", "jobs/s.py", output)
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def end_without_tracker(record: StudyRecord) -> MlflowStudy:
+def end_without_tracker(record: GroupRecord) -> MlflowGroup:
     """End the study of `record` with a figure, while the tracker is away."""
-    study = MlflowStudy(record)
+    study = MlflowGroup(record)
     figure = record.folder / FIGURE_FILE
     figure.write_bytes(b"png")
     study.log_files(figure)
@@ -76,13 +76,13 @@ def runs_by_name(output: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("member")
 @pytest.mark.parametrize("name", [None, "s"])
 def test_a_study_is_sent_with_its_runs(
-    record: StudyRecord, output: Path, name: str | None, monkeypatch: pytest.MonkeyPatch
+    record: GroupRecord, output: Path, name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(publisher, "within", no_answer)
         study = end_without_tracker(record)
     assert study.unsent == (FIGURE_FILE, "the conclusion", "the status")
-    stored = read_study(record.folder)
+    stored = read_group(record.folder)
     assert stored is not None
     assert (stored.status, stored.conclusion, stored.unsent) == ("FINISHED", "it holds", study.unsent)
 
@@ -101,7 +101,7 @@ def test_a_study_is_sent_with_its_runs(
     assert synced(output, None) == (True, ["2 of 2 runs and studies are complete in MLflow"])
     assert synced(output, "s") == (True, ["study s: sent"])
     assert runs_by_name(output).keys() == {"s", "s-x"}
-    again = read_study(record.folder)
+    again = read_group(record.folder)
     assert again is not None
     assert (again.run_id, again.unsent) == (parent.info.run_id, ())
 
@@ -110,16 +110,16 @@ def no_answer(seconds: float, call: object) -> None:
     raise TimeoutError(f"no answer within {seconds:g} s")
 
 
-def test_the_study_of_a_dead_driver_is_closed(record: StudyRecord, output: Path) -> None:
-    MlflowStudy(record)
+def test_the_study_of_a_dead_driver_is_closed(record: GroupRecord, output: Path) -> None:
+    MlflowGroup(record)
     assert runs_by_name(output)["s"].info.status == "RUNNING"
     complete, lines = synced(output, None)
     assert (complete, lines[0]) == (True, "study s: sent, closed as KILLED, was RUNNING")
     assert runs_by_name(output)["s"].info.status == "KILLED"
 
 
-def test_a_study_that_is_being_trained_is_left_alone(record: StudyRecord, output: Path) -> None:
-    MlflowStudy(record)
+def test_a_study_that_is_being_trained_is_left_alone(record: GroupRecord, output: Path) -> None:
+    MlflowGroup(record)
     with held(record.folder):
         complete, lines = synced(output, None)
         assert (complete, lines[0]) == (
@@ -127,7 +127,7 @@ def test_a_study_that_is_being_trained_is_left_alone(record: StudyRecord, output
             "study s: is being trained by another process, which sends it",
         )
         with (
-            pytest.raises(StudyHeld, match="study s is being trained by another process"),
+            pytest.raises(GroupHeld, match="study s is being trained by another process"),
             held(record.folder),
         ):
             pass
@@ -135,12 +135,12 @@ def test_a_study_that_is_being_trained_is_left_alone(record: StudyRecord, output
 
 
 def test_what_the_tracker_does_not_take_is_counted_and_sent_later(
-    record: StudyRecord, output: Path, monkeypatch: pytest.MonkeyPatch
+    record: GroupRecord, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied", "/srv/mlflow")
 
-    study = MlflowStudy(record)
+    study = MlflowGroup(record)
     (record.folder / FIGURE_FILE).write_bytes(b"png")
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "log_artifact", full)
@@ -166,12 +166,12 @@ def test_the_study_of_an_earlier_version(output: Path, run_id: str | None) -> No
         assert "study old: skipped; study old was begun by an earlier version" in lines[0]
     (folder / STUDY_FILE).write_text("[1]")
     with pytest.raises(UserError, match=r"study\.json: not a study"):
-        read_study(folder)
+        read_group(folder)
 
 
 @pytest.mark.usefixtures("away")
 def test_a_study_of_another_tracker_and_one_that_is_away(
-    record: StudyRecord, output: Path, monkeypatch: pytest.MonkeyPatch
+    record: GroupRecord, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = unused_address()
     monkeypatch.setenv(URI_VARIABLE, address)

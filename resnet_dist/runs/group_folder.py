@@ -26,12 +26,12 @@ LOCK_FILE, STOP_FILE = ".lock", ".stop"  # STOP_FILE: no trial of the sweep may 
 STUDY_TAG, SWEEP_TAG = "study", "sweep"  # the tag of a run with the name of its study, or of its sweep
 
 
-class StudyHeld(UserError):
+class GroupHeld(UserError):
     """A study or a sweep that another process trains."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class GroupKind:
     """A kind of runs that belong together, and where it is kept."""
 
     word: str  # for messages
@@ -41,18 +41,18 @@ class Kind:
     files: tuple[str, ...]  # that MLflow gets
 
 
-STUDY = Kind("study", STUDIES_FOLDER, STUDY_FILE, STUDY_TAG, (FIGURE_FILE, TABLE_FILE))
-SWEEP = Kind("sweep", SWEEPS_FOLDER, PARENT_FILE, SWEEP_TAG, (FIGURE_FILE, TABLE_FILE, SWEEP_FILE))
-KINDS = (STUDY, SWEEP)
+STUDY = GroupKind("study", STUDIES_FOLDER, STUDY_FILE, STUDY_TAG, (FIGURE_FILE, TABLE_FILE))
+SWEEP = GroupKind("sweep", SWEEPS_FOLDER, PARENT_FILE, SWEEP_TAG, (FIGURE_FILE, TABLE_FILE, SWEEP_FILE))
+GROUP_KINDS = (STUDY, SWEEP)
 
 
-def kind_of(folder: Path) -> Kind:
+def kind_of(folder: Path) -> GroupKind:
     """Return the kind that a folder of an output is of, by the folder that it lies in."""
-    return next((kind for kind in KINDS if kind.folder == folder.parent.name), STUDY)
+    return next((kind for kind in GROUP_KINDS if kind.folder == folder.parent.name), STUDY)
 
 
 @dataclass(frozen=True)
-class StudyFolder:
+class GroupFolder:
     """A study or a sweep and what is recorded of it. A value: nothing is on the disk before `write` or `held`."""
 
     path: Path
@@ -71,7 +71,7 @@ class StudyFolder:
         return self.path.name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> GroupKind:
         return kind_of(self.path)
 
     @property
@@ -95,7 +95,7 @@ class StudyFolder:
         found = (read_run(place.at(name)) for name in names)
         return [run for run in found if run is not None and run.tags.get(self.kind.tag) == self.name]
 
-    def ended(self, status: Status, conclusion: str, unsent: Sequence[str]) -> StudyFolder:
+    def ended(self, status: Status, conclusion: str, unsent: Sequence[str]) -> GroupFolder:
         return replace(self, status=status, conclusion=conclusion, unsent=tuple(unsent))
 
     def write(self) -> None:
@@ -109,19 +109,19 @@ class StudyFolder:
 def held(folder: Path) -> Iterator[None]:
     """Hold the lock of the study or sweep in `folder`, which is created.
 
-    Raises StudyHeld where another process trains it.
+    Raises GroupHeld where another process trains it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with hold_lock(folder / LOCK_FILE, 0):
             yield
     except LockHeld:
-        raise StudyHeld(
+        raise GroupHeld(
             f"{kind_of(folder).word} {folder.name} is being trained by another process; wait for its end, or give another --name"
         ) from None
 
 
-def read_study(folder: Path) -> StudyFolder | None:
+def read_group(folder: Path) -> GroupFolder | None:
     """Return the study or sweep in a folder; None where there is none.
 
     Raises UserError where its record cannot be parsed.
@@ -132,14 +132,16 @@ def read_study(folder: Path) -> StudyFolder | None:
         return None
     try:
         value = json.loads(file.read_text())
-        return StudyFolder(folder, **{**value, "unsent": tuple(value.get("unsent", ()))})
+        return GroupFolder(folder, **{**value, "unsent": tuple(value.get("unsent", ()))})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not a {kind.word} ({error})") from None
 
 
-def studies_in(output: Path) -> list[Path]:
+def groups_in(output: Path) -> list[Path]:
     """Return the folders of the studies and the sweeps of an output folder, by kind and name."""
-    return sorted(file.parent for kind in KINDS for file in (output / kind.folder).glob(f"*/{kind.record}"))
+    return sorted(
+        file.parent for kind in GROUP_KINDS for file in (output / kind.folder).glob(f"*/{kind.record}")
+    )
 
 
 def unsent_line(folder: Path, unsent: Sequence[str]) -> str:

@@ -12,13 +12,13 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Status
-from resnet_dist.runs.study_folder import StudyFolder, read_study
+from resnet_dist.runs.group_folder import GroupFolder, read_group
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.mlflow.failure import explain
 from resnet_dist.tracking.mlflow.publisher import START_SECONDS, START_SECONDS_OF_FILE
 from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, GONE, PARENT_TAG, MlflowRun, place_of
-from resnet_dist.tracking.protocol import StudyRecord
+from resnet_dist.tracking.protocol import GroupRecord
 from resnet_dist.tracking.store import shown_tracker, sqlite_file, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -26,23 +26,23 @@ log = logging.getLogger(__name__)
 Task = tuple[str, Callable[[], object]]  # the name of what is sent, and a function that sends it
 
 
-class MlflowStudy:
+class MlflowGroup:
     """The parent run, opened before the first run trains, or at the end where its store does not answer before.
 
-    Later failures are warnings and never stop the study; `sync` sends what is in `unsent` then.
+    Later failures are warnings and never stop its runs; `sync` sends what is in `unsent` then.
     """
 
-    def __init__(self, record: StudyRecord) -> None:
-        """Create the parent run, or resume the one that the study's folder names.
+    def __init__(self, record: GroupRecord) -> None:
+        """Create the parent run, or resume the one that its folder names.
 
         Raises UserError for a person's mistake, such as a wrong password.
         """
         self._uri = tracking_uri(record.output)
-        self._study = _begun(record)
+        self._group = _begun(record)
         self._run: MlflowRun | None = None
         self._unsent: list[str] = []
         # Write the key first: a process that died before it knew the id finds its run by the key.
-        self._study.write()
+        self._group.write()
         seconds = START_SECONDS if sqlite_file(self._uri) is None else START_SECONDS_OF_FILE
         try:
             self._run = within(seconds, self._open)
@@ -54,7 +54,7 @@ class MlflowStudy:
                 "%s: %s; %s is published there at its end",
                 place_of(self._uri),
                 failure.reason,
-                self._study.title,
+                self._group.title,
             )
 
     @property
@@ -62,9 +62,9 @@ class MlflowStudy:
         return tuple(self._unsent)
 
     def member_tags(self) -> dict[str, str]:
-        """Return the tags that make a run one of the study."""
+        """Return the tags that make a run one of the group."""
         parent = {} if self._run is None else {PARENT_TAG: self._run.run_id}
-        return {**parent, self._study.kind.tag: self._study.name}
+        return {**parent, self._group.kind.tag: self._group.name}
 
     def is_finished(self, run_id: str) -> bool:
         """Report whether the run was closed as FINISHED; false for an unknown run, and where MLflow does not answer."""
@@ -82,62 +82,62 @@ class MlflowStudy:
     def close(self, status: Status, conclusion: str) -> None:
         self._send([("the conclusion", lambda: self._opened().set_tags({"conclusion": conclusion}))])
         self._send([("the status", lambda: self._opened().close(status, CLOSE_SECONDS))])
-        self._study = self._study.ended(status, conclusion, self._unsent)
+        self._group = self._group.ended(status, conclusion, self._unsent)
         try:
-            self._study.write()
-        except OSError as error:  # A full disk must not hide what ended the study.
-            log.warning("%s: its end was not recorded: %s", self._study.path, error)
+            self._group.write()
+        except OSError as error:  # A full disk must not hide what ended the group.
+            log.warning("%s: its end was not recorded: %s", self._group.path, error)
 
     def _send(self, tasks: Sequence[Task]) -> None:
         if self._run is None and self._unsent:  # One wait at the end, for the first thing to send, is enough.
             self._unsent += [name for name, _ in tasks]
             return
-        self._unsent += send(tasks, self._study, self._uri, log.warning)
+        self._unsent += send(tasks, self._group, self._uri, log.warning)
 
     def _opened(self) -> MlflowRun:
         """Return the parent run. One that could not be opened before the runs is opened now, and gets its children."""
         if self._run is None:
             self._run = within(START_SECONDS, self._open)
-            adopt_runs(self._run, self._study)
+            adopt_runs(self._run, self._group)
         return self._run
 
     def _open(self) -> MlflowRun:
-        run = MlflowRun.open_parent(self._study)
-        self._study = replace(self._study, run_id=run.run_id)
-        self._study.write()
+        run = MlflowRun.open_parent(self._group)
+        self._group = replace(self._group, run_id=run.run_id)
+        self._group.write()
         return run
 
 
-def send(tasks: Sequence[Task], study: StudyFolder, uri: str, report: Callable[[str], object]) -> list[str]:
+def send(tasks: Sequence[Task], group: GroupFolder, uri: str, report: Callable[[str], object]) -> list[str]:
     """Send one thing after another; return the names of those from the first failure on, whose reason is reported."""
     for number, (_, task) in enumerate(tasks):
         try:
             task()
-        except Exception as error:  # A server may fail in any way; the study is trained.
+        except Exception as error:  # A server may fail in any way; the runs are trained.
             unsent = [name for name, _ in tasks[number:]]
             reason = explain(error, uri).reason
-            report(f"{place_of(uri)} did not get {' and '.join(unsent)} of {study.title}: {reason}")
+            report(f"{place_of(uri)} did not get {' and '.join(unsent)} of {group.title}: {reason}")
             return unsent
     return []
 
 
 def sync_parent(
-    run: MlflowRun, study: StudyFolder, status: Status, report: Callable[[str], None]
+    run: MlflowRun, group: GroupFolder, status: Status, report: Callable[[str], None]
 ) -> list[str]:
-    """Send the run of a study, which is open, all that its folder holds, and close it; return what could not be sent."""
+    """Send the parent run of a group, which is open, all that its folder holds, and close it; return what could not be sent."""
     tasks: list[Task] = [
-        ("the description", lambda: run.describe_study(study)),
-        ("its runs", lambda: adopt_runs(run, study)),
-        *((file.name, _logging(lambda: run, file)) for file in study.files),
-        ("the conclusion", lambda: run.set_tags({"conclusion": study.conclusion})),
+        ("the description", lambda: run.describe_group(group)),
+        ("its runs", lambda: adopt_runs(run, group)),
+        *((file.name, _logging(lambda: run, file)) for file in group.files),
+        ("the conclusion", lambda: run.set_tags({"conclusion": group.conclusion})),
         ("the status", lambda: run.close(status, CLOSE_SECONDS)),
     ]
-    return send(tasks, study, run.uri, report)
+    return send(tasks, group, run.uri, report)
 
 
-def adopt_runs(parent: MlflowRun, study: StudyFolder) -> None:
-    """Make the runs of the study, which may have been created without it, children of `parent`."""
-    for run in study.runs():
+def adopt_runs(parent: MlflowRun, group: GroupFolder) -> None:
+    """Make the runs of the group, which may have been created without it, children of `parent`."""
+    for run in group.runs():
         if run.run_id is None:
             continue  # It gets the tag when it is created.
         try:
@@ -147,15 +147,15 @@ def adopt_runs(parent: MlflowRun, study: StudyFolder) -> None:
                 raise
 
 
-def _begun(record: StudyRecord) -> StudyFolder:
-    """Return the study as it is when its driver begins."""
-    known = read_study(record.folder)
-    return StudyFolder(
+def _begun(record: GroupRecord) -> GroupFolder:
+    """Return the group as it is when its driver begins."""
+    known = read_group(record.folder)
+    return GroupFolder(
         record.folder,
         key=known.key if known else uuid.uuid4().hex,
         run_id=known.run_id if known else None,
-        experiment=record.study.experiment,
-        description=redact(record.study.description),
+        experiment=record.described.experiment,
+        description=redact(record.described.description),
         source=record.source,
         tracker=shown_tracker(),
     )
