@@ -15,7 +15,7 @@ import torch
 
 from resnet_dist import cli
 from resnet_dist.cli.main import _report_error, _run
-from resnet_dist.cli.train import browse_line
+from resnet_dist.cli.training.ending import browse_line
 from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import StorageError, UserError

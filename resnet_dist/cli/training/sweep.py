@@ -22,7 +22,13 @@ from resnet_dist.cli.options import (
     on_interrupt,
     out,
 )
-from resnet_dist.cli.train import NOTHING_SAVED, browse_line, exit_where_left, report_unsent, short_path
+from resnet_dist.cli.training.ending import (
+    NOTHING_SAVED,
+    browse_line,
+    exit_where_left,
+    report_unsent,
+    short_path,
+)
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.sweep.search import check_scheduler, read_searches
