@@ -16,7 +16,7 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.explain.grad_cam import grad_cam, mirrored_grad_cam
 from resnet_dist.figures.explained import draw_explained
 from resnet_dist.predict.classify import decoded_batches
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 from resnet_dist.system.files import write_bytes_atomically
 from resnet_dist.train.checkpoint.load import TrainedModel
 from resnet_dist.train.evaluate import logits_of

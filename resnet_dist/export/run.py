@@ -16,7 +16,7 @@ from resnet_dist.data.findings import BAD_IMAGE, Findings
 from resnet_dist.errors import ExplainedError, StorageError, UserError
 from resnet_dist.export.formats import FORMATS, Format, Run, plain_source_of, source_of
 from resnet_dist.predict.classify import decoded_batches
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
 
 
