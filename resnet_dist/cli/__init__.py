@@ -1,16 +1,16 @@
 """The command line. Each command parses its arguments, calls one function, and prints the result.
 
-options   options, defaults and messages that several commands share
-main      run a command, print the error that ended it, exit with its code
-training  train, study, sweep
-submit    submit
-submitted jobs, logs, status, stop
-data      prepare
-indexing  index
-summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate, predict, explain, export, serve
-runs      runs (show, best, compare), ui, sync
-bench     bench loader, bench step, bench launch, bench scale
+options    options, defaults and messages that several commands share
+main       run a command, print the error that ended it, exit with its code
+training   train, study, sweep
+submit     submit
+submitted  jobs, logs, status, stop
+data       prepare
+indexing   index
+summary    the end of both: one table of what was used, left out and passed over, or its JSON
+models     evaluate, predict, explain, export, serve
+runs       runs (show, best, compare), ui, sync
+bench      bench loader, bench step, bench launch, bench scale
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
 trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 130 interrupted, 1 any other error.

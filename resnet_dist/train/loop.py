@@ -76,7 +76,7 @@ def train(
         recipe, location, world, tracker, stop_requested, progress, order_version, permit, logged
     )
     with profiled(attempt, profile, location, world, tracker, permit) as parts:
-        state, plan, guard = parts.state, parts.plan, parts.guard
+        state, plan = parts.state, parts.plan
         while not (state.finished(plan.total) or parts.control.stop):
             if not state.evaluation_pending:
                 progress.at(NEXT_BATCH, state.step)
@@ -84,14 +84,7 @@ def train(
                 state.step += 1
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
                 if due(state.step, plan.log, plan.total):
-                    progress.at(GATHERING, state.step)
-                    since_last = training_metrics(state, parts.order, world)
-                    since_last |= decoding_metrics(parts.loader, recipe.data, world)
-                    tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
-                    parts.stragglers.look(state.meter.times_RT)
-                    log_gradient_norms(parts.train_step, tracker, state.step)
-                    guard.check_samples(state, report_bad_samples(state, tracker, world))
-                    guard.check_losses(state)
+                    log_step(parts, recipe, progress, world, tracker)
             # Another process evaluates the checkpoint of this step.
             awaits = logged is not None and state.evaluation_pending
             if awaits:
@@ -104,12 +97,25 @@ def train(
                 progress.at("saving", state.step)
                 state.meter.gather(world)
                 # Check first: no state may be saved after a loss that was not finite.
-                guard.check_losses(state)
+                parts.guard.check_losses(state)
                 parts.checkpoints.save(state, awaits_evaluation=awaits)
                 parts.control.saved()
         progress.at("writing the last checkpoint", state.step)
         parts.checkpoints.wait()
     return Outcome(state.step, plan.total, state.metrics, state.finished(plan.total))
+
+
+def log_step(parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker) -> None:
+    """Log what all ranks have measured since the last log line, and stop a run that cannot succeed."""
+    state, guard = parts.state, parts.guard
+    progress.at(GATHERING, state.step)
+    since_last = training_metrics(state, parts.order, world)
+    since_last |= decoding_metrics(parts.loader, recipe.data, world)
+    tracker.log(since_last | usage_of_machines(state, recipe, world), state.step)
+    parts.stragglers.look(state.meter.times_RT)
+    log_gradient_norms(parts.train_step, tracker, state.step)
+    guard.check_samples(state, report_bad_samples(state, tracker, world))
+    guard.check_losses(state)
 
 
 def evaluate_step(parts: Parts, recipe: Recipe, progress: Progress, world: World, tracker: Tracker) -> None:

@@ -7,5 +7,5 @@ folder          write, verify, list and remove checkpoint folders
 load            load the model of a checkpoint for prediction
 single_file     a model as one safetensors file
 follow_results  the results of a process that evaluates these checkpoints
-awaiting        the checkpoints that await an evaluation, and the record of the results once all ranks have ended
+awaiting        the checkpoints that await an evaluation, and the record of its results
 """
