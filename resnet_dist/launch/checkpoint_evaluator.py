@@ -18,7 +18,7 @@ from resnet_dist.train.device import chosen_precision, set_arithmetic
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.log_lines import BAD_EVALUATION_SAMPLE, bad_lines
 from resnet_dist.train.plan import Plan, order_of
-from resnet_dist.train.predictions import PredictionLog, too_many
+from resnet_dist.train.predictions import log_for_figures
 from resnet_dist.world import World
 
 
@@ -38,7 +38,8 @@ class CheckpointEvaluator:
     def evaluate(self, location: str) -> Evaluation:
         """Return the evaluation of a checkpoint. Raises TrainingError where it would end a training."""
         trained = load_model(location, self._world.device, allow_commands=self._recipe.data.allow_commands)
-        log = PredictionLog() if self._wants_figures(trained.step) else None
+        is_last, num_samples = trained.step >= self._total, self._loader.index.num_samples
+        log = log_for_figures(self._recipe.train, num_samples, self._lines.append, is_last=is_last)
         bad: list[str] = []
         metrics = evaluate(
             trained.model,
@@ -54,14 +55,6 @@ class CheckpointEvaluator:
 
     def close(self) -> None:
         self._loader.close()
-
-    def _wants_figures(self, step: int) -> bool:
-        figures = self._recipe.train.figures
-        if figures != "evaluations" and not (figures == "end" and step >= self._total):
-            return False
-        line = too_many(self._loader.index.num_samples)
-        self._lines += [line] if line else []
-        return line is None
 
     def _check(self, metrics: dict[str, float], bad: list[str]) -> None:
         for name, value in metrics.items():

@@ -7,7 +7,7 @@ from resnet_dist.errors import TooManyBadSamples, TrainingError, UserError
 from resnet_dist.train.evaluate import evaluate
 from resnet_dist.train.log_lines import BAD_EVALUATION_SAMPLE, note_bad
 from resnet_dist.train.parts import Parts
-from resnet_dist.train.predictions import PredictionLog, too_many
+from resnet_dist.train.predictions import log_for_figures
 from resnet_dist.train.tracker import Tracker
 from resnet_dist.train.watch.control import Stopped
 from resnet_dist.train.watch.progress import GATHERING, Progress
@@ -31,7 +31,9 @@ def evaluate_unless_stopped(
     def report_bad(texts: list[str]) -> None:
         note_bad(texts, BAD_EVALUATION_SAMPLE, tracker)
 
-    predictions = PredictionLog() if wants_figures(parts, recipe, tracker) else None
+    is_last = parts.state.step >= parts.plan.total
+    num_samples = parts.eval_loader.index.num_samples
+    predictions = log_for_figures(recipe.train, num_samples, tracker.note, is_last=is_last)
     try:
         metrics = evaluate(
             parts.predictor,
@@ -50,13 +52,3 @@ def evaluate_unless_stopped(
         return None
     except (TooManyBadSamples, UserError) as error:
         raise TrainingError(str(error)) from None
-
-
-def wants_figures(parts: Parts, recipe: Recipe, tracker: Tracker) -> bool:
-    """Report whether figures of the evaluation that begins are asked for; all ranks decide the same."""
-    is_asked = recipe.train.figures == "evaluations" or parts.state.step >= parts.plan.total
-    if recipe.train.figures == "none" or not is_asked:
-        return False
-    if (line := too_many(parts.eval_loader.index.num_samples)) is not None:
-        tracker.note(line)
-    return line is None

@@ -119,7 +119,4 @@ def better(best: Best | None, result: Evaluated, metric: str | None) -> Best | N
     """Return the best of the results so far and one more."""
     if metric is None or metric not in result.metrics:
         return best
-    value = result.metrics[metric]
-    if best is None or best.metric != metric or best.is_beaten_by(value):
-        return Best(metric, value, result.step)
-    return best
+    return Best.after(best, metric, result.metrics[metric], result.step)
