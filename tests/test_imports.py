@@ -55,7 +55,6 @@ INNER_LAYERS = {
     ],
     "train": [
         {"loop"},
-        {"due_evaluation"},
         {"parts", "log_lines"},
         {"start"},
         {"checkpoint", "evaluate", "step"},

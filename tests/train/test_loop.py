@@ -17,7 +17,7 @@ from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.decode import Image, open_image
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError
-from resnet_dist.train import due_evaluation, loop
+from resnet_dist.train import loop
 from resnet_dist.train.plan import order_of
 from resnet_dist.world import World
 from tests.paths import list_checkpoints
@@ -162,14 +162,14 @@ def test_too_many_bad_evaluation_samples_stop_the_run(
         return open_image(data, channels, max_pixels)
 
     evaluating: list[bool] = []
-    evaluate = due_evaluation.evaluate
+    evaluate = loop.evaluate
 
     def begin_evaluation(*arguments: Any) -> dict[str, float]:
         evaluating.append(True)
         return evaluate(*arguments)
 
     monkeypatch.setattr("resnet_dist.data.batches.fill.open_image", refuse_some)
-    monkeypatch.setattr(due_evaluation, "evaluate", begin_evaluation)
+    monkeypatch.setattr(loop, "evaluate", begin_evaluation)
     recorder = Recorder()
     overrides = ["train.length=1 steps", "schedule.warmup=0 steps", "data.loader_workers=1"]
     with pytest.raises(TrainingError, match=text):

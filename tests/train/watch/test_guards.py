@@ -12,7 +12,7 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.data.batches.loader import Batch
 from resnet_dist.errors import TrainingError
-from resnet_dist.train import due_evaluation, loop
+from resnet_dist.train import loop
 from resnet_dist.train.state.meter import Meter, NotFinite
 from resnet_dist.train.watch.guards import check_agreement, out_of_memory
 from resnet_dist.world import World
@@ -93,7 +93,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = {"eval/loss": float("nan"), "eval/samples": 1.0, "eval/bad_samples": 0.0}
-    monkeypatch.setattr(due_evaluation, "evaluate", lambda *arguments: metrics)
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments: metrics)
     with pytest.raises(TrainingError, match=r"eval/loss is nan in the evaluation of step 12"):
         loop.train(digits_recipe, tmp_path, WORLD, Recorder())
 
