@@ -90,7 +90,7 @@ def train(
                 state.evaluation_pending = due(state.step, plan.eval, plan.total)
                 if due(state.step, plan.log, plan.total):
                     log_step(parts, recipe, progress, world, tracker)
-            # Another process evaluates the checkpoint of this step.
+            # Do not evaluate here what another process evaluates: the checkpoint that is saved below.
             awaits = logged is not None and state.evaluation_pending
             if awaits:
                 state.evaluation_pending = False

@@ -73,7 +73,7 @@ class StoredCheckpoints:
             self._results.add(step)
         checksums = write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
         self._record(step, checksums[MODEL_FILE])
-        # What is too much is removed after the next checkpoint, where the storage does not answer now.
+        # Where the storage does not answer now, the next checkpoint removes what is too much.
         with suppress(Unreachable):
             self._clean_up(snapshot)
 
