@@ -35,7 +35,7 @@ from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import URI_VARIABLE
-from resnet_dist.train import loop
+from resnet_dist.train import loop, parts
 from resnet_dist.train.predictions import Predictions
 from resnet_dist.train.tracker import NullTracker, Tracker
 from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
@@ -117,7 +117,7 @@ def measure_steps(folder: Path, rounds: int) -> None:
         with_all = Turns(rounds, on, off, samples.set)
         with_none = Turns(rounds, off, on, quiet)
         first = _begin(everything, place, spool, with_all)
-        loop.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
+        parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
         second = _begin(nothing, str(folder / "bare"), NullTracker(), with_none)
         on.release()
         for thread in (first, second):

@@ -18,7 +18,9 @@ from resnet_dist.data.images.decode import Image, open_image
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
-from resnet_dist.train.plan import order_of
+from resnet_dist.train.plan import Plan, order_of
+from resnet_dist.train.start.initial import initial_state
+from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.world import World
 from tests.paths import list_checkpoints
 from tests.train.runs import Recorder, assert_same, final_tensors
@@ -96,9 +98,9 @@ def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None
         ["train.length=40 steps", "optim.lr=0.05", "data.micro_batch_size=none"]
     )
     order = order_of(recipe, index)
-    plan = loop.Plan.of(recipe, order)
-    state = loop.initial_state(recipe, 10, WORLD)
-    step = loop.TrainStep(state, recipe, plan, WORLD)
+    plan = Plan.of(recipe, order)
+    state = initial_state(recipe, 10, WORLD)
+    step = TrainStep(state, recipe, plan, WORLD)
     with Loader(index, order, recipe.data, WORLD, seed=0) as loader:
         batch = loader.batch_at(0)
     batch = type(batch)(
@@ -113,7 +115,7 @@ def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None
 
 
 def test_no_decay_on_norms_and_biases(digits_recipe: Recipe) -> None:
-    state = loop.initial_state(digits_recipe, 10, WORLD)
+    state = initial_state(digits_recipe, 10, WORLD)
     decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     for module in state.model.modules():
         for name, parameter in module.named_parameters(recurse=False):

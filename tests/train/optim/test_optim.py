@@ -15,9 +15,9 @@ from torchvision.ops._utils import split_normalization_params
 from resnet_dist.config import Optim, Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model
-from resnet_dist.train import loop
 from resnet_dist.train.optim.build import build_optimizer, parameter_groups, set_learning_rate
 from resnet_dist.train.optim.muon import COEFFICIENTS, orthogonalize
+from resnet_dist.train.start.initial import initial_state
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
 
@@ -224,7 +224,7 @@ def test_clip_norm_limits_the_gradient(digits_recipe: Recipe, tmp_path: Path) ->
     plain = digits_recipe.with_overrides(
         ["optim.momentum=0", "optim.nesterov=false", "optim.weight_decay=0", "train.length=1 steps"]
     )
-    start = dict(loop.initial_state(plain, 10, World.single()).model.named_parameters())
+    start = dict(initial_state(plain, 10, World.single()).model.named_parameters())
 
     def length(overrides: list[str], folder: str) -> Tensor:
         recipe = plain.with_overrides([*overrides, "schedule.warmup=0 steps", "optim.lr=0.1"])

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resnet_dist.config import Recipe
-from resnet_dist.train import loop
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.evaluate import evaluate, evaluation_loader
+from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.ema import Ema
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
@@ -69,7 +70,7 @@ def test_the_average_moves_at_its_interval(digits_recipe: Recipe, tmp_path: Path
     fields = ["train.ema_decay=0.75", "train.ema_warmup=false", "train.ema_every=3 steps"]
     recipe = digits_recipe.with_overrides(["train.checkpoint_every=1 steps", "train.length=4 steps"])
     recipe = recipe.with_overrides(["train.keep_checkpoints=9", *fields])
-    start = copy.deepcopy(loop.initial_state(recipe, 10, WORLD).model.state_dict())
+    start = copy.deepcopy(initial_state(recipe, 10, WORLD).model.state_dict())
     run(recipe, tmp_path, stop_after=3)
     third = final_tensors(tmp_path)["raw/fc.weight"]
     run(recipe, tmp_path)
@@ -83,7 +84,7 @@ def test_what_is_exported_is_what_was_evaluated(digits_recipe: Recipe, tmp_path:
     recipe = digits_recipe.with_overrides(["train.length=6 steps", "train.ema_decay=0.8"])
     metrics = run(recipe, tmp_path)
     trained = load_model(tmp_path, WORLD.device)
-    with evaluation_loader(loop.read_index(recipe.data.eval), recipe.data, WORLD) as loader:
+    with evaluation_loader(read_index(recipe.data.eval), recipe.data, WORLD) as loader:
         assert evaluate(trained.model, loader, WORLD)["eval/loss"] == metrics["eval/loss", 6]
 
 
@@ -105,10 +106,10 @@ def test_the_average_begins_at_the_loaded_weights(digits_recipe: Recipe, tmp_pat
     recipe = digits_recipe.with_overrides(
         ["train.ema_decay=0.8", f"model.init_from={tmp_path / 'w.safetensors'}"]
     )
-    state = loop.initial_state(recipe, 10, WORLD)
+    state = initial_state(recipe, 10, WORLD)
     assert state.ema is not None
     threes = {name: torch.full_like(t, 3).contiguous() for name, t in state.model.state_dict().items()}
     save_file(threes, tmp_path / "w.safetensors")
-    loop.initialize_weights(state, recipe, loop.read_index(recipe.data.train), WORLD, lambda text: None)
+    initialize_weights(state, recipe, read_index(recipe.data.train), WORLD, lambda text: None)
     assert (state.model.get_parameter("fc.weight") == 3).all()
     assert (state.ema.model.get_parameter("fc.weight") == 3).all()
