@@ -70,7 +70,7 @@ class EvaluatorProcess:
 
     @property
     def is_expected(self) -> bool:
-        """Whether it has a place and is not known to run."""
+        """Report whether it has a place and is not known to run."""
         return self._ready is not None
 
     def may_stay(self, alive: Sequence[Node]) -> bool:
