@@ -1,4 +1,4 @@
-"""What the tests of Ray Tune's part share."""
+"""The watch that the tests of Ray Tune's part share."""
 
 from __future__ import annotations
 
