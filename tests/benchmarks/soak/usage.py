@@ -53,7 +53,8 @@ class Usage:
             of_role = [samples for (name, _), samples in self.samples.items() if name == role]
             if not of_role:
                 continue
-            longest = max(of_role, key=lambda samples: samples[-1].time - samples[0].time)
+            # Of several that live from begin to end, the largest.
+            longest = max(of_role, key=lambda samples: (len(samples), samples[-1].rss_bytes))
             settled = [one for one in longest if one.time - longest[0].time >= SETTLE_SECONDS] or longest
             begin, end = settled[0], longest[-1]
             yield (
