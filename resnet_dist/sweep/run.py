@@ -34,7 +34,7 @@ from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.search import check_value
 from resnet_dist.sweep.trial import Report, evaluation, is_finite
 from resnet_dist.sweep.watch import Watch
-from resnet_dist.system.command import joined
+from resnet_dist.system.command import shown
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
 from resnet_dist.tracking.protocol import GroupPublisher, GroupRecord, OpenGroup
 from resnet_dist.tracking.spool import Follower
@@ -164,9 +164,9 @@ class _Sweep:
             self._reporter.note(f"{done} of {len(self._plan.trials)} trials have a result already")
         if not left:
             return None
-        for trial in left:
-            of_trial = request.of_trial(trial, {}, gpu=None, cpus=None)
-            prepare_missing(of_trial.recipe, self._reporter, request.output)
+        recipes = [request.of_trial(trial, {}, gpu=None, cpus=None).recipe for trial in left]
+        for recipe in recipes:
+            prepare_missing(recipe, self._reporter, request.output)
         with defer_signals():  # An exception in the middle of Ray's import would leave it broken.
             from resnet_dist.launch.on_ray.launcher import shared_ray
             from resnet_dist.sweep.room import find_room
@@ -174,7 +174,7 @@ class _Sweep:
         stack.enter_context(
             shared_ray(ranks, gpu=request.gpu, address=request.address, report=self._reporter.note)
         )
-        return find_room(request, len(left))
+        return find_room(request, recipes)
 
     def _run_trials(self, room: Room, publisher: GroupPublisher) -> bool:
         """Run the trials that are left; report whether they were interrupted."""
@@ -187,6 +187,8 @@ class _Sweep:
         watch = Watch(requests, request.metric, stop_file, self._reporter.note, self._end)
         scheduler = scheduler_of(request.scheduler, request.metric, self._plan.mode, watch, self._earlier)
         self._reporter.note(f"{len(left)} trials, {room.concurrent} at a time with {room.cpus} CPU(s) a rank")
+        if room.limit:
+            self._reporter.note(room.limit)
         return run_trials(
             requests,
             request.metric,
@@ -259,4 +261,4 @@ def total_steps_of(recipe: Recipe) -> int:
 def command_of(request: SweepRequest, sets: Sequence[str]) -> str:
     """Return the command that trains the recipe with the values of a trial."""
     words = [word for text in (*request.overrides, *sets) for word in ("--set", text)]
-    return joined(["resnet-dist", "train", request.source, *words])
+    return shown(["resnet-dist", "train", request.source, *words])

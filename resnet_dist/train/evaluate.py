@@ -18,6 +18,7 @@ from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TooManyBadSamples, UserError
+from resnet_dist.model import averaged_logits
 from resnet_dist.order.samples import Order
 from resnet_dist.train.device import Precision, autocast
 from resnet_dist.train.predictions import TOP, PredictionLog
@@ -164,13 +165,10 @@ def metrics_of(sums_4: Sequence[float], bad: Sequence[str], index: Index) -> dic
 
 
 def logits_of(model: nn.Module, images_BCSS: Tensor, data: Data) -> Tensor:
-    """Return logits (B, classes); with `data.eval_flip` the mean over each image and its mirror image."""
-    logits: Tensor = model(images_BCSS)
-    if not data.eval_flip:
-        return logits
-    # Copy the first logits: the next replay of a CUDA graph overwrites its outputs.
-    mean: Tensor = (logits.clone() + model(images_BCSS.flip(-1))) / 2
-    return mean
+    """Return logits (B, classes); with `data.eval_flip` and `data.eval_shift` their mean over the variants of an image."""
+    return averaged_logits(
+        model, images_BCSS, flip=data.eval_flip, shift=data.eval_shift, confidence=data.eval_confidence
+    )
 
 
 def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from resnet_dist.config import ProfiledSteps, Recipe, check_world_size
 from resnet_dist.data.batches.loader import Loader
-from resnet_dist.data.shards.index import Index, read_index
+from resnet_dist.data.shards.index import Index
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.folder import CHECKPOINTS_FOLDER
 from resnet_dist.runs.page import PROFILE_FOLDER
@@ -24,6 +24,7 @@ from resnet_dist.train.checkpoint.writer import Checkpointer
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.evaluate import evaluation_loader
 from resnet_dist.train.plan import Plan, order_of
+from resnet_dist.train.start.indexes import indexes_of
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.state.usage_metrics import usage_of
@@ -71,7 +72,8 @@ def set_up(
     It checks and compares the ranks before it builds the model and loads data, so that a mistake ends the attempt soon.
     Raises UserError for what the recipe, the data or the device do not allow, TrainingError where ranks differ.
     """
-    train_index, eval_index = read_index(recipe.data.train), read_index(recipe.data.eval)
+    run = open_storage(location)
+    train_index, eval_index = indexes_of(recipe.data, run)
     check_world_size(recipe.data, world.world_size)
     prepare_device(recipe.train, world, recipe.data)
     hosts = check_agreement(recipe, (train_index, eval_index), world, report=tracker.note)
@@ -79,7 +81,6 @@ def set_up(
     plan = Plan.of(recipe, order)
     guard = Guard(recipe, train_index, order, world.world_size)
     state = initial_state(recipe, len(train_index.classes), world)
-    run = open_storage(location)
     storage, logged = run.at(CHECKPOINTS_FOLDER), logged if world.is_main else None
     with (
         following(run, tracker, recipe.train.best_metric, logged) as results,

@@ -128,7 +128,7 @@ def test_torchvisions_own_class_loads_the_file(
     words = ("--format", "torchvision", "--samples", "photos")
     code, out, err = command("export", resnet18, f"m{end}", *words)
     assert code == 0, err
-    assert "; the file has the net alone, without data.eval_flip, " in out
+    assert "; the file has the net alone, without data.eval_flip and data.eval_shift, " in out
     trained = load_model(resnet18, torch.device("cpu"))
     opened = formats.FORMATS["torchvision"].open(trained, tmp_path / f"m{end}", False)
     given = inputs_of(photos, resnet18)

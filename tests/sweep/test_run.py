@@ -75,7 +75,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return result
 
     monkeypatch.setattr(launcher, "shared_ray", no_ray)
-    monkeypatch.setattr(room, "find_room", lambda request, num: room.Room(2, 1, 1, gpu=False))
+    monkeypatch.setattr(room, "find_room", lambda request, recipes: room.Room(2, 1, 1, gpu=False))
     monkeypatch.setattr(experiment, "run_trials", run_trials)
     return calls
 
@@ -143,6 +143,13 @@ def test_trials_with_a_result_are_not_repeated(request_of: SweepRequest, trained
     assert again.plan == summary.plan
     assert publisher.ends[0][0] == "FINISHED"
     assert begun == [[f"digits-sweep-00{n}" for n in (1, 2, 3)], [f"digits-sweep-00{n}" for n in (2, 3)]]
+
+
+def test_the_command_of_the_best_trial_has_no_password(request_of: SweepRequest) -> None:
+    secret = replace(request_of, overrides=("data.train=https://anna:hush@h/index.json",))
+    command = command_of(secret, ("optim.lr=0.1",))
+    assert "hush" not in command
+    assert "--set 'data.train=https://***@h/index.json' --set optim.lr=0.1\n" in command
 
 
 def test_a_trial_that_failed_is_named_and_tried_again(request_of: SweepRequest, trained: list[Any]) -> None:

@@ -170,6 +170,8 @@ def test_moving_sizes_and_repeats_draw_the_same_curve_on_two_ranks(recipe: Recip
         "data.mixup=0.2",
         "data.flip=alternate",
         "data.eval_flip=true",
+        "data.eval_shift=1",
+        "data.eval_confidence=0.6",
         "data.eval_size=9",
         EXACT,
     ]

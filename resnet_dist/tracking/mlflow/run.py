@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,9 +146,8 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
-        for name in data.tags:
-            if is_of_attempt(name) and name not in tags:  # of an earlier one
-                self.client.delete_tag(self.run_id, name)
+        # Those of an earlier one.
+        self.delete_tags([name for name in data.tags if is_of_attempt(name) and name not in tags])
 
     def describe_group(self, group: GroupFolder) -> None:
         self.set_tags({**origin_tags(group.source, group.description), group.kind.tag: group.name})
@@ -181,6 +180,12 @@ class MlflowRun:
             values.tags_of(tags),
             lambda batch: self.client.log_batch(self.run_id, tags=batch, synchronous=True),
         )
+
+    def delete_tags(self, names: Collection[str]) -> None:
+        """Delete tags; those that the run does not have are passed over."""
+        if names:
+            for name in self.client.get_run(self.run_id).data.tags.keys() & set(names):
+                self.client.delete_tag(self.run_id, name)
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""

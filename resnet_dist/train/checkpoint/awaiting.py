@@ -36,10 +36,10 @@ def record_results(
     best_metric: str | None,
     *,
     keep: int,
-) -> None:
+) -> list[str]:
     """Put the best of all and the newest metrics into the newest good manifest, and remove what need not be kept.
 
-    Only once no rank writes any more. Raises StorageError.
+    Return the names of the checkpoints that were removed. Only once no rank writes any more. Raises StorageError.
     """
     for name in reversed(list_checkpoints(checkpoints)):
         try:
@@ -54,8 +54,8 @@ def record_results(
         changed = {**scalars, "best": asdict(best) if best else None, "metrics": metrics}
         if changed != scalars:
             checkpoints.write(f"{name}/{MANIFEST}", signed_manifest({**manifest, "scalars": changed}))
-        prune(checkpoints, keep=keep, also={best.step} if best else ())
-        return
+        return prune(checkpoints, keep=keep, also={best.step} if best else ())
+    return []
 
 
 def _scalars_of(checkpoints: Storage, name: str) -> dict[str, Any]:

@@ -69,8 +69,9 @@ def initialize_weights(
     """
     model = state.model
     if isinstance(model, FastResNet):
-        filters = from_main(world, lambda: whitening_filters(plain_images(recipe.data, index, world)).cpu())
-        model.whiten(filters)
+        images = plain_images(recipe.data, index, world)
+        kind = recipe.model.whitening
+        model.whiten(from_main(world, lambda: whitening_filters(images, kind).cpu()))
     source = recipe.model.init_from
     if source is not None:
         weights: Weights = from_main(world, lambda: read_weights(source))
@@ -90,6 +91,7 @@ def plain_images(data: Data, index: Index, world: World) -> Iterator[Tensor]:
         for step in range(loader.order.steps_per_epoch):
             batch = loader.batch_at(step)
             images = normalize(batch.images_BSSC[batch.weights_B > 0], data)
+            images = images[: WHITENING_IMAGES - seen]
             yield images
             seen += len(images)
             if seen >= WHITENING_IMAGES:

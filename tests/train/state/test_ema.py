@@ -17,7 +17,7 @@ from resnet_dist.train.evaluate import evaluate, evaluation_loader
 from resnet_dist.train.start.initial import initial_state, initialize_weights
 from resnet_dist.train.state.ema import Ema
 from resnet_dist.world import World
-from tests.train.runs import final_tensors, run
+from tests.train.runs import assert_same, final_tensors, run
 
 WORLD = World.single()
 
@@ -51,6 +51,57 @@ def test_the_decay_warms_up() -> None:
     assert decays == sorted(decays)
     assert decays[-1] == 0.99
     assert Ema(nn.Linear(1, 1), decay=0.99, warmup=False).decay(1) == 0.99
+
+
+def test_lookahead_is_that_of_the_source() -> None:
+    """A slow copy moves towards the net at every fifth step, with a decay that rises with the cube; the net takes it."""
+    torch.manual_seed(0)
+    model, total = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), 20
+    ema = Ema(model, decay=0.95**5, warmup=False, rise=3, replaces=True)
+    slow = {name: value.clone() for name, value in model.state_dict().items()}
+    theirs = copy.deepcopy(model)
+    for step in range(1, total + 1):
+        change = [torch.randn_like(p) for p in model.parameters()]
+        images = torch.randn(4, 1, 8, 8)
+        for net in (model, theirs):
+            net(images)  # updates the running statistics
+            with torch.no_grad():
+                for p, moved in zip(net.parameters(), change, strict=True):
+                    p.add_(moved)
+        if step % 5 == 0:
+            ema.update(step // 5, step / total)
+            decay = 0.95**5 * (step / total) ** 3
+            for name, value in theirs.state_dict().items():
+                if value.is_floating_point():
+                    slow[name] = decay * slow[name] + (1 - decay) * value
+                    value.copy_(slow[name])
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+        torch.testing.assert_close(ema.model.state_dict()[name], value)
+    assert model[1].num_batches_tracked == total
+    assert ema.decay(4, 0.5) == 0.95**5 / 8
+
+
+LOOKAHEAD = [
+    *("train.ema_decay=0.7", "train.ema_warmup=false", "train.ema_every=2 steps"),
+    *("train.ema_rise=3", "train.ema_replaces=true"),
+]
+
+
+def test_training_goes_on_from_the_average_across_restarts_too(digits_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = digits_recipe.with_overrides([*LOOKAHEAD, "train.length=7 steps", "model.name=resnet8"])
+    whole = run(recipe, tmp_path / "whole")
+    for stop in (3, 1, 0):  # between two updates of the average, and at one
+        run(recipe, tmp_path / "stopped", stop_after=stop)
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    beside = run(recipe.with_overrides(["train.ema_replaces=false"]), tmp_path / "beside")
+    assert beside["train/loss", 7] != whole["train/loss", 7]
+    end = final_tensors(tmp_path / "whole")
+    assert not torch.equal(end["model/fc.weight"], end["raw/fc.weight"])  # Step 7 came after the last update.
+    run(recipe.with_overrides(["train.length=6 steps"]), tmp_path / "even")
+    end = final_tensors(tmp_path / "even")
+    for name in ("fc.weight", "bn1.running_var"):
+        assert torch.equal(end[f"model/{name}"], end[f"raw/{name}"])
 
 
 def test_training_does_not_notice_the_average(digits_recipe: Recipe, tmp_path: Path) -> None:

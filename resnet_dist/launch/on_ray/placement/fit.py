@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,13 @@ from resnet_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Node:
-    """The CPUs and GPUs of one node that is alive and stays."""
+    """The CPUs, GPUs and memory of one node that is alive and stays."""
 
     cpus: float
     gpus: float
     host: str = ""
     node_id: str = ""
+    memory: float = math.inf  # bytes that Ray may use
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ def nodes() -> list[Node]:
             node["Resources"].get("GPU", 0),
             node["NodeManagerHostname"],
             node["NodeID"],
+            node["Resources"].get("memory", math.inf),
         )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in leaving

@@ -25,7 +25,7 @@ from resnet_dist.runs.choose import may_change
 from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.tracking.spool import Follower, Spool
+from resnet_dist.tracking.spool import REMOVED, Follower, Spool
 from resnet_dist.train.checkpoint.folder import best_checkpoint, list_checkpoints
 from resnet_dist.train.loop import Outcome, train
 from resnet_dist.world import World
@@ -260,6 +260,8 @@ def test_results_that_no_rank_has_logged_are_logged_before_ranks_evaluate(
     assert logged(run) == list(LOSSES.items())
     assert best_checkpoint(run.checkpoints) == "step-00000004"
     assert list_checkpoints(run.checkpoints) == ["step-00000004", "step-00000008"]
+    # The tracker shows those that the driver has removed as removed.
+    assert [entry.step for entry in Follower(run.spool).read() if entry.checkpoint == REMOVED] == [2, 6]
 
 
 def test_older_results_do_not_replace_metrics_of_the_ranks(run: RunFolder) -> None:
