@@ -237,7 +237,7 @@ def measure_outage(folder: Path, rounds: int) -> None:
             spool, place, publisher = stack.enter_context(tracked(recipe, folder, name))
             turns = Turns(3 * rounds, mine, other, partial(active.__setitem__, slice(None), [publisher]))
             loops.append((turns, publisher, _begin(recipe, place, spool, turns)))
-        loop.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
+        parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
         untracked = Turns(3 * rounds, first, second, change)
         threads = [_begin(silent, str(folder / "bare"), NullTracker(), untracked), *(one[2] for one in loops)]
         first.release()
