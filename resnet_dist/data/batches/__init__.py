@@ -1,6 +1,7 @@
 """Batches: the samples of a step, read, decoded and augmented by threads ahead of the loop.
 
-loader.py       the batches of one rank by step, and the threads that prepare them
+loader.py       the batches of one rank by step, prepared ahead of the loop
+decode_threads.py  the threads that prepare them
 fill.py         one thread's task: samples of the index become rows of a batch
 gpu_fill.py     the same on a GPU, which decodes and resizes
 device_copies.py  copies of batches to the device, one ahead

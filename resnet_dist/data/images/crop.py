@@ -87,11 +87,12 @@ def random_box(height: int, width: int, size: int, draws: Draws) -> Box:
     draws: four for each try. A box at least twice as large as `size` is laid on the grid on which JPEGs are decoded
     at a smaller scale.
     """
-    return on_grid(_any_box(height, width, draws.reshape(-1, 4)), size)
+    return on_grid(_any_box(height, width, draws), size)
 
 
-def _any_box(height: int, width: int, tries: Draws) -> Box:
-    for area_draw, ratio_draw, top_draw, left_draw in tries.tolist():
+def _any_box(height: int, width: int, draws: Draws) -> Box:
+    for first in range(0, len(draws), 4):  # The first try nearly always fits.
+        area_draw, ratio_draw, top_draw, left_draw = draws[first : first + 4].tolist()
         area = height * width * (0.08 + 0.92 * area_draw)
         ratio = math.exp(math.log(3 / 4) + ratio_draw * 2 * math.log(4 / 3))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

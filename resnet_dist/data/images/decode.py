@@ -1,7 +1,7 @@
 """Encoded bytes → pixels: of a whole image, or of the part that a crop needs.
 
 The header is read first, so that the caller can choose a crop before anything is decoded. Of a JPEG, only the crop
-is decoded (jpeg_region.py); a crop of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of the scale.
+is decoded (jpeg/); a crop of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of the scale.
 
 Shapes: pixels are uint8, H height, W width, C channels.
 """
@@ -16,8 +16,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from . import formats
-from .jpeg_header import JpegHeader, parse_header, parse_layout, read_header
-from .jpeg_region import decode_region
+from .jpeg.header import JpegHeader, parse_header, parse_layout, read_header
+from .jpeg.region import decode_region
+from .jpeg.seekable import cut_part
 from .metadata import orient
 from .pillow_decode import (
     LARGE_PIXELS,
@@ -204,10 +205,31 @@ class _Jpeg:
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
         """Return `box` of an image without rotation, at 1/`scale` where it lies on the grid of that scale."""
-        if scale > 1 and not any(edge % scale for edge in box):
+        if any(edge % scale for edge in box):
+            scale = 1
+        part = self._decode_cut_part(box, scale) if self._header.table_at else None
+        if part is not None:
+            return part
+        if scale > 1:
             return _cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
-        part = decode_region(self._data, *box) if self._is_worth_cutting(box) else None
+        if self._is_worth_cutting(box):
+            part = decode_region(self._data, *box)
         return _cut(self._decode(), box) if part is None else part
+
+    def _decode_cut_part(self, box: Box, scale: int) -> Pixels | None:
+        """Return `box` of a seekable JPEG, at 1/`scale`; None where it must be decoded whole: it is wanted, or damaged."""
+        header = self._header
+        if header.height * header.width <= SMALL_PIXELS or box == (0, 0, header.height, header.width):
+            return None
+        part = cut_part(self._data, header.table_at, *box, scale=scale)
+        if part is None:
+            return None
+        try:
+            pixels = _decode_jpeg(part.jpeg, part.height, part.width, self._space, scale)
+        except ValueError:
+            return None
+        inside = Box(part.top, part.left, box.height, box.width)
+        return _cut(pixels, Box(*(edge // scale for edge in inside)))
 
     def _is_worth_cutting(self, box: Box) -> bool:
         """Report whether `decode_region` can decode `box`, and does so faster than a whole decode."""
@@ -229,18 +251,23 @@ class _Jpeg:
 
     def _decode_at(self, scale: int) -> Pixels:
         """Decode all of the image, as it is stored, at 1/`scale`: (ceil(H / scale), ceil(W / scale), C)."""
-        height, width = shape = _reduced_size(self._header, scale)
-        decoded: Pixels = simplejpeg.decode_jpeg(
-            self._data,
-            self._space,
-            min_height=height,
-            min_width=width,
-            min_factor=scale,
-            buffer=_thread_buffer(height * width * self._channels),
-        )
-        if decoded.shape[:2] != shape:
-            raise ValueError("decoded at another scale than asked for")
-        return decoded
+        return _decode_jpeg(self._data, self._header.height, self._header.width, self._space, scale)
+
+
+def _decode_jpeg(data: bytes | bytearray, height: int, width: int, space: str, scale: int) -> Pixels:
+    """Decode a JPEG of this size at 1/`scale`, (ceil(H / scale), ceil(W / scale), C), into this thread's buffer."""
+    height, width = shape = -(-height // scale), -(-width // scale)
+    decoded: Pixels = simplejpeg.decode_jpeg(
+        data,
+        space,
+        min_height=height,
+        min_width=width,
+        min_factor=scale,
+        buffer=_thread_buffer(height * width * (1 if space == "GRAY" else 3)),
+    )
+    if decoded.shape[:2] != shape:
+        raise ValueError("decoded at another scale than asked for")
+    return decoded
 
 
 def _min_scale(data: bytes, header: JpegHeader, max_pixels: int) -> int:
@@ -257,14 +284,9 @@ def _min_scale(data: bytes, header: JpegHeader, max_pixels: int) -> int:
             f"{problem}, and all of a progressive JPEG is kept in memory; raise max_pixels to allow them"
         )
     for scale in (2, 4, MAX_SCALE):
-        height, width = _reduced_size(header, scale)
-        if height * width <= max_pixels:
+        if -(-header.height // scale) * -(-header.width // scale) <= max_pixels:
             return scale
     raise ValueError(f"{problem}, at 1/{MAX_SCALE} of its scale too; raise max_pixels to allow them")
-
-
-def _reduced_size(header: JpegHeader, scale: int) -> tuple[int, int]:
-    return -(-header.height // scale), -(-header.width // scale)
 
 
 def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:
