@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config import Data
-from resnet_dist.data.batches.loader import (
+from resnet_dist.data.batches.decode_threads import (
     MAX_PIXELS_PER_TASK,
     MAX_SAMPLES_PER_TASK,
     SMALL_SAMPLE_BYTES,

@@ -8,12 +8,15 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from .metadata import exif_orientation
+from ..metadata import exif_orientation
+from .seekable import TABLE_MARKER, TABLE_NAME
 
 MAX_HEADER_BYTES = 4096  # Remember no longer header: it holds a thumbnail or a color profile.
 START_OF_SCAN = 0xDA
 # Baseline and extended sequential with Huffman codes: these two can be decoded by rows.
 SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_segment, _size = struct.Struct(">BBH").unpack_from, struct.Struct(">HHB").unpack_from
 
 
 class JpegHeader(NamedTuple):
@@ -23,6 +26,7 @@ class JpegHeader(NamedTuple):
     width: int
     components: int  # 1 gray, 3 color, 4 CMYK
     orientation: int  # EXIF's, 1 to 8
+    table_at: int = 0  # the position of the table of a seekable JPEG (seekable.py); 0: it is none
 
 
 # Remember the newest header with its bytes: the images of a data set often begin with the same ones, and parsing
@@ -44,20 +48,25 @@ def read_header(data: bytes) -> JpegHeader | None:
 
 def parse_header(data: bytes) -> tuple[JpegHeader | None, int]:
     """Return the header, and the number of leading bytes that determine it."""
-    at, end, orientation = 2, len(data), None
-    while at + 10 <= end and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+    at, end, orientation, table_at = 2, len(data), None, 0
+    while at + 10 <= end:
+        # Unpack all at once: this loop takes as long as a small image otherwise.
+        first, marker, length = _segment(data, at)
+        if first != 0xFF:
+            break
+        if marker in _FRAMES:
+            height, width, components = _size(data, at + 5)
+            if height == 0 or width == 0:
+                return None, at
+            return JpegHeader(height, width, components, orientation or 1, table_at), at + 10
         if marker == 0xFF:  # padding
             at += 1
             continue
-        if _is_frame(marker):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            if height == 0 or width == 0:
-                return None, at
-            return JpegHeader(height, width, data[at + 9], orientation or 1), at + 10
         # Read the first block only: a block of more than 64 KiB continues in others, which look the same.
         if marker == 0xE1 and orientation is None and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = exif_orientation(data[at + 4 : at + 2 + length]) or 1
+        elif marker == TABLE_MARKER and data.startswith(TABLE_NAME, at + 4):
+            table_at = at
         at += 2 + max(2, length)
     return None, at
 
@@ -79,14 +88,10 @@ def parse_layout(data: bytes) -> JpegLayout:
         if marker == 0xFF:  # padding
             at += 1
             continue
-        if _is_frame(marker):
+        if marker in _FRAMES:
             frame, components = marker, data[at + 9]
         if marker == START_OF_SCAN:
             # A scan of fewer components is followed by others.
             return JpegLayout(frame < 0xC8, frame in SEQUENTIAL_FRAMES and data[at + 4] == components)
         at += 2 + max(2, length)
     return JpegLayout(True, False)
-
-
-def _is_frame(marker: int) -> bool:
-    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
