@@ -257,7 +257,7 @@ def measure_outage(folder: Path, rounds: int) -> None:
     )
     _print_turns("with a server that is never there", away, untracked, [*range(1, 3 * rounds)])
     print(
-        f"of {3 * rounds * TURN_STEPS // LOG_EVERY} log lines the server has {len(steps)}, {len(set(steps))} different; "
+        f"of {3 * rounds * TURN_STEPS // LOG_EVERY + 1} log lines the server has {len(steps)}, {len(set(steps))} different; "
         f"left: {', '.join(publisher.unsent) or 'nothing'}; without a server: {', '.join(lost.unsent)}"
     )
 
