@@ -29,7 +29,7 @@ from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
-from resnet_dist.tracking.open import open_publisher, open_group
+from resnet_dist.tracking.open import open_group, open_publisher
 from resnet_dist.tracking.spool import Entry, Follower, Spool
 from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.folder import list_checkpoints

@@ -69,7 +69,7 @@ def train(
     others = check_also(also or ())
     loaded = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
-        _check_addresses(address)
+        _begin_on_ray(address)
     # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
     # exit at once.
     with handle_signals(exit_with_message(NOTHING_SAVED)):
@@ -115,12 +115,17 @@ def load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, str]:
     return value, changes_text(value, of_file)
 
 
-def _check_addresses(address: str | None) -> None:
-    """Find the cluster, before the large imports and before data is prepared: a wrong address is found in seconds."""
+def _begin_on_ray(address: str | None) -> None:
+    """Find the cluster, before the large imports and before data is prepared: a wrong address is found in seconds.
+
+    Without a cluster, a process begins to import beside this one, for the ranks.
+    """
     check_tracking_uri()
+    from resnet_dist.launch.preload.client import import_ahead
     from resnet_dist.launch.ray_cluster.check import find_cluster
 
-    find_cluster(address)
+    if find_cluster(address) is None:
+        import_ahead()
 
 
 def _torchrun_ranks() -> TorchrunRanks | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from resnet_dist.data.storage.http import CONNECT_SECONDS
 
@@ -64,7 +63,7 @@ class S3Bucket:
     """A bucket as obstore reads it."""
 
     def __init__(self, fs: Any, name: str) -> None:
-        self._fs, self._name = fs, name
+        self.fs, self._name = fs, name
         self._store: Any = None
         self._failures = 0
         self.has_worked = False
@@ -94,12 +93,10 @@ class S3Bucket:
     async def _connect(self) -> Any:
         from obstore.store import S3Store
 
-        client = await self._fs.set_session()
+        client = await self.fs.set_session()
         endpoint = client.meta.endpoint_url
         signed = (
-            {"skip_signature": True}
-            if self._fs.anon
-            else {"credential_provider": await _credentials(self._fs)}
+            {"skip_signature": True} if self.fs.anon else {"credential_provider": await _credentials(self.fs)}
         )
         return S3Store(
             self._name,
@@ -116,7 +113,7 @@ class S3Bucket:
         )
 
 
-_buckets: WeakKeyDictionary[Any, dict[str, S3Bucket]] = WeakKeyDictionary()
+_buckets: dict[tuple[Any, str], S3Bucket] = {}
 
 
 def stream_of(fs: Any, path: str) -> S3Stream | None:
@@ -130,7 +127,9 @@ def stream_of(fs: Any, path: str) -> S3Stream | None:
     name, key, version = fs.split_path(path)
     if version or not key:
         return None
-    bucket = _buckets.setdefault(fs, {}).setdefault(name, S3Bucket(fs, name))
+    bucket = _buckets.get((fs, name))
+    if bucket is None or bucket.fs is not fs:  # Equal ones may have been made for another endpoint.
+        bucket = _buckets[fs, name] = S3Bucket(fs, name)
     return S3Stream(bucket, key) if bucket.is_used else None
 
 
@@ -151,15 +150,13 @@ def _is_plain(fs: Any) -> bool:
 
 async def _credentials(fs: Any) -> Any:
     """Return the function that obstore asks for credentials: those of the file system, else those that botocore finds."""
-    from botocore.exceptions import NoCredentialsError
-
     given = {**fs.client_kwargs}
     key = fs.key or given.get("aws_access_key_id")
     secret = fs.secret or given.get("aws_secret_access_key")
     token = fs.token or given.get("aws_session_token")
     found = None if key else await fs.session.get_credentials()
     if not key and found is None:
-        raise NoCredentialsError
+        raise LookupError("no credentials")  # fsspec then says so
 
     async def credentials() -> dict[str, Any]:
         own = (key, secret, token)
