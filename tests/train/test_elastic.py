@@ -172,6 +172,7 @@ def test_moving_sizes_and_repeats_draw_the_same_curve_on_two_ranks(recipe: Recip
         "data.eval_flip=true",
         "data.eval_shift=1",
         "data.eval_confidence=0.6",
+        *("train.ema_decay=0.9", "train.ema_every=2 steps", "train.ema_rise=1", "train.ema_replaces=true"),
         "data.eval_size=9",
         EXACT,
     ]

@@ -18,7 +18,8 @@ from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import check_data, check_recipe, resolve_paths
 from resnet_dist.errors import RecipeError, UserError
-from resnet_dist.model import ResNet, build_model, whitening_filters
+from resnet_dist.model import MODELS, ResNet, build_model, whitening_filters
+from resnet_dist.model.table import FastArchitecture
 from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.folder import read_checkpoint
 from resnet_dist.train.checkpoint.load import load_model
@@ -305,8 +306,11 @@ BIAS = "model/whitening.bias"
 
 @pytest.mark.parametrize("decay", ["none", pytest.param("linear", marks=pytest.mark.long)])
 def test_the_bias_of_whitening_stands_still_after_its_time_across_restarts_too(
-    fast_recipe: Recipe, tmp_path: Path, decay: str
+    fast_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: str
 ) -> None:
+    monkeypatch.setitem(
+        MODELS, "resnet9_fast", FastArchitecture((8, 8, 8))
+    )  # narrow: its checkpoints are small
     recipe = fast_recipe.with_overrides(
         [
             *("train.length=4 steps", "schedule.warmup=0 steps", "train.checkpoint_every=1 steps"),
