@@ -27,7 +27,7 @@ from resnet_dist.cli.options import (
     on_interrupt,
     out,
 )
-from resnet_dist.cli.train import load
+from resnet_dist.cli.training.train import load
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, WorkerRange
 from resnet_dist.errors import UserError
 from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RunFolder, checkpoint_name
 from resnet_dist.runs.page import EVALUATIONS_FOLDER, predictions_file
 from resnet_dist.tracking.spool import Spool, evaluated_steps
-from resnet_dist.train.checkpoint.evaluated import awaiting, record_results
+from resnet_dist.train.checkpoint.awaiting import awaiting, record_results
 from resnet_dist.train.checkpoint.folder import step_of
 
 # Metrics of a checkpoint, its predictions where the recipe wants their figures, and lines for a person.

@@ -11,7 +11,8 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import UserError
-from resnet_dist.launch.on_ray.nodes import Node, capacity, cpus_per_rank, describe, nodes
+from resnet_dist.launch.on_ray.placement.fit import Node, capacity, cpus_per_rank, describe
+from resnet_dist.launch.on_ray.placement.nodes import nodes
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.system.memory import available_memory

@@ -37,7 +37,7 @@ from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import URI_VARIABLE
-from resnet_dist.train import loop
+from resnet_dist.train import loop, parts
 from resnet_dist.train.predictions import Predictions
 from resnet_dist.train.tracker import NullTracker, Tracker
 from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
@@ -127,7 +127,7 @@ def measure_steps(folder: Path, rounds: int) -> None:
     with tracked(everything, folder) as (spool, place, _):
         with_all, with_none = Turns(rounds, on, off, is_on.set), Turns(rounds, off, on, is_on.clear)
         first = _begin(everything, place, spool, with_all)
-        loop.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
+        parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
         second = _begin(nothing, str(folder / "bare"), NullTracker(), with_none)
         before = [cpu_seconds_of(name) for name in THREADS]
         on.release()
@@ -237,7 +237,7 @@ def measure_outage(folder: Path, rounds: int) -> None:
             spool, place, publisher = stack.enter_context(tracked(recipe, folder, name))
             turns = Turns(3 * rounds, mine, other, partial(active.__setitem__, slice(None), [publisher]))
             loops.append((turns, publisher, _begin(recipe, place, spool, turns)))
-        loop.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
+        parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
         untracked = Turns(3 * rounds, first, second, change)
         threads = [_begin(silent, str(folder / "bare"), NullTracker(), untracked), *(one[2] for one in loops)]
         first.release()

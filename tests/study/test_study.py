@@ -23,13 +23,13 @@ from resnet_dist.driver.request import Interrupted, Reporter, Request
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.runs.choose import choose_run
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RUNS_FOLDER, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
-from resnet_dist.tracking.open import open_publisher, open_study
+from resnet_dist.tracking.open import open_group, open_publisher
 from resnet_dist.tracking.spool import Entry, Follower, Spool
 from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.folder import list_checkpoints
@@ -226,7 +226,7 @@ def request_of(digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def run(request: StudyRequest) -> tuple[Any, list[str]]:
     reporter = RecordingReporter()
-    return run_study(request, reporter, open_study, open_publisher), reporter.notes
+    return run_study(request, reporter, open_group, open_publisher), reporter.notes
 
 
 def interrupt_at(call: int) -> Callable[..., Any]:

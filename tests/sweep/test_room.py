@@ -12,7 +12,7 @@ from torch import nn
 
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.launch.on_ray.nodes import Node
+from resnet_dist.launch.on_ray.placement.fit import Node
 from resnet_dist.model import build_model
 from resnet_dist.sweep import room
 from resnet_dist.sweep.request import SweepRequest
