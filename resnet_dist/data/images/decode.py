@@ -244,7 +244,8 @@ class _Jpeg:
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
         """Return `box` of an image without rotation, at 1/`scale`."""
-        source, pixels = self._source(box, scale), None
+        source = self._source(box, scale)
+        pixels: Pixels | None = None
         if isinstance(source, Part):
             pixels = self._decode_cut(source, box, scale)
         elif source is not None:

@@ -21,7 +21,7 @@ COUNT = 24
 def images() -> list[bytes]:
     """Return seekable JPEGs of all kinds, three that are damaged, and images of another format."""
     kinds = [(sampling, interval) for sampling in ("4:4:4", "4:2:0", "4:4:0", "gray") for interval in (3, 6)]
-    found = [seekable(20, 24, *kind[:1], interval=kind[1], off=(3, 5)).data for kind in kinds * 2]
+    found = [seekable(20, 24, kind[0], interval=kind[1], off=(3, 5)).data for kind in kinds * 2]
     damaged = [bytearray(image) for image in found[:3]]
     for number, image in enumerate(damaged):
         image[-40 * (number + 1) :] = b"\xff" * 40
@@ -49,7 +49,12 @@ def test_batches_are_those_of_ordinary_files(
     make_index: Callable[[Sequence[str], Path], Index],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes = {"crop": "random-resized-crop", "image_size": size, "global_batch_size": COUNT, "lanes": 1}
+    changes: dict[str, object] = {
+        "crop": "random-resized-crop",
+        "image_size": size,
+        "global_batch_size": COUNT,
+        "lanes": 1,
+    }
     batches = []
     for name, files, max_opened in (
         ("ordinary", [without_table(image) for image in images], fill.MAX_OPENED_BYTES),
