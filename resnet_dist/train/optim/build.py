@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -57,15 +57,14 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     """Return up to six groups: weights; scales of norms; biases; scales and biases that decay beside those that do not;
     the bias of a whitening layer, marked `whitening`, which may be frozen during a run.
 
-    Frozen parameters are left out. Decay on a batch norm's scale or
-    on a bias only shrinks the output (arXiv 1706.02677, section 5.3). `lr_scale` is the ratio of a group's rate to the
-    schedule's.
+    Frozen parameters are left out. Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677,
+    section 5.3). `lr_scale` is the ratio of a group's rate to the schedule's.
     """
     weights: list[nn.Parameter] = []
     others: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (bias, decays): [] for decays in (False, True) for bias in (False, True)
     }
-    whitening = model.whitening.bias if isinstance(model, FastResNet) else None
+    whitening = cast(nn.Parameter, model.whitening.bias) if isinstance(model, FastResNet) else None
     for path, module in model.named_modules():
         decays = _decays(path, module, optim)
         for name, parameter in module.named_parameters(recurse=False):
