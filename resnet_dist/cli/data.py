@@ -41,7 +41,7 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="digits, cifar10, cifar100, mnist, fashion-mnist, or a folder of images (class = folder)."
+            help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of shards."
         ),
     ],
     folder: Annotated[str, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
@@ -54,6 +54,10 @@ def prepare(
         typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; default: keep the bytes."),
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of shrunk images.")] = 92,
+    seekable: Annotated[
+        bool,
+        typer.Option("--seekable", help="Rewrite JPEGs without loss, so that crops are decoded faster."),
+    ] = False,
     split: Annotated[
         Literal["train", "eval"] | None,
         typer.Option(help="Write only this split; a folder without splits goes into it whole."),
@@ -85,7 +89,15 @@ def prepare(
     check_output(target, [split] if split else ["train", "eval"])
     check_apart(source, target)
     options = PrepareOptions(
-        seed, shards, shard_size or SHARD_BYTES, resize_short, quality, max_pixels, strict, allow_empty
+        seed,
+        shards,
+        shard_size or SHARD_BYTES,
+        resize_short,
+        quality,
+        max_pixels,
+        strict,
+        allow_empty,
+        seekable,
     )
     opened = open_source(source, seed=seed, whole_split=split, allow_empty=allow_empty, output=target)
     samples = sum(len(items) for items in opened.splits.values())

@@ -91,7 +91,7 @@ def served(folder: Path, chosen: argparse.Namespace) -> Iterator[Bucket]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What some work took."""
+    """The cost of some work."""
 
     seconds: float
     user: float  # CPU seconds of this process

@@ -29,18 +29,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.on_ray.beside import BesideEvaluations, catch_up, settle, started
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected, is_own
+from resnet_dist.launch.on_ray.evaluator.before_and_after import catch_up, settle, started
+from resnet_dist.launch.on_ray.evaluator.schedule import BesideEvaluations
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
-from resnet_dist.launch.on_ray.nodes import (
-    Placement,
-    Placer,
-    choose_placement,
-    cpus_per_rank,
-    free_resources,
-    nodes,
-    resources_of,
-)
+from resnet_dist.launch.on_ray.placement.fit import Placement, choose_placement, cpus_per_rank, resources_of
+from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
+from resnet_dist.launch.on_ray.placement.placer import Placer
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS, Change, StartWatch, request_stop_of
 from resnet_dist.launch.on_ray.worker import MeetingConfig, rank_main
 from resnet_dist.launch.preload.client import is_on, key_ahead

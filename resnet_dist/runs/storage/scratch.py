@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,10 +83,11 @@ def fetched_folder(run: str, name: str) -> Path:
     fetched = scratch_folder() / "fetched"
     folder = fetched / run / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for other in fetched.glob("*/*"):
-        with suppress(FileNotFoundError):
-            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > RECENT_SECONDS:
-                _remove_unlocked(other)
+    for other in _locked_folders(fetched.glob("*/*")) - {folder}:
+        with suppress(FileNotFoundError):  # A lock alone goes at once, unless its user holds it.
+            if time.time() - other.stat().st_mtime <= RECENT_SECONDS:
+                continue
+        _remove_unlocked(other)
     return folder
 
 
@@ -109,12 +110,20 @@ def scratch_file_lock(folder: Path) -> Path:
 
 
 def _remove_dead(writing: Path) -> None:
-    for folder in writing.glob("*"):
-        if folder.is_dir():
-            _remove_unlocked(folder)
+    for folder in _locked_folders(writing.glob("*")):
+        _remove_unlocked(folder)
+
+
+def _locked_folders(paths: Iterable[Path]) -> set[Path]:
+    """Return the folders among these paths, and those that their locks belong to."""
+    return {path.with_name(path.name.removesuffix(LOCK_SUFFIX)) for path in paths}
 
 
 def _remove_unlocked(folder: Path) -> None:
-    """Remove a folder, unless a process holds its lock."""
-    with suppress(Timeout, OSError), FileLock(scratch_file_lock(folder), timeout=0):
+    """Remove a folder and its lock, unless a process holds that."""
+    lock = scratch_file_lock(folder)
+    with suppress(Timeout, OSError), FileLock(lock, timeout=0):
         shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(
+            missing_ok=True
+        )  # A process that waits for it sees that it is gone, and makes another one.
