@@ -59,5 +59,10 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def build_ema(model: nn.Module, train: Train) -> Ema | None:
     if train.ema_decay is None:
         return None
-    how = {"rise": train.ema_rise, "replaces": train.ema_replaces}
-    return Ema(model, decay=train.ema_decay, warmup=train.ema_warmup, **how)
+    return Ema(
+        model,
+        decay=train.ema_decay,
+        warmup=train.ema_warmup,
+        rise=train.ema_rise,
+        replaces=train.ema_replaces,
+    )
