@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     others: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (bias, decays): [] for decays in (False, True) for bias in (False, True)
     }
-    whitening = cast(nn.Parameter, model.whitening.bias) if isinstance(model, FastResNet) else None
+    whitening = model.get_parameter("whitening.bias") if isinstance(model, FastResNet) else None
     for path, module in model.named_modules():
         decays = _decays(path, module, optim)
         for name, parameter in module.named_parameters(recurse=False):
@@ -112,7 +112,7 @@ def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
         filters = [p for p in group["params"] if p.ndim == 4]
         rest = [p for p in group["params"] if p.ndim != 4]
         if filters:
-            own = {"params": filters, "orthogonalize": True, "normalize": optim.normalize_weights}
+            own: Group = {"params": filters, "orthogonalize": True, "normalize": optim.normalize_weights}
             if optim.normalize_weights:
                 own["weight_decay"] = 0.0
             convolutions.append({**group, **own})

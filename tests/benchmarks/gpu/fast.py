@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -145,8 +146,8 @@ class Ours:
         self.train_step.recipe = recipe
         whitening, _ = self._timed(self._whiten)
         with self._loader(recipe) as loader:
-            training, _ = self._timed(lambda: self._train(loader))
-        evaluation, top1 = self._timed(lambda: self._evaluate(recipe.data))
+            training, _ = self._timed(partial(self._train, loader))
+        evaluation, top1 = self._timed(partial(self._evaluate, recipe.data))
         return Run(whitening, training, evaluation, top1)
 
     def evaluations(self) -> Result:
@@ -154,7 +155,7 @@ class Ours:
         found: Result = {}
         for name, fields in EVALUATIONS.items():
             data = self.recipe.data.model_copy(update=fields)
-            seconds, top1 = self._timed(lambda data=data: self._evaluate(data))  # type: ignore[misc]
+            seconds, top1 = self._timed(partial(self._evaluate, data))
             found[name] = {"top1": top1, "seconds": seconds}
         return found
 
