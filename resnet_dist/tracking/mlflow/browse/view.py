@@ -27,21 +27,22 @@ from resnet_dist.tracking.logged_run import (
     LoggedRun,
     differing,
 )
-from resnet_dist.tracking.mlflow.run import PARENT_TAG
 
 VIEW = "resnet-dist"  # its key in an address
 VIEW_NAME = "best runs first"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # Views in which the runs of a study or a sweep stand together: grouped by the tags that name them, the best first; and below
-# the run of the study, which has its figure and conclusion. The page nests runs only in the order of their creation.
+# the run of the study, which has its figure and conclusion. The page nests runs only in the order of their creation, and
+# keeps no parent open in a saved view.
 NESTED, NESTED_NAME = "resnet-dist-nested", "runs below their study or sweep"
 GROUPS, GROUPS_NAME = "resnet-dist-groups", "studies and sweeps"
 GROUPS_TAG, NESTED_TAG = (f"mlflow.sharedViewState.{key}" for key in (GROUPS, NESTED))
 CREATED = "attributes.start_time"
-MAX_OPEN = 20  # parents: a tag has room for so many ids
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 DURATION, DATASET = "duration", "attributes.`Dataset`"  # columns, as the page calls them
-METRIC_WIDTH, DATASET_WIDTH = 110, 200  # pixels, so that the fields are seen without scrolling
+# Pixels, so that two fields that differ are seen without scrolling where the window has 1,000.
+METRIC_WIDTH, FIELD_WIDTH, DATASET_WIDTH = 85, 90, 200
+CARD_HEIGHT = 300  # pixels, so that four charts are seen without scrolling
 MAX_FIELDS = 8  # columns for recipe fields that differ
 # The four charts that answer first whether a run is good, and then sections by the prefix of their metrics. Bad samples
 # are in the last one, which is closed.
@@ -60,7 +61,7 @@ def save_views(client: mlflow.MlflowClient, experiment_id: str, runs: Sequence[L
     views = {VIEW: (VIEW_TAG, VIEW_NAME, view_state(runs))}
     if names := group_tags(runs):
         views[GROUPS] = GROUPS_TAG, GROUPS_NAME, {**view_state(runs), "groupBy": _groups(names)}
-        views[NESTED] = NESTED_TAG, NESTED_NAME, {**view_state(runs), **_nested(runs)}
+        views[NESTED] = NESTED_TAG, NESTED_NAME, {**view_state(runs), "orderByKey": CREATED}
     for tag, name, value in views.values():
         state = _packed(value)
         if _state_of(tags.get(tag, "")) != state:
@@ -82,25 +83,19 @@ def _groups(tags: Sequence[str]) -> dict[str, Any]:
     return {"aggregateFunction": "max", "groupByKeys": keys}
 
 
-def _nested(runs: Sequence[LoggedRun]) -> dict[str, Any]:
-    """Return the order in which the page lists runs below their parents, and these as opened."""
-    parents = dict.fromkeys(run.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.tags)
-    opened = dict.fromkeys([*parents][:MAX_OPEN], True)
-    return {"orderByKey": CREATED, "orderByAsc": False, "runsExpanded": opened}
-
-
 def view_state(runs: Sequence[LoggedRun]) -> dict[str, Any]:
     """Return the state of the page: order, columns and charts. The page fills in what is missing."""
-    metrics = [f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED)]
+    top1, loss, speed = (f"metrics.`{key}`" for key in (TOP1, LOSS, SPEED))
     fields = [f"params.`{key}`" for key in list(differing(runs))[:MAX_FIELDS]]
     groups = [f"tags.`{tag}`" for tag in group_tags(runs)]
-    columns = [*metrics, *fields, *groups, DURATION, DATASET, "attributes.`Models`"]
+    columns = [top1, loss, *fields, speed, *groups, DURATION, DATASET, "attributes.`Models`"]
+    widths = dict.fromkeys((top1, loss, speed), METRIC_WIDTH) | dict.fromkeys(fields, FIELD_WIDTH)
     return {
-        "orderByKey": metrics[0],
+        "orderByKey": top1,
         "orderByAsc": False,
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {**dict.fromkeys(metrics, METRIC_WIDTH), DATASET: DATASET_WIDTH},
+        "columnWidths": {**widths, DATASET: DATASET_WIDTH},
         "compareRunCharts": _charts(runs),
         "compareRunSections": [_section(name) for name in (FIRST_SECTION, *SECTIONS)],
         # Otherwise the page sorts the sections by their names.
@@ -156,6 +151,9 @@ def _section(name: str) -> dict[str, Any]:
         "isReordered": True,
         "deleted": False,
         "isGenerated": True,
+        # Three beside each other, as by default, are 130 pixels wide in a window of 1,000.
+        "columns": 2,
+        "cardHeight": CARD_HEIGHT,
     }
 
 
