@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import tempfile
 import threading
 import uuid
@@ -43,6 +42,7 @@ from resnet_dist.sweep.room import Room
 from resnet_dist.sweep.search import Search, num_combinations
 from resnet_dist.sweep.trial import TrialRun
 from resnet_dist.sweep.watch import Watch
+from resnet_dist.system.locks import own_folder
 from resnet_dist.system.provenance import origin_variables
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.tracking.also.beside import with_others
@@ -212,11 +212,8 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    try:
-        with shown_to_nodes(sign):
-            return _fit(tuner, watch)
-    finally:
-        shutil.rmtree(files / name, ignore_errors=True)
+    with own_folder(files / name), shown_to_nodes(sign):
+        return _fit(tuner, watch)
 
 
 @contextmanager

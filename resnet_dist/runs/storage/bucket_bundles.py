@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from resnet_dist.runs.storage.client import Client
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, StoredObject
-from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, scratch_file_lock, written_folder
+from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, written_folder
+from resnet_dist.system.locks import lock_of
 
 if TYPE_CHECKING:
     from resnet_dist.runs.storage.bucket import Bucket
@@ -57,7 +58,7 @@ class BucketBundles:
 
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)), explained_room():
+        with FileLock(lock_of(folder)), explained_room():
             commit = self._bucket.read(f"{name}/{self._commit}")
             if commit is None:
                 raise FileNotFoundError(f"{self.location(name)}: missing")
@@ -77,7 +78,7 @@ class BucketBundles:
 
     def forget(self, name: str) -> None:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)):
+        with FileLock(lock_of(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, name: str) -> None:
