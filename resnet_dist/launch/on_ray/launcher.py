@@ -8,7 +8,6 @@ itself, but it would retry a person's mistake too, and use numbers of ranks that
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -43,6 +42,7 @@ from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.system.locks import own_folder
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.watch.progress import collective_timeout_seconds
@@ -220,7 +220,7 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     Raises RankFailed, RanksLost or TrainingError with the message of the rank that failed, NotPlaced where the cluster
     had no room.
     """
-    # A path that every node has: Ray Train's controller may run on another one.
+    # Ray Train writes a few small files of its own on this machine, which nothing else reads.
     ray_files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "ray"
     trainer = DataParallelTrainer(
         rank_main,
@@ -232,7 +232,6 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
             resources_per_worker=resources_of(placement),
         ),
         run_config=ray.train.RunConfig(
-            # Ray Train writes a few small files of its own, which nothing else reads.
             name=attempt.token,
             storage_path=str(ray_files),
             failure_config=ray.train.FailureConfig(
@@ -243,10 +242,10 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     box: list[Any] = []
     # In the main thread, fit() would replace the handler of SIGINT and leave no time for a checkpoint.
     thread = threading.Thread(target=_fit, args=(trainer, box), name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive() and not give_up():
-        thread.join(JOIN_SECONDS)
-    shutil.rmtree(ray_files / attempt.token, ignore_errors=True)
+    with own_folder(ray_files / attempt.token):
+        thread.start()
+        while thread.is_alive() and not give_up():
+            thread.join(JOIN_SECONDS)
     if not box:
         return None
     if isinstance(box[0], BaseException):

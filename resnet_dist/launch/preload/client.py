@@ -141,6 +141,7 @@ def _connect(target: str, path: Path) -> socket.socket:
             try:
                 connection.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
+                _remove_dead(path.parent)
                 try:
                     _start_server(target, path)
                     connection.connect(str(path))  # It is answered once the server has imported everything.
@@ -151,6 +152,17 @@ def _connect(target: str, path: Path) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove the sockets of servers that were killed; each has a name of its own, of a run and a driver."""
+    for path in folder.iterdir():
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.setblocking(False)  # A server that does not answer lives.
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 def _start_server(target: str, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 import uuid
@@ -103,11 +102,8 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    try:
-        with shown_to_nodes(sign):
-            return _fit(tuner, watch)
-    finally:
-        shutil.rmtree(files / name, ignore_errors=True)
+    with own_folder(files / name), shown_to_nodes(sign):
+        return _fit(tuner, watch)
 
 
 def _fit(tuner: tune.Tuner, watch: Watch) -> bool:
