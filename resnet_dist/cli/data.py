@@ -35,23 +35,25 @@ if TYPE_CHECKING:
 # Fewer samples than this are written by one process before others have started.
 FEW_SAMPLES = 4096
 
-
 SourceName = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE",
         help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of shards.",
     ),
-]
-Seekable = Annotated[
-    bool, typer.Option("--seekable", help="Rewrite JPEGs without loss, so that crops are decoded faster.")
 ]
 ShardSize = Annotated[
     int | None, typer.Option(min=1, metavar="BYTES", help="Approximate size of a tar; default: 256 MiB.")
 ]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Leave out images with more.")]
-AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", help="Keep classes without images, which are refused otherwise.")
+ResizeShort = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; default: keep the bytes."),
+]
+Seekable = Annotated[
+    bool, typer.Option("--seekable", help="Rewrite JPEGs without loss, so that crops are decoded faster.")
+]
+Split = Annotated[
+    Literal["train", "eval"] | None,
+    typer.Option(help="Write only this split; a folder without splits goes into it whole."),
 ]
 
 
@@ -61,20 +63,16 @@ def prepare(
     folder: Annotated[str, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
     shard_size: ShardSize = None,
-    resize_short: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; default: keep the bytes."),
-    ] = None,
+    resize_short: ResizeShort = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of shrunk images.")] = 92,
     seekable: Seekable = False,
-    split: Annotated[
-        Literal["train", "eval"] | None,
-        typer.Option(help="Write only this split; a folder without splits goes into it whole."),
-    ] = None,
+    split: Split = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    allow_empty: AllowEmpty = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Leave out images with more.")] = MAX_PIXELS,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Keep classes without images, which are refused otherwise.")
+    ] = False,
     allow_left_out: AllowLeftOut = False,
     strict: Strict = False,
     as_json: AsJson = False,

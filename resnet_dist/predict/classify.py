@@ -29,8 +29,8 @@ from resnet_dist.data.findings import one_line
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.view import evaluation_view
-from resnet_dist.predict.inputs import Input
 from resnet_dist.predict.thumbnails import thumbnail
+from resnet_dist.predict.unread import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
 from resnet_dist.train.evaluate import logits_of
 
