@@ -40,11 +40,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--all"):
-        skip = pytest.mark.skip(reason="long: `pytest --all` runs it")
-        for item in items:
-            if item.get_closest_marker("long") is not None:
-                item.add_marker(skip)
+    if config.getoption("--all"):
+        # The longest begin first: at the end of all, one worker would wait for the other's.
+        items.sort(key=_allowed_seconds, reverse=True)
+        return
+    skip = pytest.mark.skip(reason="long: `pytest --all` runs it")
+    for item in items:
+        if item.get_closest_marker("long") is not None:
+            item.add_marker(skip)
+
+
+def _allowed_seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -128,6 +136,14 @@ def new_stores_are_copies(make_once: MakeOnce) -> None:
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _do_not_wait_for_the_disk)
     utils.create_tables = create  # type: ignore[attr-defined]
     utils._initialize_tables = copy  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Undo what a training in this process sets: threads that wait for one another spin."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
