@@ -23,6 +23,7 @@ from resnet_dist.sweep.on_tune.actor import SIGN_PREFIX, TrialActor, orders_of, 
 from resnet_dist.sweep.plan import Outcome
 from resnet_dist.sweep.room import Room
 from resnet_dist.sweep.watch import Watch
+from resnet_dist.system.locks import own_folder
 from resnet_dist.system.signals import StopRequest, handle_signals
 
 JOIN_SECONDS = 0.2
