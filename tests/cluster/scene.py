@@ -35,6 +35,7 @@ class Scene:
     client: Host
     mlflow: str  # its address
     shards: str  # the address of folders train and eval
+    servers: Sequence[Host] = ()
 
     @property
     def gateway(self) -> str:
@@ -156,7 +157,7 @@ def scene(shards: Path) -> Iterator[Scene]:
         before = {name: os.environ.get(name) for name in keys}
         os.environ.update(keys)  # The test reads what the runs have written.
         try:
-            yield Scene(cluster, client, tracking, files)
+            yield Scene(cluster, client, tracking, files, (s3, mlflow, web))
         finally:
             for name, value in before.items():
                 if value is None:

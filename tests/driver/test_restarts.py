@@ -134,6 +134,17 @@ def test_ranks_that_are_lost_without_progress_end_the_run() -> None:
         restarts.add(LOST, 20)
 
 
+def test_ranks_that_had_not_begun_are_no_evidence_against_what_they_compute() -> None:
+    restarts, before = Restarts(6), RanksLost("a rank was lost while the ranks were started", begun=False)
+    for cause in (LOST, before, before, LOST, before):
+        restarts.add(cause, 20)
+    with pytest.raises(RankFailed, match="3 times after step 20, without one more checkpoint"):
+        restarts.add(LOST, 20)
+    restarts.add(before, 20)
+    with pytest.raises(RankFailed, match="--max-restarts: 6 within an hour"):
+        restarts.add(before, 20)
+
+
 def test_the_attempt_that_ended_the_run_is_recorded(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

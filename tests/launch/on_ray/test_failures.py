@@ -50,7 +50,7 @@ def test_a_rank_that_went_away_is_named_with_its_host_and_starts_again(text: str
     error = explained(ECHO, died(text))
     assert isinstance(error, RanksLost)
     assert str(error).startswith(f"rank 1 on h2 (10.0.0.2) {meaning}")
-    assert not error.preempted
+    assert (error.preempted, error.begun) == (False, True)
     assert "long\ndump" in error.details
 
 
@@ -116,6 +116,8 @@ def test_failures_before_training_begins() -> None:
     error = explain(ControllerError(failed))
     assert type(error) is RanksLost
     assert "h2 (10.0.0.2)" in str(error)
-    assert type(explain(ControllerError(ECHO))) is RanksLost
+    unconnected = explain(ControllerError(ECHO))
+    assert type(unconnected) is RanksLost
+    assert (error.begun, unconnected.begun) == (False, False)
     assert type(explain(ControllerError(KeyError("x")))) is RankFailed
     assert isinstance(explain(KeyboardInterrupt()), RankFailed)
