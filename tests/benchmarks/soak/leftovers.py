@@ -1,4 +1,4 @@
-"""What a run leaves behind: files on the hosts, objects in the bucket, processes, runs that are open."""
+"""The leftovers of a run: files on the hosts, objects in the bucket, processes, runs that are open."""
 
 from __future__ import annotations
 
