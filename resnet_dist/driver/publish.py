@@ -43,7 +43,7 @@ class Starts:
     def add(self, entry: Entry) -> bool:
         """Take what an entry has of a start; report whether it has something."""
         self._seconds.update(start_seconds([entry]))
-        self._machines.update(start_tags([entry]))
+        self._machines = start_tags([entry]) or self._machines
         return entry.start is not None
 
     def shown_in(self, run: RunFolder) -> RunFolder:

@@ -38,7 +38,7 @@ from resnet_dist.errors import (
     TrainingError,
 )
 from resnet_dist.launch.attempt import RankLauncher
-from resnet_dist.runs.evaluations import failed_evaluations
+from resnet_dist.runs.evaluation_results import failed_evaluations
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved

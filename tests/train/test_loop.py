@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,38 @@ import torch
 from torch import nn
 
 from resnet_dist.config import Recipe
-from resnet_dist.data.batches.loader import Batch
+from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.decode import Image, open_image
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
+from resnet_dist.train.plan import Plan, order_of
+from resnet_dist.train.start.initial import initial_state
+from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.world import World
+from tests.digits import small_recipe
 from tests.paths import list_checkpoints
 from tests.train.runs import Recorder, assert_same, final_tensors
 
 WORLD = World.single()
 
 
-@pytest.fixture
-def uninterrupted(digits_recipe: Recipe, tmp_path: Path) -> tuple[Path, Recorder]:
-    recorder = Recorder()
-    outcome = loop.train(digits_recipe, tmp_path / "whole", WORLD, recorder)
+@pytest.fixture(scope="module")
+def uninterrupted(
+    digits_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Recorder]]:
+    """Yield the folder of a finished run, which no test changes, and all that it logged."""
+    folder, recorder = tmp_path_factory.mktemp("whole"), Recorder()
+    outcome = loop.train(small_recipe(digits_data), folder, WORLD, recorder)
     assert outcome.finished
     assert outcome.metrics["eval/samples"] == 360
-    return tmp_path / "whole", recorder
+    before = contents(folder)
+    yield folder, recorder
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(
@@ -65,7 +81,8 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(
 def test_a_damaged_checkpoint_is_skipped(
     digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder]
 ) -> None:
-    folder = uninterrupted[0]
+    folder = tmp_path / "damaged"
+    shutil.copytree(uninterrupted[0], folder)
     before = final_tensors(folder)
     older, newest = list_checkpoints(folder / "checkpoints")  # keep_checkpoints=2
     path = newest / "optimizer.safetensors"
@@ -89,15 +106,15 @@ def test_a_finished_run_ends_at_once(digits_recipe: Recipe, uninterrupted: tuple
 
 
 def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None:
-    index = loop.read_index(digits_recipe.data.train)
+    index = read_index(digits_recipe.data.train)
     recipe = digits_recipe.with_overrides(
         ["train.length=40 steps", "optim.lr=0.05", "data.micro_batch_size=none"]
     )
-    order = loop.order_of(recipe, index)
-    plan = loop.Plan.of(recipe, order)
-    state = loop.initial_state(recipe, 10, WORLD)
-    step = loop.TrainStep(state, recipe, plan, WORLD)
-    with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:
+    order = order_of(recipe, index)
+    plan = Plan.of(recipe, order)
+    state = initial_state(recipe, 10, WORLD)
+    step = TrainStep(state, recipe, plan, WORLD)
+    with Loader(index, order, recipe.data, WORLD, seed=0) as loader:
         batch = loader.batch_at(0)
     batch = type(batch)(
         batch.images_BSSC[:64], batch.labels_B[:64], batch.weights_B[:64], batch.ids_B[:64], (), 0.0
@@ -111,7 +128,7 @@ def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None
 
 
 def test_no_decay_on_norms_and_biases(digits_recipe: Recipe) -> None:
-    state = loop.initial_state(digits_recipe, 10, WORLD)
+    state = initial_state(digits_recipe, 10, WORLD)
     decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     for module in state.model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -214,19 +231,19 @@ def test_a_run_trains_on_the_order_of_its_version(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = digits_recipe.with_overrides(["train.length=2 steps"])
-    index, batch_at, seen = loop.read_index(recipe.data.train), loop.Loader.batch_at, list[np.ndarray]()
+    index, batch_at, seen = read_index(recipe.data.train), Loader.batch_at, list[np.ndarray]()
 
-    def spy(self: loop.Loader, step: int) -> Batch:
+    def spy(self: Loader, step: int) -> Batch:
         batch = batch_at(self, step)
         if self.order.training:
             seen.append(batch.ids_B)
         return batch
 
-    monkeypatch.setattr(loop.Loader, "batch_at", spy)
+    monkeypatch.setattr(Loader, "batch_at", spy)
     for version in (1, 2):
         seen.clear()
         loop.train(recipe, tmp_path / str(version), WORLD, Recorder(), order_version=version)
-        order = loop.order_of(recipe, index, version)
+        order = order_of(recipe, index, version)
         assert order.version == version
         expected = [order.ids_at(step, range(order.lanes)) for step in range(2)]
         np.testing.assert_array_equal(seen, expected)

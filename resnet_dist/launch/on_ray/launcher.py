@@ -28,21 +28,16 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import RankFailed, RanksLost
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.on_ray.beside import BesideEvaluations, catch_up, settle, started
-from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected, is_own
+from resnet_dist.launch.on_ray.evaluator.before_and_after import catch_up, settle, started
+from resnet_dist.launch.on_ray.evaluator.schedule import BesideEvaluations
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
-from resnet_dist.launch.on_ray.nodes import (
-    Placement,
-    Placer,
-    choose_placement,
-    cpus_per_rank,
-    free_resources,
-    nodes,
-    resources_of,
-)
+from resnet_dist.launch.on_ray.placement.fit import Placement, choose_placement, cpus_per_rank, resources_of
+from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
+from resnet_dist.launch.on_ray.placement.placer import Placer
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS, Change, StartWatch, request_stop_of
 from resnet_dist.launch.on_ray.worker import MeetingConfig, rank_main
-from resnet_dist.launch.preload.client import is_on
+from resnet_dist.launch.preload.client import is_on, key_ahead
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
@@ -270,7 +265,9 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
 def orders_of(attempt: Attempt, *, gpu: bool) -> dict[str, Any]:
     """Return the orders of all ranks as plain values: a process without torch passes them on."""
     timeout = collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds)
-    return {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout, "preload": is_on()}
+    orders = {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout, "preload": is_on()}
+    # Ray that ends with this process has no other node.
+    return {**orders, "imported": key_ahead() if is_own() else ""}
 
 
 def _fit(trainer: DataParallelTrainer, box: list[Any]) -> None:

@@ -30,11 +30,11 @@ def has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
-def end_with_parent() -> None:
-    """Let the system kill this process when its parent, which watches over it, has ended."""
+def end_with_parent(sign: int = signal.SIGKILL) -> None:
+    """Let the system send this process a signal when its parent, which watches over it, has ended; 0: none any more."""
     parent = os.getppid()
     with suppress(OSError, AttributeError):  # only Linux has it
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, sign)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -10,17 +10,14 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
 from resnet_dist.runs.storage.client import Client
-from resnet_dist.runs.storage.protocol import ALWAYS, Permit, StoredObject
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, StoredObject
 from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, written_folder
 from resnet_dist.system.locks import lock_of
-
-if TYPE_CHECKING:
-    from resnet_dist.runs.storage.bucket import Bucket
 
 PART_BYTES = 8 * 2**20  # the size of a part of an upload or download; a broken one costs no more
 NUM_PARTS = 8  # the parts of a file that travel at the same time
@@ -33,7 +30,7 @@ PERMIT_SECONDS = 1.0  # for which an answer of the permit holds
 class BucketBundles:
     """See protocol.Bundles. What is uploaded and fetched passes through the scratch folder of this machine."""
 
-    def __init__(self, bucket: Bucket, client: Client, prefix: str, commit: str) -> None:
+    def __init__(self, bucket: Storage, client: Client, prefix: str, commit: str) -> None:
         self._bucket, self._client, self._prefix, self._commit = bucket, client, prefix, commit
 
     def names(self) -> list[str]:
