@@ -201,7 +201,8 @@ def field_docstrings(cls: type[Any]) -> dict[str, str]:
 def model_rows(part: type[Part]) -> Iterator[tuple[str, str, str]]:
     for name, field in part.model_fields.items():
         kind = describe(field.annotation, field.metadata)
-        yield name, kind, "required" if field.is_required() else literal(field.default)
+        default = None if field.is_required() else literal(field.get_default(call_default_factory=True))
+        yield name, kind, default or "required"
 
 
 def dataclass_rows(cls: type[Any]) -> Iterator[tuple[str, str, str]]:

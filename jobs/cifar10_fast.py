@@ -8,7 +8,7 @@ Expected  94 % top-1; the plain net of the source takes 3.8 s on an A100
 Measured  not yet: it takes a GPU. tests/benchmarks/gpu measures time and accuracy over 50 seeds, beside the source's net
           and cifar10_fast_muon
 Differs   the net has residual blocks: one in the first and one in the last group (there: a second convolution in each)
-          bf16 with weights in fp32 (there: fp16, weights too, but for the norms)
+          bf16 with weights in fp32, and fp32 in the whitening layer (there: fp16, weights too, but for the norms)
           a batch has 128 images of each of 8 parts of the set (there: 1,024 of the whole set)
 """
 

@@ -9,7 +9,7 @@ Measured  not yet: it takes a GPU. tests/benchmarks/gpu measures it beside cifar
 Differs   the net has residual blocks: one in the first and one in the last group (there: a second convolution in each)
           logits are scaled by 1/9, and the last layer begins with a deviation near 9/256 (there: 1/256, and a deviation of
           exactly 1); its rate is turned by the square of that ratio, so that logits move alike
-          bf16 with weights in fp32 (there: fp16, weights too, but for the norms)
+          bf16 with weights in fp32, and fp32 in the whitening layer (there: fp16, weights too, but for the norms)
           a batch has 250 images of each of 8 parts of the set (there: 2,000 of the whole set)
 """
 

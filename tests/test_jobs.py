@@ -124,7 +124,7 @@ def small(recipe: Recipe) -> list[str]:
         "data.global_batch_size=16",
         f"data.micro_batch_size={16 // lanes}",
         f"data.lanes={lanes}",
-        "data.image_size=64",
+        "data.image_size=32",
         "model.init_from=none",
         "train.precision=fp32",  # Most CPUs emulate bf16.
         "optim.lr=0.01",  # The rates of the jobs suit larger batches.
@@ -135,9 +135,9 @@ def small(recipe: Recipe) -> list[str]:
         "schedule.warmup=1 steps",
     ]
     if data.train_sizes:
-        overrides.append('data.train_sizes=[["0 steps", 32], ["1 steps", 64]]')
+        overrides.append('data.train_sizes=[["0 steps", 24], ["1 steps", 32]]')
     if data.eval_size:
-        overrides.append("data.eval_size=64")
+        overrides.append("data.eval_size=40")
     if recipe.train.ema_decay is not None:
         overrides.append("train.ema_every=1 steps")
     if recipe.schedule.milestones:

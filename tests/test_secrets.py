@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 
 import resnet_dist.cli as cli
+from resnet_dist.cli.main import run_command
 from resnet_dist.config import Recipe
 from resnet_dist.driver import publish
 from resnet_dist.errors import UNSENT_EXIT_CODE
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RUN_FILE
+from resnet_dist.tracking.store import STORE_FILE
 from tests.data.odd_server import OddServer, odd_server
 from tests.paths import ROOT
 from tests.tracking.mlflow.servers import unused_address
@@ -25,10 +28,8 @@ PASSWORD, SIGNATURE, NEXT_SIGNATURE = "p%40ss%2Fword", "hunter%2F22", "hunter%2F
 SECRETS = (PASSWORD, "p@ss/word", "ss%2Fword", "hunter")
 
 
-def train(
-    folder: Path, server: OddServer, signature: str, *arguments: str, path: str = "basic"
-) -> tuple[int, str]:
-    """Run `train --local` on the served digits; return exit code and output."""
+def train_words(server: OddServer, signature: str, *arguments: str, path: str = "basic") -> list[str]:
+    """Return the arguments of a `train --local` of ./digits.py on the served digits."""
     url = f"http://user:{PASSWORD}@127.0.0.1:{server.port}/{path}"
     changes = {
         "data.train": f"{url}/train?Signature={signature}",
@@ -40,10 +41,19 @@ def train(
         "description": f"from {url}/train?Signature={signature}",
     }
     sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    command = ["train", str(ROOT / "jobs/digits.py"), "--local", "--cpu", "--name", "x", *sets, *arguments]
+    return ["train", "digits.py", "--local", "--cpu", "--name", "x", *sets, *arguments]
+
+
+def copy_recipe(folder: Path) -> Path:
+    """Copy the recipe of the digits into no checkout, whose changes would be among the files of a run."""
+    return shutil.copy(ROOT / "jobs/digits.py", folder / "digits.py")
+
+
+def run_program(folder: Path, words: list[str]) -> tuple[int, str]:
+    """Run a command as a process, whose libraries write to a log; return exit code and output."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(
-        [sys.executable, "-m", "resnet_dist", *command],
+        [sys.executable, "-m", "resnet_dist", *words],
         cwd=folder,
         env=environment | {"PYTHONPATH": str(ROOT), "HOME": str(folder)},
         capture_output=True,
@@ -63,30 +73,39 @@ def assert_no_secret(folder: Path, output: str) -> None:
         assert [path for path in files if secret in path.name] == []
 
 
-def test_no_password_or_signature_is_stored_or_shown(tmp_path: Path, digits_data: Path) -> None:
+def test_no_password_or_signature_is_stored_or_shown(
+    tmp_path: Path,
+    digits_data: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    copy_recipe(tmp_path)
+    (tmp_path / "output").mkdir()
+    shutil.copy(empty_store, tmp_path / "output" / STORE_FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run_here(words: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
+        code = run_command()
+        return code, "".join(capfd.readouterr())
+
+    constant = ("--set", "schedule.decay=constant", "--set")
     with odd_server(digits_data) as server:
         # A run that is interrupted by a lack of steps, then resumed with URLs that are signed anew.
-        code, output = train(
-            tmp_path, server, SIGNATURE, "--set", "train.length=4 steps", "--set", "schedule.decay=constant"
-        )
+        words = train_words(server, SIGNATURE, *constant, "train.length=4 steps")
+        code, output = run_program(tmp_path, words)
         assert code == 0, output
         assert any(f"?Signature={SIGNATURE}" in line for line in server.log)
         assert_no_secret(tmp_path / "output", output)
-        code, more = train(
-            tmp_path,
-            server,
-            NEXT_SIGNATURE,
-            "--set",
-            "train.length=6 steps",
-            "--set",
-            "schedule.decay=constant",
-            "--resume",
-        )
+        more_steps = (*constant, "train.length=6 steps")
+        code, more = run_here(train_words(server, NEXT_SIGNATURE, *more_steps, "--resume"))
         assert code == 0, more
         assert "resumed at step 4" in more
         assert_no_secret(tmp_path / "output", output + more)
-        constant = ("--set", "train.length=6 steps", "--set", "schedule.decay=constant")
-        code, failed = train(tmp_path, server, SIGNATURE, *constant, path="status-403")
+        code, failed = run_here(train_words(server, SIGNATURE, *more_steps, path="status-403"))
         assert code == 2
         assert "403 Forbidden" in failed
         assert_no_secret(tmp_path / "output", failed)
@@ -113,9 +132,7 @@ def test_a_tracker_that_is_away_costs_the_exit_code_and_no_password_is_shown(
         "train.length": "2 steps",
     }
     sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    recipe = tmp_path / "digits.py"  # In no checkout, whose changes would be among the run's files.
-    recipe.write_text((ROOT / "jobs/digits.py").read_text())
-    command = ["train", str(recipe), "--local", "--cpu", "--name", "x", *sets]
+    command = ["train", str(copy_recipe(tmp_path)), "--local", "--cpu", "--name", "x", *sets]
     output = tmp_path / "output"
     assert cli.app([*command, "--output", str(output)], standalone_mode=False) == UNSENT_EXIT_CODE
     out, err = capfd.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 
@@ -14,8 +15,13 @@ PAGE = ROOT / "docs/troubleshooting.md"
 ELLIPSIS = "…"
 
 
-def templates() -> Iterator[str]:
-    """Yield every text of the package, with an ellipsis for each value in it."""
+@functools.cache
+def templates() -> list[str]:
+    """Return every text of the package, with an ellipsis for each value in it."""
+    return list(_templates())
+
+
+def _templates() -> Iterator[str]:
     for path in (ROOT / "resnet_dist").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -26,7 +32,6 @@ def templates() -> Iterator[str]:
                 )
 
 
-TEMPLATES = list(templates())
 MESSAGES = [
     next(text for text in found if text).strip()
     for found in re.findall(r"^\| (?:``(.+?)``|`(.+?)`)", PAGE.read_text(), re.M)
@@ -37,7 +42,7 @@ def is_printed(message: str) -> bool:
     """Report whether one text of the code holds all parts of `message`, in order."""
     parts = [re.escape(part.strip()) for part in message.split(ELLIPSIS) if part.strip()]
     pattern = re.compile(".*".join(parts), re.DOTALL)
-    return any(pattern.search(template) for template in TEMPLATES)
+    return any(pattern.search(template) for template in templates())
 
 
 @pytest.mark.parametrize("message", MESSAGES)

@@ -63,11 +63,24 @@ class FastResNet(nn.Module):
         self.whitening.bias.data.zero_()  # type: ignore[union-attr]
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        x = F.gelu(self.whitening(images_NCHW))
+        x = F.gelu(self._whitened(images_NCHW))
         x = self.stages(x)
         x = x.amax(dim=(2, 3))  # (N, C, H, W) → (N, C)
         logits: Tensor = self.fc(x) * LOGIT_SCALE
         return logits
+
+    def _whitened(self, images_NCHW: Tensor) -> Tensor:
+        """Return the output of the first layer, in fp32 under autocast too.
+
+        It enlarges small differences of pixels. In bf16 their rounding would be noise of up to a seventh of the output's
+        deviation in the directions of smallest variance; in TF32 and fp16, it is 2 %.
+        """
+        device = images_NCHW.device.type
+        if not torch.is_autocast_enabled(device):
+            out: Tensor = self.whitening(images_NCHW)
+            return out
+        with torch.autocast(device, enabled=False):
+            return self.whitening(images_NCHW.float())  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def whiten(self, filters: Tensor) -> None:

@@ -53,19 +53,19 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def mistaken(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command that fails before it starts anything, in this process and in `folder`."""
+def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs a command in this process and in `folder`: a process imports for seconds."""
     monkeypatch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
-    def command(*words: str) -> tuple[int, str, str]:
+    def run_here(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
         code = run_command()
         out, err = capsys.readouterr()
         return code, out, err
 
-    return command
+    return run_here
 
 
 def files(folder: Path) -> set[Path]:
@@ -91,10 +91,10 @@ def files(folder: Path) -> set[Path]:
     ],
 )
 def test_a_mistake_ends_with_2_and_one_sentence(
-    mistaken: Command, folder: Path, words: list[str], message: str
+    command: Command, folder: Path, words: list[str], message: str
 ) -> None:
     before = files(folder)
-    code, out, err = mistaken("train", DIGITS, *words)
+    code, out, err = command("train", DIGITS, *words)
     assert code == 2, err
     assert any(part in err for part in message.split("|"))
     assert err.startswith("error: ")
@@ -103,23 +103,23 @@ def test_a_mistake_ends_with_2_and_one_sentence(
     assert files(folder) == before
 
 
-def test_damaged_shards_are_refused_before_anything_starts(mistaken: Command, folder: Path) -> None:
+def test_damaged_shards_are_refused_before_anything_starts(command: Command, folder: Path) -> None:
     path = next((folder / "output/data/digits/train").glob("*3.tar"))
     path.rename(path.with_suffix(".away"))
-    code, out, err = mistaken("train", DIGITS)
+    code, out, err = command("train", DIGITS)
     assert (code, out) == (2, "")
     assert f"{path.name}: missing" in err
     path.with_suffix(".away").rename(path)
     path.write_bytes(path.read_bytes()[:-512])
-    code, out, err = mistaken("train", DIGITS)
+    code, out, err = command("train", DIGITS)
     assert (code, out) == (2, "")
     assert f"{path.name}: has" in err
     assert not (folder / "output/runs").exists()
 
 
-def test_a_recipe_that_raises(mistaken: Command, folder: Path) -> None:
+def test_a_recipe_that_raises(command: Command, folder: Path) -> None:
     (folder / "bad.py").write_text("def recipe():\n    return 1 / 0\n")
-    code, out, err = mistaken("train", "bad.py")
+    code, out, err = command("train", "bad.py")
     assert (code, out) == (2, "")
     assert err == "error: bad.py, line 2: ZeroDivisionError: division by zero\n"
 
@@ -134,8 +134,8 @@ SHORT = [
 ]
 
 
-def test_local_train_evaluate_and_the_run_in_mlflow(folder: Path) -> None:
-    code, out, err = run("train", DIGITS, "--local", "--name", "first", *SHORT, cwd=folder)
+def test_local_train_evaluate_and_the_run_in_mlflow(folder: Path, command: Command) -> None:
+    code, out, err = command("train", DIGITS, "--local", "--name", "first", *SHORT)
     assert code == 0, err
     assert "top-1" in out
     assert out.endswith("browse     resnet-dist ui\n")
@@ -151,12 +151,12 @@ def test_local_train_evaluate_and_the_run_in_mlflow(folder: Path) -> None:
     assert [metric.step for metric in history] == [10, 20, 30]
     top1 = found.data.metrics["eval/top1"]
     for model in (str(folder / "output/runs/first"), found.info.run_id):
-        code, out, err = run("evaluate", model, "output/data/digits/eval", cwd=folder)
+        code, out, err = command("evaluate", model, "output/data/digits/eval")
         assert code == 0, err
         printed = dict(line.split() for line in out.splitlines())
         assert float(printed["eval/top1"]) == pytest.approx(top1, rel=1e-5)
         assert printed["eval/samples"] == "360"
-    code, out, err = run("evaluate", "nothing", "output/data/digits/eval", cwd=folder)
+    code, out, err = command("evaluate", "nothing", "output/data/digits/eval")
     assert code == 2
     assert "neither a folder nor a run with a model" in err
 
@@ -190,7 +190,7 @@ def test_interrupted_while_data_are_prepared(tmp_path: Path, number: signal.Sign
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
-    folder: Path, number: signal.Signals
+    folder: Path, command: Command, number: signal.Signals
 ) -> None:
     words = [*SHORT, "--set", "train.length=6000 steps"]
     process = start("train", DIGITS, "--local", "--name", "first", *words, cwd=folder)
@@ -205,15 +205,13 @@ def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
     client = mlflow.MlflowClient(uri)
     (found,) = client.search_runs(["1"])
     assert found.info.status == "KILLED"
-    code, _, err = run(
-        "train", DIGITS, "--local", "--name", "first", *words, "--set", "optim.lr=0.3", cwd=folder
-    )
+    code, _, err = command("train", DIGITS, "--local", "--name", "first", *words, "--set", "optim.lr=0.3")
     assert code == 2
     assert "optim.lr was 0.1, is 0.3" in err
 
 
 @pytest.mark.long
-def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
+def test_kill_9_and_the_same_command_finish_the_run(folder: Path, command: Command) -> None:
     words = ["train", DIGITS, "--local", "--name", "first", *SHORT, "--set", "train.length=300 steps"]
     process = start(*words, cwd=folder)
     assert process.stdout is not None
@@ -221,7 +219,7 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
         assert line, process.communicate()
     process.kill()
     process.communicate()
-    code, out, err = run(*words, cwd=folder)
+    code, out, err = command(*words)
     assert code == 0, err
     assert "resumed at step" in out
     uri = f"sqlite:///{folder}/output/mlflow.db"
@@ -230,8 +228,8 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
     assert found.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
     assert steps == list(range(10, 301, 10))  # No step is lost or logged twice.
-    command = [sys.executable, "-c", LOAD, uri, found.info.run_id]
-    loaded = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    program = [sys.executable, "-c", LOAD, uri, found.info.run_id]
+    loaded = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
     assert loaded.stdout.strip() == "(3, 2)", loaded.stderr  # classes, probabilities
 
 
@@ -263,9 +261,9 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
         (["bench", "loader", "output/data"], "output/data/index.json: no such index"),
     ],
 )
-def test_mistakes_about_data(mistaken: Command, folder: Path, words: list[str], message: str) -> None:
+def test_mistakes_about_data(command: Command, folder: Path, words: list[str], message: str) -> None:
     before = files(folder)
-    code, _, err = mistaken(*words)
+    code, _, err = command(*words)
     assert code == 2, err
     assert message in err
     assert err.startswith("error: ")
@@ -273,19 +271,19 @@ def test_mistakes_about_data(mistaken: Command, folder: Path, words: list[str], 
     assert files(folder) == before
 
 
-def test_a_missing_shard_is_one_sentence(folder: Path) -> None:
+def test_a_missing_shard_is_one_sentence(folder: Path, command: Command) -> None:
     next((folder / "output/data/digits/eval").glob("*000003.tar")).unlink()
-    code, _, err = run("bench", "loader", "output/data/digits/eval", "--crop", "none", cwd=folder)
+    code, _, err = command("bench", "loader", "output/data/digits/eval", "--crop", "none")
     assert code == 1
     assert err.startswith("error: ")
     assert err.endswith("digits-eval-000003.tar: missing\n")
     assert err.count("\n") == 1
 
 
-def test_index_and_verify(folder: Path) -> None:
+def test_index_and_verify(folder: Path, command: Command) -> None:
     digits = folder / "output/data/digits/eval"
     names = str(digits / "digits-eval-{000000..000007}.tar")
-    code, out, err = run("index", names, "--out", "own", "--verify", cwd=folder)
+    code, out, err = command("index", names, "--out", "own", "--verify")
     assert (code, err) == (0, "")
     assert "360 samples of 10 classes in 8 shards" in out
     assert "every checksum agrees, every image can be decoded" in out
@@ -294,18 +292,20 @@ def test_index_and_verify(folder: Path) -> None:
     at = content.index(b"\x89PNG", 20_000)
     content[at : at + 4] = b"JUNK"
     path.write_bytes(content)
-    code, out, err = run("index", str(digits), "--verify", cwd=folder)
+    code, out, err = command("index", str(digits), "--verify")
     assert code == 1
     assert "digits-eval-000003.tar: has sha256:" in err
     assert err.endswith("1 problems\n")
-    code, out, err = run("index", names, "--out", "again", "--verify", cwd=folder)
+    code, out, err = command("index", names, "--out", "again", "--verify")
     assert code == 1
     assert "digits-eval-000003.tar/" in err
     assert "not a readable image" in err
 
 
 @pytest.mark.long
-def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_training_from_a_web_server(
+    folder: Path, command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     data = folder / "output/data/digits"
     with file_server(data) as server:
         places = ["--set", f"data.train={server.url}/train", "--set", f"data.eval={server.url}/eval"]
@@ -316,13 +316,11 @@ def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempP
             "data.fetch_timeout_seconds=3",
         ]
         short = ["--set", "train.length=12 steps", "--local"]
-        code, out, err = run("train", DIGITS, *places, *cache, *short, cwd=folder)
+        code, out, err = command("train", DIGITS, *places, *cache, *short)
         assert code == 0, err
         assert "of 360 held-out samples" in out
         next((data / "train").glob("*5.tar")).unlink()
-        code, out, err = run(
-            "train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short, cwd=folder
-        )
+        code, out, err = command("train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short)
     assert code == 1
     problem, advice, command = err.splitlines()
     assert "digits-train-000005.tar: 404 Not Found" in problem
@@ -330,9 +328,9 @@ def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempP
     assert "--name" in command
 
 
-def test_bench_prints_its_figures(folder: Path) -> None:
+def test_bench_prints_its_figures(folder: Path, command: Command) -> None:
     words = ["--image-size", "8", "--crop", "pad-crop", "--rounds", "1", "--against", "raw"]
-    code, out, err = run("bench", "loader", "output/data/digits/train", *words, cwd=folder)
+    code, out, err = command("bench", "loader", "output/data/digits/train", *words)
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ["loader", "raw", "memory"]
 
@@ -341,10 +339,10 @@ STUDY = str(ROOT / "jobs/plain_vs_residual.py")
 
 
 @pytest.mark.long
-def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path) -> None:
+def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path, command: Command) -> None:
     words = ["study", STUDY, "--with", "depths=[8,14]", "--with", "seeds=1", "--name", "small"]
     short = ["--set", "train.length=6 steps", "--set", "schedule.warmup=0 steps"]
-    code, out, err = run(*words, *short, cwd=folder)
+    code, out, err = command(*words, *short)
     assert code == 0, err
     lines = out.splitlines()
     trained = [line for line in lines if line.startswith("run small-")]
@@ -356,15 +354,15 @@ def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path) -> No
     assert "with 14 plain layers" in lines[-4]
     assert lines[-3] == "figure     output/studies/small/figure.png"
     assert (folder / "output/studies/small/figure.png").stat().st_size > 10_000
-    code, out, _ = run(*words, *short, cwd=folder)
+    code, out, _ = command(*words, *short)
     assert code == 0
     assert out.count("finished before") == 4
-    code, out, err = run(*words, cwd=folder)
+    code, out, err = command(*words)
     assert (code, out) == (2, "")
     assert (
         "trial plain-8-seed-0: run small-plain-8-seed-0 would not continue what it began: train.length" in err
     )
-    code, out, err = run(*words, *short[:3], "schedule.warmup=3 steps", cwd=folder)
+    code, out, err = command(*words, *short[:3], "schedule.warmup=3 steps")
     assert (code, out) == (2, "")  # Not "finished before": those runs had another warm-up.
     assert (
         "run small-plain-8-seed-0 was started with another recipe (schedule.warmup from 0 steps to 3" in err
@@ -380,9 +378,9 @@ def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path) -> No
         ([STUDY, "--workers", "3"], "trial plain-20-seed-0: --workers 3: the recipe has 2 micro-batches"),
     ],
 )
-def test_mistakes_about_studies(mistaken: Command, folder: Path, words: list[str], message: str) -> None:
+def test_mistakes_about_studies(command: Command, folder: Path, words: list[str], message: str) -> None:
     before = files(folder)
-    code, out, err = mistaken("study", *words)
+    code, out, err = command("study", *words)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")

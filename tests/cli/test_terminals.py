@@ -6,6 +6,7 @@ import errno
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.spool import Follower
+from resnet_dist.tracking.store import STORE_FILE
 from tests.paths import JOBS, ROOT
 
 PROGRAM = """
@@ -296,9 +298,12 @@ def test_a_run_that_is_suspended_continues(digits_data: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def local_run(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def local_run(
+    digits_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """Train on a machine as bare as can be: no stdin, ASCII, colors forced, a stdout whose reader leaves at once."""
     output = tmp_path_factory.mktemp("output")
+    shutil.copy(empty_store, output / STORE_FILE)
     command = train_command(output, digits_data, "--local", length="8 steps")
     environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1", "COLUMNS": "0"}
     done = subprocess.run(

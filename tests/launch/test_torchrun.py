@@ -101,14 +101,15 @@ def test_other_commands_are_refused(folder: Path) -> None:
     assert not (folder / "output/runs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--workers", "2"], "--workers: torchrun has started", marks=pytest.mark.long),
-        pytest.param(["--address", "auto"], "--address: torchrun has started", marks=pytest.mark.long),
+        (["--workers", "2"], "--workers: torchrun has started"),
+        (["--address", "auto"], "--address: torchrun has started"),
         (["--set", "optim.lrr=1"], "--set optim.lrr: not a field of the recipe; did you mean optim.lr?"),
-        pytest.param(["--gpu"], "2 ranks on this machine, which has 0 CUDA", marks=pytest.mark.long),
-        pytest.param(["--no-such-flag"], "No such option", marks=pytest.mark.long),
+        (["--gpu"], "2 ranks on this machine, which has 0 CUDA"),
+        (["--no-such-flag"], "No such option"),
     ],
 )
 def test_a_mistake_is_reported_once_and_all_ranks_exit_2(

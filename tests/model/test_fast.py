@@ -55,6 +55,22 @@ def test_filters_of_the_second_moment_are_those_of_the_source() -> None:
     assert not torch.allclose(found, centered, rtol=1e-2)  # The images have a mean of 0.5.
 
 
+def test_half_precision_adds_no_noise_to_whitened_images() -> None:
+    model, images = fast_net().eval(), correlated_images()
+    model.whiten(whitening_filters([images], "second-moment"))
+    seen: list[torch.Tensor] = []
+    model.whitening.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.no_grad():
+        model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+    assert logits.dtype == torch.bfloat16  # The rest of the net is in half precision.
+    assert torch.equal(seen[0], seen[1])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(images), logits)
+
+
 def test_norm_eps_reaches_every_norm() -> None:
     for name, number in (("resnet9_fast", 7), ("resnet8", 9), ("preresnet20", 19)):
         for eps, options in ((1e-5, {}), (1e-12, {"norm_eps": 1e-12})):

@@ -61,7 +61,8 @@ QUICK = [name for name in MODELS if not name.endswith(DEEP)]
 
 
 def parameters(name: str, num_classes: int, **options: Any) -> int:
-    with torch.device("meta"):
+    # Many small layers are sooner filled than torch describes them.
+    with torch.device("cpu" if name in ("resnet1202", "preresnet1001") else "meta"):
         return count_parameters(build_model(name, in_channels=3, num_classes=num_classes, **options))
 
 
@@ -115,7 +116,7 @@ def test_every_name_returns_logits(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet8", "resnext29_8x64d", "preresnet20"])
 def test_every_option_returns_logits_for_any_image_size(name: str, stem: str, shortcut: str) -> None:
     options = {"stem": stem, "shortcut": shortcut, "se": True, "blurpool": True}
-    with torch.device("meta"):
+    with torch.device("meta" if name == "resnext29_8x64d" else "cpu"), torch.inference_mode():
         model = build_model(name, in_channels=1, num_classes=7, **options)
         for height, width in ((9, 17), (1, 1)):
             assert model.eval()(torch.empty(2, 1, height, width)).shape == (2, 7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -112,7 +114,7 @@ def test_a_confident_answer_is_kept_and_an_uncertain_one_is_averaged(count: int)
 @torch.no_grad()
 def test_an_answer_does_not_depend_on_the_other_images() -> None:
     net, images = build_model("resnet8", in_channels=3, num_classes=4, seed=0).eval(), some_images(8)
-    how = {"flip": True, "shift": 1, "confidence": 0.27}
+    how: dict[str, Any] = {"flip": True, "shift": 1, "confidence": 0.27}
     together = averaged_logits(net, images, **how)
     alone = torch.cat([averaged_logits(net, image[None], **how) for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,29 @@ from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.start.initial import initial_state
 from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.world import World
+from tests.digits import small_recipe
 from tests.paths import list_checkpoints
 from tests.train.runs import Recorder, assert_same, final_tensors
 
 WORLD = World.single()
 
 
-@pytest.fixture
-def uninterrupted(digits_recipe: Recipe, tmp_path: Path) -> tuple[Path, Recorder]:
-    recorder = Recorder()
-    outcome = loop.train(digits_recipe, tmp_path / "whole", WORLD, recorder)
+@pytest.fixture(scope="module")
+def uninterrupted(
+    digits_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Recorder]]:
+    """Yield the folder of a finished run, which no test changes, and all that it logged."""
+    folder, recorder = tmp_path_factory.mktemp("whole"), Recorder()
+    outcome = loop.train(small_recipe(digits_data), folder, WORLD, recorder)
     assert outcome.finished
     assert outcome.metrics["eval/samples"] == 360
-    return tmp_path / "whole", recorder
+    before = contents(folder)
+    yield folder, recorder
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(
@@ -69,7 +81,8 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(
 def test_a_damaged_checkpoint_is_skipped(
     digits_recipe: Recipe, tmp_path: Path, uninterrupted: tuple[Path, Recorder]
 ) -> None:
-    folder = uninterrupted[0]
+    folder = tmp_path / "damaged"
+    shutil.copytree(uninterrupted[0], folder)
     before = final_tensors(folder)
     older, newest = list_checkpoints(folder / "checkpoints")  # keep_checkpoints=2
     path = newest / "optimizer.safetensors"

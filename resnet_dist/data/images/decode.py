@@ -9,7 +9,7 @@ Shapes: pixels are uint8, H height, W width, C channels.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import formats
 from .jpeg.header import JpegHeader, parse_header, parse_layout, read_header
-from .jpeg.region import decode_region
+from .jpeg.region import decode_region, region_stream
 from .jpeg.seekable import Part, cut_part
 from .metadata import orient
 from .pillow_decode import (
@@ -177,7 +177,8 @@ class _Jpeg:
         if num_pixels >= LARGE_PIXELS or num_pixels > max_pixels:
             self.min_scale = _min_scale(data, header, max_pixels)
         self.held_bytes = len(data)
-        self._prepared: tuple[Box, int, Part | None] | None = None
+        # A box and its scale, and what holds it: a part of a seekable JPEG, or nvImageCodec's stream of another one.
+        self._prepared: tuple[Box, int, Any] | None = None
 
     @property
     def plain_jpeg(self) -> bytes | None:
@@ -187,15 +188,27 @@ class _Jpeg:
             and header.orientation == 1
             and header.height * header.width < LARGE_PIXELS
             and self.min_scale == 1
-            # As in `_is_worth_cutting`: a truncated file is bad wherever the crop lies.
+            # As in `_has_region`: a truncated file is bad wherever the crop lies.
             and self._data.endswith(END_OF_IMAGE)
         )
         return self._data if is_plain else None
 
     def prepare(self, box: Box, size: int) -> None:
-        if self._header.table_at and self._header.orientation == 1 and self.min_scale == 1:
+        if self._header.orientation == 1 and self.min_scale == 1:
             scale = _grid_scale(box, size)
-            self._prepared = box, scale, self._cut_part(box, scale)
+            self._prepared = box, scale, self._source(box, scale)
+
+    def _source(self, box: Box, scale: int) -> Any | None:
+        """Return what `box` is decoded from; None where that is the whole file: all of it is wanted, or it is damaged."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[:2] == (box, scale):
+            return prepared[2]
+        header = self._header
+        if header.height * header.width <= SMALL_PIXELS or box == (0, 0, header.height, header.width):
+            return None
+        if header.table_at:
+            return cut_part(self._data, header.table_at, *box, scale=scale)
+        return region_stream(self._data, *box) if scale == 1 and self._has_region() else None
 
     def pixels(self, box: Box, size: int) -> Pixels:
         if self._header.height * self._header.width < LARGE_PIXELS and self.min_scale == 1:
@@ -231,44 +244,30 @@ class _Jpeg:
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
         """Return `box` of an image without rotation, at 1/`scale`."""
-        part = self._decode_cut_part(box, scale) if self._header.table_at else None
-        if part is not None:
-            return part
+        source = self._source(box, scale)
+        pixels: Pixels | None = None
+        if isinstance(source, Part):
+            pixels = self._decode_cut(source, box, scale)
+        elif source is not None:
+            pixels = decode_region(self._data, *box, source)
+        if pixels is not None:
+            return pixels
         if scale > 1:
             return _cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
-        if self._is_worth_cutting(box):
-            part = decode_region(self._data, *box)
-        return _cut(self._decode(), box) if part is None else part
+        return _cut(self._decode(), box)
 
-    def _cut_part(self, box: Box, scale: int) -> Part | None:
-        """Return the part of a seekable JPEG that holds `box`; None where it is decoded whole: it is wanted, or damaged."""
-        header = self._header
-        if header.height * header.width <= SMALL_PIXELS or box == (0, 0, header.height, header.width):
-            return None
-        return cut_part(self._data, header.table_at, *box, scale=scale)
-
-    def _decode_cut_part(self, box: Box, scale: int) -> Pixels | None:
-        """Return `box` of a seekable JPEG, at 1/`scale`; None where there is no part of it, or it cannot be decoded."""
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[:2] == (box, scale):
-            part = prepared[2]
-        else:
-            part = self._cut_part(box, scale)
-        if part is None:
-            return None
+    def _decode_cut(self, part: Part, box: Box, scale: int) -> Pixels | None:
+        """Return `box` of the part that holds it, at 1/`scale`; None where the part cannot be decoded."""
         try:
             pixels = _decode_jpeg(part.jpeg, part.height, part.width, self._space, scale)
         except ValueError:
             return None
         return _cut(pixels, Box(*(edge // scale for edge in (part.top, part.left, box.height, box.width))))
 
-    def _is_worth_cutting(self, box: Box) -> bool:
-        """Report whether `decode_region` can decode `box`, and does so faster than a whole decode."""
-        header = self._header
+    def _has_region(self) -> bool:
+        """Report whether `decode_region` decodes a part faster than all of the file."""
         return (
-            self._channels == header.components == 3
-            and box != (0, 0, header.height, header.width)
-            and header.height * header.width > SMALL_PIXELS
+            self._channels == self._header.components == 3
             # Decode a truncated file whole, which fails: it is bad wherever the crop lies.
             and self._data.endswith(END_OF_IMAGE)
         )

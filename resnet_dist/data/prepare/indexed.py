@@ -65,7 +65,8 @@ def open_indexed(name: str, locations: Mapping[str, str]) -> Source:
         difference = class_difference(classes, other)
         if difference is not None:
             raise UserError(f"{one_line(name)}: the classes of train and eval are not the same: {difference}")
-    splits, findings = {}, {}
+    splits: dict[str, Sequence[Item]] = {}
+    findings: dict[str, Findings] = {}
     for split, index in indexes.items():
         findings[split] = Findings()
         splits[split] = _items(index, findings[split])
@@ -80,7 +81,7 @@ def _items(index: Index, findings: Findings) -> list[Item]:
                 "the shards, and index them here"
             )
     check_shards(index)
-    ids, items = class_ids(index.classes), []
+    ids, items = class_ids(index.classes), list[Item]()
     for number, shard in enumerate(index.shards):
         path = local_path(shard.url)
         try:

@@ -42,6 +42,8 @@ class S3Stream:
     async def read(self, start: int, num_bytes: int) -> bytes | None:
         """Return a block of about `num_bytes` from `start` on; None where obstore cannot read it."""
         blocks, self._blocks, self._error = self._blocks, None, None
+        if not self._bucket.is_used:
+            return None
         try:
             if blocks is None or self._position != start:
                 blocks, self.size = await self._bucket.open(self._key, start, num_bytes)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from resnet_dist.launch.preload.copies import standing
 from resnet_dist.launch.preload.wire import (
     STARTED,
     end_in,
@@ -110,7 +111,7 @@ def _begin(target: str, orders: dict[str, Any], path: Path) -> tuple[socket.sock
     connection = _connect(target, path)
     try:
         send_streams(connection)
-        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd()}
+        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd(), **standing()}
         send(connection, json.dumps(request).encode())
         message = receive(connection)
         if message is None:
@@ -141,6 +142,7 @@ def _connect(target: str, path: Path) -> socket.socket:
             try:
                 connection.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
+                _remove_dead(path.parent)
                 try:
                     _start_server(target, path)
                     connection.connect(str(path))  # It is answered once the server has imported everything.
@@ -151,6 +153,17 @@ def _connect(target: str, path: Path) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove the sockets of servers that were killed; each has a name of its own, of a run and a driver."""
+    for path in folder.iterdir():
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.setblocking(False)  # A server that does not answer lives.
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 def _start_server(target: str, path: Path) -> None:

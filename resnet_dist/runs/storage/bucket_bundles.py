@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from resnet_dist.runs.storage.client import Client
 from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, StoredObject
-from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, scratch_file_lock, written_folder
+from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, written_folder
+from resnet_dist.system.locks import lock_of
 
 PART_BYTES = 8 * 2**20  # the size of a part of an upload or download; a broken one costs no more
 NUM_PARTS = 8  # the parts of a file that travel at the same time
@@ -54,7 +55,7 @@ class BucketBundles:
 
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)), explained_room():
+        with FileLock(lock_of(folder)), explained_room():
             commit = self._bucket.read(f"{name}/{self._commit}")
             if commit is None:
                 raise FileNotFoundError(f"{self.location(name)}: missing")
@@ -74,7 +75,7 @@ class BucketBundles:
 
     def forget(self, name: str) -> None:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)):
+        with FileLock(lock_of(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, name: str) -> None:

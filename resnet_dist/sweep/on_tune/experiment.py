@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 import uuid
@@ -24,6 +23,7 @@ from resnet_dist.sweep.on_tune.actor import SIGN_PREFIX, TrialActor, orders_of, 
 from resnet_dist.sweep.plan import Outcome
 from resnet_dist.sweep.room import Room
 from resnet_dist.sweep.watch import Watch
+from resnet_dist.system.locks import own_folder
 from resnet_dist.system.signals import StopRequest, handle_signals
 
 JOIN_SECONDS = 0.2
@@ -103,11 +103,8 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    try:
-        with shown_to_nodes(sign):
-            return _fit(tuner, watch)
-    finally:
-        shutil.rmtree(files / name, ignore_errors=True)
+    with own_folder(files / name), shown_to_nodes(sign):
+        return _fit(tuner, watch)
 
 
 def _fit(tuner: tune.Tuner, watch: Watch) -> bool:

@@ -57,15 +57,14 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
     """Return up to six groups: weights; scales of norms; biases; scales and biases that decay beside those that do not;
     the bias of a whitening layer, marked `whitening`, which may be frozen during a run.
 
-    Frozen parameters are left out. Decay on a batch norm's scale or
-    on a bias only shrinks the output (arXiv 1706.02677, section 5.3). `lr_scale` is the ratio of a group's rate to the
-    schedule's.
+    Frozen parameters are left out. Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677,
+    section 5.3). `lr_scale` is the ratio of a group's rate to the schedule's.
     """
     weights: list[nn.Parameter] = []
     others: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (bias, decays): [] for decays in (False, True) for bias in (False, True)
     }
-    whitening = model.whitening.bias if isinstance(model, FastResNet) else None
+    whitening = model.get_parameter("whitening.bias") if isinstance(model, FastResNet) else None
     for path, module in model.named_modules():
         decays = _decays(path, module, optim)
         for name, parameter in module.named_parameters(recurse=False):
@@ -113,7 +112,7 @@ def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
         filters = [p for p in group["params"] if p.ndim == 4]
         rest = [p for p in group["params"] if p.ndim != 4]
         if filters:
-            own = {"params": filters, "orthogonalize": True, "normalize": optim.normalize_weights}
+            own: Group = {"params": filters, "orthogonalize": True, "normalize": optim.normalize_weights}
             if optim.normalize_weights:
                 own["weight_decay"] = 0.0
             convolutions.append({**group, **own})

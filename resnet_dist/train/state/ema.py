@@ -48,7 +48,7 @@ class Ema:
 
     def decay(self, number: int, progress: float = 1.0) -> float:
         """Return the decay of the `number`-th update. In the warm-up the average spans a tenth of the updates so far."""
-        decay = self._decay * progress**self._rise
+        decay: float = self._decay * progress**self._rise
         return min(decay, (1 + number) / (10 + number)) if self._warmup else decay
 
 
@@ -59,5 +59,10 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def build_ema(model: nn.Module, train: Train) -> Ema | None:
     if train.ema_decay is None:
         return None
-    how = {"rise": train.ema_rise, "replaces": train.ema_replaces}
-    return Ema(model, decay=train.ema_decay, warmup=train.ema_warmup, **how)
+    return Ema(
+        model,
+        decay=train.ema_decay,
+        warmup=train.ema_warmup,
+        rise=train.ema_rise,
+        replaces=train.ema_replaces,
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,9 @@ class Soak:
     process: subprocess.Popen[str] | None = None
     codes: list[int] = field(default_factory=list)  # of all submissions that have ended
     struck: list[tuple[str, float]] = field(default_factory=list)  # fault and time
-    _coming: dict[int, threading.Thread] = field(default_factory=dict)  # by node that comes back
+    # By node that comes back. The threads stay: a host ends with the thread that has booted it.
+    _coming: dict[int, Future[None]] = field(default_factory=dict)
+    _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
 
     def submit(self) -> None:
         words = [*self.words, "--env", f"AWS_ENDPOINT_URL={self.s3.url}"]
@@ -44,16 +46,16 @@ class Soak:
 
     def is_away(self, node: int) -> bool:
         """Report whether a node was struck and is not back yet."""
-        return node in self._coming and self._coming[node].is_alive()
+        return node in self._coming and not self._coming[node].done()
 
     def bring_back(self, node: int) -> None:
         """Start a node again, and wait for it in a thread."""
-        self._coming[node] = threading.Thread(target=self._bring_back, args=(node,), name="node")
-        self._coming[node].start()
+        self._coming[node] = self._pool.submit(self._bring_back, node)
 
     def wait_for_nodes(self) -> None:
-        for thread in self._coming.values():
-            thread.join()
+        """Wait for the nodes that come back. Raises AssertionError where one does not."""
+        for future in self._coming.values():
+            future.result()
 
     def _bring_back(self, node: int) -> None:
         host, cluster = self.scene.nodes[node], self.scene.cluster

@@ -48,10 +48,17 @@ def digests_and_ids(
     return digests, ids
 
 
-def test_every_world_size_sees_the_same_batches_and_every_sample_once(index: Index) -> None:
+@pytest.fixture(scope="module")
+def two_epochs(index: Index) -> tuple[list[str], list[np.ndarray]]:
+    return digests_and_ids(index, data_of(index), 1, range(2 * STEPS))
+
+
+def test_every_world_size_sees_the_same_batches_and_every_sample_once(
+    index: Index, two_epochs: tuple[list[str], list[np.ndarray]]
+) -> None:
     assert min(COUNTS) == 0
     data = data_of(index)
-    expected, ids = digests_and_ids(index, data, 1, range(2 * STEPS))
+    expected, ids = two_epochs
     for epoch in range(2):
         seen = np.concatenate(ids[epoch * STEPS : (epoch + 1) * STEPS])
         assert len(np.unique(seen)) == len(seen) == STEPS * 48
@@ -61,9 +68,11 @@ def test_every_world_size_sees_the_same_batches_and_every_sample_once(index: Ind
 
 
 @pytest.mark.parametrize("start", [1, STEPS // 3, STEPS - 1, STEPS, STEPS + 7])
-def test_resuming_at_any_step_with_any_world_size_gives_the_same_batches(index: Index, start: int) -> None:
+def test_resuming_at_any_step_with_any_world_size_gives_the_same_batches(
+    index: Index, two_epochs: tuple[list[str], list[np.ndarray]], start: int
+) -> None:
     data = data_of(index)
-    expected = digests_and_ids(index, data, 1, range(2 * STEPS))[0]
+    expected, _ = two_epochs
     for world_size in WORLD_SIZES:
         assert digests_and_ids(index, data, world_size, range(start, start + 12))[0] == expected[start:][:12]
 

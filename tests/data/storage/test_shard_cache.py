@@ -43,6 +43,7 @@ from tests.data.servers import (
     nginx_configuration,
     wait_for_port,
 )
+from tests.s3_server import S3Server
 
 COUNTS = (40, 7, 60, 33, 52, 24)
 STEPS = sum(COUNTS) // 48
@@ -59,8 +60,8 @@ def served(tmp_path: Path, limits: CacheLimits) -> Path:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(http, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(http, "STALL_SECONDS", 0.3)
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(retry, "MAX_PAUSE_SECONDS", 0.1)
 
@@ -123,8 +124,8 @@ def test_a_server_that_stays_broken_ends_with_its_url_and_the_cause(
 
     # Every request fails: half of an answer is not kept, so it is no progress.
     with file_server(served) as server, faulty_proxy(server.port, after_index) as proxy:
-        data = remote_data(proxy.url, replace(limits, timeout_seconds=1.5))
-        with pytest.raises(StorageError, match=rf"{proxy.url}/part-\d+.tar: nothing could be read for 2 s"):
+        data = remote_data(proxy.url, replace(limits, timeout_seconds=0.6))
+        with pytest.raises(StorageError, match=rf"{proxy.url}/part-\d+.tar: nothing could be read for 1 s"):
             epoch_bytes(data)
 
 
@@ -533,64 +534,49 @@ def test_nginx_with_faults_in_between(served: Path, limits: CacheLimits, nginx: 
         assert {"500", "reset", "truncate", "stall"} <= set(proxy.faults)
     assert found == epoch_bytes(remote_data(str(served), limits))
     with faulty_proxy(nginx, lambda number: "500" if number > 5 else None) as proxy:
-        data = remote_data(proxy.url, replace(limits, timeout_seconds=1.0, folder=limits.folder / "new"))
+        data = remote_data(proxy.url, replace(limits, timeout_seconds=0.3, folder=limits.folder / "new"))
         with pytest.raises(StorageError, match="nothing could be read"):
             epoch_bytes(data)
 
 
 @pytest.fixture
-def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Copy the served folder to a bucket of moto's server and return its URL."""
+def in_s3(served: Path, s3: S3Server) -> str:
+    """Copy the served folder to a new bucket and return its URL."""
     s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
-    pytest.importorskip("moto.server", reason="needs moto[server]")
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", LOCALHOST, "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, 60)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOCALHOST}:{port}")
-        s3fs.S3FileSystem.clear_instance_cache()  # another test had another port
-        bucket = s3fs.S3FileSystem(skip_instance_cache=True)
-        bucket.mkdir("shards")
-        bucket.put(str(served), "shards/set", recursive=True)
-        yield "s3://shards/set"
-    finally:
-        process.terminate()
-        process.wait(30)
+    name = s3.new_bucket()
+    s3fs.S3FileSystem(skip_instance_cache=True).put(str(served), f"{name}/set", recursive=True)
+    return f"s3://{name}/set"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: CacheLimits, s3: str) -> None:
-    assert epoch_bytes(remote_data(s3, limits)) == epoch_bytes(remote_data(str(served), limits))
+def test_an_epoch_from_s3_is_the_local_one(served: Path, limits: CacheLimits, in_s3: str) -> None:
+    assert epoch_bytes(remote_data(in_s3, limits)) == epoch_bytes(remote_data(str(served), limits))
     with pytest.raises(IndexMismatch, match="no such index"):
-        read_index("s3://shards/elsewhere")
-    missing = Shard("s3://shards/set/gone.tar", 100, "", 1)
+        read_index(in_s3.replace("/set", "/elsewhere"))
+    missing = Shard(f"{in_s3}/gone.tar", 100, "", 1)
     with pytest.raises(StorageError, match=r"gone.tar: FileNotFoundError"):
         ShardCache(limits).path(missing)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_keys_and_patterns_of_s3(served: Path, limits: CacheLimits, s3: str, tmp_path: Path) -> None:
+def test_keys_and_patterns_of_s3(served: Path, limits: CacheLimits, in_s3: str, tmp_path: Path) -> None:
     import s3fs
 
     bucket, content = s3fs.S3FileSystem(skip_instance_cache=True), (served / "part-00000.tar").read_bytes()
-    odd = [f"{s3}/odd/{name}.tar" for name in ("a#b", "a+b c", "what?", "st*r", "100%41")]
+    odd = [f"{in_s3}/odd/{name}.tar" for name in ("a#b", "a+b c", "what?", "st*r", "100%41")]
     for url in odd:
         bucket.pipe_file(url, content)
-    bucket.pipe_file(f"{s3}/odd/notes.txt", b"x")
+    bucket.pipe_file(f"{in_s3}/odd/notes.txt", b"x")
     for url in odd:
         index, _ = build_index(expand([url]), tmp_path / "own", limits)
         assert [(shard.url, shard.num_samples) for shard in index.shards] == [(url, COUNTS[0])]
         assert index.shards[0].name == url.rpartition("/")[2]
     bucket.invalidate_cache()
-    for pattern in (f"{s3}/odd/*.tar", f"{s3}/odd/", f"{s3}/odd"):
+    for pattern in (f"{in_s3}/odd/*.tar", f"{in_s3}/odd/", f"{in_s3}/odd"):
         assert [shard.url for shard in expand([pattern])] == sorted(odd)
-    assert read_index(f"{s3}/").digest() == read_index(served).digest()
+    assert read_index(f"{in_s3}/").digest() == read_index(served).digest()
     with pytest.raises(UserError, match="matches no file"):
-        expand([f"{s3}/none*.tar"])
+        expand([f"{in_s3}/none*.tar"])
 
 
 def test_the_cache_keeps_names_of_two_sets_apart(tmp_path: Path, limits: CacheLimits) -> None:

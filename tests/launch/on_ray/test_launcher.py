@@ -53,6 +53,7 @@ def main_command() -> list[str]:
     return shlex.split(line.partition("#")[0])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_readmes_main_command(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a store: an empty one is created once, because MLflow takes seconds for it."""
+"""Fixtures of the tests that need a store, and a run in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder, stored_recipe
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import STORE_FILE, URI_VARIABLE
 from resnet_dist.train.loop import train
@@ -20,14 +19,6 @@ from resnet_dist.world import World
 @pytest.fixture(autouse=True)
 def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(URI_VARIABLE, raising=False)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of an MLflow store without runs; copy it."""
-    file = tmp_path_factory.mktemp("store") / STORE_FILE
-    connect(f"sqlite:///{file}")
-    return file
 
 
 @pytest.fixture

@@ -29,21 +29,35 @@ _thread = threading.local()
 _start = threading.Lock()
 
 
-def decode_region(data: bytes, top: int, left: int, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Return a part of a JPEG as (height, width, 3) RGB; None where nvImageCodec is missing or fails.
-
-    Positions are in pixels as stored: EXIF's orientation is not applied. The pixels are valid until this thread asks
-    for the next part.
-    """
+def region_stream(data: bytes, top: int, left: int, height: int, width: int) -> Any | None:
+    """Return what `decode_region` decodes, before it does; None where nvImageCodec is missing or fails."""
     decoder = _decoder_of_thread()
     if decoder is None:
         return None
-    codec, decode, params = decoder
+    codec, _, _ = decoder
     try:
         region = codec.Region(top, left, top + height, left + width)
-        stream = codec.CodeStream(data).get_sub_code_stream(region=region)
-        image = decode(stream, image=_thread.image, params=params)
+        return codec.CodeStream(data).get_sub_code_stream(region=region)
     except RuntimeError:  # nvImageCodec does not understand the header.
+        return None
+
+
+def decode_region(
+    data: bytes, top: int, left: int, height: int, width: int, stream: Any | None = None
+) -> NDArray[np.uint8] | None:
+    """Return a part of a JPEG as (height, width, 3) RGB; None where nvImageCodec is missing or fails.
+
+    Positions are in pixels as stored: EXIF's orientation is not applied. The pixels are valid until this thread asks
+    for the next part. stream: that of `region_stream`, if there is one already.
+    """
+    if stream is None:
+        stream = region_stream(data, top, left, height, width)
+    if stream is None:
+        return None
+    _, decode, params = _thread.decoder
+    try:
+        image = decode(stream, image=_thread.image, params=params)
+    except RuntimeError:
         return None
     if image is None:
         _thread.image = None

@@ -118,7 +118,8 @@ def _range(start: int, length: int, block: int, span: int, count: int, scale: in
 
 def read_layout(data: bytes, table_at: int) -> _Layout | None:
     """Return where the intervals of a seekable JPEG lie; None where table, header and markers do not fit together."""
-    at, end, interval, frame, frame_at = _end_of_segment(data, table_at), len(data), 0, None, 0
+    at, end, interval, frame_at = _end_of_segment(data, table_at), len(data), 0, 0
+    frame: Frame | None = None
     while at + 10 <= end and data[at] == 0xFF:
         marker, after = data[at + 1], _end_of_segment(data, at)
         if marker in _SEQUENTIAL_FRAMES and frame is None:
