@@ -100,9 +100,9 @@ that it would have drawn without the interruption, so it may change only fields 
 depends; a change of any other field is refused, with its old and its new value:
 
 {may_change}
-- `train.length` where `schedule.decay` is `"constant"`: every other decay depends on it. Lengths in percent of it that a
-  curve depends on would move, which is refused. `schedule.warmup`, `schedule.milestones`, `train.ema_every` and
-  `data.train_sizes` may be written in another unit, if they are the same steps.
+- `train.length` where `schedule.decay` is `"constant"` and `train.ema_rise` is 0: every other decay depends on it. Lengths in
+  percent of it that a curve depends on would move, which is refused. `schedule.warmup`, `schedule.milestones`,
+  `schedule.whitening_bias`, `train.ema_every` and `data.train_sizes` may be written in another unit, if they are the same steps.
 
 `data.train` and `data.eval` may name another place, not other samples: digests of the indexes are compared. A new
 `train.best_metric` starts a new search for the best checkpoint. The number of ranks is no field of the recipe and may
@@ -201,7 +201,8 @@ def field_docstrings(cls: type[Any]) -> dict[str, str]:
 def model_rows(part: type[Part]) -> Iterator[tuple[str, str, str]]:
     for name, field in part.model_fields.items():
         kind = describe(field.annotation, field.metadata)
-        yield name, kind, "required" if field.is_required() else literal(field.default)
+        default = None if field.is_required() else literal(field.get_default(call_default_factory=True))
+        yield name, kind, default or "required"
 
 
 def dataclass_rows(cls: type[Any]) -> Iterator[tuple[str, str, str]]:

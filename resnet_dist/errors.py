@@ -61,12 +61,15 @@ class RankFailed(ExplainedError, RuntimeError):
 class RanksLost(RankFailed):
     """Ranks whose process, node or network went away, through no fault of the recipe or of this package.
 
-    The driver starts the ranks again. preempted: the node was taken away by its owner, after a notice.
+    The driver starts the ranks again. preempted: the node was taken away by its owner, after a notice. begun: the code
+    of the ranks ran, so that what they compute may be the cause.
     """
 
-    def __init__(self, message: str, details: str = "", *, preempted: bool = False) -> None:
+    def __init__(
+        self, message: str, details: str = "", *, preempted: bool = False, begun: bool = True
+    ) -> None:
         super().__init__(message, details)
-        self.preempted = preempted
+        self.preempted, self.begun = preempted, begun
 
 
 class Superseded(StorageError):

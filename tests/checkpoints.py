@@ -19,6 +19,7 @@ COLORED = (
     "data.image_size=32",
     "data.eval_crop=0.875",
     "data.eval_flip=true",
+    "data.eval_shift=1",
 )
 CLASSES = ("cat", "dog", 'Größe, 3 "m"', "newt", "owl", "pig")
 

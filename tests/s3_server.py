@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.data.servers import LOCALHOST, free_port, wait_for_port
+from tests.data.servers import LOCALHOST, ThreadedServer, free_port, wait_for_port
 
 # Given method and path of a request: None, a status such as "500", "refuse" (503), "slow", "cut request", "cut answer",
 # "lose answer", "damage answer", "ignore conditions", or the code of an error of S3, which is answered with 403.
@@ -32,7 +32,7 @@ def no_fault(method: str, path: str) -> str | None:
     return None
 
 
-class FaultyStore:
+class FaultyStore(ThreadedServer):
     """A proxy before a server on `host`. `fault` may be replaced at any time; `seen` counts faults.
 
     bytes_per_second: limit for the bodies of requests, over all connections. bind: the address at which it listens.
@@ -73,19 +73,8 @@ class FaultyStore:
                 pass  # a connection that the client or a fault has cut
 
         self._listen = lambda port: Server((bind, port), Handler)
-        self._start(0)
+        self._begin(self._listen(0))
         self.url = f"http://{bind}:{self.port}"
-
-    def _start(self, port: int) -> None:
-        self._server = self._listen(port)
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -96,7 +85,7 @@ class FaultyStore:
             yield
         finally:
             self._is_away = False
-            self._start(self.port)
+            self._begin(self._listen(self.port))
 
     def wait_for(self, num_bytes: int, bytes_per_second: float) -> None:
         """Wait as long as the bytes take on the one line that all connections share."""

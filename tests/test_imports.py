@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,9 +38,9 @@ LAYERS = [
 INNER_LAYERS = {
     "data": [{"prepare", "batches"}, {"shards"}, {"images", "storage"}, {"findings"}],
     "runs": [
-        {"choose", "study_folder"},
+        {"choose", "group_folder"},
         {"folder"},
-        {"stalls", "page", "lineage", "evaluations"},
+        {"stalls", "page", "lineage", "evaluation_results"},
         {"storage"},
     ],
     "tracking": [
@@ -55,9 +56,10 @@ INNER_LAYERS = {
     ],
     "train": [
         {"loop"},
+        {"parts", "log_lines"},
         {"start"},
         {"checkpoint", "evaluate", "step"},
-        {"optim", "plan", "watch", "beside"},
+        {"optim", "plan", "watch"},
         {"state"},
         {"device", "tracker"},
         {"predictions"},
@@ -73,8 +75,7 @@ OWNERS = {
         "launch/on_ray/",
         "launch/jobs/",
         "launch/ray_cluster/",
-        "sweep/asha.py",
-        "sweep/tuner.py",
+        "sweep/on_tune/",
     ),
     "mlflow": ("tracking/mlflow/",),
     "matplotlib": ("study/figure.py", "sweep/figure.py", "figures/"),
@@ -155,8 +156,14 @@ def test_a_folder_is_seen_at_a_glance() -> None:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(modules) <= MAX_MODULES_PER_FOLDER, folder
         assert (folder / "__init__.py").exists(), folder
-        map_of_folder = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-        assert map_of_folder, folder
+        inside = {path.stem for path in modules} | {path.name for path in folder.iterdir() if path in folders}
+        assert names_on_the_map(folder) == inside - {"__main__"}, folder
+
+
+def names_on_the_map(folder: Path) -> set[str]:
+    """Return the modules and folders that the docstring of `folder` names, one at the start of each line of its map."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    return set(re.findall(r"^ *([a-z_0-9]+)/? {2,}\S", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize(

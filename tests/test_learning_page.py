@@ -25,7 +25,7 @@ def update_references(root: Path, *arguments: str) -> subprocess.CompletedProces
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the page and of all that it refers to, to be changed at will."""
-    for folder in ("docs", "resnet_dist/model", "tests/model"):
+    for folder in ("docs", "resnet_dist/model", "resnet_dist/train", "tests/model"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "shards into each node": "smaller images; data.shard_cache_bytes, for later epochs",
     "requests for shards": "larger shards",
     "time of a node for these": "a smaller data.window, fewer data.lanes, smaller shards",
-    "time to read it, on this machine": "larger shards",
+    "time of a rank to read it, on this machine": "larger shards",
     "indexes out of the store at a start": "larger shards",
     "reads of run.json and lease.json": "fewer ranks",
     "seconds between two positions of a rank": "train.stall_timeout_seconds",
@@ -176,9 +176,9 @@ def _starting(index: Index, nodes: Nodes, order_seconds: float) -> list[Load]:
     text, parse_seconds = _index_text(index)
     return [
         Load("order, to the first batch of a rank", order_seconds, "s", MAX_START_SECONDS),
-        Load("index, read by each rank", len(text), "B"),
-        Load("time to read it, on this machine", parse_seconds, "s", MAX_START_SECONDS),
-        Load("indexes out of the store at a start", len(text) * nodes.world_size, "B"),
+        Load("index, read once by each node", len(text), "B"),
+        Load("time of a rank to read it, on this machine", parse_seconds, "s", MAX_START_SECONDS),
+        Load("indexes out of the store at a start", len(text) * nodes.count, "B"),
     ]
 
 

@@ -1,17 +1,16 @@
 """The command line. Each command parses its arguments, calls one function, and prints the result.
 
-options   options, defaults and messages that several commands share
-main      run a command, print the error that ended it, exit with its code
-train     train, study
-groups    sweep
-submit    submit
-submitted jobs, logs, status, stop
-data      prepare
-indexing  index
-summary   the end of both: one table of what was used, left out and passed over, or its JSON
-models    evaluate, predict, explain, export, serve
-runs      runs (show, best, compare), ui, sync
-bench     bench loader, bench step, bench launch, bench scale
+options    options, defaults and messages that several commands share
+main       run a command, print the error that ended it, exit with its code
+training   train, study, sweep
+submit     submit
+submitted  jobs, logs, status, stop
+data       prepare
+indexing   index
+summary    the end of both: one table of what was used, left out and passed over, or its JSON
+models     evaluate, predict, explain, export, serve
+runs       runs (show, best, compare), ui, sync
+bench      bench loader, bench step, bench launch, bench scale
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
 trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 130 interrupted, 1 any other error.
@@ -26,7 +25,6 @@ import typer
 
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
 from resnet_dist.cli.data import prepare
-from resnet_dist.cli.groups.sweep import sweep
 from resnet_dist.cli.indexing import index
 from resnet_dist.cli.main import check_launcher, main
 from resnet_dist.cli.models.evaluate import evaluate
@@ -38,7 +36,9 @@ from resnet_dist.cli.options import diverted
 from resnet_dist.cli.runs import runs, sync, ui
 from resnet_dist.cli.submit import submit
 from resnet_dist.cli.submitted import jobs, logs, status, stop
-from resnet_dist.cli.train import study, train
+from resnet_dist.cli.training.study import study
+from resnet_dist.cli.training.sweep import sweep
+from resnet_dist.cli.training.train import train
 
 __all__ = ["app", "main"]
 

@@ -35,29 +35,38 @@ if TYPE_CHECKING:
 # Fewer samples than this are written by one process before others have started.
 FEW_SAMPLES = 4096
 
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of shards.",
+    ),
+]
+ShardSize = Annotated[
+    int | None, typer.Option(min=1, metavar="BYTES", help="Approximate size of a tar; default: 256 MiB.")
+]
+ResizeShort = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; default: keep the bytes."),
+]
+Seekable = Annotated[
+    bool, typer.Option("--seekable", help="Rewrite JPEGs without loss, so that crops are decoded faster.")
+]
+Split = Annotated[
+    Literal["train", "eval"] | None,
+    typer.Option(help="Write only this split; a folder without splits goes into it whole."),
+]
+
 
 @on_interrupt(RESUMES)
 def prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="digits, cifar10, cifar100, mnist, fashion-mnist, or a folder of images (class = folder)."
-        ),
-    ],
+    source: SourceName,
     folder: Annotated[str, typer.Argument(metavar="OUT", help="Gets train/ and eval/.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Tars per split.")] = None,
-    shard_size: Annotated[
-        int | None, typer.Option(min=1, metavar="BYTES", help="Approximate size of a tar; default: 256 MiB.")
-    ] = None,
-    resize_short: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Shrink longer short sides; default: keep the bytes."),
-    ] = None,
+    shard_size: ShardSize = None,
+    resize_short: ResizeShort = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of shrunk images.")] = 92,
-    split: Annotated[
-        Literal["train", "eval"] | None,
-        typer.Option(help="Write only this split; a folder without splits goes into it whole."),
-    ] = None,
+    seekable: Seekable = False,
+    split: Split = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Leave out images with more.")] = MAX_PIXELS,
@@ -85,7 +94,15 @@ def prepare(
     check_output(target, [split] if split else ["train", "eval"])
     check_apart(source, target)
     options = PrepareOptions(
-        seed, shards, shard_size or SHARD_BYTES, resize_short, quality, max_pixels, strict, allow_empty
+        seed,
+        shards,
+        shard_size or SHARD_BYTES,
+        resize_short,
+        quality,
+        max_pixels,
+        strict,
+        allow_empty,
+        seekable,
     )
     opened = open_source(source, seed=seed, whole_split=split, allow_empty=allow_empty, output=target)
     samples = sum(len(items) for items in opened.splits.values())

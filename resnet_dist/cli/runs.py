@@ -232,7 +232,7 @@ def _trained(ask: Callable[[int | None], list[LoggedRun]], limit: int | None) ->
     asked = None if limit is None else limit + 1
     while True:
         found = ask(asked)
-        trained = [run for run in found if not run.is_study]
+        trained = [run for run in found if not run.is_group_run]
         if asked is None or limit is None or len(found) < asked or len(trained) > limit:
             return trained
         asked = None  # Studies have taken the places of runs.

@@ -27,12 +27,12 @@ from resnet_dist.cli.options import (
     on_interrupt,
     out,
 )
-from resnet_dist.cli.train import load
+from resnet_dist.cli.training.train import load
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, WorkerRange
 from resnet_dist.errors import UserError
 from resnet_dist.launch.jobs.environment import parse_variables, secrets_warning
 from resnet_dist.launch.ray_cluster.job import credentials_left_out
-from resnet_dist.system.command import command_line
+from resnet_dist.system.command import typed_line
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.also.choose import check_names
 from resnet_dist.tracking.registration import Registration
@@ -123,7 +123,7 @@ def submit(
         register=registered,
         output=resolved(output),
         detach=detach,
-        command=command_line(),
+        command=typed_line(),
         max_restarts=max_restarts,
         wait_seconds=wait,
         variables=variables,

@@ -42,7 +42,7 @@ def print_summary(title: str, findings: Findings, report: Path) -> None:
 
 def json_of(findings: Findings, report: Path, index: Index) -> dict[str, object]:
     """Return the JSON of one index: counts, by kind where something was not used; `report` is null without findings."""
-    has_findings = bool(findings.left_out or findings.passed_over)
+    has_findings = bool(findings.left_out or findings.passed_over or findings.unchanged)
     return {
         **findings.as_json(),
         "classes": len(index.classes),

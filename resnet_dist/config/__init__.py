@@ -1,16 +1,17 @@
 """The recipe: one frozen value that determines a run. Knows no torch.
 
-part     the base class of every part of a recipe, and the sentences that explain a wrong field
-lengths  lengths such as "10 epochs" or "5 percent", and their conversion to steps
-data     Data: the shards, the order of samples, the augmentations
-model    Model: the network, its variants, its initial weights
-train    Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
-recipe   Recipe: all parts together; loading a recipe, and overrides from the command line
-study    Study: several recipes that answer one question
+part         the base class of every part of a recipe, and the sentences that explain a wrong field
+lengths      lengths such as "10 epochs" or "5 percent", and their conversion to steps
+data         Data: the shards, the order of samples, the augmentations
+model        Model: the network, its variants, its initial weights
+train        Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
+recipe       Recipe: all parts together, and a recipe with some fields changed
+overrides    KEY=VALUE of a command line, read as the type of its field
+study        Study: several recipes that answer one question
 description  a recipe's description as Markdown
 recipe_file  run a Python file that defines one of both
-profile  ProfiledSteps: the steps that a trace covers
-workers  WorkerRange: the numbers of ranks that a run may use
+profile      ProfiledSteps: the steps that a trace covers
+workers      WorkerRange: the numbers of ranks that a run may use
 """
 
 from resnet_dist.config.data import Cache, Crop, Data, check_world_size

@@ -145,6 +145,13 @@ class Data(Part):
     training without random-resized-crop."""
     eval_flip: bool = False
     """Evaluate the mean of the logits of an image and its mirror image, which takes two forward passes."""
+    eval_shift: int = Field(default=0, ge=0)
+    """Pixels by which an image is shifted down and right, and up and left, over its reflection: half of the mean are
+    the logits of the image, a quarter those of each shifted one (arXiv 2404.00498). With `eval_flip` each of the three
+    is mirrored too, in six forward passes. It holds for predictions and exports too, as `eval_flip` does. 0: none."""
+    eval_confidence: float | None = Field(default=None, gt=0, le=1)
+    """Probability from which the answer for an image alone is kept: mirrored and shifted images are evaluated for less
+    certain ones only, which takes less time, but not in exported graphs. None: for all images."""
 
     cache: Cache = "none"
     """ram, device: decode every image once and keep all of them, as uint8, in the memory of each rank or on
@@ -228,6 +235,7 @@ class Data(Part):
                 f"{self.image_size}; use a smaller pad"
             )
         self._check_decode()
+        self._check_test_time()
         if (self.mixup or self.cutmix) and min(self.micro_batch_size or 2, self.global_batch_size) < 2:
             raise ValueError(
                 f"mixup={self.mixup} and cutmix={self.cutmix} mix the images of a micro-batch, which has one "
@@ -257,6 +265,18 @@ class Data(Part):
             )
         if self.channels == 1:
             raise ValueError("decode='gpu' with channels=1: it decodes three colors; use decode='cpu'")
+
+    def _check_test_time(self) -> None:
+        if self.eval_shift >= self.evaluation_size:
+            raise ValueError(
+                f"eval_shift={self.eval_shift} needs an image of more than {self.eval_shift} pixels, and "
+                f"{'eval_size' if self.eval_size else 'image_size'}={self.evaluation_size}; use a smaller shift, such as 1"
+            )
+        if self.eval_confidence is not None and not (self.eval_flip or self.eval_shift):
+            raise ValueError(
+                f"eval_confidence={self.eval_confidence} is not read without eval_flip or eval_shift; leave it out, or "
+                "set one of them"
+            )
 
     def _check_sizes(self) -> None:
         sizes = [size for _, size in self.train_sizes]

@@ -32,6 +32,11 @@ class Model(Part):
     stochastic_depth: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a training step drops the last block for a sample; it decreases linearly towards the
     first block (arXiv 1603.09382)."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Term that batch norms add to the variance: 1e-12 in airbench94."""
+    whitening: Literal["covariance", "second-moment"] = "covariance"
+    """What the filters of resnet9_fast's first layer are computed from, over the 2x2 patches of 5,000 images.
+    second-moment: their mean is not subtracted, as in airbench94."""
     init_from: str | None = None
     """Initial weights: a .pth, .pt or .safetensors file, a checkpoint or run folder, or a name of torchvision
     such as torchvision:resnet50.IMAGENET1K_V2. Layers that do not fit keep their random values, such as the

@@ -23,7 +23,12 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, coerce_numbers_to_str=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        defer_build=True,  # The validators are built for the first recipe: `--help` has none.
     )
 
 

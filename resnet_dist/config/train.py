@@ -22,6 +22,7 @@ _OPTIMIZERS_THAT_READ = {
     "sgd_lr": ("muon",),
     "sgd_momentum": ("muon",),
     "ns_steps": ("muon",),
+    "normalize_weights": ("muon",),
 }
 _DECAYS_THAT_READ = {
     "floor": ("cosine", "polynomial"),
@@ -29,6 +30,7 @@ _DECAYS_THAT_READ = {
     "gamma": ("step",),
     "power": ("polynomial",),
 }
+_WARMUPS_THAT_READ = {"warmup_at_start": ("linear", "cosine")}
 _LOSSES_THAT_READ = {"bce_target_threshold": ("bce",)}
 
 
@@ -56,6 +58,9 @@ class Optim(Part):
     """Momentum of muon for all but convolution weights. None: `momentum`."""
     ns_steps: int = Field(default=5, ge=1)
     """Newton-Schulz iterations of muon: with fewer, singular values differ more from one. Speed records use 3."""
+    normalize_weights: bool = False
+    """Before each update of muon, bring the convolution weights of a layer to the norm √(output channels), in place of
+    their decay, as in airbench94's version with Muon."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decay of convolution and linear weights; also of norms and biases with `decay_norms`."""
     decay_norms: bool = False
@@ -69,6 +74,8 @@ class Optim(Part):
     bias_lr_scale: float = Field(default=1.0, gt=0)
     """Learning rate of biases, relative to that of weights: 64 in CIFAR speed recipes. It holds for biases of
     norms, not for those of convolutions. Where biases decay, their decay is divided by it."""
+    whitening_bias_lr_scale: float = Field(default=1.0, gt=0)
+    """The same for the bias of resnet9_fast's first layer."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest 2-norm of the gradient of all parameters; longer ones are scaled down to it. None: no limit."""
 
@@ -106,6 +113,9 @@ class Schedule(Part):
     2015 train the first steps of 110 layers."""
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     """Rate at the start of the warm-up, as a share of `optim.lr`; above 0 where the warm-up is constant."""
+    warmup_at_start: bool = False
+    """Begin a linear or cosine warm-up at `warmup_start` itself, as torch's schedulers do, and reach `optim.lr` with the
+    first step after it. False: begin one step higher, and reach it with the last step of the warm-up."""
     floor: float = Field(default=0.0, ge=0, le=1)
     """Rate at the end of cosine and polynomial, as a share of `optim.lr`."""
     milestones: tuple[Length, ...] = ()
@@ -116,10 +126,16 @@ class Schedule(Part):
     power: float = Field(default=1.0, gt=0)
     """Exponent of polynomial: the rate falls from `optim.lr` to `floor` in proportion to (1 -
     progress)^power."""
+    whitening_bias: Length | None = None
+    """Time for which the bias of resnet9_fast's first layer trains. None: to the end."""
+    whitening_bias_decay: Literal["none", "linear"] = "none"
+    """Rate of that bias meanwhile. none: that of the schedule. linear: it falls from the highest one to zero."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         refuse_unread(self, "decay", _DECAYS_THAT_READ)
+        refuse_unread(self, "warmup_shape", _WARMUPS_THAT_READ)
+        refuse_without(self, "whitening_bias", ("whitening_bias_decay",))
         if self.decay == "step" and not self.milestones:
             raise ValueError('decay=\'step\' needs milestones, such as ["50 percent", "75 percent"]')
         if self.warmup_shape == "constant" and self.warmup_start == 0:
@@ -150,6 +166,11 @@ class Train(Part):
     ema_warmup: bool = True
     """Limit the decay of the n-th update to (1 + n) / (10 + n), as the average otherwise holds the random
     initial weights for about 1 / (1 - decay) updates."""
+    ema_rise: float = Field(default=0.0, ge=0)
+    """Exponent r of a decay that rises over the run: ema_decay · (step / length)^r. 0: it does not; 3 in airbench94."""
+    ema_replaces: bool = False
+    """Put the average in place of the weights at each of its updates, from where they train on: lookahead
+    (arXiv 1907.08610), as in airbench94."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the arithmetic in forward passes, also of evaluations; weights stay fp32. fp16 scales the loss, and
     needs CUDA."""
@@ -210,7 +231,7 @@ class Train(Part):
         if float(self.length.split()[0]) == 0:
             raise ValueError(f"length={self.length!r}: nothing would be trained; use 1 steps or more")
         refuse_unread(self, "loss", _LOSSES_THAT_READ)
-        refuse_without(self, "ema_decay", ("ema_every", "ema_warmup"))
+        refuse_without(self, "ema_decay", ("ema_every", "ema_warmup", "ema_rise", "ema_replaces"))
         return self
 
 

@@ -5,4 +5,5 @@ shards    local tars → samples: the index and the reader that finds a sample b
 images    encoded bytes → augmented pixels
 batches   sample ids → the batch of a step, decoded ahead of the training loop
 prepare   a data set → shards with an index
+findings  the account of a scan: what became of every file or member
 """

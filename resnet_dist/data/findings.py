@@ -60,6 +60,8 @@ class Findings:
     used: int = 0
     left_out: list[Finding] = field(default_factory=list)
     passed_over: list[Finding] = field(default_factory=list)
+    # Those of `used` that were to be written in another way, and are as they were.
+    unchanged: list[Finding] = field(default_factory=list)
 
     @property
     def num_left_out(self) -> int:
@@ -75,16 +77,23 @@ class Findings:
     def pass_over(self, name: str, kind: str, detail: str = "", count: int = 1) -> None:
         self.passed_over.append(Finding(name, kind, detail, count))
 
+    def keep_unchanged(self, name: str, kind: str, detail: str = "", count: int = 1) -> None:
+        self.unchanged.append(Finding(name, kind, detail, count))
+
+    def _lists(self) -> dict[str, list[Finding]]:
+        return {"left out": self.left_out, "passed over": self.passed_over, "unchanged": self.unchanged}
+
     def add(self, others: Iterable[Findings]) -> None:
         for other in others:
             self.used += other.used
             self.left_out += other.left_out
             self.passed_over += other.passed_over
+            self.unchanged += other.unchanged
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Return (what, kind, count, first name), most frequent first: the summary's table."""
         rows = []
-        for what, found in (("left out", self.left_out), ("passed over", self.passed_over)):
+        for what, found in self._lists().items():
             firsts = {finding.kind: finding.name for finding in reversed(found)}
             rows += [(what, kind, count, firsts[kind]) for kind, count in _counts(found).most_common()]
         return rows
@@ -95,6 +104,7 @@ class Findings:
             "used": self.used,
             "left_out": dict(_counts(self.left_out)),
             "passed_over": dict(_counts(self.passed_over)),
+            **({"unchanged": dict(_counts(self.unchanged))} if self.unchanged else {}),
         }
 
     def refusal(self) -> str:
@@ -116,7 +126,7 @@ class Findings:
         """
         lines = [
             "\t".join(one_line(text) for text in (what, f.name, f.kind, f.detail, str(f.count)))
-            for what, found in (("left out", self.left_out), ("passed over", self.passed_over))
+            for what, found in self._lists().items()
             for f in found
         ]
         if lines:
@@ -132,8 +142,8 @@ class Findings:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         for line in lines:
             what, name, kind, detail, count = (line.split("\t") + [""] * 4)[:5]
-            record = findings.leave_out if what == "left out" else findings.pass_over
-            record(name, kind, detail, int(count) if count.isdecimal() else 1)
+            found = findings._lists().get(what, findings.passed_over)
+            found.append(Finding(name, kind, detail, int(count) if count.isdecimal() else 1))
         return findings
 
 

@@ -21,7 +21,7 @@ from resnet_dist.config.part import explain
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import RecipeError, UserError
-from resnet_dist.runs.evaluations import AWAITS
+from resnet_dist.runs.evaluation_results import AWAITS
 from resnet_dist.runs.folder import RunFolder, checkpoint_name
 from resnet_dist.runs.lineage import Lineage
 from resnet_dist.tracking.locate import locate_run

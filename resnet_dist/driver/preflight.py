@@ -25,7 +25,7 @@ from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE
-from resnet_dist.model import Options, check_batch_norm, check_model
+from resnet_dist.model import Options, check_batch_norm, check_model, has_whitening
 from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.train.plan import Plan, moved_lengths, order_of
@@ -141,6 +141,21 @@ def check_recipe(recipe: Recipe, ranks: WorkerRange) -> None:
         check_batch_norm(name, options, training_size, samples)
     except ValueError as error:
         raise RecipeError(str(error)) from None
+    _check_whitening(recipe)
+
+
+def _check_whitening(recipe: Recipe) -> None:
+    """Raise RecipeError for fields of the whitening layer where the network has none."""
+    fields = {
+        "schedule.whitening_bias": recipe.schedule.whitening_bias,
+        "optim.whitening_bias_lr_scale": recipe.optim.whitening_bias_lr_scale,
+    }
+    for name, value in fields.items():
+        if value not in (None, 1.0) and not has_whitening(recipe.model.name):
+            raise RecipeError(
+                f"{name}={value!r}: {recipe.model.name} has no whitening layer; leave it out, or use "
+                "model.name=resnet9_fast"
+            )
 
 
 def check_data(

@@ -42,6 +42,7 @@ class Restart:
     step: int  # of the checkpoint that it begins with; 0: of none
     time: float  # of the loss, on the driver's clock
     planned: bool  # The cluster changed or took a node away after a notice: not counted.
+    begun: bool = True  # The code of the ranks ran: what it computes may be the cause.
 
 
 class Restarts:
@@ -56,14 +57,14 @@ class Restarts:
     def add(self, cause: Exception, step: int) -> Restart:
         """Count a restart from the checkpoint of `step`. Raises RankFailed where a limit is reached."""
         planned = isinstance(cause, ClusterChanged) or (isinstance(cause, RanksLost) and cause.preempted)
-        restart = Restart(str(cause), step, self._clock(), planned)
+        restart = Restart(str(cause), step, self._clock(), planned, getattr(cause, "begun", True))
         details = getattr(cause, "details", "")
         recent = [past for past in self._counted() if restart.time - past.time < WINDOW_SECONDS]
         if not planned and len(recent) >= self.max_restarts:
             limit = f"{self.max_restarts} within an hour" if self.max_restarts else "0"
             raise RankFailed(f"{cause}; it was not restarted (--max-restarts: {limit})", details)
-        stuck = [past for past in self._counted() if past.step == step]
-        if not planned and len(stuck) >= MAX_WITHOUT_PROGRESS - 1:
+        stuck = [past for past in self._counted() if past.step == step and past.begun]
+        if not planned and restart.begun and len(stuck) >= MAX_WITHOUT_PROGRESS - 1:
             raise RankFailed(
                 f"{cause}; ranks were lost {MAX_WITHOUT_PROGRESS} times after step {step}, without one more checkpoint",
                 details,
@@ -110,9 +111,12 @@ def launch_with_restarts(
         begin(run, restart)
 
 
-def patiently(call: Callable[[], Value], report: Callable[[str], None]) -> Value:
-    """Return what `call` returns; while the storage does not answer, call again for PATIENCE_SECONDS."""
-    deadline, reported = time.monotonic() + PATIENCE_SECONDS, False
+def patiently(
+    call: Callable[[], Value], report: Callable[[str], None], seconds: float | None = None
+) -> Value:
+    """Return what `call` returns; while the storage does not answer, call again for `seconds`, or PATIENCE_SECONDS."""
+    seconds = PATIENCE_SECONDS if seconds is None else seconds
+    deadline, reported = time.monotonic() + seconds, False
     while True:
         try:
             return call()
@@ -120,7 +124,7 @@ def patiently(call: Callable[[], Value], report: Callable[[str], None]) -> Value
             if time.monotonic() >= deadline:
                 raise
             if not reported:
-                report(f"{error}; the restart waits for it, for up to {PATIENCE_SECONDS:.0f} s")
+                report(f"{error}; waiting for it, for up to {seconds:.0f} s")
                 reported = True
         time.sleep(RETRY_SECONDS)
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_dist.data.batches.loader import start_threads
+from resnet_dist.data.batches.decode_threads import start_threads
 from resnet_dist.data.images.corruptions.table import CORRUPTIONS, SEVERITIES, corrupt
 from resnet_dist.order.samples import PADDING
 from resnet_dist.train.evaluate import View

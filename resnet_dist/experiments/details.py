@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from resnet_dist.experiments.curves import chart
 from resnet_dist.experiments.listing import short
 from resnet_dist.experiments.numbers import duration_text, metric_text, time_text
-from resnet_dist.runs.study_folder import KINDS
+from resnet_dist.runs.group_folder import GROUP_KINDS
 from resnet_dist.tracking.logged_run import (
     FOLDER_TAG,
     LOSS,
@@ -30,7 +30,7 @@ ORIGIN = {
     "source": "mlflow.source.name",
     "commit": "mlflow.source.git.commit",
     "user": "mlflow.user",
-    **{kind.word: kind.tag for kind in KINDS},
+    **{kind.word: kind.tag for kind in GROUP_KINDS},
     "folder": FOLDER_TAG,
 }
 

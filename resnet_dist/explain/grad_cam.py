@@ -16,9 +16,13 @@ Shapes: N images, C channels, H, W height and width of an image, h, w of the las
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from resnet_dist.model import Variant
 
 
 def grad_cam(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
@@ -49,11 +53,16 @@ def last_of(model: nn.Module) -> nn.Module:
     return stage[-1] if isinstance(stage, nn.Sequential) else stage
 
 
-def mirrored_grad_cam(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-    """Return the maps for a net that sees each image and its mirror image, and averages both (`data.eval_flip`)."""
-    seen = grad_cam(model, torch.cat([images_NCHW, images_NCHW.flip(-1)]), labels_N.repeat(2))
-    image, mirror = seen.chunk(2)
-    return _scaled(image + mirror.flip(-1))
+def averaged_grad_cam(
+    model: nn.Module, images_NCHW: Tensor, labels_N: Tensor, seen: Sequence[Variant]
+) -> Tensor:
+    """Return the maps for a net that sees several variants of each image, and averages their logits."""
+    all_images = torch.cat([variant.of(images_NCHW) for variant in seen])
+    maps = grad_cam(model, all_images, labels_N.repeat(len(seen))).chunk(len(seen))
+    total_NHW = torch.zeros_like(maps[0])
+    for variant, map_NHW in zip(seen, maps, strict=True):
+        total_NHW = total_NHW + variant.weight * variant.undone(map_NHW)
+    return _scaled(total_NHW)
 
 
 def _scaled(maps_NHW: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 from resnet_dist.data.findings import BAD_IMAGE, Findings, one_line
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.explain.grad_cam import grad_cam, mirrored_grad_cam
+from resnet_dist.explain.grad_cam import averaged_grad_cam
 from resnet_dist.figures.explained import draw_explained
+from resnet_dist.model import Variant, variants
 from resnet_dist.predict.classify import decoded_batches
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 from resnet_dist.system.files import write_bytes_atomically
 from resnet_dist.train.checkpoint.load import TrainedModel
 from resnet_dist.train.evaluate import logits_of
@@ -128,9 +129,11 @@ def _explained(
         best = logits_of(trained.model, images_1CSS, data).float().softmax(dim=1)[0]
     values, labels = best.topk(min(top_k, len(trained.classes)))
     chosen = int(labels[0]) if label is None else label
-    see = mirrored_grad_cam if data.eval_flip else grad_cam
     # An image at a time: the activations of a whole batch, which gradients need, would fill the memory.
-    map_SS = see(trained.model, images_1CSS, torch.tensor([chosen], device=device))[0].cpu().numpy()
+    label_1 = torch.tensor([chosen], device=device)
+    map_SS = (
+        averaged_grad_cam(trained.model, images_1CSS, label_1, _seen(trained, images_1CSS))[0].cpu().numpy()
+    )
     classes = tuple(trained.classes[number] for number in labels.tolist())
     found = Explained(
         given.name, picture, classes, tuple(values.tolist()), trained.classes[chosen], float(best[chosen])
@@ -141,3 +144,14 @@ def _explained(
     except OSError as error:
         raise StorageError(f"{picture}: cannot be written: {error.strerror or error}") from None
     return found
+
+
+def _seen(trained: TrainedModel, images_1CSS: Tensor) -> tuple[Variant, ...]:
+    """Return the variants of the image whose logits its answer is the mean of."""
+    data = trained.recipe.data
+    if data.eval_confidence is not None:
+        with torch.inference_mode():
+            alone = trained.model(images_1CSS).float().softmax(dim=1)
+        if float(alone.amax()) >= data.eval_confidence:
+            return variants(flip=False, shift=0)
+    return variants(flip=data.eval_flip, shift=data.eval_shift)

@@ -32,7 +32,7 @@ DESCRIPTION = "resnet_dist.json"  # the extra file of a pt2
 
 
 class Logits(nn.Module):
-    """Maps the input of an exported file to logits: with `eval_flip` the mean over the image and its mirror image.
+    """Maps the input of an exported file to logits: with `eval_flip` and `eval_shift` the mean over variants of the image.
 
     pixels: take uint8 (N, S, S, C) and normalize it, in place of normalized float32 (N, C, S, S).
     """
@@ -65,7 +65,7 @@ class Format:
     write: Callable[[TrainedModel, Path, bool], None]
     open: Callable[[TrainedModel, Path, bool], Run]
     takes_pixels: bool = False  # `--pixels` has a meaning
-    mirrors: bool = True  # the file computes `eval_flip`, or its description has it
+    averages: bool = True  # the file computes `eval_flip` and `eval_shift`, or its description has them
 
 
 def describe(trained: TrainedModel, *, pixels: bool) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def source_of(trained: TrainedModel) -> Run:
 
 
 def plain_source_of(trained: TrainedModel) -> Run:
-    """Return the net of a model alone, without `eval_flip`."""
+    """Return the net of a model alone, without `eval_flip` and `eval_shift`."""
     return lambda images: trained.model(normalize(images, trained.recipe.data))
 
 
@@ -236,6 +236,6 @@ FORMATS: dict[str, Format] = {
     "onnx": Format((".onnx",), _write_onnx, _open_onnx, takes_pixels=True),
     "pt2": Format((".pt2",), _write_pt2, _open_pt2, takes_pixels=True),
     "torchvision": Format(
-        (".pth", ".pt", ".safetensors"), _write_torchvision, _open_torchvision, mirrors=False
+        (".pth", ".pt", ".safetensors"), _write_torchvision, _open_torchvision, averages=False
     ),
 }

@@ -16,7 +16,7 @@ from resnet_dist.data.findings import BAD_IMAGE, Findings
 from resnet_dist.errors import ExplainedError, StorageError, UserError
 from resnet_dist.export.formats import FORMATS, Format, Run, plain_source_of, source_of
 from resnet_dist.predict.classify import decoded_batches
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
 
 
@@ -109,9 +109,11 @@ def compare(
 ) -> Comparison:
     """Compare a file with what its format writes of the model. findings: gets the images that cannot be decoded."""
     source, remark = source_of(trained), ""
-    if trained.recipe.data.eval_flip and not form.mirrors:
+    left_out = [name for name in ("eval_flip", "eval_shift") if getattr(trained.recipe.data, name)]
+    if left_out and not form.averages:
         source = plain_source_of(trained)
-        remark = "; the file has the net alone, without data.eval_flip, the mean over an image and its mirror image"
+        fields = " and ".join(f"data.{name}" for name in left_out)
+        remark = f"; the file has the net alone, without {fields}, the mean over an image and its variants"
     largest, changed, count, num_bad = 0.0, 0, 0, 0
     for batch in decoded_batches(images, trained.recipe.data):
         for given, problem in zip(batch.inputs, batch.problems, strict=True):

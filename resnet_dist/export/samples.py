@@ -11,7 +11,8 @@ import numpy as np
 
 from resnet_dist.data.findings import Findings
 from resnet_dist.data.storage.urls import is_local, local_path, shown
-from resnet_dist.predict.inputs import Input, inputs_of
+from resnet_dist.predict.inputs import inputs_of
+from resnet_dist.predict.unread import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
 
 MAX_HELD_OUT = 1024  # images of the held-out set; those of --samples are all used

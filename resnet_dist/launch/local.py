@@ -9,7 +9,7 @@ import torch
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.launch.attempt import Attempt, RankLauncher
-from resnet_dist.launch.evaluator import catch_up_here
+from resnet_dist.launch.checkpoint_evaluator import catch_up_here
 from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system.cpus import cpu_count

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
 from resnet_dist.runs.folder import RunFolder, checkpoint_name
 from resnet_dist.runs.page import EVALUATIONS_FOLDER, predictions_file
 from resnet_dist.tracking.spool import Spool, evaluated_steps
-from resnet_dist.train.checkpoint.evaluated import awaiting, record_results
+from resnet_dist.train.checkpoint.awaiting import awaiting, record_results
+from resnet_dist.train.checkpoint.folder import step_of
 
 # Metrics of a checkpoint, its predictions where the recipe wants their figures, and lines for a person.
 Evaluation = tuple[dict[str, float], bytes | None, list[str]]
@@ -57,13 +58,20 @@ class Journal:
         done = evaluated_steps(self.folder.spool)
         good = [one for one in results if one.problem is None]
         if left := [one for one in good if one.step not in done]:
-            with Spool(self.folder.spool, LeasePermit(self.folder)) as spool:
+            with self._spool() as spool:
                 for result in left:
                     spool.log(dict(result.metrics), result.step)
         is_newest = bool(good) and good[-1].step >= max(done, default=0)
         newest = dict(good[-1].metrics) if is_newest else {}
-        record_results(self.folder.checkpoints, good, newest, self._best_metric, keep=self._keep)
+        removed = record_results(self.folder.checkpoints, good, newest, self._best_metric, keep=self._keep)
+        if removed:  # The tracker shows them as models.
+            with self._spool() as spool:
+                for name in removed:
+                    spool.log_checkpoint(step_of(name), None)
         return newest
+
+    def _spool(self) -> Spool:
+        return Spool(self.folder.spool, LeasePermit(self.folder))
 
 
 class LeasePermit:

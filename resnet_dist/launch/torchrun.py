@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from resnet_dist.config import Recipe
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, RankFailed, UserError, exit_code_of
 from resnet_dist.launch.attempt import Attempt, RankLauncher
-from resnet_dist.launch.evaluator import catch_up_here
+from resnet_dist.launch.checkpoint_evaluator import catch_up_here
 from resnet_dist.launch.fence import Fence
 from resnet_dist.launch.rank import is_echo, lost_peer, run_attempt
 from resnet_dist.runs.folder import RunFolder

@@ -10,7 +10,10 @@ from torch import nn
 from .fast import MIN_IMAGE_SIZE, FastResNet
 from .resnet import ResNet
 from .shortcuts import ShortcutKind
-from .table import MODELS, FastArchitecture, Options, StemKind
+from .table import MODELS, FastArchitecture, Options, StemKind, WhiteningKind
+
+# The options that a fast net reads.
+_OF_FAST = ("norm_eps", "whitening")
 
 
 def build_model(
@@ -28,8 +31,13 @@ def build_model(
         if seed is not None:
             torch.manual_seed(seed)
         if isinstance(architecture, FastArchitecture):
-            return FastResNet(architecture, in_channels=in_channels, num_classes=num_classes)
-        return ResNet(architecture, chosen, in_channels=in_channels, num_classes=num_classes)
+            model: nn.Module = FastResNet(architecture, in_channels=in_channels, num_classes=num_classes)
+        else:
+            model = ResNet(architecture, chosen, in_channels=in_channels, num_classes=num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = chosen.norm_eps
+    return model
 
 
 def check_model(name: str, options: Options, image_size: int | None = None) -> None:
@@ -42,11 +50,19 @@ def check_model(name: str, options: Options, image_size: int | None = None) -> N
     for field, value, known in (
         ("shortcut", options.shortcut, get_args(ShortcutKind)),
         ("stem", options.stem, get_args(StemKind)),
+        ("whitening", options.whitening, get_args(WhiteningKind)),
     ):
         if value not in known:
             raise ValueError(f"model.{field}={value!r}: use one of {', '.join(known)}")
-    if isinstance(MODELS[name], FastArchitecture):
+    if not options.norm_eps > 0:
+        raise ValueError(f"model.norm_eps={options.norm_eps}: use a number above 0, such as 1e-5")
+    if has_whitening(name):
         _check_fast(name, options, image_size)
+    elif options.whitening != Options().whitening:
+        raise ValueError(
+            f"model.whitening={options.whitening!r}: {name} has no whitening layer; leave it out, or use "
+            "model.name=resnet9_fast"
+        )
     if options.shortcut == "none" and options.zero_init:
         raise ValueError(
             "model.zero_init=true with model.shortcut='none': a plain block whose last layer is zero passes "
@@ -59,10 +75,15 @@ def check_model(name: str, options: Options, image_size: int | None = None) -> N
         )
 
 
+def has_whitening(name: str) -> bool:
+    """Report whether the first layer of the network is computed from images: see fast.py."""
+    return isinstance(MODELS.get(name), FastArchitecture)
+
+
 def _check_fast(name: str, options: Options, image_size: int | None) -> None:
     default = Options()
     for field, value in vars(options).items():
-        if value != getattr(default, field):
+        if field not in _OF_FAST and value != getattr(default, field):
             raise ValueError(
                 f"model.{field}={value!r}: {name} is a fixed net; use {getattr(default, field)!r}, or another "
                 "model.name"

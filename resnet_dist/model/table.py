@@ -21,6 +21,7 @@ from typing import Literal
 from .shortcuts import ShortcutKind
 
 StemKind = Literal["auto", "cifar", "imagenet", "deep"]
+WhiteningKind = Literal["covariance", "second-moment"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class FastArchitecture:
 
 @dataclass(frozen=True)
 class Options:
-    """The variations that every network but resnet9_fast accepts."""
+    """The variations of a network. resnet9_fast accepts the last two alone, of which the last is its own."""
 
     shortcut: ShortcutKind = "projection"
     """How x is made to fit where the shape changes (see shortcuts.py). "none" makes a plain net."""
@@ -61,6 +62,10 @@ class Options:
     """Blur before every strided convolution of a block."""
     stochastic_depth: float = 0.0
     """Probability that a training step drops the last block for a sample; earlier blocks: linearly less."""
+    norm_eps: float = 1e-5
+    """Term added to the variance in batch norms."""
+    whitening: WhiteningKind = "covariance"
+    """What the whitening layer is computed from (see fast.py)."""
 
 
 def _cifar(depth: int, *, preactivation: bool = False) -> Architecture:

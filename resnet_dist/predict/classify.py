@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config import Data
-from resnet_dist.data.batches.loader import (
+from resnet_dist.data.batches.decode_threads import (
     MAX_PIXELS_PER_TASK,
     MAX_SAMPLES_PER_TASK,
     SMALL_SAMPLE_BYTES,
@@ -29,8 +29,8 @@ from resnet_dist.data.findings import one_line
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.view import evaluation_view
-from resnet_dist.predict.inputs import Input
 from resnet_dist.predict.thumbnails import thumbnail
+from resnet_dist.predict.unread import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
 from resnet_dist.train.evaluate import logits_of
 

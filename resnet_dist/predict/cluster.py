@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from resnet_dist.predict.classify import MAX_BATCH, Prediction, predictions
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 from resnet_dist.train.checkpoint.load import TrainedModel
 
 BATCHES_PER_CALL = 4  # A worker decodes the next ones while the model has one.

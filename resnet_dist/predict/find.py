@@ -16,7 +16,7 @@ from resnet_dist.tracking.store import MODEL_SCHEMES, sqlite_file, store_folder,
 from resnet_dist.train.checkpoint.folder import best_or_newest
 
 MLFLOW_FILE = "MLmodel"
-KINDS = "a checkpoint, run or exported file by its path or URL, the name or id of a run, or models:/NAME@ALIAS of MLflow"
+ACCEPTED_MODELS = "a checkpoint, run or exported file by its path or URL, the name or id of a run, or models:/NAME@ALIAS of MLflow"
 
 
 def find_model(model: str, output: str) -> Path | str:
@@ -65,7 +65,7 @@ def _download(model: str, output: str, names: list[str] | None = None) -> Path |
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(
-            f"{model!r} is {_no_model(names)}, and there is no MLflow store at {file}; use {KINDS}"
+            f"{model!r} is {_no_model(names)}, and there is no MLflow store at {file}; use {ACCEPTED_MODELS}"
         )
     from resnet_dist.tracking.mlflow.database.relocate import relocate
     from resnet_dist.tracking.mlflow.model import download_model

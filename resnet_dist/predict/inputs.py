@@ -9,8 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,26 +33,11 @@ from resnet_dist.data.storage.urls import (
     shown,
 )
 from resnet_dist.errors import StorageError, UserError
+from resnet_dist.predict.shards import images_of_shards
+from resnet_dist.predict.unread import Input
 
 STDIN = "-"
 STDIN_NAME = "stdin"
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """An image that is not read yet. `read` may raise OSError or ValueError."""
-
-    name: str  # on one line, without a password
-    read: Callable[[], bytes]
-    num_bytes: int | None = None  # None: unknown
-    path: Path | None = None  # of an image that is a file of its own on this machine
-    read_anywhere: Callable[[], bytes] | None = None  # in another process; None: `read` can be sent there
-
-    def portable(self) -> Input:
-        """Return the input as another process can read it, which sees the same files and buckets."""
-        return (
-            self if self.read_anywhere is None else replace(self, read=self.read_anywhere, read_anywhere=None)
-        )
 
 
 def inputs_of(paths: Iterable[str], data: Data, findings: Findings) -> Iterator[Input]:
@@ -187,8 +171,6 @@ def _found(findings: Findings) -> str:
 
 
 def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]:
-    from resnet_dist.predict.shards import images_of_shards
-
     path = local_path(location) if is_local(location) else None
     is_index = path_of(location).endswith(".json")
     if path is not None and path.is_dir():

@@ -18,8 +18,8 @@ from typing import Self
 
 from resnet_dist.data.findings import BAD_IMAGE, BAD_SHARD, Findings
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.predict.inputs import Input
 from resnet_dist.predict.rows import Form
+from resnet_dist.predict.unread import Input
 from resnet_dist.system.files import write_text_atomically
 from resnet_dist.system.locks import LockHeld, hold_lock
 from resnet_dist.train.checkpoint.load import TrainedModel

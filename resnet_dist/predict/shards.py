@@ -18,7 +18,7 @@ from resnet_dist.data.shards.tar import TarError
 from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
 from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.errors import StorageError
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 
 
 class OpenTar:

@@ -59,7 +59,13 @@ MAY_CHANGE = frozenset(
 # Lengths of what a curve depends on. They may be written in another unit: once the data is known, they are compared
 # in steps (train.plan.moved_lengths).
 COMPARED_IN_STEPS = frozenset(
-    {"schedule.warmup", "schedule.milestones", "train.ema_every", "data.train_sizes"}
+    {
+        "schedule.warmup",
+        "schedule.milestones",
+        "schedule.whitening_bias",
+        "train.ema_every",
+        "data.train_sizes",
+    }
 )
 
 # Ray unpacks the folder that a person sends with a job here; the last part is a checksum of all its files.
@@ -152,6 +158,6 @@ def may_change(key: str, before: Recipe, after: Recipe) -> bool:
     """Report whether a resumed run may have another value of field `key`."""
     if key == "train.length":
         # The steps taken so far must be those that the new length would have taken. They are only where the
-        # learning rate does not depend on the steps that remain, and lengths in percent have not moved.
-        return before.schedule.decay == after.schedule.decay == "constant"
+        # learning rate and the average do not depend on the steps that remain, and lengths in percent have not moved.
+        return before.schedule.decay == after.schedule.decay == "constant" and not after.train.ema_rise
     return key in MAY_CHANGE or key in COMPARED_IN_STEPS

@@ -15,7 +15,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from resnet_dist.data.batches.loader import start_threads
+from resnet_dist.data.batches.decode_threads import start_threads
 from resnet_dist.serve.batches import Batches, Views
 from resnet_dist.serve.body import Application, Limits, Message, Receive, Refused, Send, images_in
 from resnet_dist.tracking.mlflow.logged.scoring import BadInput, ScoredModel

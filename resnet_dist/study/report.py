@@ -10,9 +10,9 @@ from statistics import fmean
 
 from resnet_dist.config import Result, Study, Trial
 from resnet_dist.errors import UserError
-from resnet_dist.runs.evaluations import failed_evaluations
+from resnet_dist.runs.evaluation_results import failed_evaluations
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.runs.study_folder import FIGURE_FILE, TABLE_FILE
+from resnet_dist.runs.group_folder import FIGURE_FILE, TABLE_FILE
 from resnet_dist.study.figure import Curve, draw_study
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.tracking.spool import Entry, Follower, read_layers

@@ -9,7 +9,7 @@ from pathlib import Path
 from resnet_dist.config import Study, Trial, WorkerRange
 from resnet_dist.driver.preflight import resolve_paths
 from resnet_dist.driver.request import Request
-from resnet_dist.runs.study_folder import STUDIES_FOLDER
+from resnet_dist.runs.group_folder import STUDIES_FOLDER
 
 
 @dataclass(frozen=True)

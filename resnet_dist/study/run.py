@@ -19,12 +19,12 @@ from resnet_dist.driver.run import run_training
 from resnet_dist.driver.trial import check_trial
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
+from resnet_dist.runs.group_folder import held, unsent_line
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import held, unsent_line
 from resnet_dist.study.report import StudySummary, report
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
-from resnet_dist.tracking.protocol import OpenPublisher, OpenStudy, StudyPublisher, StudyRecord
+from resnet_dist.tracking.protocol import GroupPublisher, GroupRecord, OpenGroup, OpenPublisher
 
 
 class StudyInterrupted(Exception):
@@ -38,7 +38,7 @@ class StudyInterrupted(Exception):
 
 
 def run_study(
-    request: StudyRequest, reporter: Reporter, open_study: OpenStudy, open_publisher: OpenPublisher
+    request: StudyRequest, reporter: Reporter, open_group: OpenGroup, open_publisher: OpenPublisher
 ) -> StudySummary:
     """Train the runs of `request.study` that are not finished yet, then draw its figure and write its table.
 
@@ -48,21 +48,21 @@ def run_study(
     check_trials(request)
     check_output(request.output)
     with held(request.folder):
-        return _run_held(request, reporter, open_study, open_publisher)
+        return _run_held(request, reporter, open_group, open_publisher)
 
 
 def _run_held(
-    request: StudyRequest, reporter: Reporter, open_study: OpenStudy, open_publisher: OpenPublisher
+    request: StudyRequest, reporter: Reporter, open_group: OpenGroup, open_publisher: OpenPublisher
 ) -> StudySummary:
     finished: list[RunFolder] = []
-    publisher: StudyPublisher | None = None
+    publisher: GroupPublisher | None = None
     status: Status = "FAILED"
     summary: StudySummary | None = None
     try:
-        record = StudyRecord(request.study, request.full_name, request.folder, request.source, request.output)
-        # An interrupt inside `open_study` would leave an MLflow run that nobody closes.
+        record = GroupRecord(request.study, request.full_name, request.folder, request.source, request.output)
+        # An interrupt inside `open_group` would leave an MLflow run that nobody closes.
         with defer_signals():
-            publisher = open_study(record)
+            publisher = open_group(record)
         with handle_signals(raise_interrupt), ExitStack() as ray:
             for number, trial in enumerate(request.study.trials, start=1):
                 reporter.note(f"trial {number} of {len(request.study.trials)}: {trial.name}")
@@ -81,7 +81,7 @@ def _run_held(
 
 
 def _report_and_close(
-    request: StudyRequest, finished: list[RunFolder], publisher: StudyPublisher, status: Status
+    request: StudyRequest, finished: list[RunFolder], publisher: GroupPublisher, status: Status
 ) -> StudySummary | None:
     """Report on the finished runs, if any, and close the study's MLflow run whatever happens.
 
@@ -113,7 +113,7 @@ def _train(
     request: StudyRequest,
     trial: Trial,
     reporter: Reporter,
-    publisher: StudyPublisher,
+    publisher: GroupPublisher,
     open_publisher: OpenPublisher,
     ray: ExitStack,
 ) -> RunFolder:
@@ -128,7 +128,7 @@ def _train(
     return run_training(of_trial, reporter, open_publisher).run
 
 
-def _is_finished(run: RunFolder, recipe: Recipe, publisher: StudyPublisher) -> bool:
+def _is_finished(run: RunFolder, recipe: Recipe, publisher: GroupPublisher) -> bool:
     """Report whether the run is finished and `recipe`, which `choose_run` has accepted, has its length."""
     same_length = Recipe.model_validate(run.recipe).train.length == recipe.train.length
     if run.status is not None or not same_length:

@@ -15,7 +15,7 @@ from resnet_dist.config.part import explain
 from resnet_dist.errors import UserError
 from resnet_dist.runs.choose import may_change
 from resnet_dist.runs.folder import stored_recipe
-from resnet_dist.runs.study_folder import SWEEP_FILE
+from resnet_dist.runs.group_folder import SWEEP_FILE
 from resnet_dist.system.files import write_text_atomically
 
 # finished: trained to its end; stopped: by the scheduler, early; diverged: its loss was no number any more. The others are

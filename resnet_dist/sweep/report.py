@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.runs.study_folder import FIGURE_FILE, SWEEP_FILE, TABLE_FILE
+from resnet_dist.runs.group_folder import FIGURE_FILE, SWEEP_FILE, TABLE_FILE
 from resnet_dist.sweep.figure import draw_sweep
 from resnet_dist.sweep.plan import Plan, PlannedTrial
 from resnet_dist.sweep.search import Search

@@ -10,7 +10,7 @@ from typing import Literal
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, Recipe, WorkerRange
 from resnet_dist.driver.preflight import resolve_paths
 from resnet_dist.driver.request import Request
-from resnet_dist.runs.study_folder import SWEEPS_FOLDER
+from resnet_dist.runs.group_folder import SWEEPS_FOLDER
 from resnet_dist.sweep.plan import PlannedTrial
 from resnet_dist.sweep.search import Search
 from resnet_dist.tracking.origin import changes_text

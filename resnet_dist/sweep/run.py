@@ -26,17 +26,17 @@ from resnet_dist.driver.trial import check_trial
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, RecipeError, UserError
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, Status, read_run
+from resnet_dist.runs.group_folder import STOP_FILE, SWEEP_FILE, held, unsent_line
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import STOP_FILE, SWEEP_FILE, held, unsent_line
 from resnet_dist.sweep.plan import Outcome, Plan, PlannedTrial, plan_without_trials, planned, read_plan
 from resnet_dist.sweep.report import SweepSummary, conclude, report
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.search import check_value
 from resnet_dist.sweep.trial import Report, evaluation, is_finite
 from resnet_dist.sweep.watch import Watch
-from resnet_dist.system.command import joined
+from resnet_dist.system.command import shown
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
-from resnet_dist.tracking.protocol import OpenStudy, StudyPublisher, StudyRecord
+from resnet_dist.tracking.protocol import GroupPublisher, GroupRecord, OpenGroup
 from resnet_dist.tracking.spool import Follower
 from resnet_dist.train.plan import Plan as TrainPlan
 from resnet_dist.train.plan import order_of
@@ -56,7 +56,7 @@ class SweepInterrupted(Exception):
         self.num_trials = len(plan.trials)
 
 
-def run_sweep(request: SweepRequest, reporter: Reporter, open_study: OpenStudy) -> SweepSummary:
+def run_sweep(request: SweepRequest, reporter: Reporter, open_group: OpenGroup) -> SweepSummary:
     """Run the trials of a sweep that have no result yet, then draw its figure and write its table.
 
     Raises UserError before anything is started, SweepInterrupted after SIGINT or SIGTERM, and RankFailed where the
@@ -68,7 +68,7 @@ def run_sweep(request: SweepRequest, reporter: Reporter, open_study: OpenStudy) 
     is_new = not request.folder.exists()
     with held(request.folder):
         try:
-            return _Sweep(request, find_plan(request), reporter).run(open_study)
+            return _Sweep(request, find_plan(request), reporter).run(open_group)
         finally:
             # It has not begun. Only while the lock is held: the folder may be that of another command.
             if is_new and not (request.folder / SWEEP_FILE).exists():
@@ -90,7 +90,7 @@ def find_plan(request: SweepRequest) -> Plan:
 
     Writes nothing. Raises UserError where the sweep was begun otherwise.
     """
-    from resnet_dist.sweep.tuner import draw  # Here, because Ray's import takes seconds.
+    from resnet_dist.sweep.on_tune.draw import draw  # Here, because Ray's import takes seconds.
 
     wanted = plan_without_trials(request.texts, request.seed, request.metric, request.recipe)
     drawing = partial(draw, request.searches, request.seed)
@@ -123,9 +123,9 @@ class _Sweep:
 
     def __init__(self, request: SweepRequest, plan: Plan, reporter: Reporter) -> None:
         self._request, self._plan, self._reporter = request, plan, reporter
-        self._publisher: StudyPublisher | None = None
+        self._publisher: GroupPublisher | None = None
 
-    def run(self, open_study: OpenStudy) -> SweepSummary:
+    def run(self, open_group: OpenGroup) -> SweepSummary:
         request = self._request
         status: Status = "FAILED"
         summary: SweepSummary | None = None
@@ -133,12 +133,12 @@ class _Sweep:
             with handle_signals(raise_interrupt), ExitStack() as stack:
                 room = self._connect(stack)
                 self._plan.write(request.folder)
-                record = StudyRecord(
+                record = GroupRecord(
                     request, request.full_name, request.folder, request.source, request.output
                 )
-                # An interrupt inside `open_study` would leave an MLflow run that nobody closes.
+                # An interrupt inside `open_group` would leave an MLflow run that nobody closes.
                 with defer_signals():
-                    self._publisher = open_study(record)
+                    self._publisher = open_group(record)
                 interrupted = room is not None and self._run_trials(room, self._publisher)
             status = "KILLED" if interrupted else "FINISHED" if not self._left else "FAILED"
         except KeyboardInterrupt:
@@ -164,9 +164,9 @@ class _Sweep:
             self._reporter.note(f"{done} of {len(self._plan.trials)} trials have a result already")
         if not left:
             return None
-        for trial in left:
-            of_trial = request.of_trial(trial, {}, gpu=None, cpus=None)
-            prepare_missing(of_trial.recipe, self._reporter, request.output)
+        recipes = [request.of_trial(trial, {}, gpu=None, cpus=None).recipe for trial in left]
+        for recipe in recipes:
+            prepare_missing(recipe, self._reporter, request.output)
         with defer_signals():  # An exception in the middle of Ray's import would leave it broken.
             from resnet_dist.launch.on_ray.launcher import shared_ray
             from resnet_dist.sweep.room import find_room
@@ -174,12 +174,12 @@ class _Sweep:
         stack.enter_context(
             shared_ray(ranks, gpu=request.gpu, address=request.address, report=self._reporter.note)
         )
-        return find_room(request, len(left))
+        return find_room(request, recipes)
 
-    def _run_trials(self, room: Room, publisher: StudyPublisher) -> bool:
+    def _run_trials(self, room: Room, publisher: GroupPublisher) -> bool:
         """Run the trials that are left; report whether they were interrupted."""
-        from resnet_dist.sweep.asha import scheduler_of
-        from resnet_dist.sweep.tuner import run_trials
+        from resnet_dist.sweep.on_tune.asha import scheduler_of
+        from resnet_dist.sweep.on_tune.experiment import run_trials
 
         request, left, tags = self._request, self._left, publisher.member_tags()
         requests = {trial.name: request.of_trial(trial, tags, gpu=room.gpu, cpus=room.cpus) for trial in left}
@@ -187,6 +187,8 @@ class _Sweep:
         watch = Watch(requests, request.metric, stop_file, self._reporter.note, self._end)
         scheduler = scheduler_of(request.scheduler, request.metric, self._plan.mode, watch, self._earlier)
         self._reporter.note(f"{len(left)} trials, {room.concurrent} at a time with {room.cpus} CPU(s) a rank")
+        if room.limit:
+            self._reporter.note(room.limit)
         return run_trials(
             requests,
             request.metric,
@@ -225,7 +227,7 @@ class _Sweep:
     def _run_of(self, name: str) -> RunFolder | None:
         return read_run(open_storage(self._request.output).at(RUNS_FOLDER).at(name))
 
-    def _report_and_close(self, publisher: StudyPublisher, status: Status) -> SweepSummary | None:
+    def _report_and_close(self, publisher: GroupPublisher, status: Status) -> SweepSummary | None:
         """Draw what has ended, and close the sweep's MLflow run whatever happens.
 
         Raises SweepInterrupted after SIGINT or SIGTERM, and what `report` raises.
@@ -259,4 +261,4 @@ def total_steps_of(recipe: Recipe) -> int:
 def command_of(request: SweepRequest, sets: Sequence[str]) -> str:
     """Return the command that trains the recipe with the values of a trial."""
     words = [word for text in (*request.overrides, *sets) for word in ("--set", text)]
-    return joined(["resnet-dist", "train", request.source, *words])
+    return shown(["resnet-dist", "train", request.source, *words])

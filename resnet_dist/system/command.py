@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from resnet_dist.system.redact import HIDDEN, redact
+
 DEFAULT_OUTPUT = Path("output")
 # The thread that trains. It may hang in a collective forever: the process must then exit without it.
 TRAINING_THREAD = "train"
@@ -92,7 +94,7 @@ def is_main_process() -> bool:
 def resume_advice(name: str) -> str:
     """Return the line that names the command which resumes run `name`: as it was typed, with that name."""
     submitted = os.environ.get(COMMAND_VARIABLE)
-    line = joined(named(shlex.split(submitted) if submitted else _typed(), name))
+    line = shown(named(shlex.split(submitted) if submitted else _typed(), name))
     if started_by_torchrun() and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return (
             "this continues it on every node, with torchrun's options for the rendezvous (--rdzv-… or --node-rank "
@@ -131,6 +133,21 @@ def joined(arguments: Iterable[str]) -> str:
     return " ".join(map(quoted, arguments))
 
 
+def shown(arguments: Iterable[str]) -> str:
+    """Return a command for a person to read: passwords are hidden before the words get quotes, which would split them.
+
+    Where one is hidden, the next line names who has it.
+    """
+    words = [*arguments]
+    safe = [*map(redact, words)]
+    hint = (
+        ""
+        if safe == words
+        else f"\n  ({HIDDEN} hides a password that no file keeps: type it again in its place)"
+    )
+    return joined(safe) + hint
+
+
 def sync_advice(name: str, output: str) -> str:
     """Return the words that name the command which sends what MLflow did not get of run `name`."""
     there = "" if output == str(DEFAULT_OUTPUT.absolute()) else f" --output {quoted(output)}"
@@ -138,7 +155,12 @@ def sync_advice(name: str, output: str) -> str:
 
 
 def command_line() -> str:
-    """Return the command as it was typed, with those of torchrun's own options that a rank can read."""
+    """Return the command as it was typed, for a person, with those of torchrun's own options that a rank can read."""
+    return shown(_typed())
+
+
+def typed_line() -> str:
+    """Return the command as it was typed, with its passwords."""
     return joined(_typed())
 
 

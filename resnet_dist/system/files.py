@@ -14,15 +14,17 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
+def write_bytes_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Write `content` to a file beside `path`, flush it to disk and rename it.
 
-    `path` then holds all of it; after a failure it holds what it held before.
+    `path` then holds all of it; after a failure it holds what it held before. mode: who may read it; None: as usual.
     """
     # A process id would not be unique: containers that share a folder may use the same one.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,10 +1,11 @@
-"""Lock a file between processes, on file systems without flock too."""
+"""Lock a file between processes, on file systems without flock too; own a folder that outlives no process."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -16,6 +17,7 @@ except ImportError:  # Windows, where filelock has a lock of its own
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 # The lock on such a file system: a file that exists while the lock is held. It names the host and process that hold it.
 MARKER_SUFFIX = ".held"
+LOCK_SUFFIX = ".lock"  # of the file beside a folder, which the user of the folder locks
 
 
 class LockHeld(Exception):
@@ -61,3 +63,42 @@ def has_flock(path: Path) -> bool:
         except OSError as error:
             return error.errno not in NO_LOCKS
     return True
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the path of the lock of a folder, which its user holds."""
+    return folder.with_name(f"{folder.name}{LOCK_SUFFIX}")
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Hold the lock of a folder, which the block makes; remove it at the end, and first those of processes that died.
+
+    All folders beside it must be owned in this way.
+    """
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for other in locked_folders(folder.parent.iterdir()):
+        remove_unlocked(other)
+    try:
+        with FileLock(lock_of(folder)):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock_of(folder).unlink(missing_ok=True)
+
+
+def locked_folders(paths: Iterable[Path]) -> set[Path]:
+    """Return the folders among these paths, and those that the locks among them belong to."""
+    return {path.with_name(path.name.removesuffix(LOCK_SUFFIX)) for path in paths}
+
+
+def remove_unlocked(folder: Path) -> None:
+    """Remove a folder and its lock, unless a process holds that."""
+    from filelock import FileLock, Timeout
+
+    with suppress(Timeout, OSError), FileLock(lock_of(folder), timeout=0):
+        shutil.rmtree(folder, ignore_errors=True)
+        # A process that waits for it sees that it is gone, and makes another one.
+        lock_of(folder).unlink(missing_ok=True)

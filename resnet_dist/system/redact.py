@@ -33,6 +33,15 @@ _SECRET_HEADER = r"(?:(?:proxy-)?authorization|(?:set-)?cookie|(?:[a-z]+-)*(?:ap
 _QUOTED_HEADER = re.compile(
     rf"(?i)(['\"])({_SECRET_HEADER}\s*:\s*)((?:bearer|basic|token)\s+)?(?:(?!\1)[^\n])+"
 )
+# A word of a shell, in quotes, or with a part in quotes: anna:'a b'. One that is hidden already is left as it is: the quote
+# behind it may end the words around it.
+_QUOTED = r"(?:'[^'\n]*'|\"[^\"\n]*\")"
+_WORD = rf"(?!\*\*\*)(?:{_QUOTED}|[^\s'\"]*:{_QUOTED}|\S+)"
+# A variable whose quoted value may have spaces.
+_QUOTED_VARIABLE = re.compile(
+    r"(?i)(\b[a-z0-9_]{0,200}(?:secret|password|passwd|api_?key|access_?key|account_?key|storage_?key|token)[a-z0-9_]{0,200}=)"
+    + _QUOTED
+)
 # A name such as X-Auth-Token or AWS_SECRET_ACCESS_KEY: what stands before its last words is shown in any case.
 _HEADER = re.compile(
     r"(?i)(\b(?:proxy-)?authorization|(?<=[a-z]-)(?:token|key|secret)|"
@@ -41,14 +50,12 @@ _HEADER = re.compile(
 )
 # The option -u of `ulimit` is a number of processes.
 _CURL_USER = re.compile(
-    r"(?<!\S)(?<!ulimit )(-u|--user|--proxy-user|-U|--password|--oauth2-bearer|--cookie)(\s+|=)(?:'[^']*'|\"[^\"]*\"|\S+)"
+    r"(?<!\S)(?<!ulimit )(-u|--user|--proxy-user|-U|--password|--oauth2-bearer|--cookie)(\s+|=)" + _WORD
 )
 
 
 # Options of curl alone: -uNAME:PASSWORD, -sSu NAME:PASSWORD, -b COOKIES.
-_CURL_SHORT = re.compile(
-    r"(?<!\S)(-[a-zA-Z#]{0,30}?[uU](?=[^\s:]+:\S)|-[a-zA-Z#]{0,30}[uUb]\s+)(?:'[^']*'|\"[^\"]*\"|\S+)"
-)
+_CURL_SHORT = re.compile(r"(?<!\S)(-[a-zA-Z#]{0,30}?[uU](?=[^\s:]+:\S)|-[a-zA-Z#]{0,30}[uUb]\s+)" + _WORD)
 
 
 def redact(text: str) -> str:
@@ -64,6 +71,7 @@ def redact(text: str) -> str:
         # The query of a URL whose path has spaces.
         text = _PARAMETER.sub(_hide_parameter, text)
     text = _QUOTED_HEADER.sub(rf"\1\2\3{HIDDEN}", text)
+    text = _QUOTED_VARIABLE.sub(rf"\1{HIDDEN}", text)
     text = _CURL_USER.sub(rf"\1\2{HIDDEN}", text)
     if "curl" in text:
         text = _CURL_SHORT.sub(rf"\1{HIDDEN}", text)

@@ -9,23 +9,23 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from resnet_dist.runs.folder import RUNS_FOLDER
+from resnet_dist.runs.group_folder import GROUP_KINDS, GroupHeld, held, read_group
 from resnet_dist.runs.storage.lease import is_abandoned, quiet_seconds
 from resnet_dist.runs.storage.open import is_url
-from resnet_dist.runs.study_folder import KINDS, StudyHeld, held, read_study
 from resnet_dist.tracking.locate import folder_of
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
 from resnet_dist.tracking.protocol import (
+    GroupPublisher,
+    GroupRecord,
+    OpenGroup,
     OpenPublisher,
-    OpenStudy,
     Publisher,
     RunRecord,
-    StudyPublisher,
-    StudyRecord,
 )
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.tracking.store import STORE_FILE, sqlite_file, store_folder
-from resnet_dist.tracking.sync import sync_one, sync_one_study
+from resnet_dist.tracking.sync import sync_one, sync_one_group
 
 if TYPE_CHECKING:
     from resnet_dist.tracking.mlflow.reading import Tracker
@@ -73,14 +73,14 @@ def closing_abandoned(open_publisher: OpenPublisher) -> OpenPublisher:
     return opened
 
 
-def closing_beside_study(open_study: OpenStudy) -> OpenStudy:
+def closing_beside_group(open_group: OpenGroup) -> OpenGroup:
     """Return a function that opens the publisher of a study or sweep, and closes what is abandoned but its own runs.
 
     These are resumed soon, and then closed by their own drivers.
     """
 
-    def opened(record: StudyRecord) -> StudyPublisher:
-        publisher = open_study(record)
+    def opened(record: GroupRecord) -> GroupPublisher:
+        publisher = open_group(record)
         _close_beside(record.output, record.output, record.name)
         return publisher
 
@@ -102,7 +102,7 @@ def _close_beside(store: Path, output: Path | str, but_group: str = "") -> None:
 
 def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report, quiet: float) -> None:
     if run.folder is None:
-        _close_study(run, output, report)
+        _close_group(run, output, report)
         return
     found = folder_of(run, output)
     if found is None:
@@ -130,17 +130,17 @@ def _close(tracker: Tracker, run: LoggedRun, output: Path | str, report: Report,
         sync_one(found, store_folder(output), report)
 
 
-def _close_study(run: LoggedRun, output: Path | str, report: Report) -> None:
+def _close_group(run: LoggedRun, output: Path | str, report: Report) -> None:
     """Close the run of a study or a sweep, which has no folder among those of runs."""
-    kind = next((kind for kind in KINDS if kind.tag in run.tags), None)
+    kind = next((kind for kind in GROUP_KINDS if kind.tag in run.tags), None)
     if kind is None:
         return
     folder = store_folder(output) / kind.folder / run.tags[kind.tag]
-    if read_study(folder) is None:
+    if read_group(folder) is None:
         return
     try:
         with held(folder):
             pass
-    except StudyHeld:  # Its driver lives.
+    except GroupHeld:  # Its driver lives.
         return
-    sync_one_study(folder, report)
+    sync_one_group(folder, report)

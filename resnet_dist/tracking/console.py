@@ -12,7 +12,7 @@ from resnet_dist.tracking.spool import Entry, Follower
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5  # A look costs a training in the same process 0.1 ms.
 
 
 class SpoolThread:

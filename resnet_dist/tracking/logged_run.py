@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from resnet_dist.runs.study_folder import KINDS
+from resnet_dist.runs.group_folder import GROUP_KINDS
 
 TOP1, LOSS, SPEED = "eval/top1", "eval/loss", "perf/images_per_second"
 TRAIN_LOSS, RATE = "train/loss", "train/lr"
-GROUP_TAGS = tuple(kind.tag for kind in KINDS)  # the tags with the name of what a run is part of
+IMAGES = "eval/worst images"  # The page shows the images of this name with a slider over the steps.
+FIGURES_TAG = "resnet_dist.figures"  # the steps of the evaluations whose figures and images are there
+GROUP_TAGS = tuple(kind.tag for kind in GROUP_KINDS)  # the tags with the name of what a run is part of
 # The tags with the place of a run's folder, and with the key that both have.
 FOLDER_TAG, KEY_TAG = "resnet_dist.folder", "resnet_dist.key"
 # Names and texts: runs that differ in nothing else have the same recipe.
@@ -39,7 +41,7 @@ class LoggedRun:
         return self.tags.get(FOLDER_TAG)
 
     @property
-    def is_study(self) -> bool:
+    def is_group_run(self) -> bool:
         """Report whether this is the run of a study or a sweep, the parent of others, which trains nothing itself."""
         return bool(self.group) and self.folder is None
 
@@ -47,6 +49,11 @@ class LoggedRun:
     def group(self) -> str:
         """The name of the study or the sweep that it belongs to; empty without one."""
         return next((self.tags[tag] for tag in GROUP_TAGS if self.tags.get(tag)), "")
+
+    @property
+    def image_steps(self) -> list[int]:
+        """The steps whose most surely wrong images are there."""
+        return steps_of(self.tags.get(FIGURES_TAG, ""))
 
     @property
     def key(self) -> str:
@@ -67,6 +74,11 @@ class Point:
 
     step: int
     value: float
+
+
+def steps_of(text: str) -> list[int]:
+    """Return the steps that a tag lists."""
+    return [int(word) for word in text.split() if word.isdigit()]
 
 
 def best_first(runs: Iterable[LoggedRun]) -> list[LoggedRun]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import time_ns
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.protocol import Publisher, RunRecord, StudyPublisher, StudyRecord
+from resnet_dist.tracking.protocol import GroupPublisher, GroupRecord, Publisher, RunRecord
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.tracking.store import check_tracking_uri, tracking_uri
 
@@ -56,13 +56,13 @@ def open_publisher(record: RunRecord, on_entry: Callable[[Entry], None]) -> Publ
     return ConsolePublisher(record.run.spool, on_entry)
 
 
-def open_study(record: StudyRecord) -> StudyPublisher:
-    """Open the MLflow run that the study's runs are children of.
+def open_group(record: GroupRecord) -> GroupPublisher:
+    """Open the MLflow run that the runs of a study or sweep are children of.
 
     Raises UserError where MLflow is not installed, or cannot be used by a person's mistake.
     """
     if not has_mlflow():
         raise UserError("MLflow, where the runs of a study lie together, is not installed")
-    from resnet_dist.tracking.mlflow.study import MlflowStudy
+    from resnet_dist.tracking.mlflow.group import MlflowGroup
 
-    return MlflowStudy(record)
+    return MlflowGroup(record)

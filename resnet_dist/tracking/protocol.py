@@ -1,4 +1,4 @@
-"""The publishers that the driver works with: one for a run, one for a study, and how each is opened.
+"""The publishers that the driver works with: one for a run, one for a study or sweep, and how each is opened.
 
 The loop has an interface of its own, train.tracker.Tracker: ranks report to it and never wait for a server.
 """
@@ -40,10 +40,10 @@ class Described(Protocol):
 
 
 @dataclass(frozen=True)
-class StudyRecord:
+class GroupRecord:
     """Everything that a publisher shows of a study or a sweep besides its files."""
 
-    study: Described
+    described: Described
     name: str
     folder: Path
     source: str  # the job or recipe file, as it was typed
@@ -55,7 +55,7 @@ class Publisher(Protocol):
 
     What gets the metrics of a run beside it, such as TensorBoard, is no Publisher, but a store in tracking/also: to add
     W&B, Aim or another one, write a class with the calls of `also.sending.FileStore` (newest_steps: what it has already;
-    log_metrics; close), and name it in `also.choose.KINDS`. It gets every value once, over restarts and outages,
+    log_metrics; close), and name it in `also.choose.STORES`. It gets every value once, over restarts and outages,
     because it is followed by a Backlog of the spool as MLflow is.
 
     Only opening a publisher may raise, for a person's mistake. Every other failure is reported and never stops the
@@ -92,7 +92,7 @@ class Publisher(Protocol):
         """Publish nothing more, and leave the run open: another driver publishes it now."""
 
 
-class StudyPublisher(Protocol):
+class GroupPublisher(Protocol):
     """Publishes a study or a sweep: the runs that belong together, their figure, table and conclusion.
 
     As with Publisher, only opening it may raise.
@@ -103,7 +103,7 @@ class StudyPublisher(Protocol):
         """The things that MLflow did not get, in words such as "the conclusion"; complete after `close`."""
 
     def member_tags(self) -> dict[str, str]:
-        """Return the tags that make a run one of the study."""
+        """Return the tags that make a run one of the group."""
 
     def is_finished(self, run_id: str) -> bool:
         """Report whether the run was closed as FINISHED; false for an unknown run, and where MLflow does not answer."""
@@ -111,8 +111,8 @@ class StudyPublisher(Protocol):
     def log_files(self, *files: Path) -> None: ...
 
     def close(self, status: Status, conclusion: str) -> None:
-        """Publish the conclusion and close the study's run with its status."""
+        """Publish the conclusion and close the parent run with its status."""
 
 
 OpenPublisher = Callable[[RunRecord, Callable[[Entry], None]], Publisher]
-OpenStudy = Callable[[StudyRecord], StudyPublisher]
+OpenGroup = Callable[[GroupRecord], GroupPublisher]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, RunHeld, read_run
+from resnet_dist.runs.group_folder import GroupFolder, GroupHeld, groups_in, held, kind_of, read_group
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
-from resnet_dist.runs.study_folder import StudyFolder, StudyHeld, held, kind_of, read_study, studies_in
-from resnet_dist.tracking.also.beside import send_to_others
+from resnet_dist.tracking.also.fan_out import send_to_others
 from resnet_dist.tracking.open import check_tracker, has_mlflow
 from resnet_dist.tracking.store import (
     URI_VARIABLE,
@@ -26,7 +26,7 @@ Report = Callable[[str], None]
 
 
 def sync_runs(output: Path | str, name: str | None, report: Report) -> bool:
-    """Send what MLflow lacks of the named run or study, or of all of `output`; report whether nothing is left to send.
+    """Send what MLflow lacks of the named run, study or sweep, or of all of `output`; report whether nothing is left to send.
 
     Of all, those that are being trained, belong to another tracker or cannot be sent are skipped with a line each.
     Raises UserError where a person must act for a named one or for the tracker, and where there is no such run.
@@ -36,35 +36,35 @@ def sync_runs(output: Path | str, name: str | None, report: Report) -> bool:
     if not has_mlflow():
         raise UserError("MLflow, which this command sends runs to, is not installed")
     place = open_storage(output).at(RUNS_FOLDER)
-    studies = [] if is_url(output) else studies_in(store)
+    groups = [] if is_url(output) else groups_in(store)
     if name is None:
-        return _sync_all(place, studies, store, report)
-    run, named = read_run(place.at(name)), [folder for folder in studies if folder.name == name]
+        return _sync_all(place, groups, store, report)
+    run, named = read_run(place.at(name)), [folder for folder in groups if folder.name == name]
     if run is None and not named:
         raise UserError(f"{place.location}: no run named {name} there")
     sent = [sync_one(run, store, report)] if run is not None else []
     for folder in named:
-        members = [member for member in _study_in(folder).runs() if not _is_complete(member)]
+        members = [member for member in _group_in(folder).runs() if not _is_complete(member)]
         sent += [sync_one(member, store, report) for member in members]
-        sent.append(sync_one_study(folder, report))
+        sent.append(sync_one_group(folder, report))
     return all(sent)
 
 
-def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) -> bool:
+def _sync_all(place: Storage, groups: list[Path], store: Path, report: Report) -> bool:
     """Send whatever is not complete in MLflow; report whether nothing is left."""
 
     def send_run(name: str) -> bool | None:
         run = read_run(place.at(name))
         return None if run is None else _is_complete(run) or sync_one(run, store, report)
 
-    def send_study(folder: Path) -> bool:
-        return _is_complete(_study_in(folder)) or sync_one_study(folder, report)
+    def send_group(folder: Path) -> bool:
+        return _is_complete(_group_in(folder)) or sync_one_group(folder, report)
 
-    # The studies come last: the runs that they adopt then exist.
+    # The groups come last: the runs that they adopt then exist.
     tasks: list[tuple[str, Callable[[], bool | None]]] = [
         (f"run {name}", partial(send_run, name)) for name in place.folders()
     ]
-    tasks += [(title_of(folder), partial(send_study, folder)) for folder in studies]
+    tasks += [(title_of(folder), partial(send_group, folder)) for folder in groups]
     complete: list[str] = []
     left: list[str] = []
     for name, task in tasks:
@@ -79,7 +79,7 @@ def _sync_all(place: Storage, studies: list[Path], store: Path, report: Report) 
             (complete if is_sent else left).append(name)
     if not complete and not left:
         raise UserError(f"{place.location}: no runs there")
-    kinds = list(dict.fromkeys([RUNS_FOLDER, *(kind_of(folder).folder for folder in studies)]))
+    kinds = list(dict.fromkeys([RUNS_FOLDER, *(kind_of(folder).folder for folder in groups)]))
     things = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
     rest = f"; left: {', '.join(left)}" if left else ""
     report(f"{len(complete)} of {len(complete) + len(left)} {things} are complete in MLflow{rest}")
@@ -104,22 +104,22 @@ def sync_one(run: RunFolder, store: Path, report: Report) -> bool:
     return not synced.unsent
 
 
-def sync_one_study(folder: Path, report: Report) -> bool:
-    """Send the run of a study that is the parent of the others; report whether MLflow has everything then."""
-    from resnet_dist.tracking.mlflow.sync import sync_study
+def sync_one_group(folder: Path, report: Report) -> bool:
+    """Send the parent run of a study or sweep; report whether MLflow has everything then."""
+    from resnet_dist.tracking.mlflow.sync import sync_group
 
     try:
         with held(folder):
-            study = _study_in(folder)
-            if study.experiment is None:
+            group = _group_in(folder)
+            if group.experiment is None:
                 raise UserError(
-                    f"{study.title} was begun by an earlier version, which recorded too little; the `study` command "
+                    f"{group.title} was begun by an earlier version, which recorded too little; the `study` command "
                     "that began it continues it"
                 )
-            _check_same_tracker(study.tracker, study.title)
-            synced = sync_study(study, report)
+            _check_same_tracker(group.tracker, group.title)
+            synced = sync_group(group, report)
             synced.write()
-    except StudyHeld:
+    except GroupHeld:
         report(f"{title_of(folder)}: is being trained by another process, which sends it")
         return False
     return not synced.unsent
@@ -129,17 +129,17 @@ def title_of(folder: Path) -> str:
     return f"{kind_of(folder).word} {folder.name}"
 
 
-def _study_in(folder: Path) -> StudyFolder:
+def _group_in(folder: Path) -> GroupFolder:
     """Return the study or sweep in a folder that has its file. Raises UserError."""
-    study = read_study(folder)
-    assert study is not None
-    return study
+    group = read_group(folder)
+    assert group is not None
+    return group
 
 
-def _is_complete(kept: RunFolder | StudyFolder) -> bool:
-    """Report whether MLflow has everything of a run or study whose driver has ended."""
+def _is_complete(kept: RunFolder | GroupFolder) -> bool:
+    """Report whether MLflow has everything of a run or group whose driver has ended."""
     # An earlier version did not record the end of a study.
-    of_earlier_version = isinstance(kept, StudyFolder) and kept.experiment is None and kept.run_id is not None
+    of_earlier_version = isinstance(kept, GroupFolder) and kept.experiment is None and kept.run_id is not None
     return of_earlier_version or (kept.status is not None and not kept.unsent)
 
 

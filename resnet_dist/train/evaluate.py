@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_dist.config import Data
-from resnet_dist.data.batches.loader import Loader
+from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
 from resnet_dist.errors import TooManyBadSamples, UserError
+from resnet_dist.model import averaged_logits
 from resnet_dist.order.samples import Order
 from resnet_dist.train.device import Precision, autocast
 from resnet_dist.train.predictions import TOP, PredictionLog
@@ -107,21 +108,30 @@ def evaluate_steps(
             # Load outside inference_mode: the loader's threads could not write to tensors made inside it.
             batch = loader.batch_at(step)
             bad += batch.bad
-            size = loader.data.micro_batch_size or len(batch.ids_B)
             with torch.inference_mode(), autocast(precision, device):
-                for rows in (slice(first, first + size) for first in range(0, len(batch.ids_B), size)):
-                    targets, sums_V = (batch.labels_B[rows], batch.weights_B[rows]), []
-                    for number, view in enumerate(views):
-                        images = view(batch.images_BSSC[rows], batch.ids_B[rows])
-                        logits = logits_of(model, normalize(images, loader.data), loader.data).float()
-                        sums_V.append(batch_sums(logits, *targets))
-                        if predictions is not None and number == 0:
-                            predictions.add(logits, *targets, batch.ids_B[rows], batch.images_BSSC[rows])
-                    rows_P.append(torch.stack(sums_V))
+                rows_P += evaluate_batch(model, batch, loader.data, views, predictions)
     finally:
         model.train(was_training)
     empty = torch.zeros(0, len(views), 4, dtype=torch.float64, device=device)
     return torch.stack(rows_P) if rows_P else empty, bad
+
+
+def evaluate_batch(
+    model: nn.Module, batch: Batch, data: Data, views: Sequence[View], predictions: PredictionLog | None
+) -> list[Tensor]:
+    """Return the sums of every forward pass over a batch of this rank, each (V, 4)."""
+    size = data.micro_batch_size or len(batch.ids_B)
+    rows_P: list[Tensor] = []
+    for rows in (slice(first, first + size) for first in range(0, len(batch.ids_B), size)):
+        targets, sums_V = (batch.labels_B[rows], batch.weights_B[rows]), []
+        for number, view in enumerate(views):
+            images = view(batch.images_BSSC[rows], batch.ids_B[rows])
+            logits = logits_of(model, normalize(images, data), data).float()
+            sums_V.append(batch_sums(logits, *targets))
+            if predictions is not None and number == 0:
+                predictions.add(logits, *targets, batch.ids_B[rows], batch.images_BSSC[rows])
+        rows_P.append(torch.stack(sums_V))
+    return rows_P
 
 
 def total_of(table: Tensor) -> Tensor:
@@ -155,13 +165,10 @@ def metrics_of(sums_4: Sequence[float], bad: Sequence[str], index: Index) -> dic
 
 
 def logits_of(model: nn.Module, images_BCSS: Tensor, data: Data) -> Tensor:
-    """Return logits (B, classes); with `data.eval_flip` the mean over each image and its mirror image."""
-    logits: Tensor = model(images_BCSS)
-    if not data.eval_flip:
-        return logits
-    # Copy the first logits: the next replay of a CUDA graph overwrites its outputs.
-    mean: Tensor = (logits.clone() + model(images_BCSS.flip(-1))) / 2
-    return mean
+    """Return logits (B, classes); with `data.eval_flip` and `data.eval_shift` their mean over the variants of an image."""
+    return averaged_logits(
+        model, images_BCSS, flip=data.eval_flip, shift=data.eval_shift, confidence=data.eval_confidence
+    )
 
 
 def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

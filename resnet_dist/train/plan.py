@@ -27,6 +27,7 @@ class Plan:
     ema: int  # at least 1
     milestones: tuple[int, ...]  # steps at which the "step" schedule decays, in order
     sizes: Sizes
+    whitening: int | None = None  # steps for which the bias of a whitening layer trains; None: all
 
     @classmethod
     def of(cls, recipe: Recipe, order: Order) -> Plan:
@@ -40,7 +41,7 @@ class Plan:
                 total_steps=total_steps,
             )
 
-        lengths = recipe.train
+        lengths, whitening = recipe.train, recipe.schedule.whitening_bias
         total = steps(lengths.length)
         return cls(
             total=total,
@@ -53,6 +54,7 @@ class Plan:
                 recipe.schedule, tuple(steps(length, total) for length in recipe.schedule.milestones)
             ),
             sizes=Sizes.of(recipe.data, lambda length: steps(length, total)),
+            whitening=None if whitening is None else steps(whitening, total),
         )
 
 
@@ -64,10 +66,15 @@ def moved_lengths(before: Plan, after: Plan) -> list[str]:
     pairs = {
         "schedule.warmup": (f"{before.warmup} steps", f"{after.warmup} steps"),
         "schedule.milestones": (f"steps {before.milestones}", f"steps {after.milestones}"),
+        "schedule.whitening_bias": (_steps_or_all(before.whitening), _steps_or_all(after.whitening)),
         "train.ema_every": (f"{before.ema} steps", f"{after.ema} steps"),
         "data.train_sizes": (str(before.sizes), str(after.sizes)),
     }
     return [f"{name} from {was} to {now}" for name, (was, now) in pairs.items() if was != now]
+
+
+def _steps_or_all(steps: int | None) -> str:
+    return "all steps" if steps is None else f"{steps} steps"
 
 
 def order_of(recipe: Recipe, train_index: Index, version: int = NEWEST_VERSION) -> Order:

@@ -8,7 +8,7 @@ Shapes: B samples of a forward pass, N samples, K worst ones; S image size, C ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from resnet_dist.config import Train
 from resnet_dist.world import World
 
 MAX_WORST = 36  # images
@@ -25,13 +26,6 @@ MAX_SAMPLES = 2_000_000  # of a set whose predictions are kept: 60 MB
 LABEL, PREDICTION, PROBABILITY, LABEL_PROBABILITY, WEIGHT = range(5)  # places in a row
 TOP = 5  # classes that are ranked for the metrics of an evaluation
 RIGHT = 2.0  # beyond any probability: a sample that is no candidate for the worst ones
-
-
-def too_many(num_samples: int) -> str | None:
-    """Return the line that states that predictions of so many samples are not kept; None where they are."""
-    if num_samples <= MAX_SAMPLES:
-        return None
-    return f"no figures of an evaluation with {num_samples:,} samples: at most {MAX_SAMPLES:,} are kept"
 
 
 @dataclass(frozen=True)
@@ -120,6 +114,21 @@ class PredictionLog:
             worst,
             np.stack([found[number] for number in worst]) if worst else np.zeros(shape, np.uint8),
         )
+
+
+def log_for_figures(
+    train: Train, num_samples: int, report: Callable[[str], None], *, is_last: bool
+) -> PredictionLog | None:
+    """Return the log of an evaluation of which the recipe wants figures; None for any other, as on all ranks.
+
+    is_last: no step of the run follows. report: gets the line about a set that is too large for figures.
+    """
+    if not (train.figures == "evaluations" or (train.figures == "end" and is_last)):
+        return None
+    if num_samples > MAX_SAMPLES:
+        report(f"no figures of an evaluation with {num_samples:,} samples: at most {MAX_SAMPLES:,} are kept")
+        return None
+    return PredictionLog()
 
 
 def _lowest(own: Tensor, ids: Tensor) -> Tensor:

@@ -53,9 +53,16 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     repeated = [one for name, one in parts["repeat"].items() if name.startswith("resnet20")]
     assert len(repeated) == 2
     assert all(one["same_bits"] and one["same_bits_resumed"] for one in repeated)  # as a CPU always does
-    for name in ("compile=none", "muon, compile=none", "eager"):
-        assert parts["fast"][f"cifar10_fast, {name}"]["n"] == 2
-    assert parts["airbench"]["airbench94"]["n"] == 2
+    trained = ("cifar10_fast, compile=none", "cifar10_fast_muon, compile=none", "cifar10_fast, eager")
+    for run in (*(parts["fast"][name] for name in trained), parts["airbench"]["airbench94"]):
+        seconds = [run[f"{part}_seconds"] for part in ("whitening", "training", "evaluation")]
+        assert run["n"] == 2
+        assert min(seconds) > 0
+        assert run["total_seconds_lowest"] <= run["total_seconds_median"] <= run["total_seconds_highest"]
+        assert max(seconds) < run["total_seconds_highest"]
+    for name in trained:
+        evaluations = parts["fast"][f"{name}, evaluations of the last weights"]
+        assert {"image alone", "mirrored", "averaged below 0.7"} <= set(evaluations)
     assert {"eager", "eager, not channels-last", "eager, EMA"} <= set(parts["imagenet"])
     assert parts["imagenet"]["eager, from shards, decode=cpu"]["n"] == 2
     for depth in (20, 56):

@@ -9,7 +9,8 @@
 
 IMAGES is an image folder (class = folder) of JPEGs. Every loader yields batches of random resized crops of 224 pixels,
 antialiased, flipped at random, as uint8; the first round of each is not counted. `raw` only decodes whole images, with
-two threads. A peer that is not installed, or fails, is left out and named.
+two threads. A peer that is not installed, or fails, is left out and named. --seekable adds ours, DALI and `raw` once more,
+on the same images as `prepare --seekable` writes them.
 """
 
 from __future__ import annotations
@@ -124,38 +125,37 @@ def litdata(folder: Path, work: Path) -> Any:
 
 
 class Ours:
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, shards: str) -> None:
         from resnet_dist.config import Data
         from resnet_dist.data.batches.loader import Loader
         from resnet_dist.data.shards.index import read_index
         from resnet_dist.order.samples import Order
         from resnet_dist.world import World
 
-        shards = str(work / "shards/train")
+        location = str(work / shards / "train")
         data = Data(
-            train=shards,
-            eval=shards,
+            train=location,
+            eval=location,
             image_size=SIZE,
             global_batch_size=BATCH,
             crop="random-resized-crop",
             flip=True,
             loader_workers=WORKERS,
         )
-        index = read_index(shards)
+        index = read_index(location)
         order = Order(index.counts, BATCH, data.lanes, data.window, 0, training=True)
-        self.begin = lambda total_steps: Loader(
-            index, order, data, World.single(), seed=0, total_steps=total_steps
-        )
+        self.loader = Loader(index, order, data, World.single(), seed=0)
         self.step, self.steps_per_epoch = 0, order.steps_per_epoch
 
     def __iter__(self) -> Any:
-        """Yield one epoch. Nothing is decoded before it starts or beyond its end."""
-        end = self.step + self.steps_per_epoch
-        with self.begin(end) as loader:
-            for step in range(self.step, end):
-                batch = loader.batch_at(step)
-                yield batch.images_BSSC, batch.labels_B
-        self.step = end
+        """Yield one epoch, and count what was decoded beyond its end: nothing is decoded between two rounds."""
+        for _ in range(self.steps_per_epoch):
+            batch = self.loader.batch_at(self.step)
+            self.step += 1
+            yield batch.images_BSSC, batch.labels_B
+        num_ahead, _ = self.loader.drain()
+        self.step += num_ahead // BATCH
+        yield torch.empty((num_ahead, 0), dtype=torch.uint8), None
 
 
 def raw_decode(images: list[bytes]) -> float:
@@ -182,8 +182,10 @@ def epoch(loader: Any) -> float:
     return images / (time.perf_counter() - start)
 
 
+SEEKABLE_PEER = "DALI seekable"
 PEERS: dict[str, Callable[[Path, Path], Any]] = {
     "DALI": peer_pipelines.dali,
+    SEEKABLE_PEER: peer_pipelines.dali_seekable,
     "SPDL": peer_pipelines.spdl,
     "TorchCodec": peer_pipelines.torchcodec,
     "grain": peer_pipelines.grain,
@@ -215,41 +217,73 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peers", default=",".join(name for name in PEERS if name != "grain"))
+    parser.add_argument(
+        "--peers", default=",".join(name for name in PEERS if name not in ("grain", SEEKABLE_PEER))
+    )
     parser.add_argument("--min-images", type=int, default=1600)
+    parser.add_argument("--seekable", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    work = Path(tempfile.mkdtemp())
+    work, ours = Path(tempfile.mkdtemp()), list[Ours]()
     try:
         folder = work / "images"
         count = repeat(arguments.images, folder, arguments.min_images)
-        from resnet_dist.data.prepare.sources import open_source
-        from resnet_dist.data.prepare.split import prepare
-
-        prepare(open_source(str(folder), whole_split="train"), work / "shards")
-        encoded = [path.read_bytes() for path in sorted(folder.glob("*/*"))]
-        loaders = open_peers(arguments.peers.split(","), folder, work)
+        names = arguments.peers.split(",") + [SEEKABLE_PEER] * arguments.seekable
+        encoded = write_shards(folder, work, seekable=arguments.seekable)
+        loaders = open_peers(names, folder, work)
         peers = list(loaders)
-        loaders["resnet_dist"] = Ours(work)
-        speeds: dict[str, list[float]] = {name: [] for name in [*loaders, "raw"]}
-        for number in range(arguments.rounds + 1):
-            for name, loader in loaders.items():
-                speed = epoch(loader)
-                if number:
-                    speeds[name].append(speed)
-            if number:
-                speeds["raw"].append(raw_decode(encoded))
+        ours = [Ours(work, name) for name in ("shards", "seekable")[: 1 + arguments.seekable]]
+        loaders |= dict(zip(("ours", "ours, seekable"), ours, strict=False))
+        speeds = measure(loaders, encoded, arguments.rounds)
         medians = {name: statistics.median(values) for name, values in speeds.items()}
-        ours = medians["resnet_dist"]
         print(
             f"{count} images, {arguments.rounds} rounds, {WORKERS} workers, images/s: median (lowest to highest)"
         )
         for name, values in speeds.items():
-            print(f"{name:<12} {medians[name]:7,.0f} ({min(values):,.0f} to {max(values):,.0f})")
+            print(f"{name:<14} {medians[name]:7,.0f} ({min(values):,.0f} to {max(values):,.0f})")
         best = max(medians[name] for name in peers)
-        print(f"ours is {ours / best:.2f} x the best peer and {ours / medians['raw']:.0%} of raw decoding")
+        for name in [name for name in loaders if name.startswith("ours")]:
+            ratios = medians[name] / best, medians[name] / medians["raw"]
+            print(f"{name} is {ratios[0]:.2f} x the best peer and {ratios[1]:.2f} x raw decoding")
     finally:
+        for one in ours:
+            one.loader.close()
         shutil.rmtree(work, ignore_errors=True)
+
+
+def write_shards(folder: Path, work: Path, *, seekable: bool) -> dict[str, list[bytes]]:
+    """Write the images as shards, and return their bytes for raw decoding: as they are, and seekable."""
+    from resnet_dist.data.prepare.sources import open_source
+    from resnet_dist.data.prepare.split import prepare
+    from resnet_dist.data.prepare.write import PrepareOptions
+    from resnet_dist.data.shards.reader import ShardReader
+    from resnet_dist.data.storage.shard_cache import CacheLimits
+
+    found = {}
+    for name, is_seekable in [("shards", False)] + [("seekable", True)] * seekable:
+        options, start = PrepareOptions(seekable=is_seekable), time.process_time()
+        source = open_source(str(folder), whole_split="train")
+        index = prepare(source, work / name, options)["train"]
+        reader = ShardReader(index, CacheLimits(work, 1, 1.0))
+        images = [reader.read(number).image for number in range(index.num_samples)]
+        found["raw, seekable" if is_seekable else "raw"] = images
+        seconds = time.process_time() - start
+        print(f"{name}: {sum(map(len, images)):,} bytes, written in {seconds:.1f} s of CPU here", flush=True)
+    return found
+
+
+def measure(loaders: dict[str, Any], encoded: dict[str, list[bytes]], rounds: int) -> dict[str, list[float]]:
+    """Return images per second of each loader, and of decoding alone, in every round but the first."""
+    speeds: dict[str, list[float]] = {name: [] for name in [*loaders, *encoded]}
+    for number in range(rounds + 1):
+        for name, loader in loaders.items():
+            speed = epoch(loader)
+            if number:
+                speeds[name].append(speed)
+        if number:
+            for name, images in encoded.items():
+                speeds[name].append(raw_decode(images))
+    return speeds
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ WORKERS, BATCH, SIZE = 2, 40, 224
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def dali(folder: Path, work: Path) -> Any:
+def dali(folder: Path, work: Path, shards: str = "shards") -> Any:
     """DALI's CPU pipeline: it decodes the box of a crop alone, and reads our shards by our own .idx files."""
     from nvidia.dali import fn, pipeline_def, types
 
-    tars = sorted((work / "shards/train").glob("*.tar"))
+    tars = sorted((work / shards / "train").glob("*.tar"))
     total = sum(int(Path(tar).with_suffix(".idx").read_text().split()[1]) for tar in tars)
 
     @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None, prefetch_queue_depth=2)  # type: ignore[misc]
@@ -43,6 +43,10 @@ def dali(folder: Path, work: Path) -> Any:
     made = pipeline()
     made.build()
     return Steps(lambda: torch.from_numpy(np.array(made.run()[0].as_array())), total // BATCH)
+
+
+def dali_seekable(folder: Path, work: Path) -> Any:
+    return dali(folder, work, "seekable")
 
 
 class Steps:

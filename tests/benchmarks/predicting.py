@@ -24,7 +24,8 @@ from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.predict.classify import decoded_batches, predictions
-from resnet_dist.predict.inputs import Input, inputs_of
+from resnet_dist.predict.inputs import inputs_of
+from resnet_dist.predict.unread import Input
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.train.checkpoint.load import TrainedModel, load_model
 from resnet_dist.train.evaluate import evaluation_loader

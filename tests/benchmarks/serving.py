@@ -99,7 +99,12 @@ def main() -> None:
 @contextmanager
 def serve_ours(folder: Path, photos: Sequence[bytes]) -> Iterator[Contestant]:
     checkpoint, _ = random_checkpoint(
-        folder / "ours", *COLORED, "model.name=resnet18", "data.image_size=224", "data.eval_flip=false"
+        folder / "ours",
+        *COLORED,
+        "model.name=resnet18",
+        "data.image_size=224",
+        "data.eval_flip=false",
+        "data.eval_shift=0",
     )
     port = free_port()
     command = [sys.executable, "-m", "resnet_dist", "serve", str(checkpoint), "--port", str(port), "--cpu"]

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.tracking_cost step      # two loops that take turns of some steps
     python -m tests.benchmarks.tracking_cost log       # the call of the loop, beside an uploader
     python -m tests.benchmarks.tracking_cost figures   # 1,000 classes, 50,000 samples
-    python -m tests.benchmarks.tracking_cost outage    # a server on PostgreSQL that is killed and started again
+    python -m tests.benchmarks.tracking_cost outage    # a server on PostgreSQL that is killed for a while, and one that is never there
 
 With all of it: a log line every ten steps, gradient norms off as by default, the samples of CPU, memory, disk and network, the
 metrics file, and a thread that uploads to MLflow. With none: no log line, no samples, no tracker.
@@ -18,10 +18,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import torch
 
@@ -35,18 +37,19 @@ from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.store import URI_VARIABLE
-from resnet_dist.train import loop
+from resnet_dist.train import loop, parts
 from resnet_dist.train.predictions import Predictions
 from resnet_dist.train.tracker import NullTracker, Tracker
 from resnet_dist.train.watch.progress import NEXT_BATCH, Progress
 from resnet_dist.world import World
 from tests.paths import ROOT
-from tests.tracking.mlflow.servers import MlflowServer, postgresql_database
+from tests.tracking.mlflow.servers import MlflowServer, postgresql_database, unused_address
 
-TURN_STEPS = 50
+TURN_STEPS, LOG_EVERY = 50, 10
+THREADS = ("upload", "spool", "usage")  # that tracking has beside the loop
 NUM_CALLS, NUM_METRICS, CALL_SECONDS = 1_000, 30, 0.05
 CLASSES, SAMPLES = 1000, 50_000
-WAIT_SECONDS = 10.0  # for the uploads of a turn, before the other loop's turn begins
+WAIT_SECONDS = 60.0  # for the uploads of an outage, after the training
 
 
 @dataclass
@@ -58,10 +61,11 @@ class Turns(Progress):
     other: threading.Semaphore
     before: Callable[[], object] = lambda: None  # called before each turn, outside the measurement
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)  # of the loop's thread
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._begin = 0.0
+        self._begin = self._begin_cpu = 0.0
 
     def at(self, phase: str, step: int | None = None) -> None:
         super().at(phase, step)
@@ -69,11 +73,33 @@ class Turns(Progress):
             return
         if step:
             self.seconds.append(time.perf_counter() - self._begin)
+            self.cpu_seconds.append(time.thread_time() - self._begin_cpu)
             self.other.release()
         if len(self.seconds) < self.num_turns:
             self.mine.acquire()
             self.before()
-            self._begin = time.perf_counter()
+            self._begin, self._begin_cpu = time.perf_counter(), time.thread_time()
+
+
+def cpu_seconds_of(name: str) -> float:
+    """Return the CPU seconds of the threads of this name."""
+    clocks = [
+        time.pthread_getcpuclockid(one.ident)
+        for one in threading.enumerate()
+        if one.name == name and one.ident
+    ]
+    return sum(map(time.clock_gettime, clocks))
+
+
+def sample_where(may_sample: Callable[[], bool]) -> None:
+    """Let machines be sampled only while `may_sample` returns True."""
+    sample = NodeUsage.sample
+
+    def gated(usage: NodeUsage) -> None:
+        if may_sample():
+            sample(usage)
+
+    NodeUsage.sample = gated  # type: ignore[method-assign]
 
 
 def recipe_of(folder: Path, num_turns: int, log_every: int) -> Recipe:
@@ -84,9 +110,11 @@ def recipe_of(folder: Path, num_turns: int, log_every: int) -> Recipe:
 
 
 @contextmanager
-def tracked(recipe: Recipe, output: Path) -> Iterator[tuple[Tracker, str, MlflowPublisher]]:
+def tracked(
+    recipe: Recipe, output: Path, name: str = "tracked"
+) -> Iterator[tuple[Tracker, str, MlflowPublisher]]:
     """Yield what rank 0 logs to, the place of its run, and the publisher that a driver has beside it."""
-    run = choose_run(output, recipe, "tracked", resume=False)
+    run = choose_run(output, recipe, name, resume=False)
     run.write()
     publisher = MlflowPublisher(RunRecord(run, recipe, output), lambda entry: None)
     publisher.start()
@@ -97,38 +125,47 @@ def tracked(recipe: Recipe, output: Path) -> Iterator[tuple[Tracker, str, Mlflow
 
 def measure_steps(folder: Path, rounds: int) -> None:
     on, off = threading.Semaphore(0), threading.Semaphore(0)
-    samples = threading.Event()
-    sample = NodeUsage.sample
-
-    def gated(usage: NodeUsage) -> None:
-        if samples.is_set():
-            sample(usage)
-
-    NodeUsage.sample = gated  # type: ignore[method-assign]
-    everything, nothing = recipe_of(folder, rounds, 10), recipe_of(folder, rounds, rounds * TURN_STEPS + 1)
-    with tracked(everything, folder) as (spool, place, publisher):
-
-        def quiet() -> None:
-            samples.clear()
-            deadline = time.monotonic() + WAIT_SECONDS
-            while publisher.num_waiting() and time.monotonic() < deadline:
-                time.sleep(0.05)
-
-        with_all = Turns(rounds, on, off, samples.set)
-        with_none = Turns(rounds, off, on, quiet)
-        first = _begin(everything, place, spool, with_all)
-        loop.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
-        second = _begin(nothing, str(folder / "bare"), NullTracker(), with_none)
-        on.release()
-        for thread in (first, second):
-            thread.join()
-    ratios = [a / b for a, b in zip(with_all.seconds[1:], with_none.seconds[1:], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    total = sum(with_all.seconds[1:]) / sum(with_none.seconds[1:])
-    print(
-        f"{len(ratios)} rounds of {TURN_STEPS} steps; step {statistics.median(with_none.seconds) / TURN_STEPS:.4f} s "
-        f"without tracking; with all of it {middle:.4f} × (quartiles {low:.4f} and {high:.4f}; of all seconds {total:.4f})"
+    # Samples and uploads wait for the turns with tracking, which so have all of its cost.
+    is_on = threading.Event()
+    sample_where(is_on.is_set)
+    MlflowPublisher._may_send = lambda publisher: is_on.is_set()  # type: ignore[method-assign]
+    is_on.set()
+    everything, nothing = (
+        recipe_of(folder, rounds, LOG_EVERY),
+        recipe_of(folder, rounds, rounds * TURN_STEPS + 1),
     )
+    with tracked(everything, folder) as (spool, place, _):
+        with_all, with_none = Turns(rounds, on, off, is_on.set), Turns(rounds, off, on, is_on.clear)
+        first = _begin(everything, place, spool, with_all)
+        parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
+        second = _begin(nothing, str(folder / "bare"), NullTracker(), with_none)
+        before = [cpu_seconds_of(name) for name in THREADS]
+        on.release()
+        second.join()
+        spent = [cpu_seconds_of(name) - begin for name, begin in zip(THREADS, before, strict=True)]
+        first.join()
+    _print_ratios(with_all, with_none)
+    num_lines = rounds * TURN_STEPS // LOG_EVERY
+    in_loop = sum(with_all.cpu_seconds) - sum(with_none.cpu_seconds)
+    each = [
+        f"{name} {1e3 * seconds / num_lines:.2f} ms" for name, seconds in zip(THREADS, spent, strict=True)
+    ]
+    print(
+        f"CPU for each of {num_lines} log lines: in the loop {1e3 * in_loop / num_lines:.2f} ms, threads {', '.join(each)}"
+    )
+
+
+def _print_ratios(with_all: Turns, with_none: Turns) -> None:
+    for kind, some, others in (
+        ("seconds", with_all.seconds[1:], with_none.seconds[1:]),
+        ("CPU seconds of the loop", with_all.cpu_seconds[1:], with_none.cpu_seconds[1:]),
+    ):
+        ratios = [a / b for a, b in zip(some, others, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(
+            f"{len(ratios)} rounds of {TURN_STEPS} steps; step {statistics.median(others) / TURN_STEPS:.4f} s without tracking; "
+            f"{kind} with all of it {middle:.4f} × (quartiles {low:.4f} and {high:.4f}; of all {sum(some) / sum(others):.4f})"
+        )
 
 
 def _begin(recipe: Recipe, place: str, tracker: Tracker, turns: Turns) -> threading.Thread:
@@ -176,36 +213,76 @@ def measure_figures() -> None:
 
 
 def measure_outage(folder: Path, rounds: int) -> None:
-    turn = threading.Semaphore(1)
-    with postgresql_database() as store:
+    """Compare three loops that take turns: untracked, with a server that is killed for a third of the time, with none."""
+    first, second, third = (threading.Semaphore(0) for _ in range(3))
+    everyone = object()
+    active: list[object] = [everyone]  # the publisher whose loop has its turn
+    MlflowPublisher._may_send = lambda publisher: publisher in active or everyone in active  # type: ignore[method-assign]
+    sample_where(lambda: bool(active))
+    recipe, silent = (
+        recipe_of(folder, 3 * rounds, LOG_EVERY),
+        recipe_of(folder, 3 * rounds, 3 * rounds * TURN_STEPS + 1),
+    )
+    with postgresql_database() as store, ExitStack() as stack:
         server = MlflowServer(folder, store)
-        os.environ[URI_VARIABLE] = server.address
-        states: list[str] = []
+        server.start()
+        stack.callback(server.kill)
+        times: list[float] = []
 
         def change() -> None:
-            if len(states) % 2 == 0:
-                server.start()
-            else:
+            active.clear()
+            times.append(time.monotonic())
+            if len(times) == rounds + 1:
                 server.kill()
-            states.append("up" if len(states) % 2 == 0 else "down")
+            elif len(times) == 2 * rounds + 1:
+                server.start()
 
-        recipe = recipe_of(folder, 2 * rounds, 10)
-        server.start()
-        with tracked(recipe, folder) as (spool, place, publisher):
-            server.kill()
-            turns = Turns(2 * rounds, turn, turn, change)
-            loop.train(recipe, place, World.single(), spool, progress=turns)
-            server.start()
-            publisher.finish(WAIT_SECONDS * 6)
-            unsent = publisher.unsent
-        server.kill()
-    # The first round warms up.
-    pairs = list(zip(turns.seconds[::2], turns.seconds[1::2], strict=True))[1:]
-    ratios = [down / up for up, down in pairs]
+        def begin(publisher: MlflowPublisher) -> None:
+            active[:] = [publisher]
+
+        loops: list[tuple[Turns, MlflowPublisher, threading.Thread]] = []
+        for name, address, mine, other in (
+            ("served", server.address, second, third),
+            ("away", unused_address(), third, first),
+        ):
+            os.environ[URI_VARIABLE] = address
+            spool, place, publisher = stack.enter_context(tracked(recipe, folder, name))
+            turns = Turns(3 * rounds, mine, other, partial(begin, publisher))
+            loops.append((turns, publisher, _begin(recipe, place, spool, turns)))
+        parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
+        untracked = Turns(3 * rounds, first, second, change)
+        threads = [_begin(silent, str(folder / "bare"), NullTracker(), untracked), *(one[2] for one in loops)]
+        first.release()
+        for thread in threads:
+            thread.join()
+        active[:] = [everyone]
+        (served, publisher, _), (away, lost, _) = loops
+        publisher.finish(WAIT_SECONDS)
+        lost.finish(1.0)
+        client = mlflow.MlflowClient(server.address)
+        assert publisher.run_id is not None
+        steps = [one.step for one in client.get_metric_history(publisher.run_id, "train/loss")]
+    up, down = [*range(1, rounds), *range(2 * rounds + 1, 3 * rounds)], [*range(rounds, 2 * rounds)]
+    _print_turns("with the server", served, untracked, up)
+    _print_turns(
+        f"while it was killed for {times[2 * rounds] - times[rounds]:.0f} s", served, untracked, down
+    )
+    _print_turns("with a server that is never there", away, untracked, [*range(1, 3 * rounds)])
     print(
-        f"{len(ratios)} rounds of {TURN_STEPS} steps: {TURN_STEPS / statistics.median(up for up, _ in pairs):.1f} steps/s with "
-        f"the server, {TURN_STEPS / statistics.median(down for _, down in pairs):.1f} without it; seconds {statistics.median(ratios):.4f} × "
-        f"({min(ratios):.4f} to {max(ratios):.4f}); left afterwards: {', '.join(unsent) or 'nothing'}"
+        f"of {3 * rounds * TURN_STEPS // LOG_EVERY + 1} log lines the server has {len(steps)}, {len(set(steps))} different; "
+        f"left: {', '.join(publisher.unsent) or 'nothing'}; without a server: {', '.join(lost.unsent)}"
+    )
+
+
+def _print_turns(what: str, some: Turns, others: Turns, numbers: list[int]) -> None:
+    ratios = [some.seconds[number] / others.seconds[number] for number in numbers]
+    sums = [sum(seconds[number] for number in numbers) for seconds in (some.seconds, others.seconds)]
+    cpu = [sum(seconds[number] for number in numbers) for seconds in (some.cpu_seconds, others.cpu_seconds)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{what}: {sums[0] / sums[1]:.4f} × of the seconds of {len(numbers)} turns of {TURN_STEPS} steps (median {middle:.4f}, "
+        f"quartiles {low:.4f} and {high:.4f}), {cpu[0] / cpu[1]:.4f} × of the CPU seconds of the loop; "
+        f"step {sums[1] / len(numbers) / TURN_STEPS:.4f} s"
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import typer
 
-from resnet_dist.cli.groups import sweep
 from resnet_dist.cli.models import evaluate, export
-from resnet_dist.cli.train import _print_results, exit_where_left
+from resnet_dist.cli.training import sweep
+from resnet_dist.cli.training.ending import exit_where_left
+from resnet_dist.cli.training.study import _print_results
 from resnet_dist.config import Recipe, Result, Study, Trial
 from resnet_dist.data.findings import BAD_IMAGE, Findings
 from resnet_dist.errors import StorageError

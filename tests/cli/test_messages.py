@@ -15,7 +15,7 @@ import torch
 
 from resnet_dist import cli
 from resnet_dist.cli.main import _report_error, _run
-from resnet_dist.cli.train import browse_line
+from resnet_dist.cli.training.ending import browse_line
 from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import StorageError, UserError
@@ -23,7 +23,7 @@ from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system import command
 from resnet_dist.tracking.console import ConsolePublisher
-from resnet_dist.tracking.open import open_publisher, open_study
+from resnet_dist.tracking.open import open_group, open_publisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
 from tests.paths import JOBS
@@ -231,7 +231,7 @@ def test_without_mlflow_the_spool_is_named(
     assert isinstance(open_publisher(record_of(request, run), reported.append), ConsolePublisher)
     assert [entry.note for entry in reported] == [f"MLflow is not installed: metrics go to {run.spool} alone"]
     with pytest.raises(UserError, match="MLflow, where the runs of a study lie together, is not installed"):
-        open_study(record_of(request, run))  # type: ignore[arg-type]
+        open_group(record_of(request, run))  # type: ignore[arg-type]
 
 
 def test_a_broken_mlflow_is_not_a_missing_one(

@@ -26,7 +26,7 @@ FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def whole_scene(digits_data: Path) -> Iterator[Scene]:
+def shared_scene(digits_data: Path) -> Iterator[Scene]:
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     require_servers()
@@ -34,9 +34,16 @@ def whole_scene(digits_data: Path) -> Iterator[Scene]:
         yield made
 
 
+@pytest.fixture
+def whole_scene(shared_scene: Scene) -> Iterator[Scene]:
+    """Yield the scene that all tests of a session share; each leaves its servers, its head and nothing else alive."""
+    yield shared_scene
+    assert shared_scene.is_whole()
+
+
 @pytest.fixture(scope="session")
-def data_flags(whole_scene: Scene) -> list[str]:
-    return data_at(whole_scene.shards)
+def data_flags(shared_scene: Scene) -> list[str]:
+    return data_at(shared_scene.shards)
 
 
 def data_at(address: str) -> list[str]:
@@ -45,8 +52,8 @@ def data_at(address: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(whole_scene: Scene, data_flags: list[str]) -> Result:
-    scene, log = whole_scene, "undisturbed.txt"
+def undisturbed(shared_scene: Scene, data_flags: list[str]) -> Result:
+    scene, log = shared_scene, "undisturbed.txt"
     scene.prepare(scene.nodes)
     process = scene.submit("undisturbed", *FLAGS, *data_flags, log=log)
     assert process.wait(SECONDS) == 0, scene.client.output(log)[-3000:]

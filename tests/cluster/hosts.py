@@ -6,7 +6,6 @@ host cannot outlive its test, whatever ends that. Needs root, iproute2 and util-
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 import shutil
@@ -45,7 +44,8 @@ while :; do sleep 3600 & wait $!; done
 """
 # Of the shell that runs the tests; a host has its own.
 OWN_VARIABLES = ("AWS_", "RAY_", "MLFLOW_", "XDG_", "TMPDIR")
-_numbers = itertools.count()
+# 10.200.0.0/16 and those after it, cut into networks of a switch each, whose names hold their numbers.
+FIRST_NETWORK, NUM_NETWORKS = 200, 50 * 250
 
 
 def why_not() -> str | None:
@@ -202,14 +202,11 @@ class Host:
 @contextmanager
 def hosts(*names: str) -> Iterator[list[Host]]:
     """Yield hosts that reach one another and this machine, which reaches them; nothing else."""
-    count = next(_numbers)  # Other hosts of this process may still be there.
-    tag, number = f"rd{os.getpid()}{chr(ord('a') + count % 26)}", os.getpid() + count
-    subnet = f"10.{100 + number % 100}.{number // 100 % 250}"
     with ExitStack() as stack:
         # Ray puts sockets into these folders, and the path of a socket must be short.
         base = Path(tempfile.mkdtemp(prefix="rd"))
         stack.callback(shutil.rmtree, base, ignore_errors=True)
-        _ip("link", "add", tag, "type", "bridge")
+        tag, subnet = _make_switch()
         stack.callback(_ip, "link", "del", tag)
         _ip("addr", "add", f"{subnet}.254/24", "dev", tag)
         _ip("link", "set", tag, "up")
@@ -221,6 +218,23 @@ def hosts(*names: str) -> Iterator[list[Host]]:
             _make(stack, tag, number, name, addresses[name], table, base)
             for number, name in enumerate(names, start=1)
         ]
+
+
+def _make_switch() -> tuple[str, str]:
+    """Make a switch; return its name, and the first three numbers of a network that nobody has.
+
+    Tests run side by side: the kernel takes a name once, and with the name its network.
+    """
+    for offset in range(NUM_NETWORKS):
+        number = (os.getpid() + offset) % NUM_NETWORKS
+        tag = f"rd{number}"
+        done = subprocess.run(
+            ["ip", "link", "add", tag, "type", "bridge"], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            return tag, f"10.{FIRST_NETWORK + number // 250}.{number % 250}"
+        assert "File exists" in done.stderr, done.stderr
+    raise AssertionError(f"all {NUM_NETWORKS} networks are taken")
 
 
 def _make(stack: ExitStack, tag: str, number: int, name: str, address: str, table: str, base: Path) -> Host:

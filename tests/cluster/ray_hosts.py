@@ -53,24 +53,24 @@ class RayCluster:
         }
 
     def start_head(self) -> None:
-        self.head.start(
-            [
-                *_ray("start"),
-                "--head",
-                f"--port={GCS_PORT}",
-                "--dashboard-host=0.0.0.0",
-                f"--dashboard-port={DASHBOARD_PORT}",
-                "--num-cpus=0",
-                *_place(self.head),
-            ],
-            log=LOG,
-        )
-        wait_until(lambda: self.head.address in self.alive(), START_SECONDS, lambda: self.head.output(LOG))
+        options = ["--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}", "--num-cpus=0"]
+        command = [*_ray("start"), "--head", f"--port={GCS_PORT}", *options, *_place(self.head)]
+        starting = self.head.start(command, log=LOG)
 
-    def join(self, host: Host) -> None:
-        """Start a host as a node of one CPU."""
+        def answers() -> bool:
+            nonlocal starting
+            if starting.poll() is not None:  # As below: after 30 s.
+                self.head.crash()
+                starting = self.head.start(command, log=LOG)
+            return self.head.address in self.alive()
+
+        wait_until(answers, START_SECONDS, lambda: self.head.output(LOG))
+
+    def join(self, host: Host) -> subprocess.Popen[str]:
+        """Start a host as a node of one CPU; return the process that ends where it cannot join."""
         command = [*_ray("start"), "--address", self.address, "--num-cpus", "1", *_place(host)]
         self._joining[host.name] = host.start(command, log=LOG)
+        return self._joining[host.name]
 
     def wait_for_nodes(self, *wanted: Host) -> None:
         """Wait until these hosts, and no others, are nodes beside the head."""
@@ -89,7 +89,7 @@ class RayCluster:
 
     def drain(self, host: Host, seconds: int) -> None:
         """Announce that a node will be taken away, as a cloud does with a preemptible one."""
-        (node,) = [node["node_id"] for node in self._alive_nodes() if node["node_ip"] == host.address]
+        (node,) = self.node_ids(host)
         self.head.run(
             [
                 *_ray("drain-node"),
@@ -104,6 +104,10 @@ class RayCluster:
     def alive(self) -> set[str]:
         """Return the addresses of the nodes that the cluster counts as alive, with the head; none without a head."""
         return {node["node_ip"] for node in self._alive_nodes()}
+
+    def node_ids(self, host: Host) -> set[str]:
+        """Return Ray's ids of a host that the cluster counts as alive; one that joins again has a new one."""
+        return {node["node_id"] for node in self._alive_nodes() if node["node_ip"] == host.address}
 
     def _alive_nodes(self) -> list[dict[str, str]]:
         headers = {"Authorization": f"Bearer {self.token}"}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from resnet_dist.launch.preload.client import SERVER
 from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import open_storage
-from tests.cluster.hosts import Host, hosts, wait_until
+from tests.cluster.hosts import Host, hosts
 from tests.cluster.ray_hosts import PYTHON, RANK, RayCluster
 from tests.cluster.services import make_bucket, start_mlflow, start_nginx, start_s3
 from tests.paths import ROOT
@@ -20,6 +23,8 @@ from tests.rank_processes import copies
 
 OUTPUT = "s3://runs/output"
 RECIPE = ROOT / "jobs/digits.py"
+DRIVER = "-m resnet_dist train"  # in the command line of the driver of a submitted job
+LEAVE_SECONDS = 60.0  # limit for the processes of a run that has ended
 
 
 @dataclass
@@ -30,6 +35,7 @@ class Scene:
     client: Host
     mlflow: str  # its address
     shards: str  # the address of folders train and eval
+    servers: Sequence[Host] = ()
 
     @property
     def gateway(self) -> str:
@@ -92,7 +98,7 @@ class Scene:
 
     def prepare(self, nodes: Sequence[Host]) -> None:
         """Make these the nodes of the cluster, whatever happened to it before."""
-        if not self.cluster.alive():
+        if not self.cluster.alive() or self._is_in_use():
             for host in (self.cluster.head, *self.nodes):
                 host.crash()
             self.cluster.start_head()
@@ -104,7 +110,27 @@ class Scene:
                 if host in nodes:
                     self.cluster.join(host)
         self.cluster.wait_for_nodes(*nodes)
-        wait_until(lambda: not self.rank_processes(), 60, lambda: "ranks of an earlier run are alive")
+
+    def is_whole(self) -> bool:
+        """Report whether the head and the servers answer, and no run is left on the cluster."""
+        servers = (self.mlflow, self.shards, self.client.environment["AWS_ENDPOINT_URL"])
+        return bool(self.cluster.alive()) and all(map(_answers, servers)) and not self._is_in_use()
+
+    def _is_in_use(self) -> bool:
+        """Report whether a test that failed has left a run on the cluster: it would take the place of the next one."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while found := self.rank_processes() or self.cluster.head.find(DRIVER):
+            if time.monotonic() > deadline:
+                return bool(found)
+            time.sleep(0.1)
+        return False
+
+
+def _answers(address: str) -> bool:
+    parts = urlsplit(address)
+    with suppress(OSError), socket.create_connection((parts.hostname, parts.port), timeout=10):
+        return True
+    return False
 
 
 @contextmanager
@@ -131,7 +157,7 @@ def scene(shards: Path) -> Iterator[Scene]:
         before = {name: os.environ.get(name) for name in keys}
         os.environ.update(keys)  # The test reads what the runs have written.
         try:
-            yield Scene(cluster, client, tracking, files)
+            yield Scene(cluster, client, tracking, files, (s3, mlflow, web))
         finally:
             for name, value in before.items():
                 if value is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def test_hosts_share_nothing_but_the_network() -> None:
         assert not reaches(b, a)
         assert "mine" in a.run(["ls", "/tmp"])  # A disk outlives a power cut; memory does not.
         assert "mine" not in a.run(["ls", "/dev/shm"])
+
+
+def test_hosts_made_side_by_side_have_networks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that were started one after the other must not meet where one of them has made hosts before."""
+    with hosts("a") as (one,), hosts("a") as (two,):
+        assert one.address != two.address
+        assert one.namespace != two.namespace
+        next_process = os.getpid() + 1
+        monkeypatch.setattr("os.getpid", lambda: next_process)
+        with hosts("a") as (three,):
+            assert three.address not in (one.address, two.address)
+            assert three.run(["hostname"]) == "a\n"
 
 
 def test_nothing_is_left_of_hosts_of_a_test_that_fails() -> None:

@@ -18,14 +18,13 @@ from tests.cluster.fault_table import FaultTable, Row
 from tests.cluster.hosts import needs_hosts, wait_until
 from tests.cluster.ray_hosts import GCS, RANK, RAYLET
 from tests.cluster.results import Result, journal, next_step_time
-from tests.cluster.scene import Scene
+from tests.cluster.scene import DRIVER, Scene
 from tests.rank_processes import copies
 
 pytestmark = [needs_hosts, pytest.mark.long, pytest.mark.timeout(1200)]
 SECONDS = 600.0  # limit for each wait
 ORPHAN_SECONDS = 400.0  # limit for a rank that lost its driver
 STRIKE_STEP = 25
-DRIVER = "-m resnet_dist train"  # in the command line of the driver of a submitted job
 
 
 @dataclass(frozen=True)

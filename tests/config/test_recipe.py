@@ -98,6 +98,26 @@ def test_overrides_are_typed_and_validated() -> None:
         ("data.policy_magnitude=3", "policy_magnitude=3 is not read with policy='none'"),
         ("data.train_size_curve=linear", "train_size_curve='linear' is not read without train_sizes"),
         ("train.ema_every=2 steps", "ema_every='2 steps' is not read without ema_decay"),
+        ("train.ema_rise=3", "ema_rise=3.0 is not read without ema_decay; leave it out, or set ema_decay"),
+        ("train.ema_replaces=true", "ema_replaces=True is not read without ema_decay"),
+        (
+            "data.eval_shift=8",
+            "eval_shift=8 needs an image of more than 8 pixels, and image_size=8; use a smaller",
+        ),
+        ("data.eval_shift=-1", "data.eval_shift=-1: input should be greater than or equal to 0"),
+        (
+            "data.eval_confidence=0.9",
+            "eval_confidence=0.9 is not read without eval_flip or eval_shift; leave it",
+        ),
+        ("data.eval_confidence=1.5", "data.eval_confidence=1.5: input should be less than or equal to 1"),
+        ("model.norm_eps=0", "model.norm_eps=0: input should be greater than 0"),
+        ("model.whitening=zca", "model.whitening='zca': input should be 'covariance' or 'second-moment'"),
+        ("schedule.whitening_bias=3", "schedule.whitening_bias"),
+        ("schedule.whitening_bias_decay=linear", "is not read without whitening_bias"),
+        (
+            "optim.normalize_weights=true",
+            "normalize_weights=True is not read with optimizer='sgd', only with 'muon'",
+        ),
         ("train.ema_warmup=false", "ema_warmup=False is not read without ema_decay; leave it out"),
     ],
 )

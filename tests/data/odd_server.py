@@ -6,20 +6,19 @@ import base64
 import contextlib
 import gzip
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.data.servers import LOCALHOST
+from tests.data.servers import LOCALHOST, ThreadedServer
 
 SIGNATURE = "X-Amz-Credential=AKIA%2Fs3%2Faws4_request&Signature=a%2Bb%2Fc%3D%7E"
 NUM_FAILURES = 2  # the failures of each file in the modes `flaky-STATUS`
 
 
-class OddServer:
+class OddServer(ThreadedServer):
     """The server. `log` has a line METHOD PATH for every request, `headers` the newest headers."""
 
     def __init__(self, folder: Path) -> None:
@@ -130,17 +129,10 @@ class OddServer:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a client that has gone
 
-        self._server = Server((LOCALHOST, 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_port
+        server = Server((LOCALHOST, 0), Handler)
+        server.daemon_threads = True
+        self._begin(server)
         self.url = f"http://{LOCALHOST}:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @contextlib.contextmanager

@@ -46,7 +46,21 @@ def nginx_configuration(files: Path, folder: Path, address: str) -> str:
     )
 
 
-class FileServer:
+class ThreadedServer:
+    """A server that answers in a thread of this process."""
+
+    def _begin(self, server: ThreadingHTTPServer) -> None:
+        self._server, self.port = server, server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class FileServer(ThreadedServer):
     """The files of a folder over HTTP. `requests` and `sent` count GET requests and bytes by file name."""
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
@@ -90,16 +104,8 @@ class FileServer:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer((LOCALHOST, 0), Handler)
-        self.port = self._server.server_port
+        self._begin(ThreadingHTTPServer((LOCALHOST, 0), Handler))
         self.url = f"http://{LOCALHOST}:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 class FaultyProxy:

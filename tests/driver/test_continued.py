@@ -66,6 +66,15 @@ def test_another_warmup_of_the_same_length_is_another_recipe(digits_recipe: Reci
         continued(digits_recipe, begun, now, tmp_path)
 
 
+def test_a_decay_of_the_average_that_rises_over_the_run_keeps_its_length(
+    digits_recipe: Recipe, tmp_path: Path
+) -> None:
+    longer = ["train.length=48 steps"]
+    with pytest.raises(UserError, match=r"another recipe .train.length was 24 steps, is 48 steps"):
+        continued(digits_recipe, [*AVERAGED, "train.ema_rise=3"], longer, tmp_path)
+    continued(digits_recipe, AVERAGED, longer, tmp_path / "constant")
+
+
 @pytest.mark.parametrize(
     ("begun", "now"),
     [
@@ -80,6 +89,10 @@ def test_another_warmup_of_the_same_length_is_another_recipe(digits_recipe: Reci
         (
             ['data.train_sizes=[["0 steps", 4], ["50 percent", 8]]'],
             ["train.length=48 steps", 'data.train_sizes=[["0 steps", 4], ["12 steps", 8]]'],
+        ),
+        (
+            ["model.name=resnet9_fast", "data.image_size=12", "schedule.whitening_bias=25 percent"],
+            ["train.length=48 steps", "schedule.whitening_bias=6 steps"],
         ),
         (
             ["train.log_every=10 percent", "train.eval_every=50%", "train.checkpoint_every=50%"],

@@ -29,6 +29,7 @@ from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.train import loop
+from resnet_dist.train.watch.guards import Guard
 from tests.paths import list_checkpoints
 from tests.reporter import RecordingReporter
 
@@ -164,7 +165,7 @@ def test_the_model_that_is_logged_is_the_best(
         return {"eval/top1": next(values), "eval/loss": 1.0, "eval/samples": 360.0}
 
     monkeypatch.setattr(loop, "evaluate_unless_stopped", evaluation)
-    monkeypatch.setattr(loop.Guard, "check_evaluation", lambda *arguments: None)
+    monkeypatch.setattr(Guard, "check_evaluation", lambda *arguments: None)
     recipe = digits_recipe.with_overrides(
         ["train.length=4 steps", "train.eval_every=1 steps", "train.keep_checkpoints=1"]
     )

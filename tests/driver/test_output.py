@@ -26,7 +26,7 @@ from resnet_dist.system.command import joined, quoted
 from resnet_dist.tracking.open import open_publisher
 from resnet_dist.tracking.spool import Entry
 from resnet_dist.tracking.store import tracking_uri
-from resnet_dist.train.checkpoint import writer
+from resnet_dist.train.checkpoint import store
 from resnet_dist.train.checkpoint.load import load_model
 from tests.paths import ROOT
 from tests.reporter import RecordingReporter
@@ -181,20 +181,20 @@ def test_a_disk_that_fills_keeps_the_checkpoint_before(
 ) -> None:
     recipe = digits_recipe.with_overrides([*SHORT, "train.length=6 steps", "train.eval_every=6 steps"])
     request = Request(recipe, "digits.py", small_disk / "out", local=True, name="a")
-    write = writer.write_checkpoint
+    write = store.write_checkpoint
 
     def write_on_a_disk_that_fills(checkpoints: Storage, step: int, *arguments: Any) -> Any:
         if step == 4:
             fill(small_disk, 0)
         return write(checkpoints, step, *arguments)
 
-    monkeypatch.setattr(writer, "write_checkpoint", write_on_a_disk_that_fills)
+    monkeypatch.setattr(store, "write_checkpoint", write_on_a_disk_that_fills)
     words = r"step 6 could not be written .*No space left on device.*; the last that is kept is step-00000002"
     with pytest.raises(TrainingError, match=words):
         run_training(request, Quiet(), open_publisher)
     assert [path.name for path in (small_disk / "out/runs/a/checkpoints").iterdir()] == ["step-00000002"]
     (small_disk / "filler").unlink()
-    monkeypatch.setattr(writer, "write_checkpoint", write)
+    monkeypatch.setattr(store, "write_checkpoint", write)
     reporter = Quiet()
     run_training(request, reporter, open_publisher)
     assert "resumed at step 2 of 6" in reporter.notes

@@ -35,7 +35,7 @@ def test_a_folder_with_the_numbers_and_the_figures(
     assert "eval/samples  360\n" in out
     (row,) = [line.split() for line in out.splitlines() if line.startswith("contrast ")]
     assert out.endswith("written to result\n")
-    assert "not ImageNet-C itself: 12 of its 15 corruptions" in out
+    assert "not ImageNet-C itself: 14 of its 15 corruptions" in out
     names = {path.name for path in (tmp_path / "result").iterdir()}
     assert {"evaluation.json", "confusions.png", "classes.json", "calibration.json"} <= names
     numbers = json.loads((tmp_path / "result/evaluation.json").read_text())

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_dist.explain.grad_cam import grad_cam, mirrored_grad_cam
-from resnet_dist.model import build_model
+from resnet_dist.explain.grad_cam import averaged_grad_cam, grad_cam
+from resnet_dist.model import build_model, variants
 
 
 def net(name: str = "resnet8") -> nn.Module:
@@ -87,6 +87,24 @@ def test_it_changes_nothing_in_the_model() -> None:
 
 def test_with_the_mirror_image_the_map_is_mirrored_too() -> None:
     model, images, labels = net(), torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
-    found = mirrored_grad_cam(model, images, labels)
-    assert torch.allclose(mirrored_grad_cam(model, images.flip(-1), labels), found.flip(-1), atol=1e-5)
-    assert found.amax() == 1
+    for shift in (0, 2):
+        seen = variants(flip=True, shift=shift)
+        found = averaged_grad_cam(model, images, labels, seen)
+        mirrored = averaged_grad_cam(model, images.flip(-1), labels, seen)
+        if not shift:  # Mirrored, down and right becomes down and left.
+            assert torch.allclose(mirrored, found.flip(-1), atol=1e-5)
+        assert found.amax() == 1
+
+
+def test_with_shifted_images_the_evidence_stays_at_its_place() -> None:
+    images = torch.zeros(1, 2, 32, 32)
+    images[0, 0, 4:8, 20:24] = 1
+    seen = variants(flip=True, shift=4)
+    found = averaged_grad_cam(Spots(), images, torch.tensor([0]), seen)[0]
+    row, column = divmod(int(found.argmax()), 32)
+    assert abs(row - 6) <= 4
+    assert abs(column - 22) <= 4
+    one = grad_cam(Spots(), images, torch.tensor([0]))
+    assert torch.equal(
+        averaged_grad_cam(Spots(), images, torch.tensor([0]), variants(flip=False, shift=0)), one
+    )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.export import formats, samples
 from resnet_dist.export.run import ExportDiffers
+from resnet_dist.model import averaged_logits
 from resnet_dist.train.checkpoint.load import load_model
 from tests.checkpoints import CLASSES, COLORED, random_checkpoint
 from tests.data.images.pictures import jpeg, photo
@@ -128,7 +129,7 @@ def test_torchvisions_own_class_loads_the_file(
     words = ("--format", "torchvision", "--samples", "photos")
     code, out, err = command("export", resnet18, f"m{end}", *words)
     assert code == 0, err
-    assert "; the file has the net alone, without data.eval_flip, " in out
+    assert "; the file has the net alone, without data.eval_flip and data.eval_shift, " in out
     trained = load_model(resnet18, torch.device("cpu"))
     opened = formats.FORMATS["torchvision"].open(trained, tmp_path / f"m{end}", False)
     given = inputs_of(photos, resnet18)
@@ -139,7 +140,7 @@ def test_torchvisions_own_class_loads_the_file(
     trained, images = load_model(resnet18, torch.device("cpu")), inputs_of(photos, resnet18)
     given = normalize(images, trained.recipe.data)
     with torch.no_grad():
-        logits = (net(given) + net(given.flip(-1))) / 2
+        logits = averaged_logits(net, given, flip=True, shift=1)
         torch.testing.assert_close(logits, formats.source_of(trained)(images), atol=1e-4, rtol=1e-4)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.batches.loader import Loader
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import token_name
 from resnet_dist.runs.stalls import STALLS_FOLDER
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.train import loop
 from resnet_dist.train.checkpoint.folder import read_checkpoint
 from resnet_dist.world import World
 from tests.launch.test_torchrun import DIGITS, SHORT, run, start
@@ -35,14 +35,14 @@ TIMEOUT = ["--set", "train.stall_timeout_seconds=30"]
 STOP = """
 if os.environ.get("RANK") == "{rank}":
     from resnet_dist.train import loop
-    batch_at = loop.Loader.batch_at
+    batch_at = Loader.batch_at
     def stop(self, step):
         if step == 14 and self.order.training:
             with open("stopped", "w") as file:
                 file.write(str(os.getpid()))
             os.kill(os.getpid(), 19)
         return batch_at(self, step)
-    loop.Loader.batch_at = stop
+    Loader.batch_at = stop
 """
 
 
@@ -113,7 +113,7 @@ def test_a_rank_whose_storage_is_slow_is_named(folder: Path) -> None:
 
 def stop_the_store(world: World, recipe_json: str, folder: str) -> str:
     """Train; at step 6 rank 1 stops rank 0, whose process has the store, until the stall is reported."""
-    storage, batch_at = open_storage(folder), loop.Loader.batch_at
+    storage, batch_at = open_storage(folder), Loader.batch_at
     (pid, _) = world.gather(os.getpid())
 
     def continue_when_reported() -> None:
@@ -122,13 +122,13 @@ def stop_the_store(world: World, recipe_json: str, folder: str) -> str:
             pause.wait(0.2)
         os.kill(pid, signal.SIGCONT)
 
-    def stop(self: loop.Loader, step: int) -> object:
+    def stop(self: Loader, step: int) -> object:
         if step == 6 and world.rank == 1 and self.order.training:
             os.kill(pid, signal.SIGSTOP)
             threading.Thread(target=continue_when_reported, daemon=True).start()
         return batch_at(self, step)
 
-    loop.Loader.batch_at = stop  # type: ignore[assignment,method-assign]
+    Loader.batch_at = stop  # type: ignore[assignment,method-assign]
     storage.write(token_name("t"), b"")
     outcome = run_attempt(Attempt(recipe_json, folder, cpus=1, number=1, token="t", host="here"), world)
     return "finished" if outcome is not None and outcome.finished else "not finished"

@@ -128,12 +128,12 @@ def test_a_mistake_is_reported_once_and_all_ranks_exit_2(
 FAIL = """
 if os.environ.get("RANK") == "1" and {when}:
     from resnet_dist.train import loop
-    batch_at = loop.Loader.batch_at
+    batch_at = Loader.batch_at
     def fail(self, step):
         if step == 14:
             {how}
         return batch_at(self, step)
-    loop.Loader.batch_at = fail
+    Loader.batch_at = fail
 """
 
 

@@ -39,6 +39,47 @@ def test_whitening_does_not_depend_on_how_images_are_batched() -> None:
     torch.testing.assert_close(whitening_filters(images.split(50)), whitening_filters([images]))
 
 
+def test_filters_of_the_second_moment_are_those_of_the_source() -> None:
+    """airbench94 takes the mean product of patches, not centered: its eigenvectors, divided by the roots of its values."""
+    images = correlated_images()
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
+    moment = sum(torch.outer(patch, patch) for patch in patches[:500]) / 500
+    torch.testing.assert_close(moment, patches[:500].T @ patches[:500] / 500)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    scaled = vectors.T / (values + 5e-4).sqrt()[:, None]
+    found = whitening_filters(images.split(7), "second-moment").double().flatten(1)
+    for ours, theirs in zip(found[:12], scaled, strict=True):
+        torch.testing.assert_close(ours * (ours @ theirs).sign(), theirs, rtol=1e-4, atol=1e-6)
+    assert torch.equal(found[12:], -found[:12])
+    centered = whitening_filters([images]).double().flatten(1)
+    assert not torch.allclose(found, centered, rtol=1e-2)  # The images have a mean of 0.5.
+
+
+def test_half_precision_adds_no_noise_to_whitened_images() -> None:
+    model, images = fast_net().eval(), correlated_images()
+    model.whiten(whitening_filters([images], "second-moment"))
+    seen: list[torch.Tensor] = []
+    model.whitening.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.no_grad():
+        model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+    assert logits.dtype == torch.bfloat16  # The rest of the net is in half precision.
+    assert torch.equal(seen[0], seen[1])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(images), logits)
+
+
+def test_norm_eps_reaches_every_norm() -> None:
+    for name, number in (("resnet9_fast", 7), ("resnet8", 9), ("preresnet20", 19)):
+        for eps, options in ((1e-5, {}), (1e-12, {"norm_eps": 1e-12})):
+            model = build_model(name, in_channels=3, num_classes=10, seed=0, **options)
+            norms = [module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+            assert norms == [eps] * len(norms), name
+            assert len(norms) == number
+
+
 def test_weights_of_whitening_and_scales_of_norms_do_not_train() -> None:
     model = fast_net()
     filters = whitening_filters([correlated_images()])

@@ -133,6 +133,13 @@ def test_every_option_returns_logits_for_any_image_size(name: str, stem: str, sh
         ("resnet9_fast", {"se": True}, "model.se=True: resnet9_fast is a fixed net; use False"),
         ("resnet9_fast", {"shortcut": "none"}, "model.shortcut='none': .*; use 'projection'"),
         ("resnet9_fast", {"stem": "cifar"}, "model.stem='cifar': .*; use 'auto'"),
+        (
+            "resnet8",
+            {"whitening": "second-moment"},
+            "'second-moment': resnet8 has no whitening layer; leave it",
+        ),
+        ("resnet9_fast", {"whitening": "zca"}, "model.whitening='zca': use one of covariance, second-moment"),
+        ("resnet8", {"norm_eps": 0.0}, "model.norm_eps=0.0: use a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resnet_dist.predict.classify import predictions
-from resnet_dist.predict.inputs import Input
+from resnet_dist.predict.unread import Input
 from resnet_dist.serve import body as limits
 from resnet_dist.serve.body import Application
 from resnet_dist.train.checkpoint.load import load_model

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,13 +23,16 @@ from resnet_dist.driver.request import Interrupted, Reporter, Request
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.runs.choose import choose_run
-from resnet_dist.runs.evaluations import Evaluated, EvaluationResults
+from resnet_dist.runs.evaluation_results import Evaluated, EvaluationResults
+from resnet_dist.runs.folder import RUNS_FOLDER, read_run
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.study.report import metrics_by_step, report, summarise
 from resnet_dist.study.request import StudyRequest
 from resnet_dist.study.run import StudyInterrupted, run_study
-from resnet_dist.tracking.open import open_publisher, open_study
-from resnet_dist.tracking.spool import Entry, Spool
+from resnet_dist.tracking.open import open_group, open_publisher
+from resnet_dist.tracking.spool import Entry, Follower, Spool
 from resnet_dist.train import loop
+from resnet_dist.train.checkpoint.folder import list_checkpoints
 from tests.paths import ROOT
 from tests.reporter import RecordingReporter
 
@@ -221,7 +226,7 @@ def request_of(digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def run(request: StudyRequest) -> tuple[Any, list[str]]:
     reporter = RecordingReporter()
-    return run_study(request, reporter, open_study, open_publisher), reporter.notes
+    return run_study(request, reporter, open_group, open_publisher), reporter.notes
 
 
 def interrupt_at(call: int) -> Callable[..., Any]:
@@ -353,3 +358,45 @@ def test_all_runs_share_one_ray_which_a_finished_study_does_not_start(
     with pytest.raises(StudyInterrupted):
         run(replace(request_of, workers=1))
     assert events == ["ray", "tiny-seed-0", "end"]
+
+
+def curves(output: Path, name: str) -> tuple[dict[int | None, float], bytes]:
+    """Return the training loss of a run by step, and the weights at its end."""
+    found = read_run(open_storage(output).at(RUNS_FOLDER).at(name))
+    assert found is not None
+    losses = {
+        one.step: one.metrics["train/loss"]
+        for one in Follower(found.spool).read()
+        if "train/loss" in one.metrics
+    }
+    newest = list_checkpoints(found.checkpoints)[-1]
+    return losses, (output / RUNS_FOLDER / name / "checkpoints" / newest / "model.safetensors").read_bytes()
+
+
+STUDY_OF_TWO = """
+from resnet_dist import Study, Trial
+from resnet_dist.config import load_recipe
+
+def study():
+    trials = [
+        Trial(f"seed-{{seed}}", load_recipe("{recipe}", [*{sets}, f"seed={{seed}}"]), {{"net": "a", "seed": str(seed)}})
+        for seed in range(2)
+    ]
+    return Study("tiny", tuple(trials), "net", "net", 4, lambda found: "done", "Two runs.")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_that_shares_ray_with_others_has_the_curve_of_a_single_run(tmp_path: Path) -> None:
+    sets = ["train.length=6 steps", "train.log_every=2 steps", "model.name=resnet8", "train.figures=none"]
+    recipe, file = ROOT / "jobs/digits.py", tmp_path / "two.py"
+    file.write_text(STUDY_OF_TWO.format(recipe=recipe, sets=sets))
+    words = [word for text in (*sets, "seed=1") for word in ("--set", text)]
+    for command in (["study", str(file)], ["train", str(recipe), "--name", "alone", *words]):
+        options = ["--workers=2", "--cpu", "--output", str(tmp_path)]
+        subprocess.run([sys.executable, "-m", "resnet_dist", *command, *options], cwd=ROOT, check=True)
+    losses, weights = curves(tmp_path, "tiny-seed-1")
+    assert [*losses] == [2, 4, 6]
+    assert (losses, weights) == curves(tmp_path, "alone")
+    assert curves(tmp_path, "tiny-seed-0") != curves(tmp_path, "alone")

@@ -15,25 +15,26 @@ from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
 from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.launch.on_ray import launcher
-from resnet_dist.runs.study_folder import STUDY_TAG, SWEEP_TAG, StudyHeld, held, read_study, studies_in
-from resnet_dist.sweep import room, tuner
+from resnet_dist.runs.group_folder import STUDY_TAG, SWEEP_TAG, GroupHeld, groups_in, held, read_group
+from resnet_dist.sweep import room
+from resnet_dist.sweep.on_tune import experiment
 from resnet_dist.sweep.plan import Outcome, read_plan
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.run import SweepInterrupted, command_of, run_sweep
 from resnet_dist.sweep.search import read_searches
-from resnet_dist.tracking.open import open_study
-from resnet_dist.tracking.protocol import StudyRecord
+from resnet_dist.tracking.open import open_group
+from resnet_dist.tracking.protocol import GroupRecord
 from tests.reporter import RecordingReporter
 
 TEXTS = ("optim.lr=log:0.01..1", "model.name=resnet8,resnet20")
 
 
 class Publisher:
-    """A StudyPublisher that records."""
+    """A GroupPublisher that records."""
 
     unsent: tuple[str, ...] = ()
 
-    def __init__(self, record: StudyRecord) -> None:
+    def __init__(self, record: GroupRecord) -> None:
         self.record = record
         self.files: list[str] = []
         self.ends: list[tuple[str, str]] = []
@@ -74,15 +75,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return result
 
     monkeypatch.setattr(launcher, "shared_ray", no_ray)
-    monkeypatch.setattr(room, "find_room", lambda request, num: room.Room(2, 1, 1, gpu=False))
-    monkeypatch.setattr(tuner, "run_trials", run_trials)
+    monkeypatch.setattr(room, "find_room", lambda request, recipes: room.Room(2, 1, 1, gpu=False))
+    monkeypatch.setattr(experiment, "run_trials", run_trials)
     return calls
 
 
 def run(request: SweepRequest) -> tuple[Any, Publisher, list[str]]:
     reporter, publishers = RecordingReporter(), list[Publisher]()
 
-    def opened(record: StudyRecord) -> Publisher:
+    def opened(record: GroupRecord) -> Publisher:
         publishers.append(Publisher(record))
         return publishers[0]
 
@@ -142,6 +143,13 @@ def test_trials_with_a_result_are_not_repeated(request_of: SweepRequest, trained
     assert again.plan == summary.plan
     assert publisher.ends[0][0] == "FINISHED"
     assert begun == [[f"digits-sweep-00{n}" for n in (1, 2, 3)], [f"digits-sweep-00{n}" for n in (2, 3)]]
+
+
+def test_the_command_of_the_best_trial_has_no_password(request_of: SweepRequest) -> None:
+    secret = replace(request_of, overrides=("data.train=https://anna:hush@h/index.json",))
+    command = command_of(secret, ("optim.lr=0.1",))
+    assert "hush" not in command
+    assert "--set 'data.train=https://***@h/index.json' --set optim.lr=0.1\n" in command
 
 
 def test_a_trial_that_failed_is_named_and_tried_again(request_of: SweepRequest, trained: list[Any]) -> None:
@@ -213,7 +221,7 @@ def test_a_mistake_is_refused_before_anything_starts(
 
 def test_a_second_command_leaves_the_folder_of_the_first(request_of: SweepRequest) -> None:
     with held(request_of.folder):  # The first one prepares its data: there is no plan yet.
-        with pytest.raises(StudyHeld, match="is being trained by another process"):
+        with pytest.raises(GroupHeld, match="is being trained by another process"):
             run_sweep(request_of, RecordingReporter(), Publisher)
         assert (request_of.folder / ".lock").exists()
 
@@ -262,7 +270,7 @@ def test_a_sweep_that_cannot_be_drawn_is_not_closed_as_finished(
     monkeypatch.setattr("resnet_dist.sweep.run.report", fails)
     publishers: list[Publisher] = []
 
-    def opened(record: StudyRecord) -> Publisher:
+    def opened(record: GroupRecord) -> Publisher:
         publishers.append(Publisher(record))
         return publishers[-1]
 
@@ -285,8 +293,8 @@ def test_missing_gpus_leave_nothing_behind(request_of: SweepRequest, monkeypatch
 def test_a_sweep_is_kept_as_a_study_is(request_of: SweepRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     request = request_of
-    publisher = open_study(
-        StudyRecord(request, request.full_name, request.folder, request.source, request.output)
+    publisher = open_group(
+        GroupRecord(request, request.full_name, request.folder, request.source, request.output)
     )
     tags = publisher.member_tags()
     assert tags[SWEEP_TAG] == "digits-sweep"
@@ -294,8 +302,8 @@ def test_a_sweep_is_kept_as_a_study_is(request_of: SweepRequest, monkeypatch: py
     (request.folder / "sweep.json").write_text("{}")
     publisher.log_files(request.folder / "sweep.json")
     publisher.close("FINISHED", "best")
-    assert studies_in(request.output) == [request.folder]
-    kept = read_study(request.folder)
+    assert groups_in(request.output) == [request.folder]
+    kept = read_group(request.folder)
     assert kept is not None
     assert (kept.title, kept.status, kept.conclusion) == ("sweep digits-sweep", "FINISHED", "best")
     assert [file.name for file in kept.files] == ["sweep.json"]

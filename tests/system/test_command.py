@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from unittest import mock
 
@@ -85,3 +86,29 @@ def test_variables_of_torchrun_stay() -> None:
 )
 def test_the_command_that_continues_a_run(typed: str, continues: str) -> None:
     assert " ".join(command.named(typed.split(), "first")) == continues
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://anna:hush@h/index.json",
+        "pipe:curl -u 'anna:hush hush' https://h/a.tar",
+        "pipe:curl -u anna:'hush hush' https://h/a.tar",
+        "pipe:TOKEN='hush hush' get a.tar",
+    ],
+)
+def test_a_command_that_is_shown_has_no_password_whatever_quotes_it_gets(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quotes around a word change those inside it, so a password must be hidden before."""
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", "train", "a.py", "--set", f"data.train={value}"])
+    for line in (command.command_line(), command.resume_advice("first")):
+        assert "hush" not in line
+        assert "***" in line
+        assert line.endswith("\n  (*** hides a password that no file keeps: type it again in its place)")
+    assert "hush" in command.typed_line()
+
+
+def test_a_command_without_a_password_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", "train", "a.py", "--set", "data.train=https://h/a b"])
+    assert command.command_line() == "resnet-dist train a.py --set 'data.train=https://h/a b'"

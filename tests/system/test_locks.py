@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.system.locks import LockHeld, has_flock, hold_lock
+from resnet_dist.system.locks import LockHeld, has_flock, hold_lock, own_folder
 from tests.paths import ROOT
 
 NO_FLOCK = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
@@ -72,3 +72,30 @@ def test_the_lock_of_a_dead_process_is_taken_over_without_flock(
     without_flock(monkeypatch, errno.ENOLCK)
     with hold_lock(path, 0):
         pass
+
+
+DIES_IN_ITS_FOLDER = """
+import os, sys
+from pathlib import Path
+from resnet_dist.system.locks import own_folder
+
+owned = own_folder(Path(sys.argv[1]))
+folder = owned.__enter__()
+folder.mkdir()
+(folder / "marker").touch()
+os._exit(9)
+"""
+
+
+def test_a_folder_goes_with_its_process_or_when_the_next_one_begins(tmp_path: Path) -> None:
+    dead = tmp_path / "deep/dead"
+    command = [sys.executable, "-c", DIES_IN_ITS_FOLDER, str(dead)]
+    assert subprocess.run(command, cwd=ROOT, timeout=100, check=False).returncode == 9
+    assert (dead / "marker").exists()
+    with own_folder(dead.with_name("a")) as first:
+        first.mkdir()
+        with own_folder(dead.with_name("b")) as second:
+            second.mkdir()
+            assert sorted(path.name for path in dead.parent.iterdir()) == ["a", "a.lock", "b", "b.lock"]
+        assert sorted(path.name for path in dead.parent.iterdir()) == ["a", "a.lock"]
+    assert list(dead.parent.iterdir()) == []

@@ -43,6 +43,9 @@ from tests.paths import ROOT
         ("pipe:curl -sS https://h/a.tar | tar -x", "pipe:curl -sS https://h/a.tar | tar -x"),
         ("http://h:8080/user@host/a.tar", "http://h:8080/user@host/a.tar"),
         ("hf://datasets/me/set@main/a.tar", "hf://datasets/me/set@main/a.tar"),
+        ("pipe:curl -u me:'hush hush' x", "pipe:curl -u *** x"),
+        ("pipe:TOKEN='hush hush' get x", "pipe:TOKEN=*** get x"),
+        ("'pipe:curl -u ***' x", "'pipe:curl -u ***' x"),
         ("a user and password or a token: none", "a user and password or a token: none"),
     ],
 )

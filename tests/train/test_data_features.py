@@ -26,7 +26,14 @@ MOVING = [
     "data.crop=pad-crop",
     "data.pad=1",
 ]
-EVERYTHING = [*MOVING, "data.repeats=2", "data.flip=alternate", "data.eval_flip=true", "data.eval_size=9"]
+EVERYTHING = [
+    *MOVING,
+    "data.repeats=2",
+    "data.flip=alternate",
+    "data.eval_flip=true",
+    "data.eval_size=9",
+    "data.eval_shift=1",
+]
 
 
 @pytest.mark.parametrize("cache", [[], ["data.cache=ram"]])

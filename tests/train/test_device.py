@@ -16,7 +16,7 @@ from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.train import loop
+from resnet_dist.train import loop, parts
 from resnet_dist.train.device import (
     CUBLAS_VARIABLE,
     OWN_MARK,
@@ -140,7 +140,7 @@ def test_an_operation_without_a_deterministic_form_is_named(
         torch.use_deterministic_algorithms(True)
         torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
 
-    monkeypatch.setattr(loop, "restore_or_initialize", refused)
+    monkeypatch.setattr(parts, "restore_or_initialize", refused)
     folder = RunFolder(open_storage(tmp_path), "x", None, 1, {})
     folder.write()
     with pytest.raises(

@@ -10,8 +10,10 @@ import torch
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.images.augment import normalize
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.train import evaluate as evaluate
 from resnet_dist.train import loop
+from resnet_dist.train.plan import Plan, order_of
 from resnet_dist.train.step import train_step as step
 from resnet_dist.world import World
 from tests.train.ranks import run_ranks
@@ -43,8 +45,8 @@ def curve(world_size: int, recipe: Recipe, folder: Path, *, double: bool = False
     results = run_ranks(world_size, function, recipe.to_json(), str(folder))
     assert all(result == results[0] for result in results), results
     losses, steps = results[0]
-    order = loop.order_of(recipe, loop.read_index(recipe.data.train))
-    assert steps == loop.Plan.of(recipe, order).total
+    order = order_of(recipe, read_index(recipe.data.train))
+    assert steps == Plan.of(recipe, order).total
     return list(losses)
 
 
@@ -168,6 +170,9 @@ def test_moving_sizes_and_repeats_draw_the_same_curve_on_two_ranks(recipe: Recip
         "data.mixup=0.2",
         "data.flip=alternate",
         "data.eval_flip=true",
+        "data.eval_shift=1",
+        "data.eval_confidence=0.6",
+        *("train.ema_decay=0.9", "train.ema_every=2 steps", "train.ema_rise=1", "train.ema_replaces=true"),
         "data.eval_size=9",
         EXACT,
     ]

@@ -15,10 +15,14 @@ import torch
 from torch import nn
 
 from resnet_dist.config import Recipe
-from resnet_dist.data.batches.loader import Batch
+from resnet_dist.data.batches.loader import Batch, Loader
 from resnet_dist.data.images.decode import Image, open_image
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
+from resnet_dist.train.plan import Plan, order_of
+from resnet_dist.train.start.initial import initial_state
+from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.world import World
 from tests.digits import small_recipe
 from tests.paths import list_checkpoints
@@ -102,15 +106,15 @@ def test_a_finished_run_ends_at_once(digits_recipe: Recipe, uninterrupted: tuple
 
 
 def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None:
-    index = loop.read_index(digits_recipe.data.train)
+    index = read_index(digits_recipe.data.train)
     recipe = digits_recipe.with_overrides(
         ["train.length=40 steps", "optim.lr=0.05", "data.micro_batch_size=none"]
     )
-    order = loop.order_of(recipe, index)
-    plan = loop.Plan.of(recipe, order)
-    state = loop.initial_state(recipe, 10, WORLD)
-    step = loop.TrainStep(state, recipe, plan, WORLD)
-    with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:
+    order = order_of(recipe, index)
+    plan = Plan.of(recipe, order)
+    state = initial_state(recipe, 10, WORLD)
+    step = TrainStep(state, recipe, plan, WORLD)
+    with Loader(index, order, recipe.data, WORLD, seed=0) as loader:
         batch = loader.batch_at(0)
     batch = type(batch)(
         batch.images_BSSC[:64], batch.labels_B[:64], batch.weights_B[:64], batch.ids_B[:64], (), 0.0
@@ -124,7 +128,7 @@ def test_64_images_are_overfitted(digits_recipe: Recipe, tmp_path: Path) -> None
 
 
 def test_no_decay_on_norms_and_biases(digits_recipe: Recipe) -> None:
-    state = loop.initial_state(digits_recipe, 10, WORLD)
+    state = initial_state(digits_recipe, 10, WORLD)
     decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     for module in state.model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -227,19 +231,19 @@ def test_a_run_trains_on_the_order_of_its_version(
     digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = digits_recipe.with_overrides(["train.length=2 steps"])
-    index, batch_at, seen = loop.read_index(recipe.data.train), loop.Loader.batch_at, list[np.ndarray]()
+    index, batch_at, seen = read_index(recipe.data.train), Loader.batch_at, list[np.ndarray]()
 
-    def spy(self: loop.Loader, step: int) -> Batch:
+    def spy(self: Loader, step: int) -> Batch:
         batch = batch_at(self, step)
         if self.order.training:
             seen.append(batch.ids_B)
         return batch
 
-    monkeypatch.setattr(loop.Loader, "batch_at", spy)
+    monkeypatch.setattr(Loader, "batch_at", spy)
     for version in (1, 2):
         seen.clear()
         loop.train(recipe, tmp_path / str(version), WORLD, Recorder(), order_version=version)
-        order = loop.order_of(recipe, index, version)
+        order = order_of(recipe, index, version)
         assert order.version == version
         expected = [order.ids_at(step, range(order.lanes)) for step in range(2)]
         np.testing.assert_array_equal(seen, expected)

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     import torch
 
     from resnet_dist.predict.classify import Prediction
-    from resnet_dist.predict.inputs import Input
     from resnet_dist.predict.row_file import RowFile
     from resnet_dist.predict.rows import Write
+    from resnet_dist.predict.unread import Input
     from resnet_dist.train.checkpoint.load import TrainedModel
 
 MAX_REPORTED = 20  # bad images that are named on stderr; every row has its own problem in JSON and CSV

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from resnet_dist.config import Data
 from resnet_dist.data.batches.resident import Samples
 from resnet_dist.data.images.augment import augment_
-from resnet_dist.data.images.crop import to_sizes
-from resnet_dist.data.images.decode import open_image
+from resnet_dist.data.images.crop import prepared, to_sizes
+from resnet_dist.data.images.decode import Box, Image, open_image
 from resnet_dist.data.images.draws import Draws, Randomness
 from resnet_dist.data.shards.labels import check_label
 from resnet_dist.data.shards.reader import BadSample, ShardReader
@@ -25,6 +25,9 @@ from resnet_dist.order.samples import PADDING
 # The views that are decoded of one image: the draws of each one's crop, and whether each is mirrored.
 Views = tuple[Sequence[Draws | None], Sequence[bool]]
 WHOLE: Views = (None,), (False,)
+# Number in its task, sample id, image, label, views and the boxes of these, of a sample whose header has been read.
+_Opened = tuple[int, int, Image, int, Views, list[Box] | None]
+MAX_OPENED_BYTES = 4 * 2**20  # of the images that a thread holds at once
 
 
 class Decoder:
@@ -73,29 +76,51 @@ class Decoder:
 
     def _decode(self, part: Samples, ids_M: NDArray[np.int64], random: Randomness | None) -> None:
         """Read and decode each sample once, for all its copies, which are adjacent rows of `part`."""
-        images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
-        copies, size = len(images) // len(ids_M), images.shape[1]
+        copies, size = len(part.images_NSSC) // len(ids_M), part.images_NSSC.shape[1]
         places, views_M = self._reader.locate(ids_M), views_of(len(ids_M), copies, random)
+        opened, held_bytes = list[_Opened](), 0
         for number, (sample_id, place, views) in enumerate(zip(ids_M.tolist(), places, views_M, strict=True)):
-            first = number * copies
-            # Index by a number where there is one copy: NumPy is faster with it than with a slice.
-            rows = first if copies == 1 else slice(first, first + copies)
             if sample_id == PADDING:
-                images[rows] = 0
+                part.images_NSSC.numpy()[number * copies : (number + 1) * copies] = 0
                 continue
             try:
                 encoded, label = self._reader.read_at(*place)
                 image = open_image(encoded, self._data.channels, self._data.max_pixels)
-                found = to_sizes(image, self._data, *views, size)
-                images[rows] = found[0] if len(found) == 1 else found
-                labels[rows] = check_label(label, self._num_classes)
-                weights[rows] = 1.0
+                boxes = prepared(image, self._data, views[0], size)
             except UserError:  # It is a ValueError too, but not the sample's fault.
                 raise
             except (BadSample, ValueError) as problem:
-                images[rows] = 0
-                text = f"{self._reader.key(sample_id)}: {problem}"
-                part.bad.update(dict.fromkeys(range(first, first + copies), text))
+                self._mark_bad(part, number, copies, sample_id, problem)
+                continue
+            opened.append((number, sample_id, image, label, views, boxes))
+            held_bytes += image.held_bytes
+            if held_bytes > MAX_OPENED_BYTES:
+                self._finish(part, copies, opened)
+                opened, held_bytes = [], 0
+        self._finish(part, copies, opened)
+
+    def _finish(self, part: Samples, copies: int, opened: Sequence[_Opened]) -> None:
+        """Decode samples that have been opened, to their rows of `part`."""
+        images, labels, weights = part.images_NSSC.numpy(), part.labels_N.numpy(), part.weights_N.numpy()
+        size = images.shape[1]
+        for number, sample_id, image, label, views, boxes in opened:
+            first = number * copies
+            # Index by a number where there is one copy: NumPy is faster with it than with a slice.
+            rows = first if copies == 1 else slice(first, first + copies)
+            try:
+                found = to_sizes(image, self._data, *views, size, boxes)
+                images[rows] = found[0] if len(found) == 1 else found
+                labels[rows] = check_label(label, self._num_classes)
+                weights[rows] = 1.0
+            except UserError:
+                raise
+            except ValueError as problem:
+                self._mark_bad(part, number, copies, sample_id, problem)
+
+    def _mark_bad(self, part: Samples, number: int, copies: int, sample_id: int, problem: Exception) -> None:
+        rows = range(number * copies, (number + 1) * copies)
+        part.images_NSSC.numpy()[rows.start : rows.stop] = 0
+        part.bad.update(dict.fromkeys(rows, f"{self._reader.key(sample_id)}: {problem}"))
 
 
 def views_of(count: int, copies: int, random: Randomness | None) -> list[Views]:

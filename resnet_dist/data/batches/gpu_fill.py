@@ -8,7 +8,7 @@ Shapes: M samples of a task, R copies of each, B rows of a batch, S image size, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,22 @@ class GpuFill:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.num_on_cpu = 0  # images that the codec could not decode
         self.thread = ThreadPoolExecutor(1, "decode-gpu")  # the one that calls `finish`
+
+    def submit(
+        self,
+        pool: ThreadPoolExecutor,
+        ids_B: NDArray[np.int64],
+        parts: Sequence[NDArray[np.int64]],
+        random: Randomness | None,
+        sizes: tuple[int, int],
+    ) -> tuple[list[Future[Rows]], Future[Begun]]:
+        """Start to read the parts of a batch in `pool`, and to make the batch of them; see `read` and `finish`."""
+        reads = [pool.submit(self.read, ids_B, part_MR, random, sizes[0]) for part_MR in parts]
+
+        def make() -> Begun:
+            return self.finish([read.result() for read in reads], len(ids_B), random, sizes)
+
+        return reads, self.thread.submit(make)
 
     def read(
         self, ids_B: NDArray[np.int64], rows_MR: NDArray[np.int64], random: Randomness | None, size: int

@@ -8,11 +8,10 @@ Shapes: B samples of a step on this rank: M distinct ones, R copies of each; S i
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data
+from resnet_dist.data.batches.decode_threads import parts_of, start_threads, threads_for
 from resnet_dist.data.batches.device_copies import Begun, Copies, NoCopies, copies_to
 from resnet_dist.data.batches.fill import Decoder
-from resnet_dist.data.batches.gpu_fill import GpuFill, Rows
-from resnet_dist.data.batches.resident import Buffers, Samples, check_fits
-from resnet_dist.data.images.augment import recolors
+from resnet_dist.data.batches.gpu_fill import GpuFill
+from resnet_dist.data.batches.resident import Buffers, Samples, keep_all
 from resnet_dist.data.images.device.codec import NvCodec
 from resnet_dist.data.images.draws import Randomness, randomness
 from resnet_dist.data.shards.index import Index
@@ -37,14 +36,6 @@ from resnet_dist.order.samples import Order
 from resnet_dist.order.shares import Share
 from resnet_dist.order.sizes import Sizes
 from resnet_dist.world import World
-
-# A task should be large, since submitting it costs as much as decoding a tiny image, and small, since a batch is
-# ready only when its last task is done.
-MAX_PIXELS_PER_TASK, MAX_SAMPLES_PER_TASK = 16 * 224 * 224, 128
-# Images below both limits are decoded by one thread, see `_threads_for`.
-SMALL_SAMPLE_BYTES = 8 * 2**10  # the mean size of a small sample in its shard, headers included
-SMALL_SIZE = 64  # pixels: resizing to more takes longer than the part of the work that holds the GIL
-CHUNK_BYTES = 256 * 2**20  # images of a cached set that are decoded before they are copied to its place
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ class Loader:
         # Batches of a set that is cached on the GPU are made there.
         self._copies: Copies = NoCopies() if data.cache == "device" else copies_to(world.device)
         self._ahead: deque[tuple[int, _Pending]] = deque()
-        self.threads = data.loader_workers or _threads_for(index, data, self._sizes.largest, world.cpus)
+        self.threads = data.loader_workers or threads_for(index, data, self._sizes.largest, world.cpus)
         self._pool = start_threads(self.threads)
         self._gpu_fill = self._start_gpu() if data.decode == "gpu" else None
         self._cached: Samples | None = None
@@ -219,12 +210,8 @@ class Loader:
         self, fill: GpuFill, ids: NDArray[np.int64], random: Randomness | None, sizes: tuple[int, int]
     ) -> _Pending:
         """Start the threads that read a batch, and the one that waits for them and lets the GPU make it."""
-        reads = [
-            self._pool.submit(fill.read, ids, part_MR, random, sizes[0])
-            for rows_MR in self._share.blocks
-            for part_MR in _parts(rows_MR, sizes[1])
-        ]
-        made = fill.thread.submit(_finish, fill, reads, len(ids), random, sizes)
+        parts = [part_MR for rows_MR in self._share.blocks for part_MR in parts_of(rows_MR, sizes[1])]
+        reads, made = fill.submit(self._pool, ids, parts, random, sizes)
         return _Pending(ids, [*reads, made], made.result)
 
     def _around(self, images_NSSC: Tensor) -> Samples:
@@ -271,24 +258,19 @@ class Loader:
         return [
             self._pool.submit(self._decoder.fill, samples, ids, part_MR, random, size)
             for rows_MR in blocks
-            for part_MR in _parts(rows_MR, size)
+            for part_MR in parts_of(rows_MR, size)
         ]
 
     def _decode_all(self) -> Samples:
         """Decode every image of the index at one size, without augmentation."""
-        device = self._device if self.data.cache == "device" else torch.device("cpu")
-        count, size, channels = self.index.num_samples, self._whole_size, self.data.channels
-        check_fits(count, size, self.data, device)
-        kept = Samples.around(torch.empty((count, size, size, channels), dtype=torch.uint8, device=device))
-        per_chunk = min(count, max(1, CHUNK_BYTES // (size * size * channels)))
-        images = self._buffers.take((per_chunk, size, size, channels))
-        for first in range(0, count, per_chunk):
-            ids = np.arange(first, min(first + per_chunk, count))
-            chunk = Samples.around(images[: len(ids)])
-            for task in self._submit_decoding(chunk, ids, [np.arange(len(ids))[:, None]], None, size):
+
+        def fill(chunk: Samples, ids: NDArray[np.int64]) -> None:
+            rows = [np.arange(len(ids))[:, None]]
+            for task in self._submit_decoding(chunk, ids, rows, None, self._whole_size):
                 task.result()
-            kept.put(first, chunk)
-        return kept
+
+        device = self._device if self.data.cache == "device" else torch.device("cpu")
+        return keep_all(self.index.num_samples, self._whole_size, self.data, device, self._buffers, fill)
 
 
 @dataclass
@@ -303,58 +285,3 @@ class _Pending:
     def is_done(self) -> bool:
         """Report whether all tasks are done, and none has failed: its turn is the time to raise an error."""
         return all(task.done() and task.exception() is None for task in self.tasks)
-
-
-def _finish(
-    fill: GpuFill,
-    reads: Sequence[Future[Rows]],
-    num_rows: int,
-    random: Randomness | None,
-    sizes: tuple[int, int],
-) -> Begun:
-    """Wait for what threads read of a batch, and let the GPU make the batch of it."""
-    return fill.finish([read.result() for read in reads], num_rows, random, sizes)
-
-
-def start_threads(count: int) -> ThreadPoolExecutor:
-    """Start a pool of threads in which torch uses no threads of its own: their busy waiting would slow decoding.
-
-    torch keeps this number per thread, but a thread that reads it for the first time gets the value that any thread
-    set last. So every thread reads and sets it here, and the caller's value is set once more at the end.
-    """
-
-    def work_alone() -> None:
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "decode", initializer=work_alone)
-    all_started = threading.Barrier(count)
-    try:
-        for waiting in [pool.submit(all_started.wait) for _ in range(count)]:
-            waiting.result()
-    finally:
-        all_started.abort()
-        torch.set_num_threads(before)
-    return pool
-
-
-def _threads_for(index: Index, data: Data, size: int, cpus: int | None) -> int:
-    """Return the number of threads: one per CPU of this rank, but a single one for decoding small images.
-
-    Small images spend most of their time under the GIL, and two threads that take turns are slower than one, by a
-    quarter on CIFAR-10.
-    """
-    bytes_known = all(shard.num_bytes for shard in index.shards if shard.num_samples)
-    num_bytes = sum(shard.num_bytes for shard in index.shards)
-    small = bytes_known and num_bytes < SMALL_SAMPLE_BYTES * index.num_samples
-    if small and size <= SMALL_SIZE and data.cache == "none" and not recolors(data):
-        return 1
-    return cpus or torch.get_num_threads()
-
-
-def _parts(rows_MR: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut the samples of a batch into tasks for threads."""
-    num_images = min(MAX_SAMPLES_PER_TASK, max(1, MAX_PIXELS_PER_TASK // size**2))
-    num_samples = max(1, num_images // rows_MR.shape[1])
-    return [rows_MR[low : low + num_samples] for low in range(0, len(rows_MR), num_samples)]

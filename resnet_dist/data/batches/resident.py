@@ -6,6 +6,7 @@ Shapes: N samples (of the index, or of a batch), B samples of a batch, S image s
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING
 from resnet_dist.system.memory import available_memory, ranks_of_this_node
 
+CHUNK_BYTES = 256 * 2**20  # images that are decoded before they are copied to their place
 MAX_SHARE_OF_FREE = 0.8  # a share of the free memory: the rest of the process needs some too
 
 
@@ -121,6 +123,30 @@ class Samples:
         """Set whole images to zero, and with them all traces of augmentation."""
         if rows:
             self.images_NSSC[rows] = 0
+
+
+def keep_all(
+    count: int,
+    size: int,
+    data: Data,
+    device: torch.device,
+    buffers: Buffers,
+    fill: Callable[[Samples, NDArray[np.int64]], None],
+) -> Samples:
+    """Return all `count` samples of an index on a device, at one size. fill: decodes the samples of these ids.
+
+    Raises UserError where they do not fit.
+    """
+    check_fits(count, size, data, device)
+    kept = Samples.around(torch.empty((count, size, size, data.channels), dtype=torch.uint8, device=device))
+    per_chunk = min(count, max(1, CHUNK_BYTES // (size * size * data.channels)))
+    images = buffers.take((per_chunk, size, size, data.channels))
+    for first in range(0, count, per_chunk):
+        ids = np.arange(first, min(first + per_chunk, count))
+        chunk = Samples.around(images[: len(ids)])
+        fill(chunk, ids)
+        kept.put(first, chunk)
+    return kept
 
 
 def check_fits(num_samples: int, size: int, data: Data, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Encoded bytes → pixels: of a whole image, or of the part that a crop needs.
 
 The header is read first, so that the caller can choose a crop before anything is decoded. Of a JPEG, only the crop
-is decoded (jpeg_region.py); a crop of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of the scale.
+is decoded (jpeg/); a crop of at least twice the wanted size is decoded at 1/2, 1/4 or 1/8 of the scale.
 
 Shapes: pixels are uint8, H height, W width, C channels.
 """
@@ -9,15 +9,16 @@ Shapes: pixels are uint8, H height, W width, C channels.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
 from . import formats
-from .jpeg_header import JpegHeader, parse_header, parse_layout, read_header
-from .jpeg_region import decode_region
+from .jpeg.header import JpegHeader, parse_header, parse_layout, read_header
+from .jpeg.region import decode_region, region_stream
+from .jpeg.seekable import Part, cut_part
 from .metadata import orient
 from .pillow_decode import (
     LARGE_PIXELS,
@@ -66,6 +67,15 @@ class Image(Protocol):
     @property
     def plain_jpeg(self) -> bytes | None:
         """The bytes of an ordinary JPEG in color, from which another decoder can cut a box; None for all other images."""
+        ...
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that the image holds: encoded, or decoded already."""
+        ...
+
+    def prepare(self, box: Box, size: int) -> None:
+        """Do what `pixels` of the same arguments does before it decodes: it is faster for many images in turn."""
         ...
 
     def pixels(self, box: Box, size: int) -> Pixels:
@@ -128,6 +138,12 @@ def scale_for(height: int, width: int, size: int) -> int:
     return scale
 
 
+def _grid_scale(box: Box, size: int) -> int:
+    """Return `scale_for` of a box where it lies on the grid of that scale, else 1."""
+    scale = scale_for(box.height, box.width, size)
+    return 1 if any(edge % scale for edge in box) else scale
+
+
 class _Decoded:
     """An image that is decoded as a whole, such as by Pillow: any but an ordinary JPEG."""
 
@@ -137,6 +153,10 @@ class _Decoded:
     def __init__(self, pixels_HWC: Pixels) -> None:
         self._pixels = pixels_HWC
         self.height, self.width = pixels_HWC.shape[:2]
+        self.held_bytes = pixels_HWC.nbytes
+
+    def prepare(self, box: Box, size: int) -> None:
+        """Do nothing: the pixels are there."""
 
     def pixels(self, box: Box, size: int) -> Pixels:
         return _cut(self._pixels, box)
@@ -156,6 +176,9 @@ class _Jpeg:
         num_pixels = header.height * header.width
         if num_pixels >= LARGE_PIXELS or num_pixels > max_pixels:
             self.min_scale = _min_scale(data, header, max_pixels)
+        self.held_bytes = len(data)
+        # A box and its scale, and what holds it: a part of a seekable JPEG, or nvImageCodec's stream of another one.
+        self._prepared: tuple[Box, int, Any] | None = None
 
     @property
     def plain_jpeg(self) -> bytes | None:
@@ -165,10 +188,27 @@ class _Jpeg:
             and header.orientation == 1
             and header.height * header.width < LARGE_PIXELS
             and self.min_scale == 1
-            # As in `_is_worth_cutting`: a truncated file is bad wherever the crop lies.
+            # As in `_has_region`: a truncated file is bad wherever the crop lies.
             and self._data.endswith(END_OF_IMAGE)
         )
         return self._data if is_plain else None
+
+    def prepare(self, box: Box, size: int) -> None:
+        if self._header.orientation == 1 and self.min_scale == 1:
+            scale = _grid_scale(box, size)
+            self._prepared = box, scale, self._source(box, scale)
+
+    def _source(self, box: Box, scale: int) -> Any | None:
+        """Return what `box` is decoded from; None where that is the whole file: all of it is wanted, or it is damaged."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[:2] == (box, scale):
+            return prepared[2]
+        header = self._header
+        if header.height * header.width <= SMALL_PIXELS or box == (0, 0, header.height, header.width):
+            return None
+        if header.table_at:
+            return cut_part(self._data, header.table_at, *box, scale=scale)
+        return region_stream(self._data, *box) if scale == 1 and self._has_region() else None
 
     def pixels(self, box: Box, size: int) -> Pixels:
         if self._header.height * self._header.width < LARGE_PIXELS and self.min_scale == 1:
@@ -180,7 +220,7 @@ class _Jpeg:
         orientation = self._header.orientation
         try:
             if orientation == 1:
-                return self._decode_part(box, scale_for(box.height, box.width, size))
+                return self._decode_part(box, _grid_scale(box, size))
             return _cut(orient(self._decode(), orientation), box)
         except ValueError:
             # Let Pillow try: it decodes CMYK, and tolerates some errors.
@@ -203,19 +243,31 @@ class _Jpeg:
         return _cut(pixels, Box(*(edge // scale for edge in box)))
 
     def _decode_part(self, box: Box, scale: int) -> Pixels:
-        """Return `box` of an image without rotation, at 1/`scale` where it lies on the grid of that scale."""
-        if scale > 1 and not any(edge % scale for edge in box):
+        """Return `box` of an image without rotation, at 1/`scale`."""
+        source = self._source(box, scale)
+        pixels: Pixels | None = None
+        if isinstance(source, Part):
+            pixels = self._decode_cut(source, box, scale)
+        elif source is not None:
+            pixels = decode_region(self._data, *box, source)
+        if pixels is not None:
+            return pixels
+        if scale > 1:
             return _cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
-        part = decode_region(self._data, *box) if self._is_worth_cutting(box) else None
-        return _cut(self._decode(), box) if part is None else part
+        return _cut(self._decode(), box)
 
-    def _is_worth_cutting(self, box: Box) -> bool:
-        """Report whether `decode_region` can decode `box`, and does so faster than a whole decode."""
-        header = self._header
+    def _decode_cut(self, part: Part, box: Box, scale: int) -> Pixels | None:
+        """Return `box` of the part that holds it, at 1/`scale`; None where the part cannot be decoded."""
+        try:
+            pixels = _decode_jpeg(part.jpeg, part.height, part.width, self._space, scale)
+        except ValueError:
+            return None
+        return _cut(pixels, Box(*(edge // scale for edge in (part.top, part.left, box.height, box.width))))
+
+    def _has_region(self) -> bool:
+        """Report whether `decode_region` decodes a part faster than all of the file."""
         return (
-            self._channels == header.components == 3
-            and box != (0, 0, header.height, header.width)
-            and header.height * header.width > SMALL_PIXELS
+            self._channels == self._header.components == 3
             # Decode a truncated file whole, which fails: it is bad wherever the crop lies.
             and self._data.endswith(END_OF_IMAGE)
         )
@@ -229,18 +281,23 @@ class _Jpeg:
 
     def _decode_at(self, scale: int) -> Pixels:
         """Decode all of the image, as it is stored, at 1/`scale`: (ceil(H / scale), ceil(W / scale), C)."""
-        height, width = shape = _reduced_size(self._header, scale)
-        decoded: Pixels = simplejpeg.decode_jpeg(
-            self._data,
-            self._space,
-            min_height=height,
-            min_width=width,
-            min_factor=scale,
-            buffer=_thread_buffer(height * width * self._channels),
-        )
-        if decoded.shape[:2] != shape:
-            raise ValueError("decoded at another scale than asked for")
-        return decoded
+        return _decode_jpeg(self._data, self._header.height, self._header.width, self._space, scale)
+
+
+def _decode_jpeg(data: bytes | bytearray, height: int, width: int, space: str, scale: int) -> Pixels:
+    """Decode a JPEG of this size at 1/`scale`, (ceil(H / scale), ceil(W / scale), C), into this thread's buffer."""
+    height, width = shape = -(-height // scale), -(-width // scale)
+    decoded: Pixels = simplejpeg.decode_jpeg(
+        data,
+        space,
+        min_height=height,
+        min_width=width,
+        min_factor=scale,
+        buffer=_thread_buffer(height * width * (1 if space == "GRAY" else 3)),
+    )
+    if decoded.shape[:2] != shape:
+        raise ValueError("decoded at another scale than asked for")
+    return decoded
 
 
 def _min_scale(data: bytes, header: JpegHeader, max_pixels: int) -> int:
@@ -257,14 +314,9 @@ def _min_scale(data: bytes, header: JpegHeader, max_pixels: int) -> int:
             f"{problem}, and all of a progressive JPEG is kept in memory; raise max_pixels to allow them"
         )
     for scale in (2, 4, MAX_SCALE):
-        height, width = _reduced_size(header, scale)
-        if height * width <= max_pixels:
+        if -(-header.height // scale) * -(-header.width // scale) <= max_pixels:
             return scale
     raise ValueError(f"{problem}, at 1/{MAX_SCALE} of its scale too; raise max_pixels to allow them")
-
-
-def _reduced_size(header: JpegHeader, scale: int) -> tuple[int, int]:
-    return -(-header.height // scale), -(-header.width // scale)
 
 
 def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:

@@ -36,7 +36,7 @@ from .formats import (
     WEBP,
     Format,
 )
-from .jpeg_header import parse_header
+from .jpeg.header import parse_header
 from .metadata import (
     ORIENTATION,
     exif_orientation,

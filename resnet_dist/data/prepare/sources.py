@@ -1,4 +1,4 @@
-"""Sources of samples: the name of a data set, or a folder of images → class names and the items of every split."""
+"""Sources of samples: the name of a data set, a folder of images, or shards → class names, and items of every split."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.image_folder import FolderOptions, open_image_folder
+from resnet_dist.data.prepare.indexed import indexes_of, open_indexed
 from resnet_dist.data.prepare.items import Item, Source, hold_out
 from resnet_dist.errors import UserError
 from resnet_dist.system.redact import redact
@@ -33,7 +34,7 @@ def open_source(
     allow_empty: bool = False,
     output: Path | None = None,
 ) -> Source:
-    """Open `digits`, a data set that torchvision downloads, or a folder of images.
+    """Open `digits`, a data set that torchvision downloads, a folder of images, or shards with an index.
 
     seed: of the held-out fifth, where the source has no splits. whole_split: scan this split of a folder alone, and
     put all of a folder without splits into it. allow_empty: keep classes of a folder without images. output: a
@@ -44,6 +45,8 @@ def open_source(
         return _digits(seed)
     if name in TORCHVISION_SETS:
         return _torchvision_set(name)
+    if indexes := indexes_of(name, whole_split):
+        return open_indexed(name, indexes)
     if os.path.isdir(name):
         return open_image_folder(Path(name), FolderOptions(seed, whole_split, allow_empty, output))
     known = ", ".join(["digits", *TORCHVISION_SETS])
@@ -51,7 +54,7 @@ def open_source(
     if os.path.isfile(name):
         raise UserError(
             f"source {shown} is a file; unpack it and give the folder, or make an index of a tar of samples with "
-            "`resnet-dist index`"
+            "`resnet-dist index`, which is a source too"
         )
     raise UserError(f"source {shown} is neither a known data set ({known}) nor a folder of images")
 

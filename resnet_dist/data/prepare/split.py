@@ -21,6 +21,7 @@ from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.findings import MAX_NAMES, REPORT_NAME, Findings, one_line
 from resnet_dist.data.prepare.items import SHARED, Item, Source
 from resnet_dist.data.prepare.output import LOCK_NAME, PLAN_NAME, check_output, remove_unfinished
+from resnet_dist.data.prepare.seekable import check_program
 from resnet_dist.data.prepare.write import PrepareOptions, ShardTask, WrittenShard, encode, write_shards
 from resnet_dist.data.shards.index import INDEX_NAME, PREPARED_KEY, Index, read_index, write_index
 from resnet_dist.errors import ExplainedError, UserError
@@ -30,7 +31,7 @@ from resnet_dist.system.files import write_text_atomically
 MIN_SHARDS = 8  # per split, if it has as many images: then the ranks of a small set read different files
 COUNT_KEY = "number_of_shards"  # in the plan
 # Options that are not recorded with these values: earlier versions had no others.
-_DEFAULTS: dict[str, object] = {"max_pixels": MAX_PIXELS}
+_DEFAULTS: dict[str, object] = {"max_pixels": MAX_PIXELS, "seekable": False}
 NUM_PROBES = 100  # images that are encoded to estimate the size of all
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
@@ -100,6 +101,8 @@ def prepare_splits(
         if split not in source.splits:
             raise UserError(f"--split {split}: {source.name} has {', '.join(source.splits)}")
     check_output(out, chosen)
+    if options.seekable:
+        check_program()
     jobs = []
     for number, split in enumerate(chosen):
         findings = Findings()
@@ -232,6 +235,12 @@ def _write_split(job: _SplitJob, plan: dict[str, object]) -> Prepared:
     for number, kind, detail in left_out:
         findings.leave_out(prefix + items[number].name, kind, detail)
     _check_left_out(job, findings, {number for number, _, _ in left_out})
+    for number, kind in sorted(
+        (int(order[task.first_key + position]), kind)
+        for task in tasks
+        for position, kind in results[task.path].unchanged
+    ):
+        findings.keep_unchanged(prefix + items[number].name, kind)
     findings.write(folder / REPORT_NAME)
     index = write_index(folder, [results[path].shard for path in paths], job.source.classes, prepared=plan)
     findings.used = index.num_samples

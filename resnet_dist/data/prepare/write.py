@@ -19,7 +19,9 @@ from resnet_dist.config.data import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.images.formats import describe, format_of
 from resnet_dist.data.prepare.items import Item
+from resnet_dist.data.prepare.seekable import make_seekable, reason_unchanged
 from resnet_dist.data.shards.index import Shard
+from resnet_dist.data.shards.members import WEBDATASET, Member
 from resnet_dist.data.shards.offsets import idx_path, read_idx, write_idx
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.errors import UserError
@@ -45,6 +47,7 @@ class PrepareOptions:
     max_pixels: int = MAX_PIXELS  # larger images are left out
     strict: bool = False  # fail where anything would be left out
     allow_empty: bool = False  # Keep classes without an image that can be read.
+    seekable: bool = False  # write JPEGs anew, see seekable.py
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class WrittenShard:
     shard: Shard
     # Position in the task's items, kind of reason and details of each image that was left out.
     left_out: list[tuple[int, str, str]]
+    # Position and reason of each image that should be seekable and is not.
+    unchanged: list[tuple[int, str]]
 
 
 def write_shards(tasks: list[ShardTask], num_workers: int) -> Iterator[tuple[ShardTask, WrittenShard]]:
@@ -104,7 +109,8 @@ def _write_shard(task: ShardTask) -> WrittenShard:
         _write_tar(task)
     for is_last in (False, True):
         shard = _index_tar(task.path)
-        keys = {members[0].key for members in read_idx(idx_path(task.path))}
+        samples = read_idx(idx_path(task.path))
+        keys = {members[0].key for members in samples}
         expected = {
             _key(n): n - task.first_key for n in range(task.first_key, task.first_key + len(task.items))
         }
@@ -117,7 +123,22 @@ def _write_shard(task: ShardTask) -> WrittenShard:
     return WrittenShard(
         shard,
         [(position, *(problem or intermittent)) for position, problem in zip(missing, problems, strict=True)],
+        _unchanged(task, samples) if task.options.seekable else [],
     )
+
+
+def _unchanged(task: ShardTask, samples: Sequence[Sequence[Member]]) -> list[tuple[int, str]]:
+    """Read the shard for its images that are not seekable: an earlier call may have written it."""
+    found = []
+    with task.path.open("rb") as file:
+        for image in map(WEBDATASET.image, samples):
+            if image is None:
+                continue
+            file.seek(image.offset)
+            reason = reason_unchanged(file.read(image.size))
+            if reason is not None:
+                found.append((int(image.key) - task.first_key, reason))
+    return found
 
 
 def _write_tar(task: ShardTask) -> None:
@@ -158,6 +179,11 @@ def encode(item: Item, options: PrepareOptions) -> tuple[str, bytes]:
 
 
 def _encode(extension: str, data: bytes, options: PrepareOptions) -> tuple[str, bytes]:
+    extension, data = _resized(extension, data, options)
+    return extension, (make_seekable(data) or data) if options.seekable else data
+
+
+def _resized(extension: str, data: bytes, options: PrepareOptions) -> tuple[str, bytes]:
     image = open_image(data, 3, options.max_pixels)
     short = min(image.height, image.width)
     wanted = min(short, options.resize_short or short)

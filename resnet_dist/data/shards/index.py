@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,22 +175,25 @@ def index_location(location: str | Path) -> str:
     return text if path_of(text).endswith(".json") else join(text, INDEX_NAME)
 
 
-def read_index(location: str | Path) -> Index:
-    """Read the index of a folder or URL, or an index file. Raises IndexMismatch where it is missing or not one."""
+def read_index(location: str | Path, read: Callable[[str], bytes] = read_bytes) -> Index:
+    """Read the index of a folder or URL, or an index file. Raises IndexMismatch where it is missing or not one.
+
+    read: returns the content of the file at a path or URL.
+    """
     where = index_location(location)
     try:
-        return _read_file(where)
+        return _read_file(where, read)
     except IndexMismatch:
         # Another program's index.json, beside which ours has its second name.
         if str(location) != where:
             with contextlib.suppress(IndexMismatch):
-                return _read_file(join(str(location), SECOND_INDEX_NAME))
+                return _read_file(join(str(location), SECOND_INDEX_NAME), read)
         raise
 
 
-def _read_file(where: str) -> Index:
+def _read_file(where: str, read: Callable[[str], bytes]) -> Index:
     try:
-        value = json.loads(read_bytes(where))
+        value = json.loads(read(where))
         shards = shards_of(value, folder_of(where))
         classes = tuple(printable(str(name)) for name in value["classes"])
         return Index(where, shards, classes, MemberRules.from_json(value))

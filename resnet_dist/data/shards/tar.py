@@ -6,6 +6,7 @@ Nothing is ever extracted: a member's name is a key, never a path.
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -18,6 +19,8 @@ from resnet_dist.data.images.formats import HEAD_BYTES, describe, format_of
 from resnet_dist.data.shards.members import METADATA, WEBDATASET, Member, MemberRules, tool_file
 from resnet_dist.errors import UserError
 
+PLAIN_TYPES = b"0\0"  # of a file, in POSIX's format and in the one before it
+OCTAL = re.compile(rb" *([0-7]+)[ \0]*")  # a number in a header; a large one is written in another way
 BEGINNING = "the beginning"  # in messages, where no member has been read yet
 
 
@@ -96,15 +99,18 @@ def _is_no_member(
 def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
     """Yield every member. Raises TarError where tarfile alone would stop silently: at a damaged or cut-off header."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    last = BEGINNING
+    start, last = 0, BEGINNING
+    while (plain := _plain_member(file, start)) is not None:
+        _refuse_cut(plain, size, name)
+        yield plain
+        start, last = plain.offset_data + _padded(plain.size), plain.name
+    file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if info.issparse():
                     raise TarError(f"{name}: {info.name} is sparse; write the tar without holes")
-                if info.offset_data + info.size > size:
-                    raise TarError(f"{name}: cut off inside {info.name}: has {size:,} bytes")
+                _refuse_cut(info, size, name)
                 yield info
                 last = info.name
                 # tarfile keeps every header; a long tar would fill the memory.
@@ -126,6 +132,40 @@ def _members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
             raise TarError(
                 f"{name}: damaged, cut off, or continued after its end, behind {last} at byte {end:,}"
             )
+
+
+def _plain_member(file: IO[bytes], start: int) -> tarfile.TarInfo | None:
+    """Return the member whose header is at `start`; None where tarfile has to read on.
+
+    Of a file with a short name in ASCII the header holds everything. tarfile takes five times as long for it, and a shard
+    that was just fetched has no other list of its members.
+    """
+    file.seek(start)
+    header = file.read(tarfile.BLOCKSIZE)
+    if len(header) < tarfile.BLOCKSIZE or header[257:262] != b"ustar" or header[156] not in PLAIN_TYPES:
+        return None
+    path = header[:100].partition(b"\0")[0]
+    if header[345] or not path or path.endswith(b"/") or not path.isascii():
+        return None
+    numbers = OCTAL.fullmatch(header[124:136]), OCTAL.fullmatch(header[148:156])
+    if not all(numbers):
+        return None
+    num_bytes, checksum = (int(number[1], 8) for number in numbers if number)
+    if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        return None
+    member = tarfile.TarInfo(path.decode("ascii"))
+    member.size, member.offset_data = num_bytes, start + tarfile.BLOCKSIZE
+    return member
+
+
+def _padded(num_bytes: int) -> int:
+    """Return the bytes that a member's content takes in a tar."""
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _refuse_cut(info: tarfile.TarInfo, size: int, name: str) -> None:
+    if info.offset_data + info.size > size:
+        raise TarError(f"{name}: cut off inside {info.name}: has {size:,} bytes")
 
 
 def _damage(file: IO[bytes], last: str) -> str:

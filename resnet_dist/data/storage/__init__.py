@@ -4,6 +4,8 @@ urls          what a URL is: local or remote, compressed or not
 retry         the patience with one file: what is retried, how long, and how it ends when the command does
 http          files on web servers, whatever these make of ranges, lengths and encodings
 transfer      how the bytes of a remote file come over: in chunks, with retries
+s3            the bytes of objects in S3
+node_copy     one copy of a small remote file for all processes of a node
 command       shards that are the output of a shell command
 unpack        compressed tar → plain tar
 cache_files   the files that one shard has in the cache folder

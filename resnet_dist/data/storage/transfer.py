@@ -6,14 +6,16 @@ servers are read by `http`.
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from resnet_dist.data.storage.http import STALL_SECONDS, HttpFile
-from resnet_dist.data.storage.retry import Patience
+from resnet_dist.data.storage.retry import Patience, Value
+from resnet_dist.data.storage.s3 import stream_of
 from resnet_dist.data.storage.urls import COMMAND, is_http, is_local, local_path, shown
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.redact import HIDDEN
@@ -135,6 +137,7 @@ class _StoredObject:
             self._fs, self._path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(f"{patience.url}: {error}") from None
+        self._stream = stream_of(self._fs, self._path)
 
     def size(self) -> int | None:
         size = self._call("info", self._path).get("size")
@@ -143,15 +146,25 @@ class _StoredObject:
         return int(size)
 
     def append(self, file: IO[bytes], start: int, end: int | None, total: int | None) -> bool:
+        if self._stream is None or total is None:
+            return self._append(file, start, end, total)
+        block = self._await(functools.partial(self._stream.read, start, CHUNK_BYTES), is_limited=True)
+        if block is None:
+            is_complete = self._append(file, start, end, total)
+            self._stream.was_replaced()
+            return is_complete
+        if self._stream.size != total:
+            raise self._other_size(self._stream.size, total)
+        file.write(block)
+        return start + len(block) >= total
+
+    def _append(self, file: IO[bytes], start: int, end: int | None, total: int | None) -> bool:
         # Request a whole file without a range: the server may not support ranges.
         whole = start == 0 and end == total
         limits = {} if whole else {"start": start, "end": end}
         block: bytes = self._call("cat_file", self._path, **limits)
         if total is not None and len(block) > total:
-            raise StorageError(
-                f"{self._patience.url}: has {len(block):,} bytes, but the index records {total:,}; index the shards "
-                "again if they were changed"
-            )
+            raise self._other_size(len(block), total)
         if end is not None and len(block) > end - start:
             # A server without ranges sends the whole file; if some of it is missing, request it again.
             if len(block) != total:
@@ -176,19 +189,29 @@ class _StoredObject:
             pattern = path
         return sorted(self._fs.unstrip_protocol(found) for found in self._call("glob", pattern))
 
+    def _other_size(self, found: int, total: int) -> StorageError:
+        return StorageError(
+            f"{self._patience.url}: has {found:,} bytes, but the index records {total:,}; index the shards again if they "
+            "were changed"
+        )
+
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the file system so that it can be cancelled, or else abandoned."""
         if not getattr(self._fs, "async_impl", False):
             function: Callable[..., Any] = getattr(self._fs, method)
             return self._patience.call(lambda: function(*arguments, **options))
 
-        async def run() -> Any:
+        # Limit every request here: not every scheme has a timeout of its own for a server that stops sending.
+        is_limited = method == "cat_file" and bool(options)
+        function = functools.partial(getattr(self._fs, f"_{method}"), *arguments, **options)
+        return self._await(function, is_limited=is_limited)
+
+    def _await(self, function: Callable[[], Coroutine[Any, Any, Value]], *, is_limited: bool) -> Value:
+        async def run() -> Value:
             import asyncio
 
-            # Limit every request here: not every scheme has a timeout of its own for a server that stops sending.
-            limited = method == "cat_file" and options
-            async with asyncio.timeout(4 * STALL_SECONDS if limited else None):
-                return await getattr(self._fs, f"_{method}")(*arguments, **options)
+            async with asyncio.timeout(4 * STALL_SECONDS if is_limited else None):
+                return await function()
 
         return self._patience.run(self._fs.loop, run())
 

@@ -1,4 +1,4 @@
-"""Read the log of a job: the lines are those of the driver, in cli/train.py, terminal.py and driver/."""
+"""Read the log of a job: the lines are those of the driver, in cli/training/, terminal.py and driver/."""
 
 from __future__ import annotations
 

@@ -79,6 +79,11 @@ def is_connected() -> bool:
     return bool(ray.is_initialized())
 
 
+def is_own() -> bool:
+    """Report whether Ray was started here, and ends with this process."""
+    return is_connected() and ray._private.worker._global_node.head  # type: ignore[no-any-return]
+
+
 @contextmanager
 def private_token() -> Iterator[None]:
     """Make the token that Ray uses, for its owner alone from its first moment: Ray would let all users read its own."""

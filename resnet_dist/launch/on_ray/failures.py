@@ -74,9 +74,10 @@ def _controller_failure(error: ControllerError) -> Exception:
         return NotPlaced(str(failure))
     if isinstance(failure, WorkerGroupStartupFailedError):
         cause = failure.__cause__ or failure
-        return RanksLost(f"a rank was lost while the ranks were started{_place(cause)}", str(error))
+        where = _place(cause)
+        return RanksLost(f"a rank was lost while the ranks were started{where}", str(error), begun=False)
     if is_echo(failure) or isinstance(failure, RayError):
-        return RanksLost(f"the ranks could not be connected: {_short(failure)}", str(error))
+        return RanksLost(f"the ranks could not be connected: {_short(failure)}", str(error), begun=False)
     return RankFailed(f"Ray Train could not run the ranks: {_short(failure)}", str(error))
 
 

@@ -8,7 +8,6 @@ itself, but it would retry a person's mistake too, and use numbers of ranks that
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -27,27 +26,24 @@ import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from resnet_dist.config import Recipe, WorkerRange
-from resnet_dist.errors import RankFailed
+from resnet_dist.errors import RankFailed, RanksLost
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
-from resnet_dist.launch.on_ray.beside import BesideEvaluations, catch_up, settle, started
-from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected
+from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected, is_own
+from resnet_dist.launch.on_ray.evaluator.before_and_after import catch_up, settle, started
+from resnet_dist.launch.on_ray.evaluator.schedule import BesideEvaluations
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
-from resnet_dist.launch.on_ray.nodes import (
-    Placement,
-    Placer,
-    choose_placement,
-    cpus_per_rank,
-    free_resources,
-    nodes,
-    resources_of,
-)
+from resnet_dist.launch.on_ray.placement.fit import Placement, choose_placement, cpus_per_rank, resources_of
+from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
+from resnet_dist.launch.on_ray.placement.placer import Placer
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS, Change, StartWatch, request_stop_of
 from resnet_dist.launch.on_ray.worker import MeetingConfig, rank_main
-from resnet_dist.launch.preload.client import is_on
+from resnet_dist.launch.preload.client import is_on, key_ahead
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.protocol import Unreachable
+from resnet_dist.system.locks import own_folder
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
 from resnet_dist.train.watch.progress import collective_timeout_seconds
@@ -84,7 +80,15 @@ def ray_launcher(
         limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
         placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
         with closing(BesideEvaluations(recipe, report, gpu=use_gpu)) as evaluations:
-            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, evaluations)
+
+            def launch(folder: RunFolder) -> Outcome | None:
+                try:
+                    return fit_ranks(recipe, folder, placer, report, cpus, evaluations)
+                # What takes ranks away often takes the storage away, which this process reads, too.
+                except Unreachable as error:
+                    raise RanksLost(str(error), begun=False) from None
+
+            yield launch
 
 
 @contextmanager
@@ -225,7 +229,7 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     Raises RankFailed, RanksLost or TrainingError with the message of the rank that failed, NotPlaced where the cluster
     had no room.
     """
-    # A path that every node has: Ray Train's controller may run on another one.
+    # Ray Train writes a few small files of its own on this machine, which nothing else reads.
     ray_files = Path(tempfile.gettempdir()) / f"resnet-dist-{os.getuid()}" / "ray"
     trainer = DataParallelTrainer(
         rank_main,
@@ -237,7 +241,6 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
             resources_per_worker=resources_of(placement),
         ),
         run_config=ray.train.RunConfig(
-            # Ray Train writes a few small files of its own, which nothing else reads.
             name=attempt.token,
             storage_path=str(ray_files),
             failure_config=ray.train.FailureConfig(
@@ -248,10 +251,10 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
     box: list[Any] = []
     # In the main thread, fit() would replace the handler of SIGINT and leave no time for a checkpoint.
     thread = threading.Thread(target=_fit, args=(trainer, box), name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive() and not give_up():
-        thread.join(JOIN_SECONDS)
-    shutil.rmtree(ray_files / attempt.token, ignore_errors=True)
+    with own_folder(ray_files / attempt.token):
+        thread.start()
+        while thread.is_alive() and not give_up():
+            thread.join(JOIN_SECONDS)
     if not box:
         return None
     if isinstance(box[0], BaseException):
@@ -262,7 +265,9 @@ def train_on_ray(attempt: Attempt, placement: Placement, give_up: Callable[[], b
 def orders_of(attempt: Attempt, *, gpu: bool) -> dict[str, Any]:
     """Return the orders of all ranks as plain values: a process without torch passes them on."""
     timeout = collective_timeout_seconds(attempt.recipe.train.stall_timeout_seconds)
-    return {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout, "preload": is_on()}
+    orders = {"attempt": asdict(attempt), "gpu": gpu, "timeout_seconds": timeout, "preload": is_on()}
+    # Ray that ends with this process has no other node.
+    return {**orders, "imported": key_ahead() if is_own() else ""}
 
 
 def _fit(trainer: DataParallelTrainer, box: list[Any]) -> None:

@@ -28,7 +28,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
 from resnet_dist.errors import ExplainedError, RankFailed
-from resnet_dist.launch.on_ray.nodes import Placement, free_resources
+from resnet_dist.launch.on_ray.placement.fit import Placement
+from resnet_dist.launch.on_ray.placement.nodes import free_resources
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
 
 WINDOW = 200_000  # items that are given to Ray Data at once

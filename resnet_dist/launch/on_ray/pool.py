@@ -16,13 +16,15 @@ from resnet_dist.launch.on_ray.settings import set_defaults
 set_defaults()
 
 import ray
+import ray.util
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from resnet_dist.config import WorkerRange
 from resnet_dist.errors import ExplainedError, RankFailed, StorageError
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
 from resnet_dist.launch.on_ray.launcher import DEFAULT_WAIT_SECONDS
-from resnet_dist.launch.on_ray.nodes import Placement, cpus_per_rank, free_resources, nodes
+from resnet_dist.launch.on_ray.placement.fit import Placement, cpus_per_rank
+from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages

@@ -12,7 +12,7 @@ DEFAULTS = {
     UV_HOOK_VARIABLE: "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    # It would start one more process with the ranks; nodes.py watches the same nodes.
+    # It would start one more process with the ranks; placement/changes.py watches the same nodes.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray Train looks for ranks that have died so often.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from resnet_dist.errors import StorageError
-from resnet_dist.launch.on_ray.nodes import ClusterWatch, Placement, free_resources
+from resnet_dist.launch.on_ray.placement.changes import ClusterWatch
+from resnet_dist.launch.on_ray.placement.fit import Placement
+from resnet_dist.launch.on_ray.placement.nodes import free_resources
 from resnet_dist.runs.folder import RunFolder
 
 LONG_START_SECONDS = 60.0  # A start that takes longer is reported.

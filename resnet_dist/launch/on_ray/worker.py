@@ -17,13 +17,12 @@ import ray.train
 import ray.util
 from ray.train.backend import Backend, BackendConfig
 
-from resnet_dist.launch.preload.client import Died, Unavailable, run_rank
+from resnet_dist.launch.preload.client import RANK, Died, Unavailable, run_rank
 from resnet_dist.launch.start_times import PROCESSES, process_start
 from resnet_dist.system.cpus import limit_spinning
 from resnet_dist.system.signals import limit_exit
 
 ADDRESS_VARIABLE, PORT_VARIABLE = "MASTER_ADDR", "MASTER_PORT"  # where the ranks meet
-RANK = "resnet_dist.launch.rank:carry_out"
 ORPHAN_SECONDS = 60.0  # after which the process of a rank that has failed ends by itself
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -81,6 +80,8 @@ def _run(orders: dict[str, Any]) -> dict[str, Any]:
 
 def _key(orders: dict[str, Any]) -> str:
     """Return the name of what imports for this rank: of a run, a node, and all that is read when it imports."""
+    if orders["imported"]:
+        return str(orders["imported"])
     attempt = orders["attempt"]
     return "\n".join([attempt["folder"], attempt["holder"], str(attempt["cpus"]), orders["node"]])
 

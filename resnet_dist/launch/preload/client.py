@@ -13,10 +13,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from resnet_dist.launch.preload.copies import standing
 from resnet_dist.launch.preload.wire import (
     STARTED,
     end_in,
@@ -30,6 +32,7 @@ from resnet_dist.launch.preload.wire import (
 from resnet_dist.search_path import SAFE_PATH_VARIABLE
 
 SERVER = "resnet_dist.launch.preload.server"
+RANK = "resnet_dist.launch.rank:carry_out"  # the function that a rank calls
 OFF_VARIABLE = "RESNET_DIST_PRELOAD"  # of the driver; "0": every rank imports for itself
 END_SECONDS = 30.0  # for the process of a rank that has answered to end
 MAX_PATH = 100  # in bytes; a longer path of a socket is cut off
@@ -43,9 +46,43 @@ class Died(Exception):
     """The process of the rank ended without an answer: it was killed, or crashed. The text names the signal."""
 
 
+_ahead: list[
+    tuple[str, subprocess.Popen[bytes]]
+] = []  # the key of what this process has started, and its server
+
+
 def is_on() -> bool:
     """Report whether the person who started this process wants ranks that are copies."""
     return os.environ.get(OFF_VARIABLE) != "0"
+
+
+def import_ahead(target: str = RANK) -> None:
+    """Start what ranks on this machine will be copies of, while this process imports what it needs itself.
+
+    It ends with the thread that calls this. Where it cannot be started, ranks start one, as on other machines.
+    """
+    if _ahead or not is_on():
+        return
+    key = f"{os.getpid()} {uuid.uuid4().hex}"
+    with suppress(OSError, Unavailable):
+        command, listener, environment = _prepared(target, _socket_path(key), keeper=os.getpid())
+        with listener:
+            # Of a session of its own: Ctrl-C is for this process. What it has to say, the ranks find out themselves.
+            process = subprocess.Popen(
+                command,
+                env={"OMP_NUM_THREADS": "1", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,
+            )
+        _ahead.append((key, process))
+
+
+def key_ahead() -> str:
+    """Return the key of what this process has started; empty where there is nothing."""
+    return _ahead[0][0] if _ahead else ""
 
 
 def run_rank(target: str, orders: dict[str, Any], key: str) -> dict[str, Any]:
@@ -74,7 +111,7 @@ def _begin(target: str, orders: dict[str, Any], path: Path) -> tuple[socket.sock
     connection = _connect(target, path)
     try:
         send_streams(connection)
-        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd()}
+        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd(), **standing()}
         send(connection, json.dumps(request).encode())
         message = receive(connection)
         if message is None:
@@ -105,6 +142,7 @@ def _connect(target: str, path: Path) -> socket.socket:
             try:
                 connection.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
+                _remove_dead(path.parent)
                 try:
                     _start_server(target, path)
                     connection.connect(str(path))  # It is answered once the server has imported everything.
@@ -117,24 +155,42 @@ def _connect(target: str, path: Path) -> socket.socket:
     return connection
 
 
+def _remove_dead(folder: Path) -> None:
+    """Remove the sockets of servers that were killed; each has a name of its own, of a run and a driver."""
+    for path in folder.iterdir():
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.setblocking(False)  # A server that does not answer lives.
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+
+
 def _start_server(target: str, path: Path) -> None:
-    with suppress(FileNotFoundError):
-        path.unlink()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(1024)
-        numbers = [str(listener.fileno()), str(os.getppid())]
-        command = [sys.executable, "-m", SERVER, target, str(path), *numbers]
+    command, listener, environment = _prepared(target, path, keeper=os.getppid())
+    with listener:
         # Through a shell that ends at once: Ray kills the child processes of a process of its own that ends.
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                SAFE_PATH_VARIABLE: "1",
-            },
+            env=environment,
             stdin=subprocess.DEVNULL,
             pass_fds=(listener.fileno(),),
             start_new_session=True,
             check=True,
         )
+
+
+def _prepared(target: str, path: Path, *, keeper: int) -> tuple[list[str], socket.socket, dict[str, str]]:
+    """Return the command of a server, the socket that it listens on, and its environment."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen(1024)
+    except BaseException:
+        listener.close()
+        raise
+    command = [sys.executable, "-m", SERVER, target, str(path), str(listener.fileno()), str(keeper)]
+    paths = os.pathsep.join(filter(None, sys.path))
+    return command, listener, {**os.environ, "PYTHONPATH": paths, SAFE_PATH_VARIABLE: "1"}

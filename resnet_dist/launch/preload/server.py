@@ -2,8 +2,8 @@
 
     python -m resnet_dist.launch.preload.server MODULE:FUNCTION SOCKET DESCRIPTOR KEEPER
 
-It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node, has
-gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
+It ends soon after its last rank, and at once where the run is finished or the process KEEPER, Ray's on this node or the
+driver, has gone. It has one thread, holds no GPU and opens nothing of the run: a copy would share that.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended
+from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended, stand_as
 from resnet_dist.launch.preload.wire import (
     NUM_STREAMS,
     STARTED,
@@ -192,6 +193,7 @@ class Server:
                 os.close(stream)
             # A crash shows where. The thread that crashes alone: a hundred stacks of data loading would hide it.
             faulthandler.enable(2, all_threads=False)
+            stand_as(request)
             os.environ.clear()
             os.environ.update(request["environment"])
             with suppress(OSError):
@@ -207,13 +209,37 @@ class Server:
 def main(target: str, path: str, descriptor: str, keeper: str) -> None:
     collect_rarely()
     try:
-        function = _import(target)
+        with _ending_with(int(keeper), Path(path)):
+            function = _import(target)
     except BaseException:  # Clients that wait see the connection end.
         Path(path).unlink(missing_ok=True)
         raise
     gc.collect()
     gc.freeze()  # Garbage collection in the copies would write to the memory that they share.
     Server(function, socket.socket(fileno=int(descriptor)), Path(path), int(keeper)).serve()
+
+
+@contextmanager
+def _ending_with(keeper: int, path: Path) -> Iterator[None]:
+    """End inside the block when the keeper ends, where it is the parent; after it, `Server` sees that by itself."""
+
+    def end(*_: object) -> NoReturn:
+        path.unlink(missing_ok=True)
+        os._exit(1)
+
+    if keeper != os.getppid():
+        try:
+            os.kill(keeper, 0)
+        except ProcessLookupError:  # It ended before this process began.
+            end()
+        yield
+        return
+
+    signal.signal(signal.SIGTERM, end)
+    end_with_parent(signal.SIGTERM)
+    yield
+    end_with_parent(0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _import(target: str) -> Function:

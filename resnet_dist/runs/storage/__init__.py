@@ -3,6 +3,7 @@
 protocol        the interface: objects, logs, and folders of files that appear at once
 open            choose the implementation by the location
 folder          a folder that all nodes share
+folder_check    a check before a run begins that it can write all of its files there
 folder_bundles  its folders of files: written aside and renamed
 bucket          an object store: s3://, gs://, az://
 bucket_bundles  its folders of files: uploaded with the file that commits them last, fetched once per node

@@ -42,6 +42,7 @@ class Bucket:
         """Write, list and remove an object: so a lack of permissions, or of conditions, is found at once."""
         name, content = f".check-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
         try:
+            self._client.meet()
             self.create(name, content)
             conditions = not self.create(name, content + b" again")
             self.folders()

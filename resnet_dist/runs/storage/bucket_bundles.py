@@ -10,16 +10,14 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
 from resnet_dist.runs.storage.client import Client
-from resnet_dist.runs.storage.protocol import ALWAYS, Permit, StoredObject
-from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, scratch_file_lock, written_folder
-
-if TYPE_CHECKING:
-    from resnet_dist.runs.storage.bucket import Bucket
+from resnet_dist.runs.storage.protocol import ALWAYS, Permit, Storage, StoredObject
+from resnet_dist.runs.storage.scratch import explained_room, fetched_folder, written_folder
+from resnet_dist.system.locks import lock_of
 
 PART_BYTES = 8 * 2**20  # the size of a part of an upload or download; a broken one costs no more
 NUM_PARTS = 8  # the parts of a file that travel at the same time
@@ -32,7 +30,7 @@ PERMIT_SECONDS = 1.0  # for which an answer of the permit holds
 class BucketBundles:
     """See protocol.Bundles. What is uploaded and fetched passes through the scratch folder of this machine."""
 
-    def __init__(self, bucket: Bucket, client: Client, prefix: str, commit: str) -> None:
+    def __init__(self, bucket: Storage, client: Client, prefix: str, commit: str) -> None:
         self._bucket, self._client, self._prefix, self._commit = bucket, client, prefix, commit
 
     def names(self) -> list[str]:
@@ -57,7 +55,7 @@ class BucketBundles:
 
     def fetch(self, name: str, only: Collection[str] | None = None) -> Path:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)), explained_room():
+        with FileLock(lock_of(folder)), explained_room():
             commit = self._bucket.read(f"{name}/{self._commit}")
             if commit is None:
                 raise FileNotFoundError(f"{self.location(name)}: missing")
@@ -77,7 +75,7 @@ class BucketBundles:
 
     def forget(self, name: str) -> None:
         folder = self._fetched(name)
-        with FileLock(scratch_file_lock(folder)):
+        with FileLock(lock_of(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, name: str) -> None:

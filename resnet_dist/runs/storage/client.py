@@ -27,6 +27,8 @@ SMALL_SECONDS, SMALL_RETRY_SECONDS = 10.0, 15.0
 LARGE_SECONDS, LARGE_RETRY_SECONDS = 120.0, 60.0
 CONNECT_SECONDS = 5.0
 MAX_PAUSE_SECONDS, RETRY_SECONDS = 5.0, 0.2
+# Before anything starts a person waits. A name that DNS does not know is mistyped; a server may be about to start.
+UNKNOWN_SECONDS, REFUSED_SECONDS = 2.0, 8.0
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 # Words in an error, and the sentence that explains it. The first that fits is used.
@@ -60,10 +62,12 @@ PERMANENT = (
 )
 # Ceph answers 403 and MinIO 507: a person, or what removes old objects, makes room.
 FULL = r"QuotaExceeded|StorageFull|507 Insufficient"
+UNKNOWN = r"dns error|failed to lookup|Name or service not known"
+REFUSED = r"Connection refused|ConnectError|tcp connect error"
 PASSING = (
     (FULL, "it has no room left"),
-    (r"dns error|failed to lookup|Name or service not known", "the host of its endpoint is unknown"),
-    (r"Connection refused|ConnectError|tcp connect error", "its endpoint refuses connections"),
+    (UNKNOWN, "the host of its endpoint is unknown"),
+    (REFUSED, "its endpoint refuses connections"),
     (r"operation timed out|TimedOut|timed out", "it does not answer in time"),
     (r"\b5\d\d [A-Z][a-z]+", "it answers with errors"),
 )
@@ -105,6 +109,26 @@ class Client:
                 # obstore has retried what it can; it does not retry an answer that breaks off.
                 if not isinstance(problem, Unreachable) or time.monotonic() - begin >= seconds:
                     raise problem from error
+            pause.wait(RETRY_SECONDS)
+
+    def meet(self) -> None:
+        """Connect once. Raises Unreachable, within seconds, where no server is at the address of the store.
+
+        All other errors are left to the calls that follow: they explain them, and wait for what may pass.
+        """
+        once, begin, pause = _connect(self.url, SMALL_SECONDS, 0.0), time.monotonic(), threading.Event()
+        while True:
+            try:
+                _interruptible(lambda: self.library.head(once, ".check"))
+            except Exception as error:  # obstore raises its own classes, and Python's for some of them
+                problem, text = explained(self.url, error), str(error)
+                seconds = UNKNOWN_SECONDS if re.search(UNKNOWN, text) else REFUSED_SECONDS
+                if not isinstance(problem, Unreachable) or not re.search(f"{UNKNOWN}|{REFUSED}", text):
+                    return
+                if time.monotonic() - begin >= seconds:
+                    raise problem from error
+            else:
+                return
             pause.wait(RETRY_SECONDS)
 
 
@@ -198,7 +222,11 @@ def _interruptible(function: Callable[[], Value]) -> Value:
 def _short(text: str) -> str:
     """Return what a person can use of an error: the message of the server, or the first words."""
     found = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
-    words = found[1] if found else re.split(r"\s*(?:<\?xml|Debug source|, after \d+ retries)", text)[0]
+    words = (
+        found[1]
+        if found
+        else re.split(r"\s*(?:<\?xml|Debug source|, after \d+ retries| - HTTP error)", text)[0]
+    )
     return redact(" ".join(words.split()))[:300].rstrip(": ")
 
 

@@ -19,16 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from resnet_dist.errors import StorageError
 from resnet_dist.system.files import is_disk_full
+from resnet_dist.system.locks import locked_folders, own_folder, remove_unlocked
 
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
 DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
 RECENT_SECONDS = 600.0  # A fetched bundle is kept for this long after its last use.
 LOG_SECONDS = 30 * 24 * 3600.0
-LOCK_SUFFIX = ".lock"
 
 
 def scratch_folder() -> Path:
@@ -65,17 +63,9 @@ def explained_room() -> Iterator[None]:
 @contextmanager
 def written_folder() -> Iterator[Path]:
     """Yield a new folder, which is removed at the end; remove what processes that died have left."""
-    writing = scratch_folder() / "writing"
-    _remove_dead(writing)
-    writing.mkdir(exist_ok=True)
-    folder = writing / uuid.uuid4().hex
-    try:
-        with FileLock(scratch_file_lock(folder)), explained_room():
-            folder.mkdir()
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch_file_lock(folder).unlink(missing_ok=True)
+    with explained_room(), own_folder(scratch_folder() / "writing" / uuid.uuid4().hex) as folder:
+        folder.mkdir()
+        yield folder
 
 
 def fetched_folder(run: str, name: str) -> Path:
@@ -83,10 +73,11 @@ def fetched_folder(run: str, name: str) -> Path:
     fetched = scratch_folder() / "fetched"
     folder = fetched / run / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for other in fetched.glob("*/*"):
-        with suppress(FileNotFoundError):
-            if other.is_dir() and other != folder and time.time() - other.stat().st_mtime > RECENT_SECONDS:
-                _remove_unlocked(other)
+    for other in locked_folders(fetched.glob("*/*")) - {folder}:
+        with suppress(FileNotFoundError):  # A lock alone goes at once, unless its user holds it.
+            if time.time() - other.stat().st_mtime <= RECENT_SECONDS:
+                continue
+        remove_unlocked(other)
     return folder
 
 
@@ -101,20 +92,3 @@ def log_folder(run: str) -> Path:
             if time.time() - other.stat().st_mtime > LOG_SECONDS:
                 shutil.rmtree(other)
     return folder
-
-
-def scratch_file_lock(folder: Path) -> Path:
-    """Return the path of the lock of a folder, which its user holds."""
-    return folder.with_name(f"{folder.name}{LOCK_SUFFIX}")
-
-
-def _remove_dead(writing: Path) -> None:
-    for folder in writing.glob("*"):
-        if folder.is_dir():
-            _remove_unlocked(folder)
-
-
-def _remove_unlocked(folder: Path) -> None:
-    """Remove a folder, unless a process holds its lock."""
-    with suppress(Timeout, OSError), FileLock(scratch_file_lock(folder), timeout=0):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,6 @@
 
 choose       the stores by name; refuse those that cannot be opened here
 sending      the thread that sends a spool to such a store
-beside       the publisher of a run with such stores beside it
+fan_out      the publisher that sends a run to MLflow and to such stores
 tensorboard  event files in the run folder
 """

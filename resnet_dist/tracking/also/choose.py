@@ -31,15 +31,15 @@ def _event_files(run: RunFolder) -> FileStore:
     return EventFiles(run)
 
 
-KINDS = {"tensorboard": Also("TensorBoard", "tensorboard", "tensorboard", _event_files)}
+STORES = {"tensorboard": Also("TensorBoard", "tensorboard", "tensorboard", _event_files)}
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names without repetitions. Raises UserError for an unknown one."""
     chosen = tuple(dict.fromkeys(names))
     for name in chosen:
-        if name not in KINDS:
-            raise UserError(f"--also {name}: unknown; use {' or '.join(KINDS)}")
+        if name not in STORES:
+            raise UserError(f"--also {name}: unknown; use {' or '.join(STORES)}")
     return chosen
 
 
@@ -48,7 +48,7 @@ def check_also(names: Iterable[str]) -> tuple[str, ...]:
     chosen = check_names(names)
     for name in chosen:
         if not is_installed(name):
-            kind = KINDS[name]
+            kind = STORES[name]
             raise UserError(
                 f"--also {name}: the Python package {kind.module} is not installed; "
                 f"uv pip install 'resnet-dist[{kind.extra}]'"
@@ -57,7 +57,7 @@ def check_also(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_installed(name: str) -> bool:
-    return name in KINDS and find_spec(KINDS[name].module) is not None
+    return name in STORES and find_spec(STORES[name].module) is not None
 
 
 def senders_of(run: RunFolder, report: Callable[[str], None]) -> list[Sender]:
@@ -68,5 +68,5 @@ def senders_of(run: RunFolder, report: Callable[[str], None]) -> list[Sender]:
     from resnet_dist.tracking.also.sending import Sender
 
     return [
-        Sender(KINDS[name].title, run, KINDS[name].open, report) for name in run.also if is_installed(name)
+        Sender(STORES[name].title, run, STORES[name].open, report) for name in run.also if is_installed(name)
     ]

@@ -11,7 +11,7 @@ registry   register a logged model under a name and an alias
 results    publish the recipe, and the results of a run that has ended
 page/      the data sets, figures and other files of a run's page
 publisher  the publisher of a run, made of the modules above
-study      the publisher of a study: the parent of its runs
+group      the publisher of a study or sweep: the parent of its runs
 sync       send what a tracker did not get; close what a dead driver left open
 reading    read runs back: those of an experiment, one by its name, the history of a metric
 browse/    MLflow's page: served, linked, and opened with columns and charts

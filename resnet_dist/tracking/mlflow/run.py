@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, Status
-from resnet_dist.runs.study_folder import StudyFolder
+from resnet_dist.runs.group_folder import GroupFolder
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import redact, redact_all
 from resnet_dist.tracking.backlog import MAX_METRICS_PER_REQUEST, MetricPoint
@@ -86,22 +86,22 @@ class MlflowRun:
         return cls._find(record.output, experiment, run.name, run.run_id, run.key, record.start_ms)
 
     @classmethod
-    def open_parent(cls, study: StudyFolder) -> Self:
-        """Create or resume the run of a study, which has no metrics of its own.
+    def open_parent(cls, group: GroupFolder) -> Self:
+        """Create or resume the parent run of a group, which has no metrics of its own.
 
         Other runs become its children by PARENT_TAG. Raises as `open` does.
         """
-        run = cls.find_parent(study)
+        run = cls.find_parent(group)
         run.client.update_run(run.run_id, status="RUNNING")
         with run._closed_where_it_fails():
-            run.describe_study(study)
+            run.describe_group(group)
         return run
 
     @classmethod
-    def find_parent(cls, study: StudyFolder) -> Self:
-        """Return the run of a study as it is, or create it."""
-        assert study.experiment is not None
-        return cls._find(study.output, study.experiment, study.name, study.run_id, study.key, None)
+    def find_parent(cls, group: GroupFolder) -> Self:
+        """Return the parent run of a group as it is, or create it."""
+        assert group.experiment is not None
+        return cls._find(group.output, group.experiment, group.name, group.run_id, group.key, None)
 
     @classmethod
     def _find(
@@ -146,12 +146,11 @@ class MlflowRun:
         )
         tags = {FOLDER_TAG: run.location, **attempt_tags(run), **redact_all(dict(record.tags))}
         self.set_tags({**tags, **lineage_tags(self.client, run.lineage, tags.get(NOTE_TAG, ""))})
-        for name in data.tags:
-            if is_of_attempt(name) and name not in tags:  # of an earlier one
-                self.client.delete_tag(self.run_id, name)
+        # Those of an earlier one.
+        self.delete_tags([name for name in data.tags if is_of_attempt(name) and name not in tags])
 
-    def describe_study(self, study: StudyFolder) -> None:
-        self.set_tags({**origin_tags(study.source, study.description), study.kind.tag: study.name})
+    def describe_group(self, group: GroupFolder) -> None:
+        self.set_tags({**origin_tags(group.source, group.description), group.kind.tag: group.name})
 
     def newest_steps(self) -> dict[str, int]:
         """Return the newest step of every metric in the store."""
@@ -181,6 +180,12 @@ class MlflowRun:
             values.tags_of(tags),
             lambda batch: self.client.log_batch(self.run_id, tags=batch, synchronous=True),
         )
+
+    def delete_tags(self, names: Collection[str]) -> None:
+        """Delete tags; those that the run does not have are passed over."""
+        if names:
+            for name in self.client.get_run(self.run_id).data.tags.keys() & set(names):
+                self.client.delete_tag(self.run_id, name)
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""

@@ -1,4 +1,4 @@
-"""Send what a tracker did not get of a run or a study, and close what a dead driver left open. Repeating it changes nothing."""
+"""Send what a tracker did not get of a run, a study or a sweep, and close what a dead driver left open. Repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status
-from resnet_dist.runs.study_folder import StudyFolder
+from resnet_dist.runs.group_folder import GroupFolder
 from resnet_dist.system.limit import within
 from resnet_dist.tracking.backlog import Backlog
 from resnet_dist.tracking.mlflow.failure import explain
+from resnet_dist.tracking.mlflow.group import sync_parent
 from resnet_dist.tracking.mlflow.results import publish_results
 from resnet_dist.tracking.mlflow.run import CLOSE_SECONDS, MlflowRun, RunGone, place_of
-from resnet_dist.tracking.mlflow.study import sync_parent
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry, Follower, start_seconds, start_tags
 from resnet_dist.tracking.store import TrackerRefuses, tracking_uri
@@ -55,24 +55,24 @@ def sync_run(run: RunFolder, output: Path, report: Callable[[str], None]) -> Run
     return run.with_run_id(mlflow_run.run_id).ended(status, unsent)
 
 
-def sync_study(study: StudyFolder, report: Callable[[str], None]) -> StudyFolder:
-    """Send what MLflow lacks of the run of a study, whose lock is held, and close it; return the study as it is then.
+def sync_group(group: GroupFolder, report: Callable[[str], None]) -> GroupFolder:
+    """Send what MLflow lacks of the parent run of a group, whose lock is held, and close it; return the group as it is then.
 
     Its runs are sent before it, by `sync_run`. Raises UserError as that does.
     """
-    status: Status = study.status or "KILLED"
+    status: Status = group.status or "KILLED"
     try:
-        found = within(OPEN_SECONDS, lambda: MlflowRun.find_parent(study))
+        found = within(OPEN_SECONDS, lambda: MlflowRun.find_parent(group))
         was = found.status()
     except (StorageError, UserError):
         raise
     except Exception as error:  # A server may fail in any way.
-        report(f"{study.title}: not sent; {_outage(error, study.output)}")
-        return study.ended(status, study.conclusion, study.unsent or ("everything",))
-    unsent = sync_parent(found, study, status, report)
+        report(f"{group.title}: not sent; {_outage(error, group.output)}")
+        return group.ended(status, group.conclusion, group.unsent or ("everything",))
+    unsent = sync_parent(found, group, status, report)
     if not unsent:
-        report(f"{study.title}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
-    return replace(study, run_id=found.run_id).ended(status, study.conclusion, unsent)
+        report(f"{group.title}: sent" + (f", closed as {status}, was {was}" if was != status else ""))
+    return replace(group, run_id=found.run_id).ended(status, group.conclusion, unsent)
 
 
 def _outage(error: Exception, output: Path) -> str:

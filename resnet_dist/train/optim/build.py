@@ -10,6 +10,7 @@ from torch import nn
 
 from resnet_dist.config import Optim
 from resnet_dist.errors import UserError
+from resnet_dist.model import FastResNet
 from resnet_dist.train.optim.muon import Muon
 
 Group = dict[str, Any]
@@ -53,27 +54,30 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[Group]:
-    """Return up to five groups: weights; scales of norms; biases; scales and biases that decay beside those that do not.
+    """Return up to six groups: weights; scales of norms; biases; scales and biases that decay beside those that do not;
+    the bias of a whitening layer, marked `whitening`, which may be frozen during a run.
 
-    Biases of convolutions are in the groups of scales. Frozen parameters are left out. Decay on a batch norm's scale or
-    on a bias only shrinks the output (arXiv 1706.02677, section 5.3). `lr_scale` is the ratio of a group's rate to the
-    schedule's.
+    Frozen parameters are left out. Decay on a batch norm's scale or on a bias only shrinks the output (arXiv 1706.02677,
+    section 5.3). `lr_scale` is the ratio of a group's rate to the schedule's.
     """
     weights: list[nn.Parameter] = []
     others: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (bias, decays): [] for decays in (False, True) for bias in (False, True)
     }
+    whitening = model.get_parameter("whitening.bias") if isinstance(model, FastResNet) else None
     for path, module in model.named_modules():
         decays = _decays(path, module, optim)
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                # Only a whitening convolution has a bias: it learns at the weights' rate, as in airbench94.
+            if parameter.requires_grad and parameter is not whitening:
                 bias = name == "bias" and not isinstance(module, nn.Conv2d)
                 (weights if parameter.ndim > 1 else others[bias, decays]).append(parameter)
     groups = [_group(weights, optim.weight_decay)]
     for (bias, decays), parameters in others.items():
         decay = optim.weight_decay if decays or optim.decay_norms else 0.0
         groups.append(_group(parameters, decay, optim.bias_lr_scale if bias else 1.0))
+    if whitening is not None and whitening.requires_grad:
+        decay = optim.weight_decay if optim.decay_norms or optim.decay_biases else 0.0
+        groups.append({**_group([whitening], decay, optim.whitening_bias_lr_scale), "whitening": True})
     return [group for group in groups if group["params"]]
 
 
@@ -89,9 +93,13 @@ def _group(parameters: list[nn.Parameter], decay: float, lr_scale: float = 1.0) 
     return {"params": parameters, "weight_decay": decay / lr_scale, "lr_scale": lr_scale}
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, rate: float, of_whitening: float | None = None
+) -> None:
+    """Set the rate of every group; `of_whitening` is that for the bias of a whitening layer, where it has its own."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        own = of_whitening if group.get("whitening") else None
+        group["lr"] = (rate if own is None else own) * group["lr_scale"]
 
 
 def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
@@ -104,7 +112,10 @@ def _muon_groups(groups: list[Group], optim: Optim) -> list[Group]:
         filters = [p for p in group["params"] if p.ndim == 4]
         rest = [p for p in group["params"] if p.ndim != 4]
         if filters:
-            convolutions.append({**group, "params": filters, "orthogonalize": True})
+            own: Group = {"params": filters, "orthogonalize": True, "normalize": optim.normalize_weights}
+            if optim.normalize_weights:
+                own["weight_decay"] = 0.0
+            convolutions.append({**group, **own})
         if rest:
             sgd = {"params": rest, "lr_scale": group["lr_scale"] * scale, "momentum": momentum}
             others.append({**group, **sgd})

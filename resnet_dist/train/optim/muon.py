@@ -30,7 +30,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for groups with `orthogonalize=True`, which hold convolution weights (O, I, h, w); SGD for all others.
 
     Decay follows torch.optim.Muon and torch.optim.SGD: decoupled from the gradient in Muon's groups (weights shrink
-    by lr · weight_decay), added to the gradient in the others. State: one `momentum_buffer` per parameter.
+    by lr · weight_decay), added to the gradient in the others. Groups with `normalize=True` bring each weight to the norm
+    √O before its update, as airbench94's version with Muon does. State: one `momentum_buffer` per parameter.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         self._ns_steps = ns_steps  # Not in the groups, whose keys a checkpoint may hold.
-        super().__init__(groups, {**defaults, "orthogonalize": False})
+        super().__init__(groups, {**defaults, "orthogonalize": False, "normalize": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -71,6 +72,11 @@ def _muon(
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for number, p in enumerate(params):
         by_shape[p.shape].append(number)
+    if group["normalize"]:
+        norms = torch._foreach_norm(params)
+        torch._foreach_clamp_min_(norms, MIN_NORM)
+        torch._foreach_div_(params, norms)
+        torch._foreach_mul_(params, [math.sqrt(len(p)) for p in params])
     torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     for numbers in by_shape.values():
         # Flatten in the order of channels-last memory: the iteration does not depend on the order of columns.

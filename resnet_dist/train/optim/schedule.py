@@ -19,7 +19,7 @@ def learning_rate(
 ) -> float:
     """Return the rate of the update that follows `step` completed ones. `milestones` are the schedule's, in steps."""
     if step < warmup_steps:
-        return _warmup(step, schedule, peak, warmup_steps)
+        return _warmup(step if schedule.warmup_at_start else step + 1, schedule, peak, warmup_steps)
     low = peak * schedule.floor
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)  # from 0 to just below 1
     if schedule.decay == "cosine":
@@ -31,11 +31,23 @@ def learning_rate(
     return peak
 
 
-def _warmup(step: int, schedule: Schedule, peak: float, warmup_steps: int) -> float:
-    """Return a rate that reaches `peak` at the last step of the warm-up; the first step is one part above the start."""
+def whitening_rate(step: int, rate: float, schedule: Schedule, *, peak: float, steps: int | None) -> float:
+    """Return the rate of a whitening layer's bias, where that of the weights is `rate`: 0 once it is frozen.
+
+    steps: those for which it trains; None: all.
+    """
+    if steps is None:
+        return rate
+    if step >= steps:
+        return 0.0
+    return peak * (1 - step / steps) if schedule.whitening_bias_decay == "linear" else rate
+
+
+def _warmup(part: int, schedule: Schedule, peak: float, warmup_steps: int) -> float:
+    """Return the rate after `part` of the parts by which the warm-up rises from its start to `peak`."""
     start = peak * schedule.warmup_start
     if schedule.warmup_shape == "constant":
         return start
     if schedule.warmup_shape == "cosine":
-        return start + (peak - start) * 0.5 * (1 - math.cos(math.pi * (step + 1) / warmup_steps))
-    return start + (peak - start) * (step + 1) / warmup_steps
+        return start + (peak - start) * 0.5 * (1 - math.cos(math.pi * part / warmup_steps))
+    return start + (peak - start) * part / warmup_steps

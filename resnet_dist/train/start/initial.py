@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.config import Data, Recipe
+from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.shards.index import Index
 from resnet_dist.model import FastResNet, build_model, match, whitening_filters
@@ -69,8 +70,9 @@ def initialize_weights(
     """
     model = state.model
     if isinstance(model, FastResNet):
-        filters = from_main(world, lambda: whitening_filters(plain_images(recipe.data, index, world)).cpu())
-        model.whiten(filters)
+        images = plain_images(recipe.data, index, world)
+        kind = recipe.model.whitening
+        model.whiten(from_main(world, lambda: whitening_filters(images, kind).cpu()))
     source = recipe.model.init_from
     if source is not None:
         weights: Weights = from_main(world, lambda: read_weights(source))
@@ -86,14 +88,20 @@ def plain_images(data: Data, index: Index, world: World) -> Iterator[Tensor]:
     """
     alone = replace(world, rank=0, world_size=1)
     with evaluation_loader(index, data.model_copy(update={"cache": "none"}), alone) as loader:
-        seen = 0
-        for step in range(loader.order.steps_per_epoch):
-            batch = loader.batch_at(step)
-            images = normalize(batch.images_BSSC[batch.weights_B > 0], data)
-            yield images
-            seen += len(images)
-            if seen >= WHITENING_IMAGES:
-                return
+        yield from first_images(loader)
+
+
+def first_images(loader: Loader) -> Iterator[Tensor]:
+    """Yield the first WHITENING_IMAGES good images of a loader, normalized, (N, C, H, W)."""
+    seen = 0
+    for step in range(loader.order.steps_per_epoch):
+        batch = loader.batch_at(step)
+        images = normalize(batch.images_BSSC[batch.weights_B > 0], loader.data)
+        images = images[: WHITENING_IMAGES - seen]
+        yield images
+        seen += len(images)
+        if seen >= WHITENING_IMAGES:
+            return
 
 
 def from_main(world: World, make: Callable[[], Value]) -> Value:

@@ -26,6 +26,13 @@ class Best:
     def is_beaten_by(self, value: float) -> bool:
         return value < self.value if self.metric.endswith("loss") else value > self.value
 
+    @classmethod
+    def after(cls, before: Best | None, metric: str, value: float, step: int) -> Best:
+        """Return the best once `step` has this value; a best of another metric does not count."""
+        if before is None or before.metric != metric or before.is_beaten_by(value):
+            return cls(metric, value, step)
+        return before
+
 
 @dataclass
 class TrainState:
@@ -58,11 +65,8 @@ class TrainState:
         """Record the metrics of this step's evaluation, and the best value so far."""
         self.metrics |= metrics
         self.evaluation_pending = False
-        if best_metric is None:
-            return
-        value = metrics[best_metric]
-        if self.best is None or self.best.metric != best_metric or self.best.is_beaten_by(value):
-            self.best = Best(best_metric, value, self.step)
+        if best_metric is not None:
+            self.best = Best.after(self.best, best_metric, metrics[best_metric], self.step)
 
     def is_best(self) -> bool:
         """Report whether this step is the best so far."""

@@ -17,7 +17,7 @@ from resnet_dist.data.images.augment import normalize
 from resnet_dist.data.images.mix import mix
 from resnet_dist.train.device import autocast
 from resnet_dist.train.optim.build import set_learning_rate
-from resnet_dist.train.optim.schedule import learning_rate
+from resnet_dist.train.optim.schedule import learning_rate, whitening_rate
 from resnet_dist.train.plan import Plan, due
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.batch_norm import RunningStatistics
@@ -70,7 +70,10 @@ class TrainStep:
             warmup_steps=self.plan.warmup,
             milestones=self.plan.milestones,
         )
-        set_learning_rate(state.optimizer, rate)
+        of_whitening = whitening_rate(
+            state.step, rate, schedule, peak=self.recipe.optim.lr, steps=self.plan.whitening
+        )
+        set_learning_rate(state.optimizer, rate, of_whitening)
         times = state.meter.times
         times.begin(batch.wait_seconds)
         sums_U3 = self.accumulate_gradients(batch)
@@ -80,7 +83,8 @@ class TrainStep:
             self.gradient_norms.measure(state.scaler.get_scale())
         self.update_weights()
         if state.ema is not None and (state.step + 1) % self.plan.ema == 0:
-            state.ema.update((state.step + 1) // self.plan.ema)
+            done = state.step + 1
+            state.ema.update(done // self.plan.ema, done / self.plan.total)
         times.end()
         state.meter.add(sums_U3, samples=len(batch.ids_B), bad=batch.bad, wait_seconds=batch.wait_seconds)
         state.metrics["train/lr"] = rate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.data.batches import loader, resident
+from resnet_dist.data.batches import resident
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
@@ -101,7 +101,7 @@ def test_a_set_is_decoded_in_chunks_that_share_memory(index: Index, monkeypatch:
         return original(self, shape)
 
     monkeypatch.setattr(resident.Buffers, "take", take)
-    monkeypatch.setattr(loader, "CHUNK_BYTES", 10 * 8 * 8 * 3)
+    monkeypatch.setattr(resident, "CHUNK_BYTES", 10 * 8 * 8 * 3)
     assert _batches(index, "device") == expected
     assert taken == [10]  # One buffer of 10 images serves all 123.
 

@@ -16,10 +16,11 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from resnet_dist.config import Data
-from resnet_dist.data.images import decode, jpeg_header
+from resnet_dist.data.images import decode
 from resnet_dist.data.images.crop import random_box, to_sizes
 from resnet_dist.data.images.decode import Box, open_image, scale_for
 from resnet_dist.data.images.draws import randomness
+from resnet_dist.data.images.jpeg import header as jpeg_header
 from resnet_dist.data.images.view import middle, resize
 from tests.data.conftest import decode_image
 from tests.data.images.pictures import jpeg, photo, saved

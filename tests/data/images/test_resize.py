@@ -6,9 +6,12 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from resnet_dist.config import Data
+from resnet_dist.data.images import view
 from resnet_dist.data.images.crop import random_box, resize_mode, to_sizes
 from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.draws import randomness
@@ -48,6 +51,16 @@ def test_a_crop_is_resized_as_pillow_does(mode: str) -> None:
         expected = np.asarray(image.crop(box).resize((SIZE, SIZE), resample))
         # Rows and columns are rounded one after the other.
         assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resizing_is_that_of_interpolate_with_and_without_its_operator(mode: str) -> None:
+    image = torch.from_numpy(np.array(picture()).transpose(2, 0, 1)[None]).contiguous(
+        memory_format=torch.channels_last
+    )
+    expected = F.interpolate(image, (SIZE, 40), mode=mode, antialias=True)
+    for operators in (torch._C._nn, None):
+        assert torch.equal(view._resizer(mode, operators)(image, [SIZE, 40], False, None), expected)
 
 
 def test_a_random_interpolation_is_drawn_for_each_copy_of_each_sample() -> None:

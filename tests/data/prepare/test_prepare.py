@@ -417,5 +417,5 @@ def test_a_real_torchvision_class_has_what_is_read(monkeypatch: pytest.MonkeyPat
 
 def test_what_decides_the_bytes_is_in_the_plan() -> None:
     fields = set(PrepareOptions.__dataclass_fields__) - {"strict", "allow_empty"}
-    plan = split_module._plan("x", [], PrepareOptions(max_pixels=1))
+    plan = split_module._plan("x", [], PrepareOptions(max_pixels=1, seekable=True))
     assert fields <= set(plan)

@@ -119,3 +119,22 @@ def test_a_server_that_does_not_start_leaves_no_socket(
     with pytest.raises(Unavailable, match="/bin/sh" if failure else "refused"):
         run_rank("a:b", {}, "key")
     assert not client._socket_path("key").exists()
+
+
+def test_the_sockets_of_servers_that_were_killed_are_removed(
+    serving: Server, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, mine = socket_path.with_name("dead"), socket_path.with_name("mine")
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(dead))
+    with socket.socket(socket.AF_UNIX) as started:
+
+        def start(target: str, path: Path) -> None:
+            started.bind(str(path))
+            started.listen()
+
+        monkeypatch.setattr(client, "_start_server", start)
+        client._connect("module:function", mine).close()
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["mine", "socket"]
+    serving._accept()  # The question whether it lives costs a server nothing.
+    assert not serving._children

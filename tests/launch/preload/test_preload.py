@@ -18,6 +18,7 @@ import pytest
 
 from resnet_dist.launch.preload import client
 from resnet_dist.launch.preload.client import Died, Unavailable, run_rank
+from resnet_dist.launch.preload.copies import standing
 from tests.paths import ROOT
 
 TARGET = "tests.launch.preload.functions:act"
@@ -132,3 +133,46 @@ def test_a_rank_that_cannot_be_copied_is_reported_before_it_begins(key: str) -> 
     with pytest.raises(Unavailable):
         run_rank(TARGET, orders, key)
     folder.chmod(0o700)
+
+
+def test_what_is_imported_ahead_serves_ranks_and_ends_with_its_process(key: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, tempfile, time; tempfile.tempdir = sys.argv[1]\n"
+        "from resnet_dist.launch.preload import client\n"
+        "client.import_ahead(sys.argv[2]); client.import_ahead(sys.argv[2])\n"
+        "print(client.key_ahead(), client._ahead[0][1].pid, len(client._ahead), flush=True); sys.stdin.read()"
+    )
+    # The second one never ends its import.
+    (tmp_path / "hanging.py").write_text("import time; time.sleep(600)")
+    for target in (TARGET, "hanging:act"):
+        command = [sys.executable, "-c", program, tempfile.gettempdir(), target]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as driver:
+            assert driver.stdout is not None
+            *words, server, count = driver.stdout.readline().split()
+            assert count == "1"
+            path = client._socket_path(" ".join(words))
+            if target == TARGET:
+                assert run_rank(TARGET, {}, " ".join(words))["parent"] == int(server)
+            driver.kill()
+        wait_until(lambda server=server: not is_alive(int(server)))  # type: ignore[misc]
+        wait_until(lambda path=path: not path.exists())  # type: ignore[misc]
+
+
+def test_nothing_is_imported_ahead_where_ranks_import_for_themselves(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(client.OFF_VARIABLE, "0")
+    client.import_ahead(TARGET)
+    assert client.key_ahead() == ""
+
+
+def test_a_rank_stands_as_its_client(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets its processes wait for others, and lets the system end them first where memory ends."""
+    before = run_rank(TARGET, {}, key)["standing"]
+    assert before == standing()
+    behind = {"nice": min(19, before["nice"] + 3), "oom_score_adj": 900}
+    monkeypatch.setattr(client, "standing", lambda: behind)
+    assert run_rank(TARGET, {"finished": True}, key)["standing"] == behind

@@ -168,15 +168,27 @@ def test_a_bucket_that_does_not_exist(s3: S3Server) -> None:
 
 
 @pytest.mark.usefixtures("s3", "impatient")
-def test_an_endpoint_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOCALHOST}:{free_port()}")
-    with pytest.raises(
-        UserError, match=rf"^s3://b at http://{LOCALHOST}:\d+: its endpoint refuses connections"
+def test_an_address_without_a_store_is_not_tried_as_long_as_a_store_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SMALL_RETRY_SECONDS", "LARGE_RETRY_SECONDS"):
+        monkeypatch.setattr(client, name, 1e6)  # The test would not end.
+    for name in ("UNKNOWN_SECONDS", "REFUSED_SECONDS"):
+        monkeypatch.setattr(client, name, 0.3)
+    for address, words in (
+        ("http://no-such-host.invalid", "the host of its endpoint is unknown"),
+        (f"http://{LOCALHOST}:{free_port()}", "its endpoint refuses connections"),
     ):
-        open_storage("s3://b/x").check()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://no-such-host.invalid")
-    with pytest.raises(UserError, match="the host of its endpoint is unknown"):
-        open_storage("s3://b/x").check()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(UserError, match=rf"^s3://b at {address}: {words}"):
+            open_storage("s3://b/x").check()
+
+
+def test_a_store_that_starts_late_is_waited_for(s3: S3Server, storage: Storage) -> None:
+    """Its first answers are errors: they are no reason to give up before anything starts."""
+    answers = iter(["500", "503"])
+    s3.proxy.fault = lambda method, path: next(answers, None)
+    storage.check()
 
 
 @pytest.mark.parametrize(

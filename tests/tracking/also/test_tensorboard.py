@@ -19,8 +19,8 @@ from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.also import choose, sending
-from resnet_dist.tracking.also.beside import with_others
 from resnet_dist.tracking.also.choose import check_also
+from resnet_dist.tracking.also.fan_out import with_others
 from resnet_dist.tracking.also.sending import Sender
 from resnet_dist.tracking.also.tensorboard import EventFiles
 from resnet_dist.tracking.backlog import MetricPoint
@@ -159,7 +159,7 @@ def test_what_was_not_sent_is_counted_and_sync_sends_it(
         opened.finish(0.2)
     assert opened.unsent == ("16 metrics to TensorBoard",)
     assert len([note for note in notes if "No space left" in note]) == 1
-    from resnet_dist.tracking.also.beside import send_to_others
+    from resnet_dist.tracking.also.fan_out import send_to_others
 
     assert send_to_others(run, notes.append) == []
     assert_complete(run)

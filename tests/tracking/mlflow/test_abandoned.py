@@ -19,14 +19,14 @@ import pytest
 from resnet_dist.cli.main import run_command
 from resnet_dist.config import Recipe
 from resnet_dist.runs.folder import RunFolder, read_run, stored_recipe
+from resnet_dist.runs.group_folder import SWEEP_TAG, GroupFolder, held
 from resnet_dist.runs.storage.holder import Holder
 from resnet_dist.runs.storage.lease import LEASE_FILE, is_abandoned
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import SWEEP_TAG, StudyFolder, held
-from resnet_dist.tracking.abandoned import close_abandoned, closing_abandoned, closing_beside_study
+from resnet_dist.tracking.abandoned import close_abandoned, closing_abandoned, closing_beside_group
 from resnet_dist.tracking.mlflow.reading import Tracker
 from resnet_dist.tracking.mlflow.run import MlflowRun
-from resnet_dist.tracking.protocol import RunRecord, StudyRecord
+from resnet_dist.tracking.protocol import GroupRecord, RunRecord
 from resnet_dist.tracking.spool import Spool
 from tests.paths import ROOT
 
@@ -99,8 +99,8 @@ def test_the_start_of_a_sweep_closes_them_but_its_own(output: Path, digits_recip
         begun(output, digits_recipe, name, 2**22, tags=tags)
         before = time.time() - 600
         os.utime(output / "runs" / name / LEASE_FILE, (before, before))
-    record, publisher = StudyRecord(Mock(), "s", output / "sweeps/s", "digits.py", output), Mock()
-    assert closing_beside_study(lambda record: publisher)(record) is publisher
+    record, publisher = GroupRecord(Mock(), "s", output / "sweeps/s", "digits.py", output), Mock()
+    assert closing_beside_group(lambda record: publisher)(record) is publisher
     for thread in threading.enumerate():
         if thread.name == "abandoned":
             thread.join(60)
@@ -145,7 +145,7 @@ def test_a_machine_that_was_started_again_has_no_drivers_of_before(tmp_path: Pat
 
 
 def test_the_run_of_a_study_is_closed_with_it(output: Path) -> None:
-    study = StudyFolder(output / "studies/s", key="s", experiment="e", tracker="")
+    study = GroupFolder(output / "studies/s", key="s", experiment="e", tracker="")
     study.write()
     MlflowRun.open_parent(study)
     with held(study.path):

@@ -23,7 +23,7 @@ import pytest
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow.browse import serve
 from resnet_dist.tracking.mlflow.browse.serve import show_runs
-from resnet_dist.tracking.mlflow.browse.view import GROUPS_TAG, PRIMARY_TAG, VIEW_TAG
+from resnet_dist.tracking.mlflow.browse.view import GROUPS_TAG, NESTED_TAG, PRIMARY_TAG, VIEW_TAG
 from resnet_dist.tracking.mlflow.reading import Tracker
 from resnet_dist.tracking.store import URI_VARIABLE
 
@@ -72,6 +72,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     monkeypatch.setattr(serve.subprocess, "Popen", Server)
     monkeypatch.setattr(serve, "_end_group", lambda server: None)
     monkeypatch.setattr(serve, "_answers", lambda port: True)
+    monkeypatch.setattr(serve, "_warm_up", lambda port, experiment: None)
     return seen
 
 
@@ -136,7 +137,9 @@ def test_the_view_has_what_answers_which_run_is_best(
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`eval/top1`", False)
     assert "params.`optim.lr`" in view["selectedColumns"]
     assert "params.`model.name`" not in view["selectedColumns"]  # It is the same in all runs.
-    charts = [chart["metricKey"] for chart in view["compareRunCharts"]]
+    charts = [
+        chart["metricKey"] for chart in view["compareRunCharts"]
+    ]  # no card of images, as no run has any
     assert charts[:4] == ["eval/top1", "train/loss", "train/lr", "perf/images_per_second"]
     assert charts[-1] == "data/bad_samples"
     sections = {section["uuid"] for section in view["compareRunSections"]}
@@ -145,6 +148,18 @@ def test_the_view_has_what_answers_which_run_is_best(
     before = client.get_experiment("1").tags
     show_runs(Tracker.open(output), free_port(), None, lambda text: None)
     assert client.get_experiment("1").tags == before  # It is not written again.
+
+
+def test_the_card_of_images_shows_the_step_that_runs_have(
+    output: Path, client: mlflow.MlflowClient, served: list[dict[str, str]]
+) -> None:
+    for run, steps in zip(client.search_runs(["1"]), ("66 132", "132"), strict=True):
+        client.set_tag(run.info.run_id, "resnet_dist.figures", steps)
+    show_runs(Tracker.open(output), free_port(), None, lambda text: None)
+    view = view_of(client)
+    (card,) = [chart for chart in view["compareRunCharts"] if chart["type"] == "IMAGE"]
+    assert (card["imageKeys"], card["step"]) == (["eval/worst images"], 132)
+    assert card["metricSectionId"] in {section["uuid"] for section in view["compareRunSections"]}
 
 
 def add_study(client: mlflow.MlflowClient, name: str, top1s: tuple[float, ...], tag: str = "study") -> None:
@@ -167,7 +182,10 @@ def test_runs_of_studies_and_sweeps_have_a_view_that_groups_them(
     show_runs(Tracker.open(output), port, None, reports.append)
     link = LINK.replace("=resnet-dist", "=resnet-dist-groups")
     assert reports[-1].splitlines()[2] == f"groups http://127.0.0.1:{port}{link}"
+    assert reports[-1].splitlines()[3] == f"nested http://127.0.0.1:{port}{link.replace('groups', 'nested')}"
     assert view_of(client, GROUPS_TAG)["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "sweep"}]
+    nested = view_of(client, NESTED_TAG)
+    assert (nested["orderByKey"], nested["orderByAsc"]) == ("attributes.start_time", False)
     add_study(client, "nets", (0.5,))
     show_runs(Tracker.open(output), port, None, reports.append)
     keys = [key["groupByData"] for key in view_of(client, GROUPS_TAG)["groupBy"]["groupByKeys"]]
@@ -189,8 +207,8 @@ def test_a_browser_shows_the_runs_of_a_study_below_it(
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
-            links = [process.stdout.readline().split()[1] for _ in range(3)]
-            page = dom_of(browser, links[2], tmp_path / "profile")
+            links = [process.stdout.readline().split()[1] for _ in range(4)]
+            page, nested = (dom_of(browser, link, tmp_path / "profile") for link in links[2:])
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
@@ -200,6 +218,10 @@ def test_a_browser_shows_the_runs_of_a_study_below_it(
         assert name in page
     assert page.count("Group: ") >= 2
     assert page.count("0.875") >= 2  # The group has the value of its best run, which has it too.
+    assert "runs below their study or sweep" in nested
+    names = re.findall(r">(weak|strong|weak-[01]|strong-[01]|low|high)</", nested)
+    # A click on a study lists its runs, see test_pages.py.
+    assert list(dict.fromkeys(names)) == ["strong", "weak", "high", "low"]
 
 
 def test_one_run_is_opened(output: Path, served: list[dict[str, str]]) -> None:

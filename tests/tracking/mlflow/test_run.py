@@ -19,13 +19,13 @@ from mlflow.entities import Metric
 from resnet_dist.config import Recipe, Study, Trial
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import Restarted, RunFolder
+from resnet_dist.runs.group_folder import STUDY_FILE
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.study_folder import STUDY_FILE
 from resnet_dist.tracking.mlflow import run as tracking_run
+from resnet_dist.tracking.mlflow.group import MlflowGroup
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.mlflow.run import MlflowRun, RunGone
-from resnet_dist.tracking.mlflow.study import MlflowStudy
-from resnet_dist.tracking.protocol import RunRecord, StudyRecord
+from resnet_dist.tracking.protocol import GroupRecord, RunRecord
 from resnet_dist.tracking.store import STORE_FILE, tracking_uri
 
 
@@ -137,8 +137,8 @@ def test_a_study_that_died_while_it_opened_resumes_its_run(output: Path, digits_
     trials = (Trial("t", digits_recipe, {"net": "plain"}),)
     study = Study("s", trials, "net", "net", 1, lambda results: "")
 
-    def begin() -> MlflowStudy:
-        return MlflowStudy(StudyRecord(study, "s", folder, "jobs/s.py", output))
+    def begin() -> MlflowGroup:
+        return MlflowGroup(GroupRecord(study, "s", folder, "jobs/s.py", output))
 
     first = begin().member_tags()
     known = (folder / STUDY_FILE).read_text().replace(first[tracking_run.PARENT_TAG], "x")

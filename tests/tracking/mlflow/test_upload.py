@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from resnet_dist.tracking.console import SpoolThread
 from resnet_dist.tracking.mlflow import upload
 from resnet_dist.tracking.mlflow.run import RunGone
 from resnet_dist.tracking.mlflow.upload import Uploader
+from resnet_dist.tracking.origin import MACHINE_PREFIX
 from resnet_dist.tracking.spool import Entry, Spool
 
 SOON = 60.0  # seconds; a timeout that is never reached
@@ -40,6 +42,11 @@ class Store:
         self._fail()
         self.tags |= tags
 
+    def delete_tags(self, names: Collection[str]) -> None:
+        self._fail()
+        for name in names:
+            self.tags.pop(name, None)
+
     def log_metrics(self, metrics: list[Metric]) -> None:
         self._fail()
         self.requests.append(len(metrics))
@@ -50,6 +57,7 @@ class Store:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(upload, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(upload, "SEND_SECONDS", 0.001)
     monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.001)
 
 
@@ -105,6 +113,23 @@ def test_what_the_store_has_is_not_sent_again(tmp_path: Path) -> None:
     uploader.start()
     assert uploader.finish(SOON) == 0
     assert sorted(store.rows) == sorted(write(spool_in(tmp_path / "other"), range(12)))
+
+
+def test_lines_that_come_soon_after_a_request_wait_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request costs a training in the same process as much as a hundred metrics do."""
+    monkeypatch.setattr(upload, "SEND_SECONDS", 3600.0)
+    rows, store = write(spool_in(tmp_path), range(1)), Store()
+    uploader = upload_to(store, spool_in(tmp_path))
+    uploader.start()
+    while not store.requests:
+        time.sleep(0.001)
+    for step in range(1, 6):
+        rows += write(spool_in(tmp_path), range(step, step + 1))
+    assert uploader.finish(SOON) == 0  # The end waits for nothing.
+    assert store.requests == [2, 10]
+    assert store.rows == rows
 
 
 def test_a_torn_line_and_what_is_not_finite_are_left_out(tmp_path: Path) -> None:
@@ -301,6 +326,32 @@ def test_tags_arrive_once_when_the_store_answers(tmp_path: Path) -> None:
     assert store.tags == {"attempt": "2", "restart.2": "rank 1 was killed; resumed from step 4, 31 s"}
     assert store.rows == rows
     assert not uploader.has_tags
+
+
+def test_tags_of_an_attempt_go_with_it(tmp_path: Path) -> None:
+    """After a restart on a machine without a GPU the run must not show the GPU of the one before."""
+    failures, store = iter((False, False, True)), Store()
+    uploader = upload_to(store, spool_in(tmp_path))
+    uploader.set_tags(
+        {"resnet_dist.attempt": "1", f"{MACHINE_PREFIX}gpu": "H100", f"{MACHINE_PREFIX}hosts": "a"}
+    )
+    uploader.start()
+    while uploader.has_tags:
+        time.sleep(0.001)
+    assert store.tags[f"{MACHINE_PREFIX}gpu"] == "H100"
+
+    def fail() -> None:
+        if next(failures, False):
+            raise ConnectionError
+
+    store._fail = fail
+    uploader.set_tags({"resnet_dist.restart.2": "lost", f"{MACHINE_PREFIX}hosts": "b"})
+    assert uploader.finish(SOON) == 0
+    assert store.tags == {
+        "resnet_dist.attempt": "1",
+        "resnet_dist.restart.2": "lost",
+        f"{MACHINE_PREFIX}hosts": "b",
+    }
 
 
 def test_nothing_is_sent_while_another_driver_may_send_it(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from resnet_dist.train.checkpoint.folder import (
 )
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.checkpoint.writer import Checkpointer, CheckpointFailed
+from resnet_dist.train.start.initial import initial_state
 from resnet_dist.world import World
 from tests.s3_server import S3Server, no_fault
 from tests.train.runs import Recorder, run
@@ -197,7 +198,7 @@ def test_retention_removes_the_manifest_first(url: str, monkeypatch: pytest.Monk
 
 
 def test_a_checkpoint_appears_with_its_manifest(digits_recipe: Recipe, url: str, s3: S3Server) -> None:
-    state = loop.initial_state(digits_recipe, 10, WORLD)
+    state = initial_state(digits_recipe, 10, WORLD)
     uploaded: list[str] = []
     gate = threading.Event()
 

@@ -18,6 +18,7 @@ from resnet_dist.runs.storage import folder_bundles
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train import loop
+from resnet_dist.train.checkpoint import store
 from resnet_dist.train.checkpoint import writer as checkpointer
 from resnet_dist.train.checkpoint.folder import (
     DamagedCheckpoint,
@@ -26,6 +27,7 @@ from resnet_dist.train.checkpoint.folder import (
 )
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.checkpoint.writer import Checkpointer, CheckpointFailed
+from resnet_dist.train.start.initial import initial_state
 from resnet_dist.train.state.train_state import Best, TrainState
 from resnet_dist.world import World
 from tests.paths import list_checkpoints
@@ -36,7 +38,7 @@ WORLD = World.single()
 
 @pytest.fixture
 def state(digits_recipe: Recipe) -> TrainState:
-    return loop.initial_state(digits_recipe, 10, WORLD)
+    return initial_state(digits_recipe, 10, WORLD)
 
 
 @pytest.fixture
@@ -62,14 +64,14 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.proceed = threading.Semaphore(0), threading.Semaphore(0)
-        write = checkpointer.write_checkpoint
+        write = store.write_checkpoint
 
         def wait_and_write(*arguments: object) -> object:
             self.begun.release()
             assert self.proceed.acquire(timeout=60)
             return write(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(checkpointer, "write_checkpoint", wait_and_write)
+        monkeypatch.setattr(store, "write_checkpoint", wait_and_write)
 
 
 def save(saver: Checkpointer, state: TrainState, step: int) -> None:
@@ -169,7 +171,7 @@ def test_a_checkpoint_that_waits_for_a_storage_names_it(
     saver: Checkpointer, state: TrainState, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A longer interval between checkpoints would be the wrong advice."""
-    tries, has_room, write = threading.Semaphore(0), threading.Event(), checkpointer.write_checkpoint
+    tries, has_room, write = threading.Semaphore(0), threading.Event(), store.write_checkpoint
 
     def refuse(*arguments: object) -> object:
         tries.release()
@@ -177,7 +179,7 @@ def test_a_checkpoint_that_waits_for_a_storage_names_it(
             raise Unreachable("s3://b: it has no room left")
         return write(*arguments)
 
-    monkeypatch.setattr(checkpointer, "write_checkpoint", refuse)
+    monkeypatch.setattr(store, "write_checkpoint", refuse)
     monkeypatch.setattr(checkpointer, "RETRY_SECONDS", 0.01)
     state.best = Best("eval/top1", 0.9, step=1)
     save(saver, state, 1)
@@ -222,7 +224,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
 def test_a_state_that_is_not_finite_is_not_saved(
     digits_recipe: Recipe, saver: Checkpointer, tmp_path: Path, file: str
 ) -> None:
-    state = loop.initial_state(digits_recipe.with_overrides(["train.ema_decay=0.9"]), 10, WORLD)
+    state = initial_state(digits_recipe.with_overrides(["train.ema_decay=0.9"]), 10, WORLD)
     save(saver, state, 1)
     saver.wait()
     name = "fc.bias/momentum_buffer" if file == "optimizer" else "fc.bias"

@@ -10,15 +10,17 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops._utils import split_normalization_params
 
-from resnet_dist.config import Optim, Recipe
+from resnet_dist.config import Optim, Recipe, load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.model import build_model
-from resnet_dist.train import loop
 from resnet_dist.train.optim.build import build_optimizer, parameter_groups, set_learning_rate
 from resnet_dist.train.optim.muon import COEFFICIENTS, orthogonalize
+from resnet_dist.train.start.initial import initial_state
 from resnet_dist.world import World
+from tests.paths import JOBS
 from tests.train.runs import final_tensors, run
 
 OPTIMIZERS = {
@@ -72,6 +74,8 @@ def test_what_each_parameter_gets() -> None:
     fast = rates_and_decays(whitening, Optim(weight_decay=0.1, decay_norms=True, bias_lr_scale=64))
     assert fast["whitening.bias"] == fast["fc.weight"] == (1.0, 0.1)
     assert fast["stages.0.norm.bias"] == (64.0, 0.1 / 64)
+    own = Optim(weight_decay=0.1, decay_norms=True, whitening_bias_lr_scale=8)
+    assert rates_and_decays(whitening, own)["whitening.bias"] == (8.0, 0.1 / 8)
     model.conv1.weight.requires_grad_(False)
     assert rates_and_decays(model, Optim()).keys() == usual.keys() - {"conv1.weight"}
 
@@ -164,6 +168,80 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 9)).float(), torch.zeros(1, 4, 9))
 
 
+def test_muon_normalizes_weights_before_its_update_as_the_source_does() -> None:
+    model = Net()
+    before = copy.deepcopy(model)
+    optim = Optim(
+        optimizer="muon",
+        lr=0.24,
+        momentum=0.6,
+        ns_steps=3,
+        normalize_weights=True,
+        sgd_lr=0.1,
+        weight_decay=0.01,
+    )
+    optimizer = build_optimizer(model, optim)
+    model.fill_gradients(0)
+    optimizer.step()
+    for new, old in zip(model.parameters(), before.parameters(), strict=True):
+        if new.ndim == 4:
+            # One step of the source: the momentum holds the gradient, and Nesterov adds 0.6 of it once more.
+            matrix = (new.grad + 0.6 * new.grad).permute(0, 2, 3, 1).flatten(1)  # type: ignore[operator]
+            update = orthogonalize(matrix[None], 3)[0].float().reshape(*new.permute(0, 2, 3, 1).shape)
+            scaled = old * (len(old) ** 0.5 / old.norm())
+            # The factor of a tall matrix is not the source's, whose net has none.
+            rate = 0.24 * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+            torch.testing.assert_close(new, scaled - rate * update.permute(0, 3, 1, 2), rtol=0, atol=6e-3)
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.01}
+    with pytest.raises(ValueError, match="normalize_weights=True is not read with optimizer='sgd'"):
+        Optim(normalize_weights=True)
+
+
+def test_the_rates_of_the_muon_job_move_logits_as_those_of_its_source() -> None:
+    """The source sums the loss over 2,000 images, and divides the logits of a last layer of deviation 1 by 256."""
+    recipe = load_recipe(JOBS / "cifar10_fast_muon.py")
+    optim, ratio = recipe.optim, 9 / 256
+    torch.manual_seed(0)
+    features, labels = torch.randn(2000, 256).double(), torch.randint(0, 10, (2000,))
+    theirs = nn.Linear(256, 10, bias=False).double()
+    nn.init.normal_(theirs.weight)
+    norm_bias = nn.Parameter(torch.randn(256).double())
+    ours, our_bias = copy.deepcopy(theirs), copy.deepcopy(norm_bias)
+    ours.weight.data *= ratio
+    smoothing = {"label_smoothing": recipe.train.label_smoothing}
+    source = torch.optim.SGD(
+        [
+            {"params": [norm_bias], "lr": 0.053, "weight_decay": 0.004 / 0.053},
+            {"params": theirs.parameters(), "lr": 0.67, "weight_decay": 0.004 / 0.67},
+        ],
+        momentum=0.85,
+        nesterov=True,
+    )
+    assert optim.sgd_lr is not None
+    bias = {
+        "lr": optim.sgd_lr * optim.bias_lr_scale,
+        "weight_decay": optim.weight_decay / optim.bias_lr_scale,
+    }
+    head = {"lr": optim.sgd_lr, "weight_decay": optim.weight_decay}
+    job = torch.optim.SGD(
+        [{"params": [our_bias], **bias}, {"params": ours.parameters(), **head}],
+        momentum=optim.sgd_momentum or 0,
+        nesterov=optim.nesterov,
+    )
+    for _ in range(3):
+        source.zero_grad()
+        F.cross_entropy(theirs(features + norm_bias) / 256, labels, reduction="sum", **smoothing).backward()
+        source.step()
+        job.zero_grad()
+        F.cross_entropy(ours(features + our_bias) / 9, labels, **smoothing).backward()
+        job.step()
+    torch.testing.assert_close(ours(features + our_bias) / 9, theirs(features + norm_bias) / 256)
+    assert optim.bias_lr_scale == optim.whitening_bias_lr_scale
+    # Beside the source's gain of a step: no convolution of the net is a tall matrix, whose rate would be raised.
+    net = build_model(recipe.model.name, in_channels=3, num_classes=10)
+    assert all(p.shape[0] <= p[0].numel() for p in net.parameters() if p.ndim == 4 and p.requires_grad)
+
+
 def test_fewer_iterations_are_the_same_polynomial_applied_fewer_times() -> None:
     torch.manual_seed(0)
     start, (a, b, c) = torch.linspace(0.1, 1, 8), COEFFICIENTS
@@ -224,7 +302,7 @@ def test_clip_norm_limits_the_gradient(digits_recipe: Recipe, tmp_path: Path) ->
     plain = digits_recipe.with_overrides(
         ["optim.momentum=0", "optim.nesterov=false", "optim.weight_decay=0", "train.length=1 steps"]
     )
-    start = dict(loop.initial_state(plain, 10, World.single()).model.named_parameters())
+    start = dict(initial_state(plain, 10, World.single()).model.named_parameters())
 
     def length(overrides: list[str], folder: str) -> Tensor:
         recipe = plain.with_overrides([*overrides, "schedule.warmup=0 steps", "optim.lr=0.1"])

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from resnet_dist.config import Schedule, scaled_lr
-from resnet_dist.train.optim.schedule import learning_rate
+from resnet_dist.config import Schedule, load_recipe, scaled_lr
+from resnet_dist.order.samples import Order
+from resnet_dist.train.optim.schedule import learning_rate, whitening_rate
+from resnet_dist.train.plan import Plan
+from tests.paths import JOBS
 
 PEAK, TOTAL = 0.4, 100
 
@@ -58,6 +61,46 @@ def test_linear_warmup() -> None:
     # PyTorch's LinearLR begins at the start factor itself, and reaches the peak one step later.
     theirs = pytorch(lambda o: lr_scheduler.LinearLR(o, start_factor=0.01, total_iters=10))
     assert rates(Schedule(warmup_start=0.01), warmup=10)[:9] == pytest.approx(theirs[1:10])
+
+
+def test_a_warmup_may_begin_at_its_start_as_pytorchs() -> None:
+    theirs = pytorch(lambda o: lr_scheduler.LinearLR(o, start_factor=0.01, total_iters=10))
+    ours = rates(Schedule(warmup_start=0.01, warmup_at_start=True), warmup=10)
+    assert ours[:11] == pytest.approx(theirs[:11])
+    cosine = rates(Schedule(warmup_shape="cosine", warmup_at_start=True), warmup=10)
+    assert cosine[:11] == pytest.approx(
+        [PEAK * (1 - math.cos(math.pi * step / 10)) / 2 for step in range(11)]
+    )
+
+
+def test_the_triangle_of_the_fast_job_is_its_sources() -> None:
+    recipe = load_recipe(JOBS / "cifar10_fast.py")
+    total, up = 476, int(476 * 0.23)
+
+    def theirs(step: int) -> float:
+        if step < up:
+            return 0.2 * (1 - step / up) + step / up
+        part = (step - up) / (total - up)
+        return (1 - part) + 0.07 * part
+
+    lengths = {"total_steps": total, "warmup_steps": up}
+    found = [learning_rate(step, recipe.schedule, peak=1.0, **lengths) for step in range(total)]
+    assert found == pytest.approx([theirs(step) for step in range(total)])
+    order = Order((25_000, 25_000), 1024, 8, 4096, 0, training=True)
+    plan = Plan.of(recipe, order)
+    assert (plan.total, plan.warmup, plan.whitening, plan.ema) == (total, up, 3 * 48, 5)
+
+
+def test_the_bias_of_whitening_follows_the_schedule_then_stands_or_falls_to_zero() -> None:
+    follows, falls = (
+        Schedule(whitening_bias="4 steps"),
+        Schedule(whitening_bias="4 steps", whitening_bias_decay="linear"),
+    )
+    found = [whitening_rate(step, 0.3, follows, peak=PEAK, steps=4) for step in range(6)]
+    assert found == [0.3, 0.3, 0.3, 0.3, 0, 0]
+    found = [whitening_rate(step, 0.3, falls, peak=PEAK, steps=4) for step in range(6)]
+    assert found == pytest.approx([PEAK, PEAK * 0.75, PEAK * 0.5, PEAK * 0.25, 0, 0])
+    assert whitening_rate(5, 0.3, Schedule(), peak=PEAK, steps=None) == 0.3
 
 
 def test_constant_warmup_of_the_110_layers() -> None:

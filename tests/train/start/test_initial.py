@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -17,16 +18,19 @@ from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.driver.preflight import check_data, check_recipe, resolve_paths
 from resnet_dist.errors import RecipeError, UserError
-from resnet_dist.model import ResNet, build_model
+from resnet_dist.model import MODELS, ResNet, build_model, whitening_filters
+from resnet_dist.model.table import FastArchitecture
 from resnet_dist.train import loop
+from resnet_dist.train.checkpoint.folder import read_checkpoint
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.start import init_from as weights
+from resnet_dist.train.start import initial
 from resnet_dist.train.start.initial import build, check_init_from, initial_state, initialize_weights
 from resnet_dist.train.step.block_drops import block_scales
 from resnet_dist.world import World
 from tests.paths import list_checkpoints
 from tests.reporter import RecordingReporter
-from tests.train.runs import Recorder, assert_same, final_tensors
+from tests.train.runs import Recorder, assert_same, final_tensors, run
 from tests.train.test_elastic import curve
 
 WORLD = World.single()
@@ -283,6 +287,64 @@ def test_the_whitening_layer_is_the_same_on_any_number_of_ranks(fast_recipe: Rec
     assert curve(2, fast_recipe, tmp_path / "2") == pytest.approx(one, rel=1e-4)
     for folder in (tmp_path / "1", tmp_path / "2"):
         assert torch.equal(final_tensors(folder)["model/whitening.weight"], model.whitening.weight)
+
+
+def test_the_whitening_layer_is_computed_from_as_many_images_as_are_stated(
+    fast_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial, "WHITENING_IMAGES", 200)
+    index = read_index(fast_recipe.data.train)
+    images = torch.cat(list(initial.plain_images(fast_recipe.data, index, WORLD)))
+    assert len(images) == 200
+    for kind in ("covariance", "second-moment"):
+        model, _ = initialized(fast_recipe.with_overrides([f"model.whitening={kind}"]))
+        assert torch.equal(model.whitening.weight, whitening_filters([images], kind))
+
+
+BIAS = "model/whitening.bias"
+
+
+@pytest.mark.parametrize("decay", ["none", pytest.param("linear", marks=pytest.mark.long)])
+def test_the_bias_of_whitening_stands_still_after_its_time_across_restarts_too(
+    fast_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: str
+) -> None:
+    monkeypatch.setitem(
+        MODELS, "resnet9_fast", FastArchitecture((8, 8, 8))
+    )  # narrow: its checkpoints are small
+    recipe = fast_recipe.with_overrides(
+        [
+            *("train.length=4 steps", "schedule.warmup=0 steps", "train.checkpoint_every=1 steps"),
+            *("train.keep_checkpoints=9", "optim.decay_norms=true", "data.image_size=9"),
+            *("data.global_batch_size=32", "data.micro_batch_size=32", "train.eval_every=0 steps"),
+            *("schedule.whitening_bias=2 steps", f"schedule.whitening_bias_decay={decay}"),
+        ]
+    )
+    run(recipe, tmp_path / "whole")
+    read = [read_checkpoint(place)[0]["model"] for place in list_checkpoints(tmp_path / "whole/checkpoints")]
+    biases, others = ([one[name].clone() for one in read] for name in ("whitening.bias", "fc.weight"))
+    assert len(biases) == 4
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(biases)] == [False, True, True]
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(others))
+    run(recipe, tmp_path / "stopped", stop_after=1)
+    run(recipe, tmp_path / "stopped")
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    run(
+        recipe.with_overrides(["schedule.whitening_bias=none", "schedule.whitening_bias_decay=none"]),
+        tmp_path / "free",
+    )
+    assert not torch.equal(final_tensors(tmp_path / "free")[BIAS], final_tensors(tmp_path / "whole")[BIAS])
+
+
+@pytest.mark.parametrize("field", ["schedule.whitening_bias='3 steps'", "optim.whitening_bias_lr_scale=2.0"])
+def test_fields_of_whitening_need_a_whitening_layer(
+    digits_recipe: Recipe, fast_recipe: Recipe, field: str
+) -> None:
+    override = field.replace("'", "")
+    check_recipe(fast_recipe.with_overrides([override]), WorkerRange.exactly(1))
+    with pytest.raises(
+        RecipeError, match=f"^{field}: resnet8 has no whitening layer; leave it out, or use model.name="
+    ):
+        check_recipe(digits_recipe.with_overrides([override, "model.name=resnet8"]), WorkerRange.exactly(1))
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.batches.loader import Loader
 from resnet_dist.train import loop
 from resnet_dist.train.state.step_times import RING_STEPS, DeviceTimes, HostTimes, time_metrics
 from resnet_dist.train.tracker import NullTracker
+from resnet_dist.train.watch.stragglers import Stragglers
 from resnet_dist.world import World
 from tests.train.ranks import run_ranks
 
@@ -138,10 +140,10 @@ FIRST_LATE_STEP = 2
 def delay_data(world: World, recipe_json: str, folder: str) -> tuple[dict[str, float], list[list[float]]]:
     """Train; rank 1 gets its data only after rank 0 has computed its gradients of the step, and a moment more."""
     store, tables = dist.distributed_c10d._get_default_store().clone(), list[list[list[float]]]()
-    submit, computed, look = loop.Loader._submit_until, HostTimes.computed, loop.Stragglers.look
+    submit, computed, look = Loader._submit_until, HostTimes.computed, Stragglers.look
     steps = iter(range(10**6))
 
-    def late_submit(self: loop.Loader, step: int) -> None:
+    def late_submit(self: Loader, step: int) -> None:
         if world.rank == 1 and self.order.training and step >= FIRST_LATE_STEP:
             store.wait([f"computed {step}"])
             threading.Event().wait(DELAY_SECONDS)
@@ -152,15 +154,15 @@ def delay_data(world: World, recipe_json: str, folder: str) -> tuple[dict[str, f
         if world.rank == 0:
             store.set(f"computed {next(steps)}", "")
 
-    def keep(self: loop.Stragglers, times_RT: torch.Tensor) -> None:
+    def keep(self: Stragglers, times_RT: torch.Tensor) -> None:
         tables.append(times_RT.tolist())
         look(self, times_RT)
 
     metrics = Metrics()
     with (
-        patch.object(loop.Loader, "_submit_until", late_submit),
+        patch.object(Loader, "_submit_until", late_submit),
         patch.object(HostTimes, "computed", signal_computed),
-        patch.object(loop.Stragglers, "look", keep),
+        patch.object(Stragglers, "look", keep),
     ):
         loop.train(Recipe.from_json(recipe_json), Path(folder), world, metrics)
     return metrics.last, tables[0]

@@ -10,8 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.images.augment import normalize
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.train import loop
+from resnet_dist.train.plan import order_of
+from resnet_dist.train.start.initial import initial_state
 from resnet_dist.train.step.gradient_norms import GradientNorms
 from resnet_dist.world import World
 from tests.train.runs import Recorder
@@ -27,9 +31,9 @@ def train(recipe: Recipe, folder: Path) -> Recorder:
 
 def test_norms_of_the_first_step_by_hand(digits_recipe: Recipe, tmp_path: Path) -> None:
     recipe = digits_recipe.with_overrides(["train.log_gradient_norms=true", "train.log_every=1 steps"])
-    model = loop.initial_state(recipe, 10, WORLD).model
-    index = loop.read_index(recipe.data.train)
-    with loop.Loader(index, loop.order_of(recipe, index), recipe.data, WORLD, seed=recipe.seed) as loader:
+    model = initial_state(recipe, 10, WORLD).model
+    index = read_index(recipe.data.train)
+    with Loader(index, order_of(recipe, index), recipe.data, WORLD, seed=recipe.seed) as loader:
         batch = loader.batch_at(0)
     for half in (slice(0, 64), slice(64, 128)):  # the micro-batches: batch norm sees each on its own
         logits = model(normalize(batch.images_BSSC[half], recipe.data))

@@ -23,7 +23,8 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.open import open_publisher
 from resnet_dist.train import loop
-from resnet_dist.train.loop import profiled, train
+from resnet_dist.train.loop import train
+from resnet_dist.train.parts import profiled
 from resnet_dist.train.step.train_step import TrainStep
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from resnet_dist.config import Recipe, Train
-from resnet_dist.data.batches.loader import Batch
+from resnet_dist.data.batches.loader import Batch, Loader
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import RecipeError
-from resnet_dist.train import loop
 from resnet_dist.train.device import prepare_device
 from resnet_dist.train.optim.build import set_learning_rate
+from resnet_dist.train.plan import Plan, order_of
+from resnet_dist.train.start.initial import initial_state
 from resnet_dist.train.state.train_state import TrainState
 from resnet_dist.train.step.gradient_sums import distribute
-from resnet_dist.train.step.train_step import LossModel
+from resnet_dist.train.step.train_step import LossModel, TrainStep
 from resnet_dist.world import World
 from tests.train.runs import final_tensors, run
 
@@ -26,14 +28,14 @@ WORLD = World.single()
 GPU = torch.device("cuda", 0)
 
 
-def begin(recipe: Recipe) -> tuple[TrainState, loop.TrainStep, Batch]:
+def begin(recipe: Recipe) -> tuple[TrainState, TrainStep, Batch]:
     """Return a state, its step, and the first batch. It skips `prepare_device`: fp16 runs on a CPU too, slowly."""
-    index = loop.read_index(recipe.data.train)
-    order = loop.order_of(recipe, index)
-    plan = loop.Plan.of(recipe, order)
-    state = loop.initial_state(recipe, 10, WORLD)
-    step = loop.TrainStep(state, recipe, plan, WORLD)
-    with loop.Loader(index, order, recipe.data, WORLD, seed=0) as loader:
+    index = read_index(recipe.data.train)
+    order = order_of(recipe, index)
+    plan = Plan.of(recipe, order)
+    state = initial_state(recipe, 10, WORLD)
+    step = TrainStep(state, recipe, plan, WORLD)
+    with Loader(index, order, recipe.data, WORLD, seed=0) as loader:
         return state, step, loader.batch_at(0)
 
 
@@ -108,7 +110,7 @@ def test_fp16_learns_what_fp32_learns(digits_recipe: Recipe) -> None:
 
 
 def test_the_scaler_is_off_in_other_precisions(digits_recipe: Recipe) -> None:
-    state = loop.initial_state(digits_recipe.with_overrides(["train.precision=bf16"]), 10, WORLD)
+    state = initial_state(digits_recipe.with_overrides(["train.precision=bf16"]), 10, WORLD)
     assert not state.scaler.is_enabled()
     assert state.scalars()["scaler"] == {}
 
@@ -154,7 +156,7 @@ def test_neutral_on_one_cpu(digits_recipe: Recipe, tmp_path: Path, override: str
 
 def test_synchronised_norms_keep_names_and_parameters(digits_recipe: Recipe) -> None:
     """A World of two ranks is enough: the second one is not needed before the first forward pass."""
-    model = loop.initial_state(digits_recipe, 10, WORLD).model
+    model = initial_state(digits_recipe, 10, WORLD).model
     parameters, names = list(model.parameters()), list(model.state_dict())
     two = World(0, 0, 2, torch.device("cpu"))
     for synchronised, kind in ((False, nn.BatchNorm2d), (True, nn.SyncBatchNorm)):

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from resnet_dist.config import Recipe
-from resnet_dist.data.batches.loader import Batch
+from resnet_dist.data.batches.loader import Batch, Loader
+from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop
+from resnet_dist.train.plan import order_of
 from resnet_dist.train.state.meter import Meter, NotFinite
 from resnet_dist.train.watch.guards import check_agreement, out_of_memory
 from resnet_dist.world import World
@@ -43,15 +45,15 @@ def test_the_meter_finds_the_first_loss_that_is_not_finite(bad: float) -> None:
 
 def poison(world: World, recipe_json: str, folder: str) -> tuple[str, list[str]]:
     """Train with a data set in which sample 77 turns the loss to NaN, on whichever rank has it; return the error."""
-    loader_batch_at = loop.Loader.batch_at
+    loader_batch_at = Loader.batch_at
 
-    def batch_at(self: loop.Loader, step: int) -> Batch:
+    def batch_at(self: Loader, step: int) -> Batch:
         batch = loader_batch_at(self, step)
         if self.order.training:
             batch.weights_B[torch.from_numpy(batch.ids_B == 77)] = float("nan")
         return batch
 
-    loop.Loader.batch_at = batch_at  # type: ignore[method-assign]
+    Loader.batch_at = batch_at  # type: ignore[method-assign]
     log = Recorder()
     try:
         loop.train(Recipe.from_json(recipe_json), Path(folder), world, log)
@@ -69,8 +71,8 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_samples(
     recipe = digits_recipe.with_overrides(
         [*lengths, f"train.{looks}_every=1 steps", "data.micro_batch_size=16"]
     )
-    index = loop.read_index(recipe.data.train)
-    order = loop.order_of(recipe, index)
+    index = read_index(recipe.data.train)
+    order = order_of(recipe, index)
     step, rank, row = next(
         (step, rank, int(np.flatnonzero(ids == 77)[0]))
         for step in range(order.steps_per_epoch)
@@ -100,7 +102,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(
 
 def disagree(world: World, recipe_json: str) -> tuple[str, list[str]]:
     recipe, notes = Recipe.from_json(recipe_json), []
-    indexes = (loop.read_index(recipe.data.train), loop.read_index(recipe.data.eval))
+    indexes = (read_index(recipe.data.train), read_index(recipe.data.eval))
     torch.__version__ = f"9.{world.rank}"
     check_agreement(recipe, indexes, world, notes.append)
     own = recipe.with_overrides([f"optim.lr=0.{world.rank + 1}", f"seed={world.rank}"])

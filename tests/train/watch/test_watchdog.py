@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from resnet_dist.config import Recipe
+from resnet_dist.data.batches.loader import Loader
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.rank import run_attempt
 from resnet_dist.runs.folder import token_name
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.train import loop
+from resnet_dist.train import parts
+from resnet_dist.train.watch.control import Control
 from resnet_dist.train.watch.positions import POLLS_TO_ANSWER
 from resnet_dist.train.watch.progress import FIRST_TIMEOUT_FACTOR, Progress
 from resnet_dist.train.watch.watchdog import Stalled, Watchdog
@@ -97,27 +99,27 @@ def test_a_pause_of_the_whole_process_is_no_stall(
 
 def hang_in_a_batch(world: World, recipe_json: str, folder: str) -> str:
     """Train with a loader that hangs on rank 1 at its seventh batch; return the error."""
-    batch_at = loop.Loader.batch_at
+    batch_at = Loader.batch_at
 
-    def hang(self: loop.Loader, step: int) -> object:
+    def hang(self: Loader, step: int) -> object:
         if step == 6 and world.rank == 1 and self.order.training:
             threading.Event().wait()
         return batch_at(self, step)
 
-    loop.Loader.batch_at = hang  # type: ignore[assignment,method-assign]
+    Loader.batch_at = hang  # type: ignore[assignment,method-assign]
     return stall_of(world, recipe_json, folder)
 
 
 def hang_at_the_start(world: World, recipe_json: str, folder: str) -> str:
     """Train with a Control that hangs on rank 1, while rank 0 waits for it in the store; return the error."""
-    control = loop.Control
+    control = parts.Control
 
-    def hang(*arguments: Any, **options: Any) -> loop.Control:
+    def hang(*arguments: Any, **options: Any) -> Control:
         if world.rank == 1:
             threading.Event().wait()
         return control(*arguments, **options)
 
-    loop.Control = hang  # type: ignore[assignment,misc]
+    parts.Control = hang  # type: ignore[assignment,misc]
     return stall_of(world, recipe_json, folder)
 
 
@@ -141,7 +143,7 @@ def stall_of(world: World, recipe_json: str, folder: str) -> str:
         (
             hang_at_the_start,
             2,
-            r"none of 2 ranks has moved for 6 s: at step 0, starting, are rank 0 on \S+ \(control\.py:.*, rank 1 on \S+ \(loop\.py:",
+            r"none of 2 ranks has moved for 6 s: at step 0, starting, are rank 0 on \S+ \(control\.py:.*, rank 1 on \S+ \(parts\.py:",
         ),
     ],
 )

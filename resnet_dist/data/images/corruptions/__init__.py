@@ -9,6 +9,7 @@ noise    gaussian, shot and impulse noise
 blur     defocus, motion and zoom blur
 weather  fog, snow, brightness
 digital  contrast, pixelation, JPEG
+warp     glass blur, elastic transform
 
 Shapes in all of them: S image size, C channels; images are float32 in 0..1 with (S, S, C).
 """

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.dlpack import from_dlpack
 
 from resnet_dist.data.images.decode import Box
-from resnet_dist.data.images.jpeg_region import ON_CPU, ON_GPU, import_codec
+from resnet_dist.data.images.jpeg.region import ON_CPU, ON_GPU, import_codec
 from resnet_dist.errors import UserError
 
 # Chroma is enlarged as libjpeg-turbo does: linearly, not by repeating each value.

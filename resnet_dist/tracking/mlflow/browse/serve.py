@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,14 +11,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import entry_points
 
 from resnet_dist.errors import UserError
 from resnet_dist.search_path import SAFE_PATH_VARIABLE
 from resnet_dist.system.signals import EXIT_SECONDS
 from resnet_dist.tracking.logged_run import LoggedRun
+from resnet_dist.tracking.mlflow.browse.app import APP_NAME
 from resnet_dist.tracking.mlflow.browse.links import experiment_link, run_link
-from resnet_dist.tracking.mlflow.browse.view import GROUPS, VIEW, save_views
+from resnet_dist.tracking.mlflow.browse.view import GROUPS, NESTED, VIEW, save_views
 from resnet_dist.tracking.mlflow.reading import NEWEST_FIRST, Tracker
 from resnet_dist.tracking.store import is_database, sqlite_file, without_password
 
@@ -27,6 +31,7 @@ STOP_SECONDS = EXIT_SECONDS - 1.0
 POLL_SECONDS = 0.2  # between two looks whether the server answers
 # A person's page needs no more; each process takes seconds of a small machine to start.
 NUM_WORKERS = 2
+MAX_WARM_RUNS, WARM_SECONDS = 10, 30.0
 MAX_VIEWS = 10  # experiments that get the view at a start
 MAX_RUNS = 200  # of an experiment, which are looked at for the fields that differ
 
@@ -47,7 +52,12 @@ def show_runs(tracker: Tracker, port: int | None, run: str | None, report: Repor
         return 0
     chosen = _usable_port(port, report)
     links = _links(f"http://127.0.0.1:{chosen}", view, found)
-    return _serve(tracker.uri, chosen, lambda: report("\n".join((*links, "Ctrl-C ends it"))))
+
+    def on_ready() -> None:
+        _warm_up(chosen, view[0])
+        report("\n".join((*links, "Ctrl-C ends it")))
+
+    return _serve(tracker.uri, chosen, on_ready)
 
 
 def _save_views(tracker: Tracker, experiment: str | None) -> tuple[str, tuple[str, ...]]:
@@ -75,7 +85,11 @@ def _links(address: str, views: tuple[str, tuple[str, ...]], run: LoggedRun | No
         return [f"open {run_link(address, run.experiment_id, run.run_id)}"]
     experiment, keys = views
     view = VIEW if VIEW in keys else None
-    groups = [f"groups {experiment_link(address, experiment, GROUPS)}"] if GROUPS in keys else []
+    groups = [
+        f"{name:6} {experiment_link(address, experiment, key)}"
+        for name, key in (("groups", GROUPS), ("nested", NESTED))
+        if key in keys
+    ]
     return [
         f"open   {experiment_link(address, experiment, view)}",
         f"charts {experiment_link(address, experiment, view, charts=True)}",
@@ -104,6 +118,10 @@ def _bound(port: int) -> int:
 def _serve(uri: str, port: int, on_ready: Callable[[], object]) -> int:
     """Run `mlflow server` until it is interrupted; return its exit code. on_ready: called when it answers."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", str(NUM_WORKERS)]
+    if (
+        APP_NAME in entry_points(group="mlflow.app").names
+    ):  # An old installation of this package does not name it.
+        command += ["--app-name", APP_NAME]
     # In a variable: everybody on this machine can read a command, which would show the password of a database.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     # Job execution would start eight more processes, which a page of metrics does not need.
@@ -128,6 +146,24 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _warm_up(port: int, experiment_id: str) -> None:
+    """Request what the page will, from all workers: each opens the store at its first request, which takes a second."""
+    query = {"experiment_ids": [experiment_id], "max_results": MAX_WARM_RUNS}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/runs/search",
+        json.dumps(query).encode(),
+        {"Content-Type": "application/json"},
+    )
+
+    def ask(_: int) -> None:
+        with suppress(OSError):  # The page will be slower, no more.
+            urllib.request.urlopen(request, timeout=WARM_SECONDS).close()
+
+    # Whichever worker is free takes a request.
+    with ThreadPoolExecutor(2 * NUM_WORKERS) as pool:
+        list(pool.map(ask, range(2 * NUM_WORKERS)))
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:

@@ -58,7 +58,8 @@ class Checkpoints:
         changed = {step for step, one in self.by_step.items() if not one.removed and step not in names}
         for step in changed:
             self._set(step, REMOVED)
-        for step in names.keys() - self.by_step.keys():
+        known = {step for step, one in self.by_step.items() if not one.removed}
+        for step in names.keys() - known:
             if (sha256 := model_checksum(run.checkpoints, names[step])) is not None:
                 self._set(step, sha256)
                 changed.add(step)

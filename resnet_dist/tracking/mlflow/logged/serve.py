@@ -52,9 +52,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         code = _package(Path(context.artifacts["code"]))
         self._decode = importlib.import_module(f"{code}.images.decode")
         self._view = importlib.import_module(f"{code}.images.view")
-        build_model = importlib.import_module(f"{code}.network").build_model
+        network = importlib.import_module(f"{code}.network")
+        self._averaged_logits = network.averaged_logits
         options = {name: value for name, value in manifest["recipe"]["model"].items() if name != "init_from"}
-        model = build_model(**options, in_channels=data["channels"], num_classes=len(self.classes))
+        model = network.build_model(**options, in_channels=data["channels"], num_classes=len(self.classes))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         self.device = _device((context.model_config or {}).get("device", "auto"))
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
@@ -92,9 +93,9 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         pixels = torch.from_numpy(views_NSSC).to(self.device)
         with torch.inference_mode():
             images = self._view.normalize(pixels, self.mean, self.std)
-            logits = self.model(images)
-            if self.data.eval_flip:  # Repeats resnet_dist.train.evaluate.logits_of.
-                logits = (logits.clone() + self.model(images.flip(-1))) / 2
+            data = self.data  # Repeats resnet_dist.train.evaluate.logits_of.
+            how = {"flip": data.eval_flip, "shift": data.eval_shift, "confidence": data.eval_confidence}
+            logits = self._averaged_logits(self.model, images, **how)
             probabilities: torch.Tensor = logits.float().softmax(dim=1).cpu()
         return probabilities
 

@@ -32,7 +32,10 @@ TOP_K = 5  # the default of `top_k`, which serve.py repeats
 # Without explicit requirements MLflow spends 14 s guessing them. serve.py and the code beside it import these.
 REQUIREMENTS = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "safetensors", "mlflow")
 # The modules of resnet_dist/data/images from the bytes of a file to the input of the network.
-CARRIED = ("__init__", "decode", "formats", "jpeg_header", "jpeg_region", "metadata", "pillow_decode", "view")
+CARRIED = (
+    *("__init__", "decode", "formats", "metadata", "pillow_decode", "view"),
+    *("jpeg/__init__", "jpeg/header", "jpeg/region", "jpeg/seekable"),
+)
 
 
 def write_model(
@@ -75,9 +78,9 @@ def _copy_code(folder: Path) -> None:
         Path(package.__file__ or "").parent for package in (resnet_dist.model, resnet_dist.data.images)
     )
     shutil.copytree(network, folder / "network", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "images").mkdir()
+    (folder / "images/jpeg").mkdir(parents=True)
     for name in CARRIED:
-        shutil.copy(images / f"{name}.py", folder / "images")
+        shutil.copy(images / f"{name}.py", folder / "images" / f"{name}.py")
 
 
 def _signature() -> ModelSignature:

@@ -14,16 +14,15 @@ from PIL import Image
 from resnet_dist.figures.files import WORST, evaluation_files, training_files
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.page import EVALUATIONS_FOLDER, index_file, predictions_file, step_of_predictions
+from resnet_dist.tracking.logged_run import FIGURES_TAG, IMAGES, steps_of
 from resnet_dist.tracking.mlflow.run import MlflowRun
 from resnet_dist.tracking.spool import Entry, Follower
 from resnet_dist.train.predictions import Predictions
 from resnet_dist.train.step.gradient_norms import GRADIENT_NORMS
 
 FOLDER = "figures"  # of the artifacts of a run
-IMAGE_KEY = "eval/worst images"  # The page shows its images with a slider over the steps.
 MAX_CLASSES = 5_000  # Their matrix takes 200 MB, a few times over.
 MAX_EVALUATIONS = 20  # drawn after a run: each may take seconds
-STEPS_TAG = "resnet_dist.figures"  # the steps of the evaluations whose figures are there
 
 
 def log_figures(run: MlflowRun, folder: RunFolder, report: Callable[[str], None]) -> None:
@@ -53,9 +52,9 @@ def log_figures(run: MlflowRun, folder: RunFolder, report: Callable[[str], None]
         place = FOLDER if step == steps[-1] else f"{FOLDER}/step-{step:08d}"
         run.log_files({f"{place}/{name}": content for name, content in files.items()})
         if (image := files.get(f"{WORST}.png")) is not None:
-            run.client.log_image(run.run_id, Image.open(io.BytesIO(image)), key=IMAGE_KEY, step=step)
+            run.client.log_image(run.run_id, Image.open(io.BytesIO(image)), key=IMAGES, step=step)
         done = [*done, step]
-        run.set_tags({STEPS_TAG: " ".join(map(str, done))})
+        run.set_tags({FIGURES_TAG: " ".join(map(str, done))})
 
 
 def evaluations_of(folder: RunFolder) -> list[int]:
@@ -76,8 +75,7 @@ def _classes(folder: RunFolder) -> list[str] | None:
 
 
 def _steps_done(run: MlflowRun) -> list[int]:
-    text = run.client.get_run(run.run_id).data.tags.get(STEPS_TAG, "")
-    return [int(word) for word in text.split() if word.isdigit()]
+    return steps_of(run.client.get_run(run.run_id).data.tags.get(FIGURES_TAG, ""))
 
 
 def _series(entries: list[Entry]) -> dict[str, dict[int, float]]:

@@ -61,6 +61,9 @@ def test_what_a_killed_writer_did_not_record_is_seen_in_the_folder(tmp_path: Pat
     with Spool(run.spool) as spool:
         spool.log_checkpoint(2, "gone")
         spool.log_checkpoint(4, written[4]["model.safetensors"])
+        # A restart has written it again.
+        spool.log_checkpoint(8, "before")
+        spool.log_checkpoint(8, None)
     found = Checkpoints()
     found.add(Follower(run.spool).read())
     assert found.compare(run) == {2, 8}

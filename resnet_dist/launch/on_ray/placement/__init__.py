@@ -1,0 +1,8 @@
+"""The places of ranks on the nodes of a Ray cluster.
+
+fit       the placement that fits on some nodes, by arithmetic alone
+reserved  a part of a node for another process, which leaves the ranks their number
+nodes     the nodes of the connected cluster: alive, leaving, free
+placer    choose the placement of every attempt, and wait where the cluster has no room
+changes   the change of the cluster for which ranks stop and start again
+"""

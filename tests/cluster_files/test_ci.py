@@ -1,0 +1,84 @@
+""".ci/run: its parts run side by side, are printed one after the other, and each that fails fails the whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+# In place of uv: reports what it is asked for, whether Ctrl-C reaches it, and its end; fails where $FAILS is asked for.
+UV = """#!/bin/sh
+case "$*" in *pytest*) ;; *) exit 0 ;; esac
+echo "begin $*"
+grep SigIgn: /proc/self/status
+sleep 0.2
+echo "end $*"
+case "$*" in *"$FAILS"*) exit 3 ;; esac
+"""
+NOTHING = "#!/bin/sh\nexit 0\n"
+NO_ROOT = "#!/bin/sh\necho 1000\n"
+
+
+def run(folder: Path, fails: str) -> tuple[int, list[str]]:
+    """Run a copy of .ci/run with programs that do nothing; return its exit code and lines."""
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
+    programs = folder / "programs"
+    programs.mkdir()
+    for name, text in (("uv", UV), ("python3", NOTHING), ("pip", NOTHING), ("id", NO_ROOT)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    variables = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "FAILS": fails}
+    done = subprocess.run(
+        [folder / ".ci/run"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_parts_are_printed_whole_and_then_comes_the_command_of_the_readme(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, "nothing")
+    assert code == 0
+    began = [line.removeprefix("begin ") for line in lines if line.startswith("begin ")]
+    ended = [line.removeprefix("end ") for line in lines if line.startswith("end ")]
+    assert began == ended  # One after the other.
+    assert len(began) == 4
+    assert began[-1] == "run pytest"
+    interrupt = 1 << signal.SIGINT - 1
+    ignored = [int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:")]
+    assert len(ignored) == 4
+    assert not any(mask & interrupt for mask in ignored)  # Tests that press Ctrl-C inherit this.
+
+
+def test_every_test_file_of_a_cluster_is_in_one_part(tmp_path: Path) -> None:
+    _, lines = run(tmp_path, "nothing")
+    machines, servers, others = [line for line in lines if line.startswith("begin ")][:3]
+    named = {word for word in servers.split() if word.startswith("tests/")}
+    assert all((ROOT / name).is_file() for name in named)
+    assert {
+        word.removeprefix("--ignore=") for word in machines.split() if word.startswith("--ignore=")
+    } == named
+    assert "--ignore tests/cluster" in others
+
+
+@pytest.mark.parametrize(
+    "fails", ["--ignore=tests/cluster/test_slurm.py", "--durations-min=5 tests/cluster/test_slurm.py"]
+)
+def test_a_part_that_fails_is_named_and_the_others_are_shown(tmp_path: Path, fails: str) -> None:
+    code, lines = run(tmp_path, fails)
+    assert code == 1
+    assert len([line for line in lines if line.startswith("end ")]) == 3  # README's command is not run.
+    (failed,) = [line for line in lines if line.startswith("failed: ")]
+    assert lines[-1] == failed
+    assert f"=== {failed.removeprefix('failed: ')}: exit code 3" in lines

@@ -1,0 +1,62 @@
+"""The scratch folder of a machine: nothing stays in it of processes that died, and what is in use stays."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from resnet_dist.runs.storage.scratch import (
+    RECENT_SECONDS,
+    SCRATCH_VARIABLE,
+    fetched_folder,
+    written_folder,
+)
+from resnet_dist.system.locks import lock_of
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+def filled(folder: Path, age_seconds: float = 0.0) -> Path:
+    """Make a folder with a file, and its lock, as a process leaves them that is killed."""
+    folder.mkdir(parents=True)
+    (folder / "model").write_bytes(b"x")
+    lock_of(folder).touch()
+    os.utime(folder, (time.time() - age_seconds,) * 2)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_nothing_stays_of_a_writer_that_was_killed(scratch: Path) -> None:
+    writing = scratch / "writing"
+    filled(writing / "dead")
+    lock_of(writing / "killed-before-its-folder").touch()
+    living = filled(writing / "living")
+    with FileLock(lock_of(living)):
+        with written_folder() as folder:
+            assert names(writing) == sorted([folder.name, f"{folder.name}.lock", "living", "living.lock"])
+        assert names(writing) == ["living", "living.lock"]
+    with written_folder():
+        pass
+    assert names(writing) == []
+
+
+def test_what_was_fetched_goes_with_its_lock(scratch: Path) -> None:
+    run = scratch / "fetched/run"
+    filled(run / "step-1", RECENT_SECONDS + 60)
+    filled(run / "step-2")
+    lock_of(run / "step-3").touch()  # Its folder was removed earlier.
+    begun = lock_of(run / "step-4")  # The folder is made once the lock is held.
+    with FileLock(begun):
+        fetched_folder("run", "step-5")
+        assert names(run) == ["step-2", "step-2.lock", "step-4.lock"]
