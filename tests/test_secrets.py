@@ -100,7 +100,7 @@ def test_no_password_or_signature_is_stored_or_shown(
         assert code == 0, output
         assert any(f"?Signature={SIGNATURE}" in line for line in server.log)
         assert_no_secret(tmp_path / "output", output)
-        more_steps = (*constant, "train.length=6 steps")
+        more_steps = (*constant, "train.length=6 steps", "--set", "train.figures=none")  # drawn by the first
         code, more = run_here(train_words(server, NEXT_SIGNATURE, *more_steps, "--resume"))
         assert code == 0, more
         assert "resumed at step 4" in more

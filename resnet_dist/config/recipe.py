@@ -39,11 +39,11 @@ class Recipe(Part):
     """Seed of the initial weights, the order of samples, and every augmentation."""
     data: Data
     """The shards, the order of samples, and the augmentations."""
-    model: Model = Field(default_factory=Model)
+    model: Model = Model()
     """The network and its initial weights."""
-    optim: Optim = Field(default_factory=Optim)
+    optim: Optim = Optim()
     """The optimizer and its learning rate."""
-    schedule: Schedule = Field(default_factory=Schedule)
+    schedule: Schedule = Schedule()
     """The learning rate at each step, relative to `optim.lr`."""
     train: Train
     """The length of the run, the loss, the precision, and the intervals of logs and checkpoints."""

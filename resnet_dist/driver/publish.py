@@ -13,6 +13,7 @@ from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.hold import has_lost
 from resnet_dist.driver.page import begin_page
 from resnet_dist.driver.request import Reporter, Request
+from resnet_dist.driver.restarts import PATIENCE_SECONDS, patiently
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.folder import RunFolder, Status, unsent_summary
 from resnet_dist.system.signals import handle_signals, raise_on_second
@@ -127,7 +128,8 @@ def record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
         if run.is_lost:  # Its record is the new driver's.
             return run
         if not run.storage.is_gone():  # A new folder would be in the way of the one that was moved.
-            run.write()
+            # Nobody is to wait for the end of a run that failed: something may be about to continue it.
+            patiently(run.write, reporter.note, PATIENCE_SECONDS if run.status == "FINISHED" else 0.0)
     except OSError as error:  # A full disk must not hide what ended the training.
         reporter.note(f"{run.location}: the end of the run was not recorded ({error})")
     if run.unsent and run.status != "FINISHED":  # A finished run is summed up by the command.

@@ -111,9 +111,12 @@ def launch_with_restarts(
         begin(run, restart)
 
 
-def patiently(call: Callable[[], Value], report: Callable[[str], None]) -> Value:
-    """Return what `call` returns; while the storage does not answer, call again for PATIENCE_SECONDS."""
-    deadline, reported = time.monotonic() + PATIENCE_SECONDS, False
+def patiently(
+    call: Callable[[], Value], report: Callable[[str], None], seconds: float | None = None
+) -> Value:
+    """Return what `call` returns; while the storage does not answer, call again for `seconds`, or PATIENCE_SECONDS."""
+    seconds = PATIENCE_SECONDS if seconds is None else seconds
+    deadline, reported = time.monotonic() + seconds, False
     while True:
         try:
             return call()
@@ -121,7 +124,7 @@ def patiently(call: Callable[[], Value], report: Callable[[str], None]) -> Value
             if time.monotonic() >= deadline:
                 raise
             if not reported:
-                report(f"{error}; the restart waits for it, for up to {PATIENCE_SECONDS:.0f} s")
+                report(f"{error}; waiting for it, for up to {seconds:.0f} s")
                 reported = True
         time.sleep(RETRY_SECONDS)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from resnet_dist.data.shards.index import Index
 from resnet_dist.driver.fork import begin_fork, check_fork, find_origin
@@ -28,7 +29,7 @@ from resnet_dist.driver.preflight import (
 )
 from resnet_dist.driver.publish import Starts, close_run, open_run, record_end
 from resnet_dist.driver.request import Interrupted, Reporter, Request, Summary
-from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts
+from resnet_dist.driver.restarts import Restart, Restarts, launch_with_restarts, patiently
 from resnet_dist.errors import (
     AlreadyReported,
     Diverged,
@@ -41,6 +42,7 @@ from resnet_dist.runs.evaluation_results import failed_evaluations
 from resnet_dist.runs.folder import FAILURES_FOLDER, RunFolder, Status
 from resnet_dist.runs.stalls import shown_stalls
 from resnet_dist.runs.storage.open import resolved
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.system.command import resume_advice
 from resnet_dist.system.signals import defer_signals, handle_signals, raise_interrupt
 from resnet_dist.system.streams import log_to
@@ -90,9 +92,11 @@ def run_training(request: Request, reporter: Reporter, open_publisher: OpenPubli
             ended = _train_published(prepared, reporter, open_publisher)
     if ended.outcome is None or ended.status == "KILLED":
         raise Interrupted(ended.run, ended.outcome.step if ended.outcome else None)
-    names = list_checkpoints(ended.run.checkpoints)
+    # The training is over: a storage that is away now must not make a failure of it.
+    names = patiently(partial(list_checkpoints, ended.run.checkpoints), reporter.note)
     checkpoint = f"{ended.run.checkpoints.location}/{names[-1]}" if names else None
-    reasons = tuple(map(str, failed_evaluations(ended.run.storage)))
+    failed = patiently(partial(failed_evaluations, ended.run.storage), reporter.note)
+    reasons = tuple(map(str, failed))
     return Summary(ended.run, ended.outcome, checkpoint, time.monotonic() - start, reasons)
 
 
@@ -137,7 +141,7 @@ def _advised(run: RunFolder) -> Iterator[None]:
         yield
     except (AlreadyReported, Diverged):
         raise
-    except Superseded as stale:
+    except (Superseded, Unreachable) as stale:
         raise RankFailed(f"{stale}\n{resume_advice(run.name)}") from None
     except TrainingError as failed:
         raise TrainingError(f"{failed}\nonce that is mended, {resume_advice(run.name)}") from None
@@ -184,7 +188,7 @@ def _train_published(prepared: _Prepared, reporter: Reporter, open_publisher: Op
             run, outcome = launch_with_restarts(run, prepared.launch, restarts, begin_again, reporter.note)
         status = "KILLED"
         if outcome is not None and outcome.finished:
-            check_results(run)
+            patiently(partial(check_results, run), reporter.note)
             status = "FINISHED"
         else:
             run = record_stop(run)

@@ -13,7 +13,7 @@ from resnet_dist.launch.attempt import Attempt
 from resnet_dist.runs.folder import STOP_FILE, token_name
 from resnet_dist.runs.stalls import write_stall
 from resnet_dist.runs.storage.open import open_storage
-from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.runs.storage.protocol import PERMIT_WAIT_SECONDS, Storage, Unreachable
 from resnet_dist.system.streams import person_stream
 from resnet_dist.train.watch.watchdog import StallReport
 from resnet_dist.world import World
@@ -28,30 +28,40 @@ STALL_RETRY_SECONDS = 5.0  # What stalls the ranks may be this storage.
 def check_shared(attempt: Attempt, world: World) -> None:
     """Raise TrainingError, on all ranks, where a rank does not see the storage that the driver writes to.
 
-    A collective. Such ranks would train, and their checkpoints and metrics would lie where nobody looks for them.
+    A collective. Such ranks would train, and their checkpoints and metrics would lie where nobody looks for them. Raises
+    Unreachable, on all ranks, where the storage does not answer one: then the ranks start again.
     """
-    problem = _problem_of(attempt)
-    for rank, (host, text) in enumerate(world.gather((platform.node(), problem))):
-        if text is not None:
-            raise TrainingError(f"rank {rank} on {host}: {text}")
+    problems = enumerate(world.gather((platform.node(), _problem_of(attempt))))
+    found = [(problem, f"rank {rank} on {host}: {problem}") for rank, (host, problem) in problems if problem]
+    for problem, sentence in found:
+        if not isinstance(problem, Unreachable):
+            raise TrainingError(sentence)
+    for _, sentence in found:
+        raise Unreachable(sentence)
 
 
-def _problem_of(attempt: Attempt) -> str | None:
+def _problem_of(attempt: Attempt) -> str | Unreachable | None:
     """Return what keeps this rank from the driver's storage; None where nothing does."""
-    deadline = time.monotonic() + TOKEN_SECONDS
-    pause = threading.Event()
-    try:
-        storage = open_storage(attempt.folder)
-        while storage.read(token_name(attempt.token)) is None:
-            if time.monotonic() >= deadline:
+    begin, pause = time.monotonic(), threading.Event()
+    deadline, token_deadline = begin + PERMIT_WAIT_SECONDS, begin + TOKEN_SECONDS
+    while True:
+        try:
+            if open_storage(attempt.folder).read(token_name(attempt.token)) is not None:
+                return None
+            if time.monotonic() >= token_deadline:
                 return (
                     f"{attempt.folder} is not the one that the driver on {attempt.host} writes to; --output must be a folder "
                     "that all nodes share, or a URL such as s3://BUCKET/PREFIX"
                 )
-            pause.wait(TOKEN_POLL_SECONDS)
-    except StorageError as error:
-        return str(error)
-    return None
+        except (
+            Unreachable
+        ) as error:  # What took the ranks of the last attempt away may have taken the storage away, too.
+            if time.monotonic() >= deadline:
+                return error
+            token_deadline = time.monotonic() + TOKEN_SECONDS
+        except StorageError as error:
+            return str(error)
+        pause.wait(TOKEN_POLL_SECONDS)
 
 
 class StopWatch:

@@ -156,10 +156,13 @@ class RunFolder:
             return ""
 
     def ranks(self) -> RankPlaces | None:
-        """Return where the ranks of the newest attempt that began are; None before the first."""
+        """Return where the ranks of the newest attempt that began are; None before the first.
+
+        Raises StorageError: without their threads, ranks would choose others and compute other bits.
+        """
         try:
             return RankPlaces(**json.loads(self.storage.read(RANKS_FILE) or b""))
-        except (StorageError, ValueError, TypeError):  # None has begun yet, or another version wrote it.
+        except (ValueError, TypeError):  # None has begun yet, or another version wrote it.
             return None
 
     def with_run_id(self, run_id: str | None) -> RunFolder:

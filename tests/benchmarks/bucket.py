@@ -169,7 +169,7 @@ def seconds_to_first_bytes() -> float:
     if remote._stream is None:
         remote._call("cat_file", remote._path, start=0, end=FIRST_BYTES)
     else:
-        assert remote._await(remote._stream.read(0, FIRST_BYTES), is_limited=True) is not None
+        assert remote._await(partial(remote._stream.read, 0, FIRST_BYTES), is_limited=True) is not None
     return time.perf_counter() - begin
 
 

@@ -91,6 +91,17 @@ def cpu_seconds_of(name: str) -> float:
     return sum(map(time.clock_gettime, clocks))
 
 
+def sample_where(may_sample: Callable[[], bool]) -> None:
+    """Let machines be sampled only while `may_sample` returns True."""
+    sample = NodeUsage.sample
+
+    def gated(usage: NodeUsage) -> None:
+        if may_sample():
+            sample(usage)
+
+    NodeUsage.sample = gated  # type: ignore[method-assign]
+
+
 def recipe_of(folder: Path, num_turns: int, log_every: int) -> Recipe:
     sets = [f"data.train={folder}/train", f"data.eval={folder}/eval", "train.threads=1", "train.figures=none"]
     sets += [f"train.length={num_turns * TURN_STEPS + 1} steps", f"train.log_every={log_every} steps"]
@@ -116,8 +127,7 @@ def measure_steps(folder: Path, rounds: int) -> None:
     on, off = threading.Semaphore(0), threading.Semaphore(0)
     # Samples and uploads wait for the turns with tracking, which so have all of its cost.
     is_on = threading.Event()
-    sample = NodeUsage.sample
-    NodeUsage.sample = lambda usage: sample(usage) if is_on.is_set() else None  # type: ignore[method-assign]
+    sample_where(is_on.is_set)
     MlflowPublisher._may_send = lambda publisher: is_on.is_set()  # type: ignore[method-assign]
     is_on.set()
     everything, nothing = (
@@ -206,10 +216,9 @@ def measure_outage(folder: Path, rounds: int) -> None:
     """Compare three loops that take turns: untracked, with a server that is killed for a third of the time, with none."""
     first, second, third = (threading.Semaphore(0) for _ in range(3))
     everyone = object()
-    active = [everyone]  # the publisher whose loop has its turn
+    active: list[object] = [everyone]  # the publisher whose loop has its turn
     MlflowPublisher._may_send = lambda publisher: publisher in active or everyone in active  # type: ignore[method-assign]
-    sample = NodeUsage.sample
-    NodeUsage.sample = lambda usage: sample(usage) if active else None  # type: ignore[method-assign]
+    sample_where(lambda: bool(active))
     recipe, silent = (
         recipe_of(folder, 3 * rounds, LOG_EVERY),
         recipe_of(folder, 3 * rounds, 3 * rounds * TURN_STEPS + 1),
@@ -228,14 +237,17 @@ def measure_outage(folder: Path, rounds: int) -> None:
             elif len(times) == 2 * rounds + 1:
                 server.start()
 
-        loops = []
+        def begin(publisher: MlflowPublisher) -> None:
+            active[:] = [publisher]
+
+        loops: list[tuple[Turns, MlflowPublisher, threading.Thread]] = []
         for name, address, mine, other in (
             ("served", server.address, second, third),
             ("away", unused_address(), third, first),
         ):
             os.environ[URI_VARIABLE] = address
             spool, place, publisher = stack.enter_context(tracked(recipe, folder, name))
-            turns = Turns(3 * rounds, mine, other, partial(active.__setitem__, slice(None), [publisher]))
+            turns = Turns(3 * rounds, mine, other, partial(begin, publisher))
             loops.append((turns, publisher, _begin(recipe, place, spool, turns)))
         parts.usage_of = lambda world: NodeUsage([])  # type: ignore[attr-defined]
         untracked = Turns(3 * rounds, first, second, change)

@@ -211,7 +211,7 @@ def test_interrupted_leaves_a_checkpoint_and_a_line_that_resumes(
 
 
 @pytest.mark.long
-def test_kill_9_and_the_same_command_finish_the_run(folder: Path, command: Command) -> None:
+def test_kill_9_and_the_same_command_finish_the_run(folder: Path) -> None:
     words = ["train", DIGITS, "--local", "--name", "first", *SHORT, "--set", "train.length=300 steps"]
     process = start(*words, cwd=folder)
     assert process.stdout is not None
@@ -219,7 +219,7 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path, command: Comma
         assert line, process.communicate()
     process.kill()
     process.communicate()
-    code, out, err = command(*words)
+    code, out, err = run(*words, cwd=folder)
     assert code == 0, err
     assert "resumed at step" in out
     uri = f"sqlite:///{folder}/output/mlflow.db"
@@ -228,8 +228,8 @@ def test_kill_9_and_the_same_command_finish_the_run(folder: Path, command: Comma
     assert found.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
     assert steps == list(range(10, 301, 10))  # No step is lost or logged twice.
-    program = [sys.executable, "-c", LOAD, uri, found.info.run_id]
-    loaded = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    command = [sys.executable, "-c", LOAD, uri, found.info.run_id]
+    loaded = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
     assert loaded.stdout.strip() == "(3, 2)", loaded.stderr  # classes, probabilities
 
 
@@ -303,9 +303,7 @@ def test_index_and_verify(folder: Path, command: Command) -> None:
 
 
 @pytest.mark.long
-def test_training_from_a_web_server(
-    folder: Path, command: Command, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_training_from_a_web_server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     data = folder / "output/data/digits"
     with file_server(data) as server:
         places = ["--set", f"data.train={server.url}/train", "--set", f"data.eval={server.url}/eval"]
@@ -316,11 +314,13 @@ def test_training_from_a_web_server(
             "data.fetch_timeout_seconds=3",
         ]
         short = ["--set", "train.length=12 steps", "--local"]
-        code, out, err = command("train", DIGITS, *places, *cache, *short)
+        code, out, err = run("train", DIGITS, *places, *cache, *short, cwd=folder)
         assert code == 0, err
         assert "of 360 held-out samples" in out
         next((data / "train").glob("*5.tar")).unlink()
-        code, out, err = command("train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short)
+        code, out, err = run(
+            "train", DIGITS, *places, *cache[2:], "--set", "data.shard_cache=c", *short, cwd=folder
+        )
     assert code == 1
     problem, advice, command = err.splitlines()
     assert "digits-train-000005.tar: 404 Not Found" in problem
@@ -339,10 +339,10 @@ STUDY = str(ROOT / "jobs/plain_vs_residual.py")
 
 
 @pytest.mark.long
-def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path, command: Command) -> None:
+def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path) -> None:
     words = ["study", STUDY, "--with", "depths=[8,14]", "--with", "seeds=1", "--name", "small"]
     short = ["--set", "train.length=6 steps", "--set", "schedule.warmup=0 steps"]
-    code, out, err = command(*words, *short)
+    code, out, err = run(*words, *short, cwd=folder)
     assert code == 0, err
     lines = out.splitlines()
     trained = [line for line in lines if line.startswith("run small-")]
@@ -354,15 +354,15 @@ def test_study_trains_all_its_runs_and_prints_its_conclusion(folder: Path, comma
     assert "with 14 plain layers" in lines[-4]
     assert lines[-3] == "figure     output/studies/small/figure.png"
     assert (folder / "output/studies/small/figure.png").stat().st_size > 10_000
-    code, out, _ = command(*words, *short)
+    code, out, _ = run(*words, *short, cwd=folder)
     assert code == 0
     assert out.count("finished before") == 4
-    code, out, err = command(*words)
+    code, out, err = run(*words, cwd=folder)
     assert (code, out) == (2, "")
     assert (
         "trial plain-8-seed-0: run small-plain-8-seed-0 would not continue what it began: train.length" in err
     )
-    code, out, err = command(*words, *short[:3], "schedule.warmup=3 steps")
+    code, out, err = run(*words, *short[:3], "schedule.warmup=3 steps", cwd=folder)
     assert (code, out) == (2, "")  # Not "finished before": those runs had another warm-up.
     assert (
         "run small-plain-8-seed-0 was started with another recipe (schedule.warmup from 0 steps to 3" in err

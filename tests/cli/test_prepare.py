@@ -202,3 +202,21 @@ def test_a_file_as_source(prepare: Command, tmp_path: Path) -> None:
     code, _, err = prepare("x" * 300, "out")
     assert code == 2
     assert "neither a known data set" in err
+
+
+def test_seekable_needs_a_program_and_names_what_it_left_unchanged(
+    prepare: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_classes(tmp_path / "in", cat=5)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    code, _, err = prepare("in", "out", "--split", "train", "--seekable")
+    assert code == 2
+    assert "--seekable needs libjpeg-turbo's program jpegtran" in err
+    assert not (tmp_path / "out").exists()
+    write(tmp_path / "bin/jpegtran", b"#!/bin/sh\nexit 1\n").chmod(0o755)
+    code, out, _ = prepare("in", "out", "--split", "train", "--seekable", "--shards", "1")
+    assert code == 0
+    assert "unchanged    5  not a JPEG: cat/0.png, …" in out
+    code, out, _ = prepare("out", "again", "--split", "train", "--seekable", "--json")
+    assert code == 0
+    assert json.loads(out)["train"]["unchanged"] == {"not a JPEG": 5}

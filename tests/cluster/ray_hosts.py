@@ -53,19 +53,18 @@ class RayCluster:
         }
 
     def start_head(self) -> None:
-        self.head.start(
-            [
-                *_ray("start"),
-                "--head",
-                f"--port={GCS_PORT}",
-                "--dashboard-host=0.0.0.0",
-                f"--dashboard-port={DASHBOARD_PORT}",
-                "--num-cpus=0",
-                *_place(self.head),
-            ],
-            log=LOG,
-        )
-        wait_until(lambda: self.head.address in self.alive(), START_SECONDS, lambda: self.head.output(LOG))
+        options = ["--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}", "--num-cpus=0"]
+        command = [*_ray("start"), "--head", f"--port={GCS_PORT}", *options, *_place(self.head)]
+        starting = self.head.start(command, log=LOG)
+
+        def answers() -> bool:
+            nonlocal starting
+            if starting.poll() is not None:  # As below: after 30 s.
+                self.head.crash()
+                starting = self.head.start(command, log=LOG)
+            return self.head.address in self.alive()
+
+        wait_until(answers, START_SECONDS, lambda: self.head.output(LOG))
 
     def join(self, host: Host) -> subprocess.Popen[str]:
         """Start a host as a node of one CPU; return the process that ends where it cannot join."""

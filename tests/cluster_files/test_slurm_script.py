@@ -13,19 +13,25 @@ from tests.cluster_files.files import CLUSTER
 # Stand-ins of the programs that the script of Slurm calls. The job has been preempted.
 PROGRAMS = {
     "resnet-dist": "",
-    "ray": "echo ray >> $COUNT",
+    # Ray does not start at first; later it runs the words after `--`.
+    "ray": """
+echo ray >> $COUNT
+while [[ $1 != -- ]]; do shift; done
+(( $(wc -l < $COUNT) <= ${FAILS:-0} )) || "${@:2}"
+""",
     "sleep": "",
     "getent": "echo 127.0.1.1 host",
     "hostname": '[[ $1 != -I ]] || echo "$ADDRESSES"',
     "scancel": "",
     "scontrol": "[[ $1 == show ]] && echo StartTime=2026-01-01 PreemptTime=2026-01-02",
-    "srun": 'echo "srun $* to $HEAD"; SLURM_NODEID=1 SLURMD_NODENAME=h2 timeout 20 "${@:3}"; echo 1 > "$STATE/code"',
+    "srun": '''echo "srun $* to $HEAD"; SLURM_NODEID=${NODE:-1} SLURMD_NODENAME=h2 timeout 20 "${@:3}"
+[[ -e $STATE/code ]] || echo 1 > "$STATE/code"''',
 }
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "1"}
 
 
 def run_slurm_script(folder: Path, before: str = "", **variables: str) -> tuple[int, str, int]:
-    """Run the script on stand-ins; return its exit code, its log, and how often the second node has begun Ray."""
+    """Run the script on stand-ins; return its exit code, its log, and how often the node (NODE, default 1) has begun Ray."""
     for name, text in PROGRAMS.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
@@ -78,3 +84,12 @@ def test_slurm_does_not_queue_forever_a_job_that_saves_nothing(
     assert code == 1
     assert ("error: 5 starts began at the same step" in log) == stops
     assert (queued.partition(";")[0] in log) != stops
+
+
+@pytest.mark.parametrize(("fails", "code", "starts"), [(0, 0, 1), (2, 0, 3), (9, 1, 3)])
+def test_slurm_starts_a_head_again_that_ray_gave_up(
+    tmp_path: Path, fails: int, code: int, starts: int
+) -> None:
+    ended, log, began = run_slurm_script(tmp_path, ADDRESSES="192.0.2.1", NODE="0", FAILS=str(fails))
+    assert (ended, began) == (code, starts), log
+    assert log.count("Ray has not started on h2") == min(fails, 3)

@@ -70,10 +70,11 @@ def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def sleep_until_taken_over(run: RunFolder) -> None:
     """Let another driver take the run and begin its attempt, while this one stood still for longer than its lease."""
-    run.storage.write(LEASE_FILE, NEXT.encode())
-    replace(run, lease=None, attempt=run.attempt + 1, token="of the next").write()
     assert run.lease is not None
-    run.lease._renewed_at -= lease.EXPIRY_SECONDS
+    with run.lease._beating:  # A beat that has begun would write over what the next driver wrote.
+        run.storage.write(LEASE_FILE, NEXT.encode())
+        replace(run, lease=None, attempt=run.attempt + 1, token="of the next").write()
+        run.lease._renewed_at -= lease.EXPIRY_SECONDS
 
 
 def interrupted_while_it_slept(run: RunFolder) -> Outcome | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
@@ -159,3 +160,54 @@ def test_the_attempt_that_ended_the_run_is_recorded(
     recorded = read_run(open_storage(tmp_path / "runs/x"))
     assert recorded is not None
     assert (launch.attempts, recorded.attempt, recorded.status) == ([1, 2], 2, "FAILED")
+
+
+def test_a_storage_that_is_away_at_the_end_makes_no_failure_of_a_finished_run(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last looks at the run, and its record, wait for the storage."""
+    monkeypatch.setattr(restarts, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(driver_run, "has_steps", lambda spool: True)
+    away, ended, notes = Unreachable("s3://b: it does not answer in time"), False, Mock()
+
+    def launch(run: RunFolder) -> Outcome:
+        nonlocal ended
+        run.checkpoints.write("step-00000008/checkpoint.json", b"{}")
+        ended = True
+        return END
+
+    def fails_twice(function: Callable[..., object]) -> Callable[..., object]:
+        failures = [away, away]
+
+        def call(*arguments: object) -> object:
+            if ended and failures:
+                raise failures.pop()
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(driver_run, "list_checkpoints", fails_twice(driver_run.list_checkpoints))
+    monkeypatch.setattr(driver_run, "failed_evaluations", fails_twice(driver_run.failed_evaluations))
+    monkeypatch.setattr(RunFolder, "write", fails_twice(RunFolder.write))
+    monkeypatch.setattr(driver_run, "launcher_of", lambda *arguments: nullcontext(launch))
+    request = Request(digits_recipe, "digits.py", tmp_path, local=True, name="x")
+    summary = driver_run.run_training(
+        request, notes, lambda record, on_entry: ConsolePublisher(record.run.spool, on_entry)
+    )
+    recorded = read_run(open_storage(tmp_path / "runs/x"))
+    assert recorded is not None
+    assert recorded.status == "FINISHED"
+    assert (summary.checkpoint or "").endswith("step-00000008")
+    assert sum("waiting for it" in str(call) for call in notes.note.call_args_list) == 3
+
+
+def test_a_storage_that_stays_away_ends_the_run_with_the_line_that_continues_it(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = Launches((Unreachable("s3://b: it does not answer in time"), 4))
+    monkeypatch.setattr(driver_run, "launcher_of", lambda *arguments: nullcontext(launch))
+    request = Request(digits_recipe, "digits.py", tmp_path, local=True, name="x")
+    with pytest.raises(RankFailed, match="(?s)does not answer in time.*continues it.*--name x"):
+        driver_run.run_training(
+            request, Mock(), lambda record, on_entry: ConsolePublisher(record.run.spool, on_entry)
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import STOP_FILE, RunFolder
 from resnet_dist.runs.stalls import STALLS_FOLDER
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train.watch.watchdog import StallReport
 from resnet_dist.world import World
 
@@ -72,6 +74,43 @@ def test_the_problem_of_one_rank_ends_all(written: RunFolder, digits_recipe: Rec
     attempt = Attempt.of(digits_recipe, written, cpus=1)
     with pytest.raises(TrainingError, match="^rank 1 on h3: no such place"):
         check_shared(attempt, world_of([("h3", "no such place")], rank=0))
+
+
+def test_a_mistake_of_one_rank_wins_over_a_storage_that_does_not_answer_another(
+    written: RunFolder, digits_recipe: Recipe
+) -> None:
+    attempt = Attempt.of(digits_recipe, written, cpus=1)
+    away = ("h2", Unreachable("s3://b: it does not answer in time"))
+    with pytest.raises(TrainingError, match="^rank 2 on h3: no such place"):
+        check_shared(attempt, world_of([away, ("h3", "no such place")], rank=0))
+    with pytest.raises(Unreachable, match="^rank 1 on h2: s3://b: it does not answer"):
+        check_shared(attempt, world_of([away], rank=0))
+
+
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_ranks_wait_for_a_storage_that_does_not_answer_when_they_start(
+    tmp_path: Path, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """It is no mistake: the ranks of a run that was struck start while the storage is struck, too."""
+    run = choose_run(tmp_path / "output", digits_recipe, "x", resume=False)
+    run.write()
+    storage, tries = open_storage(run.location), list[str]()
+
+    class Away:
+        def read(self, name: str) -> bytes | None:
+            tries.append(name)
+            if len(tries) < 4:
+                raise Unreachable("s3://b: it does not answer in time")
+            return storage.read(name)
+
+    attempt = Attempt.of(digits_recipe, run, cpus=1)
+    monkeypatch.setattr(run_storage, "open_storage", lambda location: Away())
+    monkeypatch.setattr(run_storage, "TOKEN_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(run_storage, "TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr(run_storage, "PERMIT_WAIT_SECONDS", seconds)
+    with nullcontext() if seconds else pytest.raises(Unreachable, match="does not answer in time"):
+        check_shared(attempt, World.single())
+    assert len(tries) == (4 if seconds else 1)
 
 
 def test_a_stop_request_reaches_the_ranks(written: RunFolder) -> None:

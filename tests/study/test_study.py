@@ -387,7 +387,7 @@ def study():
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_that_shares_ray_with_others_has_the_curve_of_a_single_run(tmp_path: Path) -> None:
     sets = ["train.length=6 steps", "train.log_every=2 steps", "model.name=resnet8", "train.figures=none"]
     recipe, file = ROOT / "jobs/digits.py", tmp_path / "two.py"

@@ -104,7 +104,7 @@ def _is_same_image(data: bytes, copy: bytes) -> bool:
 
 
 def _digest(pixels: Pixels) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
 
 
 def _metadata(data: bytes) -> list[bytes]:

@@ -6,6 +6,7 @@ servers are read by `http`.
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections.abc import Callable, Coroutine
@@ -147,7 +148,7 @@ class _StoredObject:
     def append(self, file: IO[bytes], start: int, end: int | None, total: int | None) -> bool:
         if self._stream is None or total is None:
             return self._append(file, start, end, total)
-        block = self._await(self._stream.read(start, CHUNK_BYTES), is_limited=True)
+        block = self._await(functools.partial(self._stream.read, start, CHUNK_BYTES), is_limited=True)
         if block is None:
             is_complete = self._append(file, start, end, total)
             self._stream.was_replaced()
@@ -202,14 +203,15 @@ class _StoredObject:
 
         # Limit every request here: not every scheme has a timeout of its own for a server that stops sending.
         is_limited = method == "cat_file" and bool(options)
-        return self._await(getattr(self._fs, f"_{method}")(*arguments, **options), is_limited=is_limited)
+        function = functools.partial(getattr(self._fs, f"_{method}"), *arguments, **options)
+        return self._await(function, is_limited=is_limited)
 
-    def _await(self, answer: Coroutine[Any, Any, Value], *, is_limited: bool) -> Value:
+    def _await(self, function: Callable[[], Coroutine[Any, Any, Value]], *, is_limited: bool) -> Value:
         async def run() -> Value:
             import asyncio
 
             async with asyncio.timeout(4 * STALL_SECONDS if is_limited else None):
-                return await answer
+                return await function()
 
         return self._patience.run(self._fs.loop, run())
 

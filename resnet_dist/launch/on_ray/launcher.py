@@ -26,7 +26,7 @@ import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from resnet_dist.config import Recipe, WorkerRange
-from resnet_dist.errors import RankFailed
+from resnet_dist.errors import RankFailed, RanksLost
 from resnet_dist.launch.attempt import Attempt, ClusterChanged, RankLauncher
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected, is_connected, is_own
 from resnet_dist.launch.on_ray.evaluator.before_and_after import catch_up, settle, started
@@ -42,6 +42,7 @@ from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
 from resnet_dist.launch.start_times import PLACED
 from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.system.locks import own_folder
 from resnet_dist.system.signals import StopRequest, handle_signals
 from resnet_dist.train.loop import Outcome
@@ -79,7 +80,15 @@ def ray_launcher(
         limit = DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds
         placer = Placer(workers, sizes, gpu=use_gpu, wait_seconds=limit, report=report)
         with closing(BesideEvaluations(recipe, report, gpu=use_gpu)) as evaluations:
-            yield lambda folder: fit_ranks(recipe, folder, placer, report, cpus, evaluations)
+
+            def launch(folder: RunFolder) -> Outcome | None:
+                try:
+                    return fit_ranks(recipe, folder, placer, report, cpus, evaluations)
+                # What takes ranks away often takes the storage away, which this process reads, too.
+                except Unreachable as error:
+                    raise RanksLost(str(error), begun=False) from None
+
+            yield launch
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from resnet_dist.launch.preload.copies import standing
 from resnet_dist.launch.preload.wire import (
     STARTED,
     end_in,
@@ -110,7 +111,7 @@ def _begin(target: str, orders: dict[str, Any], path: Path) -> tuple[socket.sock
     connection = _connect(target, path)
     try:
         send_streams(connection)
-        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd()}
+        request = {"orders": orders, "environment": dict(os.environ), "folder": os.getcwd(), **standing()}
         send(connection, json.dumps(request).encode())
         message = receive(connection)
         if message is None:

@@ -9,11 +9,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from resnet_dist.launch.preload.wire import pack_answer, pack_error, send
 
 PR_SET_PDEATHSIG = 1
+OOM_FILE = Path("/proc/self/oom_score_adj")
 Function = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -23,6 +25,22 @@ class Child:
 
     pid: int
     connection: socket.socket
+
+
+def standing() -> dict[str, int]:
+    """Return how the system treats this process: its place behind others for a CPU, and before them where memory ends."""
+    found = {"nice": os.getpriority(os.PRIO_PROCESS, 0)}
+    with suppress(OSError, ValueError):  # only Linux has it
+        found["oom_score_adj"] = int(OOM_FILE.read_text())
+    return found
+
+
+def stand_as(request: dict[str, Any]) -> None:
+    """Take the standing of the client, which Ray has given it: a copy has that of the process that imports."""
+    with suppress(OSError):  # Only root can go up.
+        os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
+    with suppress(OSError, KeyError):
+        OOM_FILE.write_text(str(request["oom_score_adj"]))
 
 
 def has_ended(pid: int) -> bool:

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended
+from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended, stand_as
 from resnet_dist.launch.preload.wire import (
     NUM_STREAMS,
     STARTED,
@@ -193,6 +193,7 @@ class Server:
                 os.close(stream)
             # A crash shows where. The thread that crashes alone: a hundred stacks of data loading would hide it.
             faulthandler.enable(2, all_threads=False)
+            stand_as(request)
             os.environ.clear()
             os.environ.update(request["environment"])
             with suppress(OSError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 from ray.exceptions import ActorDiedError, RayActorError
 from ray.train.v2._internal.exceptions import (
@@ -13,8 +16,12 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from resnet_dist.config import Recipe, WorkerRange
 from resnet_dist.errors import Diverged, RankFailed, RanksLost, StorageError, Superseded, TrainingError
+from resnet_dist.launch.on_ray import launcher
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train.watch.watchdog import Stalled
 
@@ -121,3 +128,24 @@ def test_failures_before_training_begins() -> None:
     assert (error.begun, unconnected.begun) == (False, False)
     assert type(explain(ControllerError(KeyError("x")))) is RankFailed
     assert isinstance(explain(KeyboardInterrupt()), RankFailed)
+
+
+def test_a_storage_that_is_away_when_ranks_start_is_no_failure_of_the_run(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver reads the run, too: the ranks start again, and the threads that they had are not forgotten."""
+    monkeypatch.setattr(launcher, "shared_ray", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(launcher, "nodes", list)
+    run = RunFolder(open_storage(tmp_path / "x"), "x", None, 1, {})
+
+    def read(name: str) -> bytes:
+        raise Unreachable("s3://b: it does not answer in time")
+
+    monkeypatch.setattr(run.storage, "read", read)
+    options = {"gpu": False, "address": None, "wait_seconds": 0.0, "report": lambda text: None}
+    with (
+        launcher.ray_launcher(digits_recipe, workers=WorkerRange.exactly(2), **options) as launch,
+        pytest.raises(RanksLost, match="does not answer in time") as lost,
+    ):
+        launch(run)
+    assert not lost.value.begun

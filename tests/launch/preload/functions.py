@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resnet_dist.launch.preload.copies import standing
+
 
 class Odd(Exception):
     """An exception that cannot be unpacked: its class takes two arguments."""
@@ -39,4 +41,5 @@ def act(orders: dict[str, Any]) -> dict[str, Any]:
         "parent": os.getppid(),
         "variable": os.environ.get("PRELOAD_TEST"),
         "folder": str(Path.cwd()),
+        "standing": standing(),
     }

@@ -18,6 +18,7 @@ import pytest
 
 from resnet_dist.launch.preload import client
 from resnet_dist.launch.preload.client import Died, Unavailable, run_rank
+from resnet_dist.launch.preload.copies import standing
 from tests.paths import ROOT
 
 TARGET = "tests.launch.preload.functions:act"
@@ -166,3 +167,12 @@ def test_nothing_is_imported_ahead_where_ranks_import_for_themselves(
     monkeypatch.setenv(client.OFF_VARIABLE, "0")
     client.import_ahead(TARGET)
     assert client.key_ahead() == ""
+
+
+def test_a_rank_stands_as_its_client(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets its processes wait for others, and lets the system end them first where memory ends."""
+    before = run_rank(TARGET, {}, key)["standing"]
+    assert before == standing()
+    behind = {"nice": min(19, before["nice"] + 3), "oom_score_adj": 900}
+    monkeypatch.setattr(client, "standing", lambda: behind)
+    assert run_rank(TARGET, {"finished": True}, key)["standing"] == behind

@@ -6,6 +6,7 @@ import os
 import pwd
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from resnet_dist.system.environment import folders
 
 
 @pytest.fixture
-def short() -> Path:
-    """Return a folder with a short path: Ray's sockets must fit into it."""
-    return Path(tempfile.mkdtemp(prefix="rd", dir="/tmp"))
+def short() -> Iterator[Path]:
+    """Yield a folder with a short path: Ray's sockets must fit into it."""
+    with tempfile.TemporaryDirectory(prefix="rd", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def test_a_browser_shows_the_runs_of_a_study_below_it(
     assert page.count("0.875") >= 2  # The group has the value of its best run, which has it too.
     assert "runs below their study or sweep" in nested
     names = re.findall(r">(weak|strong|weak-[01]|strong-[01]|low|high)</", nested)
-    # A click on a study lists its runs, see test_pages.py.
+    # A click on the + of a study lists its runs.
     assert list(dict.fromkeys(names)) == ["strong", "weak", "high", "low"]
 
 

@@ -58,6 +58,8 @@ def client(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     monkeypatch.setenv(URI_VARIABLE, gate.address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.2)
+    monkeypatch.setattr(upload, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(upload, "SEND_SECONDS", 0.1)
     return mlflow.MlflowClient(gate.address)
 
 
@@ -256,6 +258,8 @@ def test_a_file_that_another_process_has_locked(
     """A copy that takes long, or a person with the file open: at the start, and in the middle."""
     monkeypatch.setattr(publishing, "START_SECONDS_OF_FILE", 0.5)
     monkeypatch.setattr(upload, "MAX_BACKOFF_SECONDS", 0.2)
+    monkeypatch.setattr(upload, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(upload, "SEND_SECONDS", 0.1)
     run = replace(trained, storage=open_storage(output / "runs/y"), name="y", key="y")
     with closing(sqlite3.connect(output / STORE_FILE, isolation_level=None)) as other:
         other.execute("begin exclusive")

@@ -38,8 +38,8 @@ def elastic_transform(image: Floats, strength: tuple[float, float, float], chanc
     middle, half = size // 2, max(1, size // 3)
     corners_32 = middle + half * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     moved_32 = corners_32 + farthest * (2 * chance.uniform(3, 2) - 1)
-    field_SS2: Floats = (2 * chance.uniform(size, size, 2) - 1).astype(np.float32)
-    field_SS2 = length * smoothed(field_SS2, smoothness, 3)  # wide curves: means of many draws, near zero
+    draws_SS2 = (2 * chance.uniform(size, size, 2) - 1).astype(np.float32)
+    field_SS2 = length * smoothed(draws_SS2, smoothness, 3)  # wide curves: means of many draws, near zero
     right, down = np.meshgrid(np.arange(size), np.arange(size))
     places_SS2 = np.stack([right, down], axis=2) + field_SS2
     # The affine map that brings the moved corners back: where a pixel of the result comes from.

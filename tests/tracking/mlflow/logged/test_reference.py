@@ -25,6 +25,7 @@ from resnet_dist.tracking.sync import sync_runs
 from resnet_dist.train.checkpoint.folder import best_or_newest
 from resnet_dist.train.loop import train
 from resnet_dist.world import World
+from tests.cluster.hosts import wait_until
 
 BEST_FIRST = [{"field_name": "metrics.eval/top1", "ascending": False}]
 
@@ -49,6 +50,12 @@ def models(output: Path, **options: Any) -> list[Any]:
     client = mlflow.MlflowClient(tracking_uri(output))
     experiments = [one.experiment_id for one in client.search_experiments()]
     return list(client.search_logged_models(experiments, **options))
+
+
+def newest_top1(output: Path) -> float | None:
+    client = mlflow.MlflowClient(tracking_uri(output))
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return next((run.data.metrics.get("eval/top1") for run in client.search_runs(experiments)), None)
 
 
 def write(record: RunRecord) -> None:
@@ -179,6 +186,8 @@ def test_those_that_a_tracker_did_not_get_are_counted(
 
         patched.setattr(mlflow.MlflowClient, "create_logged_model", away)
         publisher = MlflowPublisher(record, lambda entry: None)
+        # All that the tracker takes is there; the rest would be waited for in vain.
+        wait_until(lambda: newest_top1(output) == 0.5, 100, lambda: "the metrics did not arrive")
         publisher.finish(0.5)
         publisher.close("KILLED", 30)
     assert publisher.unsent == ("3 checkpoints",)
