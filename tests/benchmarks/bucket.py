@@ -1,7 +1,7 @@
 """Shards in a bucket against the same shards on this disk, and obstore against fsspec for their transfer.
 
-    python -m tests.benchmarks.bucket transfers [--megabytes-per-second N] [--latency-ms N]
-    python -m tests.benchmarks.bucket epochs IMAGES [--megabytes-per-second N] [--latency-ms N]
+    python -m tests.benchmarks.bucket [--megabytes-per-second N] [--latency-ms N] transfers
+    python -m tests.benchmarks.bucket [--megabytes-per-second N] [--latency-ms N] epochs IMAGES
 
 The bucket is bucket_server.py in a process of its own, on the same machine: its CPU is the loader's too, and is shown.
 All contestants take turns within each round; medians over the rounds.

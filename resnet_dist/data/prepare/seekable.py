@@ -17,7 +17,13 @@ import simplejpeg
 from resnet_dist.data.images.decode import SMALL_PIXELS, Pixels
 from resnet_dist.data.images.formats import JPEG, format_of
 from resnet_dist.data.images.jpeg.header import JpegHeader, parse_header
-from resnet_dist.data.images.jpeg.seekable import choose_interval, cut_part, read_frame, with_table
+from resnet_dist.data.images.jpeg.seekable import (
+    choose_interval,
+    cut_part,
+    read_frame,
+    read_layout,
+    with_table,
+)
 from resnet_dist.errors import UserError
 
 PROGRAM = "jpegtran"
@@ -60,7 +66,8 @@ def reason_unchanged(data: bytes) -> str | None:
     if format_of(data) is not JPEG:
         return NOT_JPEG
     header, _ = _header(data)
-    if header is not None and header.table_at:
+    # Another program that copies the table and changes the rest makes a file that is decoded whole.
+    if header is not None and header.table_at and read_layout(data, header.table_at) is not None:
         return None
     is_small = header is not None and header.height * header.width <= SMALL_PIXELS
     return SMALL if is_small else REFUSED
@@ -86,12 +93,11 @@ def _transform(data: bytes, interval: int) -> bytes | None:
 def _is_same_image(data: bytes, copy: bytes) -> bool:
     """Report whether two JPEGs have the same pixels, shown the same way, also where a part of the copy is decoded."""
     old, new = _header(data)[0], _header(copy)[0]
-    if old is None or new is None or old != new._replace(table_at=0):
+    if old is None or new is None or old._replace(table_at=0) != new._replace(table_at=0):
         return False
     try:
-        digest = _digest(
-            simplejpeg.decode_jpeg(data, "RGB")
-        )  # A large image takes much memory: keep one at a time.
+        # A large image takes much memory: keep one at a time.
+        digest = _digest(simplejpeg.decode_jpeg(data, "RGB"))
         pixels = simplejpeg.decode_jpeg(copy, "RGB")
         top, left, height, width = new.height // 4, new.width // 4, new.height // 2, new.width // 2
         part = cut_part(copy, new.table_at, top, left, height, width)

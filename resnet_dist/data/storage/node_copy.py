@@ -7,14 +7,14 @@ import hashlib
 import time
 from pathlib import Path
 
-from filelock import FileLock
-
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.data.storage.urls import is_local, unsigned
 from resnet_dist.system.files import write_bytes_atomically
+from resnet_dist.system.locks import LOCK_SUFFIX, LockHeld, hold_lock
 
 FOLDER = "indexes"  # in the shard cache
 UNUSED_SECONDS = 30 * 86_400.0  # after which a copy that nobody reads any more is removed
+WAIT_SECONDS = 120.0  # for another process that fetches a file, before this one fetches it too
 ONLY_OWNER = 0o600  # An index may hold the signed URLs of its shards.
 
 
@@ -36,22 +36,19 @@ class NodeCopies:
         self._paths.add(path)
         with contextlib.suppress(OSError):
             return self._used(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_suffix(".lock"))  # the kernel releases it when its holder dies
-            lock.acquire()
-        except OSError:
-            return read_bytes(url)
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_lock(path.with_suffix(LOCK_SUFFIX), WAIT_SECONDS))
+            except (OSError, LockHeld):
+                return read_bytes(url)
             with contextlib.suppress(OSError):  # Another process may have fetched it while this one waited.
                 return self._used(path)
             content = read_bytes(url)
             with contextlib.suppress(OSError):
-                self._remove_unused()
                 write_bytes_atomically(path, content, mode=ONLY_OWNER)
+                self._remove_unused()
             return content
-        finally:
-            lock.release()
 
     def forget(self) -> None:
         """Remove the copies of all files that were asked for: one does not hold what it should."""
@@ -71,5 +68,6 @@ class NodeCopies:
 
     def _remove_unused(self) -> None:
         for path in self._folder.iterdir():
-            if time.time() - path.stat().st_mtime > UNUSED_SECONDS:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Another process may have removed it.
+                if time.time() - path.stat().st_mtime > UNUSED_SECONDS:
+                    path.unlink(missing_ok=True)

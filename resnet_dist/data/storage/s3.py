@@ -22,9 +22,8 @@ KNOWN_ARGUMENTS = {
     "aws_secret_access_key",
     "aws_session_token",
 }
-CREDENTIALS_SECONDS = (
-    300.0  # for which an answer of botocore is used; it renews its own long before they expire
-)
+# For which an answer of botocore is used; it renews its own long before they expire.
+CREDENTIALS_SECONDS = 300.0
 REQUEST_SECONDS = 86_400.0  # of a whole shard: the caller limits the time of each block
 MAX_FAILURES = 3  # at the beginning, after which fsspec reads all
 

@@ -46,9 +46,8 @@ class Died(Exception):
     """The process of the rank ended without an answer: it was killed, or crashed. The text names the signal."""
 
 
-_ahead: list[
-    tuple[str, subprocess.Popen[bytes]]
-] = []  # the key of what this process has started, and its server
+# The key of what this process has started, and its server.
+_ahead: list[tuple[str, subprocess.Popen[bytes]]] = []
 
 
 def is_on() -> bool:
@@ -65,11 +64,14 @@ def import_ahead(target: str = RANK) -> None:
         return
     key = f"{os.getpid()} {uuid.uuid4().hex}"
     with suppress(OSError, Unavailable):
-        command, listener, environment = _prepared(target, _socket_path(key), keeper=os.getpid())
+        path = _socket_path(key)
+        with locked(path.parent):  # Until it listens, it looks like a dead one.
+            command, listener, environment = _prepared(target, path, keeper=os.getpid())
         with listener:
             # Of a session of its own: Ctrl-C is for this process. What it has to say, the ranks find out themselves.
             process = subprocess.Popen(
                 command,
+                # As Ray sets it for its processes, which start the other servers.
                 env={"OMP_NUM_THREADS": "1", **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

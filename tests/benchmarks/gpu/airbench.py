@@ -1,8 +1,9 @@
 """airbench94 as its paper describes it (Jordan 2024, arXiv 2404.00498), to be run beside ours on the same card.
 
-A plain net of six convolutions behind a whitening layer of the second moment of 5,000 images: data on the device, alternating flips, shifts of two reflected
-pixels, Nesterov SGD with a rate of biases 64 times as high, a triangular schedule, an average of the weights that replaces
-them every fifth step (lookahead), half precision, and an evaluation of mirrored and shifted images.
+A plain net of six convolutions behind a whitening layer of the second moment of 5,000 images: data on the device,
+alternating flips, shifts of two reflected pixels, Nesterov SGD with a rate of biases 64 times as high, a triangular
+schedule, an average of the weights that replaces them every fifth step (lookahead), half precision, and an evaluation of
+mirrored and shifted images.
 
 Shapes: N images, C channels, H height, W width.
 """

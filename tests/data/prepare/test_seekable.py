@@ -17,9 +17,10 @@ from PIL import Image
 from resnet_dist.data.findings import REPORT_NAME
 from resnet_dist.data.images.decode import Box, open_image
 from resnet_dist.data.images.jpeg.header import parse_header
+from resnet_dist.data.images.jpeg.seekable import TABLE_NAME
 from resnet_dist.data.prepare import seekable
 from resnet_dist.data.prepare.output import PLAN_NAME
-from resnet_dist.data.prepare.seekable import NOT_JPEG, REFUSED, SMALL, make_seekable
+from resnet_dist.data.prepare.seekable import NOT_JPEG, REFUSED, SMALL, make_seekable, reason_unchanged
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import COUNT_KEY, Prepared, prepare_splits
 from resnet_dist.data.prepare.write import PrepareOptions
@@ -117,6 +118,38 @@ def test_where_the_copy_is_not_the_image_its_bytes_are_kept(
     assert images(done) == [data]
     assert [(f.name, f.kind) for f in done.findings.unchanged] == [("a/photo.jpg", REFUSED)]
     assert (done.findings.used, done.findings.num_left_out) == (1, 0)
+
+
+def stale() -> bytes:
+    """Return an image whose table another program has copied, and whose codes it has written anew."""
+    seekable_one = make_seekable(original())
+    assert seekable_one is not None
+    start, end = seekable_one.index(TABLE_NAME) - 4, seekable_one.index(b"\xff\xdb")
+    data = original()
+    at = data.index(b"\xff\xdb")
+    return data[:at] + seekable_one[start:end] + data[at:]
+
+
+def test_a_table_that_does_not_fit_its_file_does_not_make_it_seekable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_transform(monkeypatch, marked)
+    data = stale()
+    assert reason_unchanged(data) == REFUSED
+    table = data[data.index(TABLE_NAME) - 4 : data.index(b"\xff\xdb")]
+
+    def copying(data: bytes, interval: int) -> bytes:
+        copy = marked(data, interval)
+        at = copy.index(b"\xff\xdb")
+        return copy[:at] + table + copy[at:]
+
+    with_transform(monkeypatch, copying)
+    found = make_seekable(data)
+    assert found is not None
+    assert reason_unchanged(found) is None
+    with_transform(monkeypatch, lambda data, interval: None)
+    write(tmp_path / "in/a/photo.jpg", data)
+    assert [f.kind for f in prepared(tmp_path).findings.unchanged] == [REFUSED]
 
 
 def test_what_is_unchanged_is_counted_by_its_reason_also_when_the_set_is_complete(

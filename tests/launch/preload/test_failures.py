@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import socket
@@ -138,3 +139,27 @@ def test_the_sockets_of_servers_that_were_killed_are_removed(
     assert sorted(path.name for path in mine.parent.iterdir()) == ["mine", "socket"]
     serving._accept()  # The question whether it lives costs a server nothing.
     assert not serving._children
+
+
+def test_a_server_that_does_not_listen_yet_is_not_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run removes dead sockets under the lock of the folder, so a socket is made under it too."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv(client.OFF_VARIABLE, raising=False)
+    held: list[bool] = []
+
+    def prepare(target: str, path: Path, *, keeper: int) -> None:
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append(True)
+        finally:
+            os.close(descriptor)
+        raise Unavailable
+
+    monkeypatch.setattr(client, "_prepared", prepare)
+    client.import_ahead("a:b")
+    assert held == [True]
+    assert client.key_ahead() == ""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from resnet_dist.config import Data
 from resnet_dist.data.shards.index import Index, IndexMismatch, Shard, read_index, write_index
+from resnet_dist.data.storage import node_copy
 from resnet_dist.data.storage.node_copy import FOLDER
 from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.system.locks import LOCK_SUFFIX
 from resnet_dist.train.start import indexes
 from resnet_dist.train.start.indexes import indexes_of
 from tests.data.servers import FileServer, file_server
@@ -98,6 +103,37 @@ def test_a_cache_that_cannot_be_written_costs_one_request_a_rank(
     read()
     read()
     assert server.requests[INDEX] == 4
+
+
+def test_a_rank_fetches_for_itself_what_another_one_keeps_too_long(
+    server: FileServer,
+    read: Callable[[], tuple[Index, Index]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = read()
+    for path in copies(tmp_path):
+        path.unlink()
+    monkeypatch.setattr(node_copy, "WAIT_SECONDS", 0.0)
+    with ExitStack() as stack:
+        for path in (tmp_path / "cache" / FOLDER).glob(f"*{LOCK_SUFFIX}"):
+            stack.enter_context(FileLock(path))
+        assert read() == expected
+    assert server.requests[INDEX] == 4
+    assert copies(tmp_path) == []
+
+
+def test_old_copies_are_removed_and_what_cannot_be_keeps_no_new_one_away(
+    read: Callable[[], tuple[Index, Index]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache" / FOLDER
+    (folder / "a folder").mkdir(parents=True)
+    (folder / "unused.json").write_text("{}")
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    read()
+    assert len(copies(tmp_path)) == 2
+    assert not (folder / "unused.json").exists()
 
 
 def test_a_missing_index_is_named(

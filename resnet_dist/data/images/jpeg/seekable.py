@@ -28,9 +28,8 @@ MIN_WIDTH_PIXELS = 16
 MAX_SEGMENT_BYTES = 0xFFFF
 MAX_INTERVALS = (MAX_SEGMENT_BYTES - 2 - len(TABLE_NAME)) // 2
 _SEQUENTIAL_FRAMES, _RESTARTS, _SCAN = (0xC0, 0xC1), 0xDD, 0xDA
-_WHOLE_SCAN = (
-    b"\0\x3f\0"  # all coefficients in full precision: the end of the scan's header, unless it is progressive
-)
+# The end of the scan's header, unless it is progressive: all coefficients in full precision.
+_WHOLE_SCAN = b"\0\x3f\0"
 _FIRST_RESTART, _END_OF_IMAGE = 0xFFD0, 0xFFD9
 
 
