@@ -196,7 +196,9 @@ class _Jpeg:
     def prepare(self, box: Box, size: int) -> None:
         if self._header.orientation == 1 and self.min_scale == 1:
             scale = _grid_scale(box, size)
-            self._prepared = box, scale, self._source(box, scale)
+            source = self._source(box, scale)
+            self._prepared = box, scale, source
+            self.held_bytes = len(self._data) + (len(source.jpeg) if isinstance(source, Part) else 0)
 
     def _source(self, box: Box, scale: int) -> Any | None:
         """Return what `box` is decoded from; None where that is the whole file: all of it is wanted, or it is damaged."""
@@ -249,7 +251,7 @@ class _Jpeg:
         if isinstance(source, Part):
             pixels = self._decode_cut(source, box, scale)
         elif source is not None:
-            pixels = decode_region(self._data, *box, source)
+            pixels = decode_region(source, box.height, box.width)
         if pixels is not None:
             return pixels
         if scale > 1:

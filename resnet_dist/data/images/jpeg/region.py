@@ -30,7 +30,10 @@ _start = threading.Lock()
 
 
 def region_stream(data: bytes, top: int, left: int, height: int, width: int) -> Any | None:
-    """Return what `decode_region` decodes, before it does; None where nvImageCodec is missing or fails."""
+    """Return a part of a JPEG for `decode_region`; None where nvImageCodec is missing or fails.
+
+    Positions are in pixels as stored: EXIF's orientation is not applied.
+    """
     decoder = _decoder_of_thread()
     if decoder is None:
         return None
@@ -42,18 +45,12 @@ def region_stream(data: bytes, top: int, left: int, height: int, width: int) -> 
         return None
 
 
-def decode_region(
-    data: bytes, top: int, left: int, height: int, width: int, stream: Any | None = None
-) -> NDArray[np.uint8] | None:
-    """Return a part of a JPEG as (height, width, 3) RGB; None where nvImageCodec is missing or fails.
+def decode_region(stream: Any, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Return a part of a JPEG as (height, width, 3) RGB; None where nvImageCodec fails.
 
-    Positions are in pixels as stored: EXIF's orientation is not applied. The pixels are valid until this thread asks
-    for the next part. stream: that of `region_stream`, if there is one already.
+    stream: the part, as `region_stream` has returned it in this thread. The pixels are valid until this thread asks for
+    the next part.
     """
-    if stream is None:
-        stream = region_stream(data, top, left, height, width)
-    if stream is None:
-        return None
     _, decode, params = _thread.decoder
     try:
         image = decode(stream, image=_thread.image, params=params)
