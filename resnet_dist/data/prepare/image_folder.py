@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from resnet_dist.data.findings import MAX_NAMES, Findings, one_line, printable
-from resnet_dist.data.prepare.items import SHARED, Item, Source, hold_out_of_each_class
+from resnet_dist.data.prepare.items import SHARED, Item, Source, hold_out_of_each_class, plain_name
 from resnet_dist.data.prepare.judge import read_file
 from resnet_dist.data.prepare.layout import Splits, find_splits, is_eval
 from resnet_dist.data.prepare.scan import Folder, Scan
@@ -43,7 +42,7 @@ def open_image_folder(path: Path, options: FolderOptions) -> Source:
         lambda name: bool(scan.subfolders(root.sub(name))),
         train_only=options.whole_split == "train",
     )
-    name = _plain(path.absolute().name)
+    name = plain_name(path.absolute().name)
     if splits is None:
         return _without_splits(name, scan, root, names, options)
     return _with_splits(name, scan, root, names, splits, options)
@@ -86,11 +85,6 @@ def _with_splits(
             items[split] = _items(scan, folder, own["train"], own[split], findings[split], options)
     prefixes = {split: folder.prefix for split, folder in folders.items()}
     return Source(name, tuple(own["train"]), items, findings, prefixes)
-
-
-def _plain(name: str) -> str:
-    """Return a folder's name as part of a shard's name, without characters that break a URL or an `.idx`."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "images"
 
 
 def _class_names(folder: Folder, names: Sequence[str]) -> dict[str, str]:

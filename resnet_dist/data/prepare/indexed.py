@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from resnet_dist.data.findings import Findings, one_line
-from resnet_dist.data.prepare.items import Item, Source
+from resnet_dist.data.prepare.items import Item, Source, plain_name
 from resnet_dist.data.shards.index import (
     INDEX_NAME,
     SECOND_INDEX_NAME,
@@ -70,7 +70,8 @@ def open_indexed(name: str, locations: Mapping[str, str]) -> Source:
     for split, index in indexes.items():
         findings[split] = Findings()
         splits[split] = _items(index, findings[split])
-    return Source(Path(name).absolute().stem, classes, splits, findings)
+    own_name = Path(name).absolute().name.removesuffix(".json")
+    return Source(plain_name(own_name), classes, splits, findings)
 
 
 def _items(index: Index, findings: Findings) -> list[Item]:

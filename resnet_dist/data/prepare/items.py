@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,11 @@ class Source:
     splits: Mapping[str, Sequence[Item]]  # "train" and "eval"
     findings: Mapping[str, Findings] = field(default_factory=dict)  # by split, or SHARED
     folders: Mapping[str, str] = field(default_factory=dict)  # by split: `Training/`, relative to the source
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a folder or file as part of a shard's name, without characters that break a URL or an `.idx`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "images"
 
 
 def hold_out(items: Sequence[Item], seed: int) -> dict[str, Sequence[Item]]:

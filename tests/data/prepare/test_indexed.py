@@ -56,6 +56,18 @@ def test_an_index_needs_the_name_of_its_split(tmp_path: Path) -> None:
     assert list(open_source(str(tmp_path / "once")).splits) == ["train"]
 
 
+def test_the_names_of_shards_are_plain(tmp_path: Path) -> None:
+    """Braces and stars of a folder's name would be read as a pattern of shards."""
+    write_classes(tmp_path / "in", a=4)
+    odd = tmp_path / "v1.2 {0..3}*"
+    prepare(open_source(str(tmp_path / "in"), whole_split="train"), odd)
+    for name, expected in ((str(odd), "v1-2-0-3-"), (f"{odd}/train/index.json", "index-")):
+        source = open_source(name, whole_split="train")
+        again = prepare(source, tmp_path / expected, PrepareOptions(shards=1))["train"]
+        assert again.shards[0].name == f"{expected}train-000000.tar"
+        assert sum(samples(again).values()) == 4
+
+
 def foreign(folder: Path) -> Index:
     """Return the index of a tar of another program: labels by name, a caption, a sample without a label, a bad label."""
     folder.mkdir()

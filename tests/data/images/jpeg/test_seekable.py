@@ -164,6 +164,16 @@ def test_the_decoder_of_crops_decodes_no_more_than_a_part(
     assert height * width < image.height * image.width / 4
 
 
+def test_a_part_that_waits_for_its_decoding_is_counted_with_the_file() -> None:
+    data = seekable(20, 24, "4:4:4", interval=4).data
+    image, ordinary = (open_image(one, 3) for one in (data, without_table(data)))
+    for one in (image, ordinary):
+        assert one.held_bytes == len(data)
+        one.prepare(Box(40, 40, 60, 60), 224)
+    assert len(data) + 1000 < image.held_bytes < 2 * len(data)
+    assert ordinary.held_bytes == len(data)
+
+
 @settings(max_examples=80)
 @given(st.data())
 def test_damage_in_any_byte_gives_the_right_pixels_or_the_outcome_of_the_whole_way(
