@@ -46,9 +46,8 @@ class Died(Exception):
     """The process of the rank ended without an answer: it was killed, or crashed. The text names the signal."""
 
 
-_ahead: list[
-    tuple[str, subprocess.Popen[bytes]]
-] = []  # the key of what this process has started, and its server
+# The key of what this process has started, and its server; empty where there is none.
+_ahead: list[tuple[str, subprocess.Popen[bytes]]] = []
 
 
 def is_on() -> bool:
