@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,7 +48,7 @@ from resnet_dist.system.signals import defer_signals, handle_signals, raise_inte
 from resnet_dist.system.streams import log_to
 from resnet_dist.tracking.protocol import OpenPublisher, Publisher
 from resnet_dist.tracking.spool import Entry, has_steps
-from resnet_dist.train.checkpoint.folder import list_checkpoints, step_of
+from resnet_dist.train.checkpoint.folder import list_checkpoints, remove_uncommitted, step_of
 from resnet_dist.train.loop import Outcome
 
 log = logging.getLogger(__name__)
@@ -190,6 +190,7 @@ def _train_published(prepared: _Prepared, reporter: Reporter, open_publisher: Op
         if outcome is not None and outcome.finished:
             patiently(partial(check_results, run), reporter.note)
             status = "FINISHED"
+            remove_parts(run, reporter.note)
         else:
             run = record_stop(run)
             publisher.describe_attempt(starts.shown_in(run))
@@ -221,6 +222,15 @@ def _newest_failure(run: RunFolder) -> str:
 def _report_restart(reporter: Reporter, run: RunFolder, restart: Restart) -> None:
     where = f"step {restart.step}" if restart.step else "the beginning"
     reporter.note(f"{restart.cause}; attempt {run.attempt} resumes from {where}")
+
+
+def remove_parts(run: RunFolder, report: Callable[[str], None]) -> None:
+    """Remove what has no checkpoint.json among the checkpoints of finished ranks: no later start may come to do it."""
+    try:
+        run.check_lease()
+        remove_uncommitted(run.checkpoints)
+    except OSError as error:  # The results are whole.
+        report(f"{run.checkpoints.location}: parts of an unfinished checkpoint may stay ({error})")
 
 
 def check_results(run: RunFolder) -> None:

@@ -53,9 +53,8 @@ def _problem_of(attempt: Attempt) -> str | Unreachable | None:
                     f"{attempt.folder} is not the one that the driver on {attempt.host} writes to; --output must be a folder "
                     "that all nodes share, or a URL such as s3://BUCKET/PREFIX"
                 )
-        except (
-            Unreachable
-        ) as error:  # What took the ranks of the last attempt away may have taken the storage away, too.
+        # What took the ranks of the last attempt away may have taken the storage away, too.
+        except Unreachable as error:
             if time.monotonic() >= deadline:
                 return error
             token_deadline = time.monotonic() + TOKEN_SECONDS

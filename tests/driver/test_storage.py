@@ -11,9 +11,11 @@ import pytest
 
 from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.driver import launcher as launchers
+from resnet_dist.driver import run as driver_run
 from resnet_dist.driver.request import Request, Summary
 from resnet_dist.driver.run import run_training
 from resnet_dist.errors import TrainingError, UserError
+from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.protocol import RunRecord
@@ -51,6 +53,30 @@ def test_ranks_that_wrote_elsewhere_are_not_finished(
     ):
         train(digits_recipe, tmp_path, lambda *arguments: publisher)
     assert publisher.calls[-1] == "close FAILED"
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_what_a_removal_left_goes_when_the_run_is_finished(
+    digits_recipe: Recipe, s3: S3Server, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """No later start may come to do it. What the store refuses is reported: the results are whole."""
+    left = "step-00000012/model.safetensors"
+
+    def launch(run: RunFolder) -> Outcome:
+        run.checkpoints.write("step-00000024/checkpoint.json", b"{}")
+        run.checkpoints.write(left, b"weights")
+        if is_refused:
+            s3.proxy.fault = lambda method, path: "AccessDenied" if path.endswith("?delete") else None
+        return Outcome(24, 24, {}, finished=True)
+
+    monkeypatch.setattr(launchers, "local_launcher", lambda *arguments, **options: launch)
+    monkeypatch.setattr(driver_run, "has_steps", lambda spool: True)
+    output, reporter = f"s3://{s3.new_bucket()}/out", RecordingReporter()
+    summary = train(digits_recipe, output, lambda *arguments: SignallingPublisher("nothing"), reporter)
+    assert summary.run.status == "FINISHED"
+    names = [found.name for found in summary.run.checkpoints.objects()]
+    assert names == [*([left] if is_refused else []), "step-00000024/checkpoint.json"]
+    assert any("parts of an unfinished checkpoint may stay" in note for note in reporter.notes) == is_refused
 
 
 def test_a_run_in_a_bucket_from_the_data_to_the_model(

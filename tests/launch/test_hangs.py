@@ -34,7 +34,7 @@ TIMEOUT = ["--set", "train.stall_timeout_seconds=30"]
 # Rank {rank} writes the number of its process, and stops itself at a batch in the middle of the run.
 STOP = """
 if os.environ.get("RANK") == "{rank}":
-    from resnet_dist.train import loop
+    from resnet_dist.data.batches.loader import Loader
     batch_at = Loader.batch_at
     def stop(self, step):
         if step == 14 and self.order.training:

@@ -127,7 +127,7 @@ def test_a_mistake_is_reported_once_and_all_ranks_exit_2(
 
 FAIL = """
 if os.environ.get("RANK") == "1" and {when}:
-    from resnet_dist.train import loop
+    from resnet_dist.data.batches.loader import Loader
     batch_at = Loader.batch_at
     def fail(self, step):
         if step == 14:

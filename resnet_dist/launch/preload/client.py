@@ -46,7 +46,7 @@ class Died(Exception):
     """The process of the rank ended without an answer: it was killed, or crashed. The text names the signal."""
 
 
-# The key of what this process has started, and its server.
+# The key of what this process has started, and its server; empty where there is none.
 _ahead: list[tuple[str, subprocess.Popen[bytes]]] = []
 
 
@@ -65,7 +65,7 @@ def import_ahead(target: str = RANK) -> None:
     key = f"{os.getpid()} {uuid.uuid4().hex}"
     with suppress(OSError, Unavailable):
         path = _socket_path(key)
-        with locked(path.parent):  # Until it listens, it looks like a dead one.
+        with locked(path.parent):  # Another process would take a socket that does not listen yet for a dead one.
             command, listener, environment = _prepared(target, path, keeper=os.getpid())
         with listener:
             # Of a session of its own: Ctrl-C is for this process. What it has to say, the ranks find out themselves.

@@ -83,11 +83,20 @@ class BucketBundles:
         self._bucket.at(name).delete_all()
 
     def clean_up(self) -> None:
-        for name, group in self._groups().items():
-            newest = max(found.modified for found in group)
+        for name, newest in self._uncommitted():
             # Wait with the removal: another process may be uploading them.
-            if not self._is_committed(group) and time.time() - newest > ORPHAN_SECONDS:
+            if time.time() - newest > ORPHAN_SECONDS:
                 self._bucket.at(name).delete_all()
+
+    def remove_uncommitted(self) -> None:
+        for name, _ in self._uncommitted():
+            self._bucket.at(name).delete_all()
+
+    def _uncommitted(self) -> Iterator[tuple[str, float]]:
+        """Yield the names under which objects lie without their commit, and the time of the newest of these objects."""
+        for name, group in self._groups().items():
+            if not self._is_committed(group):
+                yield name, max(found.modified for found in group)
 
     def _groups(self) -> dict[str, list[StoredObject]]:
         """Return the objects by the bundle that they belong to."""
@@ -108,9 +117,8 @@ class BucketBundles:
     def _publish(self, folder: Path, name: str, permit: Permit) -> None:
 
         def put(path: Path) -> None:
-            permit.check(
-                PERMIT_SECONDS
-            )  # A process that was stopped may go on when the files are another one's.
+            # A process that was stopped may continue when the files are another one's.
+            permit.check(PERMIT_SECONDS)
             self._upload(path, f"{name}/{path.name}")
 
         permit.check()

@@ -69,6 +69,9 @@ class FolderBundles:
     def clean_up(self) -> None:
         """Create the folder, remove what killed writers left, and bring back a bundle that was about to be replaced."""
         self._path.mkdir(parents=True, exist_ok=True)
+        self.remove_uncommitted()
+
+    def remove_uncommitted(self) -> None:
         for replaced in self._path.glob(".*.old.partial"):
             target = self._path / replaced.name.split(".")[1]
             if not target.exists():

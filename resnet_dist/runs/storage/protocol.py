@@ -219,3 +219,6 @@ class Bundles(Protocol):
 
     def clean_up(self) -> None:
         """Prepare to write: create the folder of this place, and remove what writers that died have left in it."""
+
+    def remove_uncommitted(self) -> None:
+        """Remove what belongs to no bundle, at once: no process may be writing here."""

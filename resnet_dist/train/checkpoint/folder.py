@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,11 +196,15 @@ def model_checksum(checkpoints: Storage, name: str) -> str | None:
 
 def prune(checkpoints: Storage, *, keep: int, also: Iterable[int]) -> list[str]:
     """Remove all but the newest `keep` checkpoints and those of the steps `also`; return the names of those removed."""
-    names = list_checkpoints(checkpoints)
-    kept = {*names[-keep:], *map(checkpoint_name, also)}
-    old = [name for name in names if name not in kept]
+    old = outdated(list_checkpoints(checkpoints), keep=keep, also=also)
     remove(checkpoints, old)
     return old
+
+
+def outdated(names: Sequence[str], *, keep: int, also: Iterable[int]) -> list[str]:
+    """Return all but the newest `keep` checkpoints and those of the steps `also`. names: the oldest first."""
+    kept = {*names[-keep:], *map(checkpoint_name, also)}
+    return [name for name in names if name not in kept]
 
 
 def remove(checkpoints: Storage, names: Iterable[str]) -> None:
@@ -215,6 +219,11 @@ def remove_unfinished(checkpoints: Storage) -> None:
     removed, and no checkpoint creates it anew.
     """
     checkpoints.bundles(MANIFEST).clean_up()
+
+
+def remove_uncommitted(checkpoints: Storage) -> None:
+    """Remove what uploads and removals that broke off have left of checkpoints. No process may write any more."""
+    checkpoints.bundles(MANIFEST).remove_uncommitted()
 
 
 def _verified(folder: Path, only: tuple[str, ...] | None, location: str) -> VerifiedCheckpoint:

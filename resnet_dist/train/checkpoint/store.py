@@ -15,7 +15,7 @@ from resnet_dist.train.checkpoint.folder import (
     VerifiedCheckpoint,
     list_checkpoints,
     newest_good,
-    prune,
+    outdated,
     remove,
     remove_unfinished,
     step_of,
@@ -42,14 +42,16 @@ class StoredCheckpoints:
         self._storage, self._recipe, self._classes = storage, recipe, classes
         self._flush_metrics, self._permit = flush_metrics, permit
         self._record, self._results = record, results
-        self._damaged: list[str] = []  # newer than what was restored
+        # Damaged and newer than what was restored, or not kept any more; here until the storage has removed them.
+        self._unwanted: set[str] = set()
 
     def newest(self, report: Callable[[str], None]) -> VerifiedCheckpoint | None:
         """Return the newest good checkpoint, or None. Damaged ones are reported, and removed after the next write."""
         wait_for_permit(self._permit)
         remove_unfinished(self._storage)
         found = newest_good(self._storage, report)
-        self._damaged = [c for c in list_checkpoints(self._storage) if not found or c > found.name]
+        names = list_checkpoints(self._storage)
+        self._unwanted = {name for name in names if found is None or name > found.name}
         return found
 
     def write(self, snapshot: Snapshot) -> None:
@@ -73,25 +75,26 @@ class StoredCheckpoints:
             self._results.add(step)
         checksums = write_checkpoint(self._storage, step, contiguous, manifest, self._permit)
         self._record(step, checksums[MODEL_FILE])
-        # Where the storage does not answer now, the next checkpoint removes what is too much.
+        # Where the storage does not answer now, what is too much is removed after the next checkpoint.
         with suppress(Unreachable):
             self._clean_up(snapshot)
 
     def _clean_up(self, snapshot: Snapshot) -> None:
         """Remove damaged checkpoints, and those that the recipe does not keep."""
-        step = snapshot.scalars["step"]
         self._permit.check()
-        # Remove damaged ones, now that a good one is written: `prune` would keep them in place of good ones.
-        damaged = [name for name in self._damaged if name != checkpoint_name(step)]
-        remove(self._storage, damaged)
-        self._damaged = []
         best = snapshot.scalars["best"]
         also = {best["step"]} if best else set()
         if self._results is not None:
             also = self._results.kept_steps()
-        old = prune(self._storage, keep=self._recipe.train.keep_checkpoints, also=also)
-        for name in (*damaged, *old):
+        self._unwanted.discard(checkpoint_name(snapshot.scalars["step"]))  # A good one has replaced it.
+        # Damaged ones do not count: they would be kept in place of good ones.
+        names = [name for name in list_checkpoints(self._storage) if name not in self._unwanted]
+        self._unwanted.update(outdated(names, keep=self._recipe.train.keep_checkpoints, also=also))
+        # All of them again after a removal that broke off: its checkpoint is not listed any more, but its files may stay.
+        remove(self._storage, sorted(self._unwanted))
+        for name in sorted(self._unwanted):
             self._record(step_of(name), None)
+        self._unwanted.clear()
 
     def failure_of(self, step: int, error: Exception) -> CheckpointFailed:
         """Return the error to report for a step that `error` has kept from the storage."""

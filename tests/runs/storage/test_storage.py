@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.runs.storage import bucket_bundles, folder, folder_bundles
+from resnet_dist.runs.storage.bucket_bundles import BucketBundles
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Bundles, Storage
 from resnet_dist.runs.storage.scratch import scratch_folder
@@ -248,6 +249,22 @@ def test_orphans_of_broken_uploads_are_removed_after_an_hour(s3, monkeypatch: py
     bundles.clean_up()
     assert storage.read("broken/model.bin") is None
     assert bundles.names() == ["whole"]
+
+
+def test_what_no_bundle_holds_goes_at_once_when_nobody_writes(storage: Storage) -> None:
+    place = storage.at("checkpoints")
+    bundles = place.bundles(COMMIT)
+    bundles.remove_uncommitted()
+    assert storage.folders() == []  # A folder that was moved away is not made anew.
+    bundles.clean_up()
+    write(bundles, "whole")
+    # As a process leaves them that is killed while it writes: aside in a folder, without the commit in a bucket.
+    unfinished = "broken" if isinstance(bundles, BucketBundles) else ".broken.0.partial"
+    place.write(f"{unfinished}/model.bin", b"half")
+    bundles.remove_uncommitted()
+    assert bundles.names() == ["whole"]
+    assert {found.name.split("/")[0] for found in place.objects()} == {"whole"}
+    assert place.read(f"{unfinished}/model.bin") is None
 
 
 def test_what_killed_writers_leave_in_a_folder_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -195,6 +196,35 @@ def test_retention_removes_the_manifest_first(url: str, monkeypatch: pytest.Monk
     assert deleted[0] == "step-00000001/checkpoint.json"
     assert len(deleted) == 4
     assert steps(url) == [2]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_removal_that_broke_off_is_finished_and_recorded_after_the_next_checkpoint(
+    digits_recipe: Recipe, url: str, s3: S3Server
+) -> None:
+    state, storage = initial_state(digits_recipe, 10, WORLD), open_storage(url)
+    recipe = digits_recipe.with_overrides(["train.keep_checkpoints=1"])
+    removed: list[int] = []
+
+    def record(step: int, sha256: str | None) -> None:
+        removed.extend([step] if sha256 is None else [])
+
+    deletions = itertools.count()
+
+    def break_off(method: str, path: str) -> str | None:
+        # The first two are those of manifests: of the one that is written, where it existed, and of the one that is removed.
+        return "refuse" if path.endswith("?delete") and next(deletions) >= 2 else None
+
+    with Checkpointer(storage, recipe, (), WORLD, lambda note: None, record=record) as saver:
+        for state.step in (1, 2, 3):
+            s3.proxy.fault = break_off if state.step == 2 else no_fault
+            saver.save(state)
+            saver.wait()
+            if state.step == 2:
+                assert (list_checkpoints(storage), removed) == (["step-00000002"], [])
+                assert [found.name for found in storage.objects("step-00000001")] != []
+    assert {found.name.partition("/")[0] for found in storage.objects()} == {"step-00000003"}
+    assert removed == [1, 2]
 
 
 def test_a_checkpoint_appears_with_its_manifest(digits_recipe: Recipe, url: str, s3: S3Server) -> None:
