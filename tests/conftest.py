@@ -31,7 +31,8 @@ torch.set_num_threads(1)
 # Where bytecode is never kept, each program that a test starts compiles this package anew, for a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# No test cuts the power, and waiting for a slow disk thousands of times takes minutes.
+# No test cuts the power, and waiting for a slow disk thousands of times takes minutes. tests/system/test_files.py holds that
+# it is called before a file or a folder gets its name.
 os.fsync = lambda descriptor: None
 
 

@@ -105,6 +105,7 @@ def activation_bytes(network: torch.nn.Module, channels: int, size: int) -> int:
 
     for layer in network.modules():
         layer.register_forward_hook(count)
+    # Evaluation: in training, batch norm refuses a single image of which one pixel is left.
     with torch.no_grad():
-        network.to("meta")(torch.empty(1, channels, size, size, device="meta"))
+        network.to("meta").eval()(torch.empty(1, channels, size, size, device="meta"))
     return total

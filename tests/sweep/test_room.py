@@ -82,6 +82,11 @@ def test_the_layers_of_a_network_put_out_so_many_bytes() -> None:
     assert next(network.parameters()).device == torch.device("meta")
 
 
+def test_a_network_that_leaves_one_pixel_of_an_image_is_counted_too() -> None:
+    deep = build_model("resnet18", in_channels=1, num_classes=10, seed=0)
+    assert activation_bytes(deep, 1, 8) > 4 * 512
+
+
 def test_what_takes_memory_counts(digits_recipe: Recipe) -> None:
     recipe = digits_recipe.with_overrides(["data.micro_batch_size=none"])
     small = memory_of_rank(recipe, 1, gpu=False)

@@ -87,23 +87,24 @@ def run_trials(
     name = uuid.uuid4().hex
     sign = stop_file.with_name(f"{SIGN_PREFIX}{name}")
     actor = tune.with_parameters(TrialActor, **orders_of(requests, metric, stop_file, sign))
-    tuner = tune.Tuner(
-        tune.with_resources(actor, tune.PlacementGroupFactory([room.of_actor()])),
-        param_space={"trial": tune.grid_search(list(requests))},
-        tune_config=tune.TuneConfig(
-            scheduler=scheduler, max_concurrent_trials=room.concurrent, reuse_actors=True
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(files),
-            stop=EndWhenStopped(watch),
-            callbacks=[Reports(watch)],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=max_restarts),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
+    # Own the folder first: Tune writes into it as soon as it is given it.
     with own_folder(files / name), shown_to_nodes(sign):
+        tuner = tune.Tuner(
+            tune.with_resources(actor, tune.PlacementGroupFactory([room.of_actor()])),
+            param_space={"trial": tune.grid_search(list(requests))},
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler, max_concurrent_trials=room.concurrent, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(files),
+                stop=EndWhenStopped(watch),
+                callbacks=[Reports(watch)],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=max_restarts),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
         return _fit(tuner, watch)
 
 

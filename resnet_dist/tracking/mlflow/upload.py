@@ -120,9 +120,8 @@ class Uploader(Generic[Store]):
             threading.Event().wait(max(0.0, min(self._next_at, self._deadline) - time.monotonic()))
 
     def _pause_seconds(self) -> float:
-        if not self.has_tried.is_set():
-            return 0.0
-        return max(POLL_SECONDS, self._poll_seconds, self._next_at - time.monotonic())
+        pause = max(0.0, self._next_at - time.monotonic())
+        return max(POLL_SECONDS, self._poll_seconds, pause) if self.has_tried.is_set() else pause
 
     def _upload(self) -> bool:
         """Open the store unless it is open, and send all that is new; report whether nothing is left to send."""

@@ -363,6 +363,17 @@ def test_nothing_is_sent_while_another_driver_may_send_it(tmp_path: Path) -> Non
     assert store.rows == []
 
 
+def test_a_driver_that_may_not_send_is_not_asked_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question is a request to the storage of the run; a thread that repeats it without a pause takes a core."""
+    monkeypatch.setattr(upload, "POLL_SECONDS", 3600.0)
+    uploader = Uploader(spool_in(tmp_path), Store, str, lambda text: None, lambda: False)
+    assert uploader._pause_seconds() == 0.0
+    assert not uploader._upload()
+    assert uploader._pause_seconds() > 3000.0
+
+
 def test_counting_what_waits_reads_a_spool_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a tracker has never answered, the gauges ask again and again."""
     lines, num_bytes = spool_in(tmp_path), list[int]()

@@ -22,11 +22,10 @@ MAX_AGE_SECONDS = 28 * 24 * 3600
 
 
 def create_app() -> FastAPI:
-    """Return MLflow's application, once for each process of the server, which it is the last thing to import for."""
+    """Return MLflow's application. Each process of the server calls this once, when it has nothing else to import."""
     collect_rarely()
-    from mlflow.server import (
-        app as flask_app,  # Not above: `mlflow server` imports this module too, and only looks.
-    )
+    # Not above: `mlflow server` imports this module too, only to see that it is there.
+    from mlflow.server import app as flask_app
     from mlflow.server.fastapi_app import app
     from starlette.responses import Response
     from starlette.staticfiles import StaticFiles

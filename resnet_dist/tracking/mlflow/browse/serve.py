@@ -118,9 +118,8 @@ def _bound(port: int) -> int:
 def _serve(uri: str, port: int, on_ready: Callable[[], object]) -> int:
     """Run `mlflow server` until it is interrupted; return its exit code. on_ready: called when it answers."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", str(NUM_WORKERS)]
-    if (
-        APP_NAME in entry_points(group="mlflow.app").names
-    ):  # An old installation of this package does not name it.
+    # An old installation of this package does not name it.
+    if APP_NAME in entry_points(group="mlflow.app").names:
         command += ["--app-name", APP_NAME]
     # In a variable: everybody on this machine can read a command, which would show the password of a database.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
@@ -161,9 +160,13 @@ def _warm_up(port: int, experiment_id: str) -> None:
         with suppress(OSError):  # The page will be slower, no more.
             urllib.request.urlopen(request, timeout=WARM_SECONDS).close()
 
-    # Whichever worker is free takes a request.
-    with ThreadPoolExecutor(2 * NUM_WORKERS) as pool:
+    pool = ThreadPoolExecutor(2 * NUM_WORKERS)
+    try:
+        # Whichever worker is free takes a request.
         list(pool.map(ask, range(2 * NUM_WORKERS)))
+    finally:
+        # Ctrl-C must not wait for a store that does not answer: the server ends next, and the requests with it.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:

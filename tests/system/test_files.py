@@ -1,0 +1,39 @@
+"""What is written atomically is on the disk before it has its name. The tests' own os.fsync does nothing: see conftest.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.runs.storage.folder_bundles import FolderBundles
+from resnet_dist.system.files import write_bytes_atomically
+
+
+def write_file(folder: Path) -> None:
+    write_bytes_atomically(folder / "a", b"content")
+
+
+def write_bundle(folder: Path) -> None:
+    with FolderBundles(folder).write("a") as partial:
+        (partial / "b").write_bytes(b"content")
+
+
+@pytest.mark.parametrize(("write", "synced"), [(write_file, {"a"}), (write_bundle, {"a", "b"})])
+def test_all_is_flushed_to_disk_before_it_gets_its_name(
+    tmp_path: Path, write: Callable[[Path], None], synced: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: set[str] = set()
+
+    def sync(descriptor: int) -> None:
+        if not (tmp_path / "a").exists():
+            # A file that is not whole yet is called .a.SOMETHING.partial.
+            name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+            before.add("a" if name.startswith(".a.") else name)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write(tmp_path)
+    assert before == synced
+    assert (tmp_path / "a").exists()
