@@ -76,7 +76,8 @@ class FastResNet(nn.Module):
         deviation in the directions of smallest variance; in TF32 and fp16, it is 2 %.
         """
         device = images_NCHW.device.type
-        if not torch.is_autocast_enabled(device):
+        # The meta device has no autocast, and nothing to round.
+        if images_NCHW.is_meta or not torch.is_autocast_enabled(device):
             out: Tensor = self.whitening(images_NCHW)
             return out
         with torch.autocast(device, enabled=False):

@@ -42,6 +42,8 @@ def run(folder: Path, fails: str) -> tuple[int, list[str]]:
         text=True,
         timeout=60,
         check=False,
+        # A test run in the background ignores it, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
