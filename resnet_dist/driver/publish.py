@@ -123,7 +123,10 @@ def close_run(publisher: Publisher, run: RunFolder, status: Status) -> tuple[Sta
 
 
 def record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
-    """Write the end of an attempt to the run folder, where the next command looks for it."""
+    """Write the end of an attempt to the run folder, where the next command looks for it.
+
+    Return the run; KILLED where an interruption has ended the wait for a storage that does not answer.
+    """
     try:
         if run.is_lost:  # Its record is the new driver's.
             return run
@@ -132,6 +135,9 @@ def record_end(run: RunFolder, reporter: Reporter) -> RunFolder:
             patiently(run.write, reporter.note, PATIENCE_SECONDS if run.status == "FINISHED" else 0.0)
     except OSError as error:  # A full disk must not hide what ended the training.
         reporter.note(f"{run.location}: the end of the run was not recorded ({error})")
+    except KeyboardInterrupt:
+        reporter.note(f"{run.location}: the end of the run was not recorded (interrupted)")
+        run = replace(run, status="KILLED")
     if run.unsent and run.status != "FINISHED":  # A finished run is summed up by the command.
         reporter.note(unsent_summary(run))
     return run

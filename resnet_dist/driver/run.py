@@ -208,6 +208,7 @@ def _train_published(prepared: _Prepared, reporter: Reporter, open_publisher: Op
             status, unread = close_run(publisher, run, status)
             ended = starts.shown_in(run).ended(status, (*publisher.unsent, *unread))
             run = record_end(ended.with_run_id(publisher.run_id), reporter)
+            status = run.status or status
     return _Ended(run, status, outcome)
 
 

@@ -23,7 +23,10 @@ while [[ $1 != -- ]]; do shift; done
     "getent": "echo 127.0.1.1 host",
     "hostname": '[[ $1 != -I ]] || echo "$ADDRESSES"',
     "scancel": "",
-    "scontrol": "[[ $1 == show ]] && echo StartTime=2026-01-01 PreemptTime=2026-01-02",
+    # Slurm refuses to queue the job again, and signals its shell meanwhile, as at the time limit.
+    "scontrol": """
+if [[ $1 == show ]]; then echo StartTime=2026-01-01 PreemptTime=2026-01-02; else kill -USR1 $PPID; false; fi
+""",
     "srun": '''echo "srun $* to $HEAD"; SLURM_NODEID=${NODE:-1} SLURMD_NODENAME=h2 timeout 20 "${@:3}"
 [[ -e $STATE/code ]] || echo 1 > "$STATE/code"''',
 }

@@ -12,7 +12,7 @@ import pytest
 from resnet_dist.config import Recipe
 from resnet_dist.driver import restarts
 from resnet_dist.driver import run as driver_run
-from resnet_dist.driver.request import Request
+from resnet_dist.driver.request import Interrupted, Request
 from resnet_dist.driver.restarts import WINDOW_SECONDS, Restart, Restarts, launch_with_restarts
 from resnet_dist.errors import RankFailed, RanksLost, TrainingError
 from resnet_dist.launch.attempt import ClusterChanged
@@ -199,6 +199,29 @@ def test_a_storage_that_is_away_at_the_end_makes_no_failure_of_a_finished_run(
     assert recorded.status == "FINISHED"
     assert (summary.checkpoint or "").endswith("step-00000008")
     assert sum("waiting for it" in str(call) for call in notes.note.call_args_list) == 3
+
+
+def test_an_impatient_person_may_end_the_wait_for_the_record_of_a_finished_run(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost: the command that continues the run records its end."""
+    monkeypatch.setattr(driver_run, "has_steps", lambda spool: True)
+    write = RunFolder.write
+
+    def interrupt_the_last(self: RunFolder) -> None:
+        if self.status == "FINISHED":
+            raise KeyboardInterrupt
+        write(self)
+
+    monkeypatch.setattr(RunFolder, "write", interrupt_the_last)
+    monkeypatch.setattr(driver_run, "launcher_of", lambda *arguments: nullcontext(Launches((END, 8))))
+    request, reporter = Request(digits_recipe, "digits.py", tmp_path, local=True, name="x"), Mock()
+    with pytest.raises(Interrupted) as interrupted:
+        driver_run.run_training(
+            request, reporter, lambda record, on_entry: ConsolePublisher(record.run.spool, on_entry)
+        )
+    assert (interrupted.value.run.name, interrupted.value.step) == ("x", 8)
+    assert "was not recorded (interrupted)" in str(reporter.note.call_args_list)
 
 
 def test_a_storage_that_stays_away_ends_the_run_with_the_line_that_continues_it(

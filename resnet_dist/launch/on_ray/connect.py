@@ -81,7 +81,8 @@ def is_connected() -> bool:
 
 def is_own() -> bool:
     """Report whether Ray was started here, and ends with this process."""
-    return is_connected() and ray._private.worker._global_node.head  # type: ignore[no-any-return]
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.head)  # Ray Client is connected without a node.
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -54,3 +55,15 @@ def test_the_token_is_private_before_ray_looks(tmp_path: Path, monkeypatch: pyte
     with connect.private_token():
         assert file.read_text() == first
     assert [path.name for path in file.parent.iterdir()] == ["auth_token"]
+
+
+@pytest.mark.parametrize(
+    ("node", "is_own"), [(None, False), (Mock(head=False), False), (Mock(head=True), True)]
+)
+def test_a_cluster_is_our_own_where_this_process_has_its_head(
+    monkeypatch: pytest.MonkeyPatch, node: Mock | None, is_own: bool
+) -> None:
+    """A process that is connected through Ray Client has no node at all."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    assert connect.is_own() is is_own
