@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import tomllib
 
 import pytest
 
+from resnet_dist.system.signals import handle_signals, raise_interrupt
 from resnet_dist.tracking.mlflow.browse import app, serve
 from tests.paths import ROOT
 
@@ -56,3 +59,24 @@ def test_the_server_runs_it_where_the_installation_has_it(
     with pytest.raises(OSError):  # noqa: PT011
         serve._serve("sqlite:///x.db", 5000, lambda: None)
     assert (seen[0][-2:] == ["--app-name", "resnet-dist"]) == is_installed
+
+
+def test_an_interrupt_while_the_page_warms_up_waits_for_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that does not end within seconds of Ctrl-C is ended, and would leave the server behind."""
+    main, release = threading.get_ident(), threading.Event()
+    asked, answered = list[object](), list[bool]()
+
+    def never_answers(request: object, timeout: float) -> None:
+        asked.append(request)
+        if len(asked) == 2 * serve.NUM_WORKERS:  # all of them
+            signal.pthread_kill(main, signal.SIGINT)
+        answered.append(release.wait(60))
+        raise OSError
+
+    monkeypatch.setattr(serve.urllib.request, "urlopen", never_answers)
+    try:
+        with handle_signals(raise_interrupt), pytest.raises(KeyboardInterrupt):
+            serve._warm_up(5000, "1")
+        assert answered == []
+    finally:
+        release.set()
