@@ -1,4 +1,4 @@
-"""What is written atomically is on the disk before it has its name. The tests' own os.fsync does nothing: see conftest.py."""
+"""Atomically written files: on the disk before they have their names. conftest.py takes os.fsync from other tests."""
 
 from __future__ import annotations
 

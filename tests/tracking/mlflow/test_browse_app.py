@@ -73,7 +73,7 @@ def test_an_interrupt_while_the_page_warms_up_waits_for_no_request(monkeypatch: 
         answered.append(release.wait(60))
         raise OSError
 
-    monkeypatch.setattr(serve.urllib.request, "urlopen", never_answers)
+    monkeypatch.setattr(serve._here, "open", never_answers)
     try:
         with handle_signals(raise_interrupt), pytest.raises(KeyboardInterrupt):
             serve._warm_up(5000, "1")

@@ -36,6 +36,8 @@ MAX_VIEWS = 10  # experiments that get the view at a start
 MAX_RUNS = 200  # of an experiment, which are looked at for the fields that differ
 
 Report = Callable[[str], None]
+# Not urlopen, which asks a proxy for 127.0.0.1 too where http_proxy is set and no_proxy is not.
+_here = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def show_runs(tracker: Tracker, port: int | None, run: str | None, report: Report) -> int:
@@ -141,7 +143,7 @@ def _serve(uri: str, port: int, on_ready: Callable[[], object]) -> int:
 
 def _answers(port: int) -> bool:
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+        _here.open(f"http://127.0.0.1:{port}/health", timeout=2).close()
     except OSError:
         return False
     return True
@@ -158,7 +160,7 @@ def _warm_up(port: int, experiment_id: str) -> None:
 
     def ask(_: int) -> None:
         with suppress(OSError):  # The page will be slower, no more.
-            urllib.request.urlopen(request, timeout=WARM_SECONDS).close()
+            _here.open(request, timeout=WARM_SECONDS).close()
 
     pool = ThreadPoolExecutor(2 * NUM_WORKERS)
     try:
