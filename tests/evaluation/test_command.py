@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation import robust
 from resnet_dist.evaluation.robust import Condition
+from resnet_dist.tracking.mlflow.page import evaluations
 from resnet_dist.tracking.mlflow.page.evaluations import check_name
 from tests.checkpoints import random_checkpoint
 from tests.paths import ROOT
@@ -74,6 +76,21 @@ def test_a_mistake_is_one_sentence(
 def test_a_name_that_metrics_cannot_have(name: str) -> None:
     with pytest.raises(UserError, match="--log"):
         check_name(name)
+
+
+@pytest.mark.parametrize("order", [("reference", "whole"), ("whole", "reference")])
+def test_of_two_models_of_a_step_the_one_with_its_weights_is_linked(
+    order: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [
+        SimpleNamespace(model_id="reference", name="step-4"),
+        SimpleNamespace(model_id="whole", name="model"),
+    ]
+    monkeypatch.setattr(evaluations, "models_of", lambda client, run_id: models)
+    outputs = [SimpleNamespace(model_id=model_id, step=4) for model_id in order]
+    run = SimpleNamespace(outputs=SimpleNamespace(model_outputs=outputs), info=SimpleNamespace(run_id="r"))
+    assert evaluations._model_id(None, run, 4) == "whole"
+    assert evaluations._model_id(None, run, 5) is None
 
 
 @pytest.mark.long

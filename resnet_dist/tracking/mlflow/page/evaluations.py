@@ -17,7 +17,8 @@ from resnet_dist.runs.folder import CHECKPOINTS_FOLDER, read_run
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.failure import explain
-from resnet_dist.tracking.mlflow.logged.lookup import find_logged, run_of
+from resnet_dist.tracking.mlflow.logged.lookup import LAST, NAME, find_logged, run_of
+from resnet_dist.tracking.mlflow.logged.reference import models_of
 from resnet_dist.tracking.mlflow.run import MlflowRun, place_of
 from resnet_dist.tracking.store import MODEL_SCHEMES, TrackerAway, sqlite_file, tracking_uri
 
@@ -46,6 +47,7 @@ class EvaluatedModel:
         try:
             client = connect(uri)
             found = _run(client, model, location)
+            model_id = _model_id(client, found, step)
         except (UserError, LookupError):
             raise UserError(f"--log: {place_of(uri)} has no run that {model!r} belongs to") from None
         except Exception as error:  # The client of a store may raise any type.
@@ -53,7 +55,7 @@ class EvaluatedModel:
             kind = UserError if failure.is_mistake else TrackerAway
             raise kind(f"--log: {place_of(uri)}: {failure.reason}") from None
         run = MlflowRun(client, uri, store, found.info.experiment_id, found.info.run_id)
-        return cls(run, step, _model_id(found, step))
+        return cls(run, step, model_id)
 
     def log(self, name: str, metrics: Mapping[str, float], files: Mapping[str, bytes], data: str) -> None:
         """Log metrics as NAME/METRIC at the model's step, and files under evaluations/NAME.
@@ -91,10 +93,15 @@ def _run_id_of(client: mlflow.MlflowClient, uri: str) -> str:
     return run_id
 
 
-def _model_id(run: Run, step: int) -> str | None:
-    """Return the logged model of the run at this step; None where there is none."""
+def _model_id(client: mlflow.MlflowClient, run: Run, step: int) -> str | None:
+    """Return the logged model of the run at this step, the one with its weights where it has one; None without any."""
     outputs = run.outputs.model_outputs if run.outputs is not None else []
-    return next((output.model_id for output in reversed(outputs) if output.step == step), None)
+    at_step = [output.model_id for output in outputs if output.step == step]
+    if len(at_step) < 2:
+        return at_step[0] if at_step else None
+    # A checkpoint that was published during the training is there twice, in any order.
+    whole = {model.model_id for model in models_of(client, run.info.run_id) if model.name in (NAME, LAST)}
+    return next((model_id for model_id in at_step if model_id in whole), at_step[-1])
 
 
 def check_name(name: str) -> None:
