@@ -101,7 +101,8 @@ def _model_id(client: mlflow.MlflowClient, run: Run, step: int) -> str | None:
         return at_step[0] if at_step else None
     # A checkpoint that was published during the training is there twice, in any order.
     whole = {model.model_id for model in models_of(client, run.info.run_id) if model.name in (NAME, LAST)}
-    return next((model_id for model_id in at_step if model_id in whole), at_step[-1])
+    linked: str = next((model_id for model_id in at_step if model_id in whole), at_step[-1])
+    return linked
 
 
 def check_name(name: str) -> None:
