@@ -13,7 +13,8 @@ runs       runs (show, best, compare), ui, sync
 bench      bench loader, bench step, bench launch, bench scale
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
-trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 130 interrupted, 1 any other error.
+trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 6 a cluster or tracker does not answer, 130
+interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
 """
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 import typer
@@ -16,6 +18,7 @@ import typer
 from resnet_dist.cli.options import err
 from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
+from resnet_dist.signal_at_start import command_begins
 from resnet_dist.system.command import (
     TRAINING_THREAD,
     is_main_process,
@@ -37,12 +40,14 @@ from resnet_dist.system.streams import lost_result, set_end, take_streams
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
 RANK_0_SECONDS = 30.0
+_EMPTY_VALUE = re.compile(r"--[a-z-]+=")
 
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
     collect_rarely()
     take_streams()
+    command_begins()
     code = run_command()
     if code == INTERRUPTED_EXIT_CODE:
         exit_at_next_signal()
@@ -94,6 +99,7 @@ def _run() -> int:
     is_main = is_main_process()
     try:
         if "--help" not in sys.argv:
+            refuse_empty_words(sys.argv[1:])
             _prepare()
             is_main = is_main_process()  # The variables of a torchrun that has ended are gone.
         if is_main:
@@ -111,6 +117,17 @@ def _run() -> int:
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
         return _report_error(error)
+
+
+def refuse_empty_words(words: Sequence[str]) -> None:
+    """Raise UserError for an empty argument: nothing takes one, and as a folder it would be the working folder."""
+    for before, word in pairwise(["", *words]):
+        if not word or _EMPTY_VALUE.fullmatch(word):
+            named = word.rstrip("=") or (before if before.startswith("-") else "")
+            raise UserError(
+                f"{named or 'an argument'} is empty, as a variable of the shell that is not set; give a value, or leave "
+                f"{'the option' if named else 'it'} out"
+            )
 
 
 def _prepare() -> None:

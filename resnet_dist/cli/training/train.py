@@ -24,6 +24,7 @@ from resnet_dist.cli.options import (
     Wait,
     Workers,
     err,
+    on_interrupt,
     out,
     registration_of,
 )
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from resnet_dist.launch.torchrun import TorchrunRanks
 
 
+@on_interrupt(NOTHING_SAVED)
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
     overrides: Overrides = None,

@@ -14,6 +14,7 @@ from resnet_dist.data.prepare.image_folder import FolderOptions, open_image_fold
 from resnet_dist.data.prepare.indexed import indexes_of, open_indexed
 from resnet_dist.data.prepare.items import Item, Source, hold_out
 from resnet_dist.errors import UserError
+from resnet_dist.system.files import expanded
 from resnet_dist.system.redact import redact
 
 DOWNLOADS = Path("~/.cache/resnet-dist/downloads")
@@ -63,7 +64,7 @@ def _torchvision_set(name: str) -> Source:
     import torchvision.datasets
 
     make = getattr(torchvision.datasets, TORCHVISION_SETS[name])
-    folder = DOWNLOADS.expanduser() / name
+    folder = expanded(DOWNLOADS) / name
     try:
         sets = {split: make(str(folder), train=split == "train", download=True) for split in SPLITS}
     except (OSError, RuntimeError) as error:

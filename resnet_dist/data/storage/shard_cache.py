@@ -36,7 +36,7 @@ from resnet_dist.data.storage.urls import (
     unsigned,
 )
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.system.files import checksum
+from resnet_dist.system.files import checksum, expanded
 
 NUM_FETCH_THREADS = 4  # per rank: enough to hide latency, few enough to keep memory small
 MAX_OPEN_TRIES = 10
@@ -67,7 +67,7 @@ class CacheLimits:
 
     @classmethod
     def of(cls, data: Data) -> CacheLimits:
-        folder = Path(data.shard_cache).expanduser()
+        folder = expanded(data.shard_cache)
         return cls(folder, data.shard_cache_bytes, data.fetch_timeout_seconds, data.allow_commands)
 
 

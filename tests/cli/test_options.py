@@ -1,0 +1,107 @@
+"""Options of all commands: values that a shell makes by accident, such as `~` after `=`, an empty one, and NaN."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from resnet_dist.cli import app
+from resnet_dist.cli.main import run_command
+from resnet_dist.cli.options import typed_place
+from resnet_dist.errors import UserError
+from tests.paths import JOBS
+
+DIGITS = str(JOBS / "digits.py")
+
+
+def commands(group: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command with its name."""
+    group = group or typer.main.get_command(app)
+    for part, command in group.commands.items():
+        whole = f"{name} {part}".strip()
+        if hasattr(command, "commands"):
+            yield from commands(command, whole)
+        else:
+            yield whole, command
+
+
+def options(kind: str) -> list[Any]:
+    """Return the options of a type of click, each with its command."""
+    return [
+        pytest.param(command, option, id=f"{name} {option.opts[0]}")
+        for name, command in commands()
+        for option in command.params
+        if option.opts[0].startswith("--") and kind in option.type.name
+    ]
+
+
+@pytest.mark.parametrize(("command", "option"), options("float"))
+def test_nan_is_refused(command: Any, option: Any) -> None:
+    """It is neither below nor above any limit."""
+    context = command.context_class(command)
+    with pytest.raises(typer.BadParameter, match="nan"):
+        option.process_value(context, "nan")
+    assert option.process_value(context, "1") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("typed", "place"),
+    [
+        ("output", "output"),
+        ("~/runs", "/home/anna/runs"),
+        ("~no-such-user/runs", "~no-such-user/runs"),
+        ("file:///mnt/a%20b", "/mnt/a b"),
+        ("s3://bucket/runs", "s3://bucket/runs"),
+        ("2026-11-27T20:43:00", "2026-11-27T20:43:00"),
+    ],
+)
+def test_a_place_for_runs(typed: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert typed_place(typed) == place
+
+
+def test_every_output_is_read_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    outputs = [
+        option.process_value(command.context_class(command), "~/runs")
+        for _, command in commands()
+        for option in command.params
+        if option.opts == ["--output"]
+    ]
+    assert len(outputs) > 10
+    # Those of commands that write to no bucket are a Path, which `local_folder` reads.
+    assert {place for place in outputs if isinstance(place, str)} == {"/home/anna/runs"}
+
+
+def test_a_url_with_one_slash_is_no_folder() -> None:
+    with pytest.raises(UserError, match="--output 's3:/bucket/runs': a URL has two slashes"):
+        typed_place("s3:/bucket/runs")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", DIGITS, "--local", "--output", ""], "--output"),
+        (["train", DIGITS, "--address="], "--address"),
+        (["train", "", "--local"], "an argument"),
+        (["prepare", "digits", ""], "an argument"),
+        (["runs", "show", "a", "--output", ""], "--output"),
+    ],
+)
+def test_an_empty_word_is_refused(
+    words: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
+    assert run_command() == 2
+    assert capsys.readouterr().err.startswith(f"error: {named} is empty, as a variable of the shell that is ")
+    assert list(tmp_path.iterdir()) == []
