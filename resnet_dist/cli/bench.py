@@ -15,7 +15,6 @@ from resnet_dist.cli.options import (
     STARTS_OVER,
     Gpu,
     Overrides,
-    a_number,
     err,
     on_interrupt,
     out,
@@ -157,12 +156,8 @@ def bench_scale(
     samples: Annotated[int, typer.Option(min=1, help="Samples of the training set.")] = 1_281_167,
     sample_bytes: Annotated[int, typer.Option(min=1, help="Mean bytes of a sample in its shard.")] = 110_000,
     shard_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a shard.")] = 2**28,
-    images_per_second: Annotated[
-        float, typer.Option(min=1, callback=a_number, help="Images/s of a rank, as measured.")
-    ] = 2500,
-    link_gbits: Annotated[
-        float, typer.Option(min=0.001, callback=a_number, help="Gbit/s of a node's link.")
-    ] = 25,
+    images_per_second: Annotated[float, typer.Option(min=1, help="Images/s of a rank, as measured.")] = 2500,
+    link_gbits: Annotated[float, typer.Option(min=0.001, help="Gbit/s of a node's link.")] = 25,
     overrides: Overrides = None,
 ) -> None:
     """Compute the load of a run on many nodes: downloads, caches, requests, checkpoints; and what breaks first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -80,15 +79,6 @@ Workers = Annotated[
 RayWorkers = Annotated[
     int | None, typer.Option(min=1, help="Workers on Ray; default: this process, or 2 with --address.")
 ]
-
-
-def a_number(value: float | None) -> float | None:
-    """Return the value of an option. Raises BadParameter for NaN, which is beyond no limit: comparisons would allow all."""
-    if value is not None and math.isnan(value):
-        raise typer.BadParameter("nan is no number")
-    return value
-
-
 MaxRestarts = Annotated[
     int,
     typer.Option(
@@ -99,7 +89,6 @@ Wait = Annotated[
     float | None,
     typer.Option(
         min=0,
-        callback=a_number,
         metavar="SECONDS",
         help="Wait so long for nodes; default: 0 at the start, 600 after a loss.",
     ),

@@ -16,7 +16,6 @@ from resnet_dist.cli.options import (
     AllowCommands,
     Register,
     RunOutput,
-    a_number,
     on_interrupt,
     out,
     registration_of,
@@ -33,8 +32,7 @@ Quantize = Annotated[
     typer.Option(help="onnx: 8-bit integers; accuracy before and after is measured on labelled shards."),
 ]
 MaxDrop = Annotated[
-    float,
-    typer.Option(min=0, max=1, callback=a_number, help="With --quantize: largest drop of top-1, a share."),
+    float, typer.Option(min=0, max=1, help="With --quantize: largest drop of top-1, a share.")
 ]
 
 
@@ -55,9 +53,7 @@ def export(
             metavar="PATH", help="Images to compare with; default: the held-out set, 1,024 at most."
         ),
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, callback=a_number, help="Largest difference of a logit.")
-    ] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a logit.")] = 1e-4,
     quantize: Quantize = None,
     max_drop: MaxDrop = 0.01,
     register: Register = None,
