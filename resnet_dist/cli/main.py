@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -150,6 +151,9 @@ def _report_error(error: Exception) -> int:
         if not isinstance(error, AlreadyReported):
             err.print(f"error: {error}")
         return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename:
+        err.print(f"error: {os.fsdecode(error.filename)[:80]!r}…: {error.strerror}")
+        return UserError.exit_code
     if (sentence := _limit_behind(error)) is not None:
         err.print(f"error: {sentence}")
         return 1

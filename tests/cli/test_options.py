@@ -16,7 +16,7 @@ from resnet_dist.cli.options import typed_place
 from resnet_dist.errors import UserError
 from tests.paths import JOBS
 
-DIGITS = str(JOBS / "digits.py")
+DIGITS, STUDY = str(JOBS / "digits.py"), str(JOBS / "plain_vs_residual.py")
 
 
 def commands(group: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -86,3 +86,38 @@ def test_an_empty_word_is_refused(
     assert run_command() == 2
     assert capsys.readouterr().err.startswith(f"error: {named} is empty, as a variable of the shell that is ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [("a file", "is a file; give another folder"), ("x" * 300, "a name in it has 300 bytes, at most ")],
+)
+@pytest.mark.parametrize("command", ["train", "study"])
+def test_an_output_that_cannot_be_written_is_named_as_it_was_typed(
+    command: str,
+    output: str,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And not as MLflow's file in it, which nobody typed."""
+    (tmp_path / "a file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    job = {"train": [DIGITS, "--local"], "study": [STUDY]}[command]
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", command, *job, "--output", output])
+    assert run_command() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --output ")
+    assert problem in line
+
+
+def test_a_name_that_no_file_can_have_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", "runs", "--output", "x" * 300])
+    assert run_command() == 2
+    assert capsys.readouterr().err.endswith("x'…: File name too long\n")
