@@ -17,8 +17,8 @@ class ConnectsAtOnce(fsspec.AbstractFileSystem):  # type: ignore[misc]
         raise ConnectionRefusedError(111, "Connection refused")
 
 
-def test_a_scheme_that_cannot_connect_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fsspec.registry.target, "refuses", ConnectsAtOnce)
+def test_a_scheme_that_cannot_connect_is_one_sentence() -> None:
+    fsspec.register_implementation("refuses", ConnectsAtOnce, clobber=True)
     for call in (read_bytes, list_files):
         with pytest.raises(StorageError, match=r"^refuses://host/a\.png: .*Connection refused$"):
             call("refuses://host/a.png")
