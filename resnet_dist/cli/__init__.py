@@ -27,7 +27,7 @@ import typer
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
-from resnet_dist.cli.main import check_launcher, main
+from resnet_dist.cli.main import begin, main
 from resnet_dist.cli.models.evaluate import evaluate
 from resnet_dist.cli.models.explain import explain
 from resnet_dist.cli.models.export import export
@@ -44,9 +44,12 @@ from resnet_dist.cli.training.train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Distributed training of residual networks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.callback()(check_launcher)
+app.callback()(begin)
 for command in (
     prepare,
     index,

@@ -12,11 +12,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from resnet_dist.cli.options import err
+from resnet_dist import __version__
+from resnet_dist.cli.options import err, out
 from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
 from resnet_dist.signal_at_start import command_begins
@@ -192,6 +193,22 @@ def _exit_process(code: int) -> NoReturn:
         # A transfer may hang in a driver: Python would wait for its thread.
         limit_exit(SECOND_EXIT_SECONDS if code == INTERRUPTED_EXIT_CODE else EXIT_SECONDS, code)
     sys.exit(code)
+
+
+def show_version(asked: bool) -> None:
+    """Print the version of this package and end the command."""
+    if asked:
+        out.print(f"resnet-dist {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+]
+
+
+def begin(context: typer.Context, version: Version = False) -> None:
+    check_launcher(context)
 
 
 def check_launcher(context: typer.Context) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+from resnet_dist import __version__
 from resnet_dist.cli import app
 from resnet_dist.cli.main import run_command
 from resnet_dist.cli.options import typed_place
@@ -121,3 +122,18 @@ def test_a_name_that_no_file_can_have_is_no_traceback(
     monkeypatch.setattr(sys, "argv", ["resnet-dist", "runs", "--output", "x" * 300])
     assert run_command() == 2
     assert capsys.readouterr().err.endswith("x'…: File name too long\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [(["--version"], f"resnet-dist {__version__}"), (["-h"], "Usage: "), (["runs", "-h"], "Usage: ")],
+)
+def test_what_a_stranger_asks_first(
+    words: list[str],
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
+    assert run_command() == 0
+    assert printed in capsys.readouterr().out

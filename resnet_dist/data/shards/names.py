@@ -66,6 +66,8 @@ def _parts(pattern: str) -> Iterator[str]:
 def _expand(pattern: str, split: str | None, findings: Findings) -> list[Shard]:
     if not pattern:
         raise UserError("an empty name in the list of shards")
+    if split is not None and not path_of(pattern).endswith(".json"):
+        raise UserError(f"--split {split}: {shown(pattern)} has no splits, which timm's _info.json has")
     if pattern.startswith(COMMAND):
         return [Shard(command, 0, "", 0) for command in _expand_ranges(pattern)]
     if path_of(pattern).endswith(".json"):
@@ -153,6 +155,8 @@ def _from_index(location: str, split: str | None) -> list[Shard]:
         value = json.loads(read_bytes(location))
         if "splits" in value:
             shards = list(_timm_shards(value["splits"], base, location, split))
+        elif split is not None:
+            raise UserError(f"--split {split}: {shown(location)} has no splits, which timm's _info.json has")
         else:
             shards = list(shards_of(value, base))
     except FileNotFoundError:
