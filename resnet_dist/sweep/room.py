@@ -83,9 +83,10 @@ def memory_of_rank(recipe: Recipe, workers: int, *, gpu: bool) -> float:
     """Return the bytes of host memory that a rank of a trial takes, about: a trial that needs more may be killed."""
     data = recipe.data
     index = read_index(data.train)
-    network = build_model(
-        **recipe.model.options(), in_channels=data.channels, num_classes=len(index.classes), seed=0
-    )
+    with torch.device("meta"):  # Shapes suffice: the weights themselves may take gigabytes and seconds.
+        network = build_model(
+            **recipe.model.options(), in_channels=data.channels, num_classes=len(index.classes)
+        )
     samples = data.micro_batch_size or -(-data.global_batch_size // workers)
     pixels = data.channels * data.image_size**2
     cached = index.num_samples * pixels if data.cache == "ram" or (data.cache == "device" and not gpu) else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+import torch
+
 from resnet_dist.config import Recipe
 from resnet_dist.model import build_model, count_parameters
 
@@ -39,9 +41,8 @@ def card(
 
 def _summary(recipe: Recipe, classes: Sequence[str], step: int) -> str:
     data = recipe.data
-    network = build_model(
-        **recipe.model.options(), in_channels=data.channels, num_classes=len(classes), seed=0
-    )
+    with torch.device("meta"):  # Shapes suffice to count.
+        network = build_model(**recipe.model.options(), in_channels=data.channels, num_classes=len(classes))
     kind = "grey" if data.channels == 1 else "RGB"
     return (
         f"Classifies an image as one of {len(classes):,} classes. A {recipe.model.name} of "
