@@ -38,7 +38,7 @@ FEW_SAMPLES = 4096
 SourceName = Annotated[
     str,
     typer.Argument(
-        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of shards with an index.",
+        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of indexed shards.",
     ),
 ]
 ShardSize = Annotated[

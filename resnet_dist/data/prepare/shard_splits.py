@@ -27,9 +27,9 @@ OTHER_FOLDER = "a folder of a split, beside the one that is used"
 def indexes_of(name: str, split: str | None, output: Path | None) -> dict[str, str]:
     """Return the indexes that a source has, by split: it is one, a folder with one, or one with folders of splits.
 
-    split: the only one that is wanted. output: a folder that is passed over. Empty where the source is something else. Raises UserError where an index does
-    not name its split and `split` does not either, where folders can be read in two ways, or where one half alone has
-    an index.
+    split: the only one that is wanted. output: a folder that is passed over. Empty where the source is something else.
+    Raises UserError where an index does not name its split and `split` does not either, where folders can be read in
+    two ways, or where one half alone has an index.
     """
     if (name.endswith(".json") and _is_index(Path(name))) or _has_index(Path(name)):
         if split is None:
