@@ -62,7 +62,7 @@ def sees(page: Any, *texts: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_a_person_finds_the_result_its_data_and_its_figures(two_runs: Path, page: Any) -> None:
     runs = {run.name: run for run in Tracker.open(two_runs).runs(Tracker.open(two_runs).experiments())}
     with served(two_runs) as (table, charts):
@@ -95,7 +95,7 @@ def test_a_person_finds_the_result_its_data_and_its_figures(two_runs: Path, page
 
 
 @pytest.mark.long
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_a_narrow_window_shows_what_matters(two_runs: Path, page: Any) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{two_runs}/mlflow.db")
     experiment = Tracker.open(two_runs).experiment(None).experiment_id
