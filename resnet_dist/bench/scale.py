@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from resnet_dist.bench.shard_traffic import Traffic, simulate
@@ -23,6 +22,7 @@ from resnet_dist.model import build_model
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.storage.logs import SHIP_SECONDS
 from resnet_dist.train.plan import order_of
+from resnet_dist.train.start.shapes import shapes_only
 from resnet_dist.train.watch.watchdog import slowest_poll_seconds
 
 STORE_REQUESTS_PER_SECOND = 5500  # GETs that S3 answers for one prefix, as its documentation has it
@@ -219,7 +219,7 @@ def _watching(recipe: Recipe, nodes: Nodes) -> list[Load]:
 
 def checkpoint_bytes(recipe: Recipe, num_classes: int = 1000) -> int:
     """Return the bytes of the tensors in a checkpoint: weights, their average, and the optimizer's states."""
-    with torch.device("meta"):  # Shapes suffice.
+    with shapes_only():
         model = build_model(
             **recipe.model.options(), in_channels=recipe.data.channels, num_classes=num_classes
         )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-import torch
-
 from resnet_dist.config import Recipe
 from resnet_dist.model import build_model, count_parameters
+from resnet_dist.train.start.shapes import shapes_only
 
 MAX_CLASSES_NAMED = 100
 METRICS = ("eval/top1", "eval/top5", "eval/loss", "eval/samples", "eval/bad_samples")
@@ -41,7 +40,7 @@ def card(
 
 def _summary(recipe: Recipe, classes: Sequence[str], step: int) -> str:
     data = recipe.data
-    with torch.device("meta"):  # Shapes suffice to count.
+    with shapes_only():
         network = build_model(**recipe.model.options(), in_channels=data.channels, num_classes=len(classes))
     kind = "grey" if data.channels == 1 else "RGB"
     return (
