@@ -21,7 +21,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from resnet_dist.data.findings import Findings
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import RankFailed, UserError
 from resnet_dist.launch.on_ray import mapped
 from resnet_dist.predict import shards
