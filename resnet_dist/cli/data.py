@@ -23,7 +23,7 @@ from resnet_dist.cli.summary import (
     print_json,
     print_summary,
 )
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.findings import Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
@@ -38,7 +38,7 @@ FEW_SAMPLES = 4096
 SourceName = Annotated[
     str,
     typer.Argument(
-        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of shards.",
+        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of indexed shards.",
     ),
 ]
 ShardSize = Annotated[

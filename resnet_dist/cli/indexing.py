@@ -28,7 +28,7 @@ from resnet_dist.cli.summary import (
     print_json,
     print_summary,
 )
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.findings import Findings, one_line
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from resnet_dist.data.shards.build import IndexOptions
     from resnet_dist.data.shards.index import Index
     from resnet_dist.data.shards.members import MemberRules
-    from resnet_dist.data.storage.shard_cache import CacheLimits
+    from resnet_dist.data.storage.cache.folder import CacheLimits
 
 MAX_LINES_SHOWN = 50  # lines of a report of problems
 
@@ -104,7 +104,7 @@ def index(
     What is left out or passed over is counted, and listed in left-out.txt. Exit code 3: something was left out.
     """
     from resnet_dist.data.shards.build import IndexOptions
-    from resnet_dist.data.storage.shard_cache import CacheLimits
+    from resnet_dist.data.storage.cache.folder import CacheLimits
 
     limits = CacheLimits(expanded(shard_cache), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()

@@ -120,8 +120,14 @@ def refuse_unread(part: Part, choice: str, readers: Mapping[str, tuple[str, ...]
 
 
 def refuse_without(part: Part, needed: str, names: Iterable[str]) -> None:
-    """Raise ValueError for a field that is not at its default although `needed`, which it depends on, is off."""
+    """Raise ValueError for a field that is not at its default although `needed`, which it depends on, is off.
+
+    A length of zero is off, too.
+    """
+    chosen = getattr(part, needed)
+    is_zero = isinstance(chosen, str) and chosen.startswith("0 ")
     for name in names:
         value = getattr(part, name)
-        if not getattr(part, needed) and value != type(part).model_fields[name].default:
-            raise ValueError(f"{name}={value!r} is not read without {needed}; leave it out, or set {needed}")
+        if (not chosen or is_zero) and value != type(part).model_fields[name].default:
+            without = f"with {needed}={chosen!r}" if is_zero else f"without {needed}"
+            raise ValueError(f"{name}={value!r} is not read {without}; leave it out, or set {needed}")

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from resnet_dist.config.data import Data
+from resnet_dist.config.data.combined import Data
 from resnet_dist.config.model import Model
 from resnet_dist.config.overrides import annotation_of, read_as
 from resnet_dist.config.part import Part, explain, fields, nearest

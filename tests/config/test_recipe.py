@@ -18,6 +18,7 @@ from resnet_dist.config import (
     load_recipe,
     steps_of,
 )
+from resnet_dist.config.unread import unread_fields
 from resnet_dist.errors import RecipeError
 
 
@@ -122,6 +123,10 @@ def test_overrides_are_typed_and_validated() -> None:
             "normalize_weights=True is not read with optimizer='sgd', only with 'muon'",
         ),
         ("train.ema_warmup=false", "ema_warmup=False is not read without ema_decay; leave it out"),
+        (
+            "schedule.warmup_at_start=true",
+            "warmup_at_start=True is not read with warmup='0 steps'; leave it out, or set warmup",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(override: str, words: str) -> None:
@@ -146,6 +151,44 @@ def test_fields_that_another_choice_does_not_read() -> None:
         slow.with_overrides(["schedule.decay=constant"])
     steps = ["schedule.decay=step", 'schedule.milestones=["50 %", "75 percent", "80 epochs"]']
     assert make().with_overrides(steps).schedule.milestones == ("50 percent", "75 percent", "80 epochs")
+
+
+def test_a_length_of_zero_is_off() -> None:
+    started = make().with_overrides(["schedule.warmup=1 steps", "schedule.warmup_at_start=true"])
+    for zero in ("0 steps", "0 epochs", "0 percent"):
+        with pytest.raises(
+            RecipeError, match=r"warmup_at_start=True is not read with warmup='0 [a-z]+'; leave"
+        ):
+            started.with_overrides([f"schedule.warmup={zero}"])
+    decayed = ["schedule.whitening_bias=0 steps", "schedule.whitening_bias_decay=linear"]
+    with pytest.raises(
+        RecipeError, match="whitening_bias_decay='linear' is not read with whitening_bias='0 steps'"
+    ):
+        make().with_overrides(decayed)
+
+
+def test_what_nothing_reads_is_accepted_where_an_earlier_version_did() -> None:
+    assert list(unread_fields(make())) == []
+    unread = [
+        "optim.nesterov=false",
+        "optim.sgd_momentum=0",
+        "train.bce_target_threshold=0",
+        "data.train_size_multiple=16",
+    ]
+    recipe = make().with_overrides(unread)
+    assert list(unread_fields(Recipe.from_json(recipe.to_json()))) == [
+        "optim.sgd_momentum=0.0 is not read with optim.optimizer='sgd', only with 'muon'",
+        "train.bce_target_threshold=0.0 is not read with train.loss='cross-entropy', only with 'bce'",
+        "data.train_size_multiple=16 is not read with data.train_size_curve='steps', only with 'linear'",
+    ]
+    sizes = ["data.train_sizes=[['0 epochs', 16]]", "data.image_size=16", "data.train_size_curve=linear"]
+    read = [
+        "optim.optimizer=muon",
+        "optim.nesterov=false",
+        "train.loss=bce",
+        *[one.replace("'", '"') for one in sizes],
+    ]
+    assert list(unread_fields(recipe.with_overrides(read))) == []
 
 
 def test_the_choice_none_differs_from_no_value() -> None:

@@ -98,5 +98,5 @@ def _print_results(value: Study, summary: StudySummary, output: Path) -> None:
     out.print(
         f"(training: means over the last {value.last_steps} steps)\n{summary.conclusion}\n"
         f"figure     {short_path(summary.figure)}\n"
-        f"table      {short_path(summary.table)}{browse_line(output)}"
+        f"table      {short_path(summary.table)}{browse_line(output, value.experiment)}"
     )

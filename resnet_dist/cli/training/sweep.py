@@ -163,7 +163,7 @@ def _print(summary: SweepSummary, request: SweepRequest, output: Path) -> None:
         f"{summary.conclusion}\n"
         + ("" if best is None else f"best       {command_of(request, best.sets)}\n")
         + f"figure     {short_path(summary.figure)}\n"
-        f"table      {short_path(summary.table)}{browse_line(output)}"
+        f"table      {short_path(summary.table)}{browse_line(output, request.experiment)}"
     )
 
 

@@ -103,7 +103,7 @@ def train(
     except KeyboardInterrupt:
         err.print(NOTHING_SAVED)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-    _print_summary(summary, place)
+    _print_summary(summary, place, value.experiment or value.name)
     exit_where_left(summary.not_evaluated, [summary.run])
 
 
@@ -140,7 +140,7 @@ def _torchrun_ranks() -> TorchrunRanks | None:
     return TorchrunRanks()
 
 
-def _print_summary(summary: Summary, output: str) -> None:
+def _print_summary(summary: Summary, output: str, experiment: str) -> None:
     metrics = summary.outcome.metrics
     top1 = "not evaluated"  # where the evaluations beside training have failed
     if "eval/top1" in metrics:
@@ -148,5 +148,5 @@ def _print_summary(summary: Summary, output: str) -> None:
     out.print(
         f"top-1      {top1}\n"
         f"speed      {metrics['perf/images_per_second']:,.0f} images/s, {summary.seconds:.0f} s in all\n"
-        f"checkpoint {short_path(summary.checkpoint)}{browse_line(store_folder(output))}"
+        f"checkpoint {short_path(summary.checkpoint)}{browse_line(store_folder(output), experiment)}"
     )

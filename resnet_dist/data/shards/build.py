@@ -17,7 +17,9 @@ from resnet_dist.data.shards.names import MAX_CLASSES
 from resnet_dist.data.shards.offsets import beside_index
 from resnet_dist.data.shards.output import place_of_index, report_path
 from resnet_dist.data.shards.scan import ScannedShard, Scanner
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, check_command
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import check_command
 from resnet_dist.data.storage.unpack import compression_of_file
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path, shown
 from resnet_dist.errors import StorageError, UserError

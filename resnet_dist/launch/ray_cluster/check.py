@@ -90,9 +90,7 @@ def _check_cluster(address: Address, source: str, headers: Mapping[str, str]) ->
     may_be_gcs = answer.kind in (Kind.TLS, Kind.SILENT) if uses_tls() else answer.kind is Kind.HTTP2
     gcs = _ask(address, headers) if may_be_gcs else NoGcs.OTHER
     if gcs is NoGcs.CLIENT_SERVER:
-        if address.scheme != "ray":
-            raise UserError(advice.client_server(address))
-        return f"ray://{address.target}"
+        raise UserError(advice.client_server(address))
     if not isinstance(gcs, Gcs):
         raise UserError(advice.refuse_for_training(address, source, answer))
     gcs = _without_dead_dashboard(address, gcs)

@@ -13,7 +13,7 @@ from resnet_dist.data.shards.labels import LabelError, class_difference, class_i
 from resnet_dist.data.shards.names import class_names, expand
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.driver.preflight import _check_classes_agree
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_members
