@@ -32,7 +32,7 @@ LAYERS = [
     {"order"},
     {"config"},
     {"system", "world"},
-    {"errors", "search_path"},
+    {"errors", "search_path", "signal_at_start"},
 ]
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {

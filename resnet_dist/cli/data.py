@@ -67,7 +67,7 @@ def prepare(
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of shrunk images.")] = 92,
     seekable: Seekable = False,
     split: Split = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Leave out images with more.")] = MAX_PIXELS,
     allow_empty: Annotated[

@@ -29,9 +29,9 @@ COLUMNS = ("run", "job", "state", "step", "started", "user", "recipe", "output")
 def jobs(address: Dashboard = None, as_json: AsJson = False) -> None:
     """List the submitted jobs of a cluster, the newest first."""
     cluster = _connect(address)
+    listed = cluster.jobs()
     # The table needs the newest step alone; a script gets all that whole logs have.
-    look = cluster.progress if as_json else cluster.glance
-    found = [(job, look(job) if job.state == "RUNNING" else None) for job in cluster.jobs()]
+    found = list(zip(listed, cluster.looks(listed, whole=as_json), strict=True))
     need_stdout()
     if as_json:
         print_json({"jobs": [_json(job, progress) for job, progress in found]})
@@ -79,7 +79,13 @@ def status(name: JobName, address: Dashboard = None, as_json: AsJson = False) ->
 
     progress = cluster.progress(job)
     if not progress.is_known:
-        err.print(f"{job.title}: its log cannot be read, so its steps are not known")
+        progress = cluster.of_storage(job)
+        steps = (
+            "so its steps are not known"
+            if progress.step is None
+            else f"the step is of its run in {job.output}"
+        )
+        err.print(f"{job.title}: its log cannot be read, {steps}")
     need_stdout()
     if as_json:
         print_json(_json(job, progress))
@@ -109,9 +115,14 @@ def stop(name: JobName, address: Dashboard = None) -> None:
 
 def _connect(address: str | None) -> Cluster:
     """Connect to a cluster. An exception must not interrupt the imports, as in `train`."""
-    from resnet_dist.launch.ray_cluster.check import find_dashboard
+    from resnet_dist.launch.ray_cluster.check import ClusterAway, find_dashboard
 
-    dashboard = find_dashboard(address, lambda text: None)
+    try:
+        dashboard = find_dashboard(address, lambda text: None)
+    except ClusterAway as error:
+        from resnet_dist.launch.jobs.client import NoAnswer  # Here, because it imports Ray.
+
+        raise NoAnswer(str(error)) from None
     with handle_signals(exit_with_message(NOTHING_DONE)):
         from resnet_dist.launch.jobs.listing import Cluster
     return Cluster.at(dashboard)
@@ -208,7 +219,8 @@ def _step(progress: Progress) -> str:
     if progress.step is None:
         return ""
     attempt = f", attempt {progress.attempt}" if progress.attempt else ""
-    return f"{progress.step}/{progress.total_steps}{attempt}"
+    total = "" if progress.total_steps is None else f"/{progress.total_steps}"
+    return f"{progress.step}{total}{attempt}"
 
 
 def _time(seconds: float | None) -> str:

@@ -18,7 +18,8 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, Superseded, TrainingError, UserError
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.fence import Fence
-from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared
+from resnet_dist.launch.preload.wire import NOTES
+from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared, report_notes
 from resnet_dist.launch.start_times import (
     BEGIN,
     CHECKPOINT,
@@ -59,6 +60,7 @@ def carry_out(orders: dict[str, Any]) -> dict[str, Any]:
     """Join the other ranks and train, in a process that is this rank's alone; return the fields of the Outcome."""
     attempt = Attempt(**orders["attempt"])
     attempt.marks[IMPORTS] = time.time()
+    report_notes(attempt, orders.get(NOTES, {}))
     # It is not closed: this process ends with its driver's run, also while it waits for the other ranks to return.
     fence = Fence.of(attempt, exits=True)
     outcome = run_attempt(attempt, _join(orders), node=orders["node"], fence=fence)
@@ -134,7 +136,8 @@ def run_attempt(
     training = Call(
         lambda: _train_rank(attempt, recipe, world, must_stop, progress, node, fence), TRAINING_THREAD
     )
-    stalls = StallWriter(attempt, world)
+    # Where rank 0 does not answer, the terminal of another one shows the line: under torchrun they share it.
+    stalls = StallWriter(attempt, echoes=not world.is_main)
     watchdog = Watchdog(
         progress, training.thread, world, recipe.train.stall_timeout_seconds, report=stalls.write
     )

@@ -6,6 +6,7 @@ import logging
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from queue import SimpleQueue
 
 from resnet_dist.errors import StorageError, TrainingError
@@ -101,19 +102,27 @@ class StopWatch:
                 continue
 
 
+def report_notes(attempt: Attempt, notes: Mapping[str, str]) -> None:
+    """Write sentences about the start of a rank, by key, as soon as the storage answers; the driver shows each key once."""
+    if notes:
+        writer = StallWriter(attempt, echoes=False)  # It is not closed: it tries until this process ends.
+        for key, sentence in notes.items():
+            writer.write(StallReport(key, sentence))
+
+
 class StallWriter:
     """Writes reports of stalls to the run's storage, from a thread: the storage may be what everything waits for."""
 
-    def __init__(self, attempt: Attempt, world: World) -> None:
-        self._attempt, self._world = attempt, world
+    def __init__(self, attempt: Attempt, *, echoes: bool) -> None:
+        """Prepare to write. echoes: also print each report here."""
+        self._attempt, self._echoes = attempt, echoes
         self._reports: SimpleQueue[StallReport | None] = SimpleQueue()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def write(self, report: StallReport) -> None:
         """Write a report soon; the driver shows it."""
-        if not self._world.is_main:
-            # Rank 0 does not answer. Under torchrun it is the driver too, and its terminal is also this rank's.
+        if self._echoes:
             print(report.line, file=person_stream(stderr=True), flush=True)
         if self._thread is None:  # Most runs never stall.
             self._thread = threading.Thread(target=self._run, name="stalls", daemon=True)

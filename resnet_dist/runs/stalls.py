@@ -1,4 +1,4 @@
-"""Reports of ranks that stand still: one object of the run for each, written by a rank and shown by the driver.
+"""Reports of ranks that stand still, or do not end: one object of the run for each, written by a rank, shown by the driver.
 
 They go through the storage and not through the spool, which rank 0 writes: rank 0 may be the one that hangs.
 """

@@ -184,6 +184,17 @@ def has_steps(spool: Log) -> bool:
     )
 
 
+def last_step(spool: Log) -> int | None:
+    """Return the newest step of the newest attempt that took one; None before the first."""
+    step: int | None = None
+    for entry in Follower(spool).read():
+        if entry.start is not None:
+            step = entry.step
+        elif entry.step is not None and entry.metrics:
+            step = max(step or 0, entry.step)
+    return step
+
+
 def evaluated_steps(spool: Log) -> set[int]:
     """Return the steps whose evaluation was recorded."""
     entries = Follower(spool).read()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import shlex
 import signal
@@ -15,6 +17,7 @@ import torch
 
 from resnet_dist import cli
 from resnet_dist.cli.main import _report_error, _run
+from resnet_dist.cli.training import ending
 from resnet_dist.cli.training.ending import browse_line
 from resnet_dist.config import Recipe
 from resnet_dist.driver.request import Request
@@ -22,11 +25,14 @@ from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RunFolder
 from resnet_dist.system import command
+from resnet_dist.system.redact import redact
 from resnet_dist.tracking.console import ConsolePublisher
+from resnet_dist.tracking.mlflow.browse.view import VIEW, VIEW_TAG
 from resnet_dist.tracking.open import open_group, open_publisher
 from resnet_dist.tracking.protocol import RunRecord
 from resnet_dist.tracking.spool import Entry
 from tests.paths import JOBS
+from tests.tracking.mlflow.servers import answering
 
 STUDY = JOBS / "plain_vs_residual.py"
 STRAY = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
@@ -53,6 +59,8 @@ def test_an_interruption_is_reported(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
+    # A module that a command imports while this is in place would keep it after the test.
+    importlib.import_module("resnet_dist.evaluation.report")
     monkeypatch.setattr(f"resnet_dist.{function}", interrupted)
     assert cli.app(words, standalone_mode=False) == 130
     message = capsys.readouterr().err
@@ -142,8 +150,9 @@ def test_storage_that_fails_is_one_sentence(capsys: pytest.CaptureFixture[str]) 
 
 def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert browse_line(Path("output")) == "\nbrowse     resnet-dist ui"
-    assert browse_line(Path("o")) == "\nbrowse     resnet-dist ui --output o"
+    monkeypatch.setattr(ending, "experiment_page", lambda *_: "")  # as of a server that does not answer
+    assert browse_line(Path("output"), "digits") == "\nbrowse     resnet-dist ui"
+    assert browse_line(Path("o"), "digits") == "\nbrowse     resnet-dist ui --output o"
     for uri, line in {
         "http://mlflow:5000": "http://mlflow:5000",  # A server has its own page.
         "http://anna:hush@mlflow:5000": "http://mlflow:5000",
@@ -151,9 +160,26 @@ def test_where_the_runs_are(monkeypatch: pytest.MonkeyPatch) -> None:
         "postgresql+psycopg2://anna:hush@host/db": "resnet-dist ui",
     }.items():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert browse_line(Path("output")) == f"\nbrowse     {line}"
+        assert browse_line(Path("output"), "digits") == f"\nbrowse     {line}"
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    assert browse_line(Path("output")) == ""
+    assert browse_line(Path("output"), "digits") == ""
+
+
+@pytest.mark.parametrize("tags", [[], [{"key": VIEW_TAG, "value": "{}"}]], ids=["plain", "view"])
+def test_a_server_is_browsed_at_the_experiment_in_the_mode_for_training(
+    monkeypatch: pytest.MonkeyPatch, tags: list[dict[str, str]]
+) -> None:
+    found = [
+        {"experiment_id": number, "name": name, "tags": tags}
+        for number, name in (("0", "Default"), ("7", "digits"))
+    ]
+    with answering(200, json.dumps({"experiments": found}).encode(), "application/json") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("://", "://anna:hush@"))
+        view = f"&viewStateShareKey={VIEW}" if tags else ""
+        page = f"{address}/#/experiments/7/runs?workflowType=machine_learning{view}"
+        assert browse_line(Path("output"), "digits") == f"\nbrowse     {page}"
+        assert browse_line(Path("output"), "other") == f"\nbrowse     {address}"
+        assert redact(page) == page  # It is printed as it is.
 
 
 @pytest.mark.parametrize("uri", ["localhost:5000", "./mlruns", "ftp://host"])

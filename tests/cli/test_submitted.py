@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,13 @@ from ray.job_submission import JobStatus
 from resnet_dist.cli.main import run_command
 from resnet_dist.launch.jobs import follow as following
 from resnet_dist.launch.jobs import listing, stop
+from resnet_dist.launch.jobs.job import OUTPUT
 from resnet_dist.launch.ray_cluster import check
+from resnet_dist.runs.folder import RunFolder
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.tracking.spool import Spool
 from tests.launch.jobs.fake import ADDRESS, TYPED, Cluster, after, details, fail
+from tests.launch.ray_cluster.servers import free_port
 
 SAVED = ["run first: 132 steps, 2 rank(s)\n", "step 50/132  loss 0.1\n", "interrupted at step 52; x\n"]
 Run = Callable[..., tuple[int, str, str]]
@@ -53,7 +61,7 @@ def test_a_list_of_jobs_reads_the_end_of_a_log(run: Run, monkeypatch: pytest.Mon
     code, out, _ = run(cluster(log, before=asked.append), "jobs")
     assert code == 0
     assert " 50/132 " in out
-    assert asked.count("last lines") == 1
+    assert asked.count("last lines") == 3
     assert "log" not in asked
 
 
@@ -87,6 +95,73 @@ def test_jobs_are_listed(run: Run) -> None:
     assert " 50/132 " in rows[1]
     assert "FAILED (exit code 1)" in rows[2]
     assert rows[0].endswith("anna  digits  /mnt/output")
+
+
+def test_a_job_that_has_ended_has_its_last_step(run: Run) -> None:
+    end = ["checkpoint /mnt/output/runs/first/checkpoints/step-00000132\n"]
+    for log, step in ((SAVED, "52/132"), ([*SAVED[:2], *end], "132/132")):
+        _, out, _ = run(cluster(log), "jobs")
+        assert [row.split()[-6] for row in out.splitlines()[1:]] == [step] * 3
+        found = json.loads(run(cluster(log), "jobs", "--json")[1])["jobs"]
+        assert [job["step"] for job in found] == [int(step.partition("/")[0])] * 3
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the output of a run `done`, whose journal ends with step 130 of its second attempt."""
+    place = (
+        str(tmp_path)
+        if request.param == "folder"
+        else f"s3://{request.getfixturevalue('s3').new_bucket()}/some/prefix"
+    )
+    folder = RunFolder(open_storage(place).at("runs/done"), "done", None, 1, {})
+    folder.write()
+    with Spool(folder.spool) as spool:
+        spool.log({"train/loss": 0.5}, 131)
+        spool.log_start({"attempt": 2, "seconds": 1.0}, 121, {}, None)
+        spool.log({"train/loss": 0.4}, 130)
+        spool.log({"eval/loss": 0.4}, 120)
+    return place
+
+
+def test_where_the_log_is_gone_the_step_is_that_of_the_run_in_its_storage(run: Run, output: str) -> None:
+    def lost(**more: Any) -> Cluster:
+        made = cluster(before=lambda call: fail() if call in ("log", "last lines") else None)
+        metadata = {**(made.jobs[2].metadata or {}), OUTPUT: output}
+        made.jobs[2] = made.jobs[2].model_copy(update={"metadata": metadata, **more})
+        older = made.jobs[2].model_copy(update={"submission_id": "raysubmit_0", "start_time": 1})
+        return replace(made, jobs=[*made.jobs, older])
+
+    steps = [row.split()[:4] for row in run(lost(), "jobs")[1].splitlines()[1:]]
+    assert [step for *_, step in steps] == [
+        "130",
+        "-",
+        "(exit",
+        "-",
+    ]  # The run has another step than its older job.
+    code, out, err = run(lost(), "status", "raysubmit_3")
+    assert (code, "step       130\n" in out) == (0, True)
+    assert err == f"job raysubmit_3 (run done): its log cannot be read, the step is of its run in {output}\n"
+    # This job has trained nothing: the run is another job's.
+    refused = lost(status=JobStatus.FAILED, driver_exit_code=2)
+    assert "its steps are not known" in run(refused, "status", "raysubmit_3")[2]
+
+
+def test_logs_of_ended_jobs_that_do_not_come_hold_up_no_list(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "ENDED_SECONDS", 0.1)
+    answers = threading.Event()
+    first = threading.current_thread()
+
+    def before(call: str) -> None:
+        if call == "last lines" and threading.current_thread() is not first:
+            answers.wait(60)
+
+    made = Cluster(jobs=[details("raysubmit_1", "first", state="FAILED", driver_exit_code=1)], before=before)
+    code, out, _ = run(made, "jobs")
+    answers.set()
+    assert (code, "raysubmit_1  FAILED (exit code 1)  -" in out) == (0, True)
 
 
 def test_jobs_as_json(run: Run) -> None:
@@ -230,3 +305,14 @@ def test_logs_are_read_for_a_name_only_where_the_metadata_have_none_that_runs(ru
         log=list(SAVED[:2]),
     )
     assert "job raysubmit_4 (run first) is stopped" in run(made, "stop", "first")[1]
+
+
+@pytest.mark.parametrize("words", [["jobs"], ["logs", "first"], ["status", "first"], ["stop", "first"]])
+def test_a_cluster_that_is_away_is_no_mistake(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that asks again and again must tell an outage of the head from a wrong command."""
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", *words, "--address", address])
+    assert run_command() == 6
+    assert capsys.readouterr().err.startswith(f"error: --address {address}: nothing listens on ")

@@ -61,5 +61,5 @@ def undisturbed(shared_scene: Scene, data_flags: list[str]) -> Result:
 
 
 @pytest.fixture(scope="session")
-def table() -> FaultTable:
-    return FaultTable()
+def table(request: pytest.FixtureRequest) -> FaultTable:
+    return FaultTable(request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+from resnet_dist.runs.folder import RunFolder
+from tests.cluster.results import Result
 
 TABLE_VARIABLE = "RESNET_DIST_FAULT_TABLE"
 
@@ -36,14 +41,40 @@ class Row:
 class FaultTable:
     """The rows so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, uncaptured: Callable[[], AbstractContextManager[None]]) -> None:
+        """uncaptured: in it, what is printed reaches the terminal."""
         self.rows: list[Row] = []
+        self._uncaptured = uncaptured
 
-    def add(self, row: Row) -> None:
-        """Add a row, and write all of them."""
+    def add(
+        self,
+        fault: str,
+        run: RunFolder,
+        result: Result,
+        undisturbed: Result,
+        *,
+        next_step_seconds: float,
+        exit_codes: Sequence[int],
+        ranks_gone_seconds: float | None = None,
+    ) -> Row:
+        """Add the row of a run that has ended, print it, write all rows, and return it."""
+        row = Row(
+            fault,
+            next_step_seconds,
+            ranks_gone_seconds,
+            ", then ".join(map(str, exit_codes)),
+            result.status,
+            run.attempt,
+            result.num_lost(undisturbed),
+            result.num_doubled(undisturbed),
+            result.difference(undisturbed),
+        )
         self.rows.append(row)
+        with self._uncaptured():
+            print(f"\n{' | '.join(row.cells())}")
         if path := os.environ.get(TABLE_VARIABLE):
             Path(path).write_text(f"{self}\n")
+        return row
 
     def keep(self, name: str, output: str) -> None:
         """Keep the output of a run beside the table."""

@@ -14,7 +14,7 @@ import pytest
 
 from resnet_dist.launch.preload.client import SERVER
 from tests.cluster.conftest import FLAGS
-from tests.cluster.fault_table import FaultTable, Row
+from tests.cluster.fault_table import FaultTable
 from tests.cluster.hosts import needs_hosts, wait_until
 from tests.cluster.ray_hosts import GCS, RANK, RAYLET
 from tests.cluster.results import Result, journal, next_step_time
@@ -148,7 +148,6 @@ def test_a_run_survives(
     data_flags: list[str],
     table: FaultTable,
     fault: Fault,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     scene, name = whole_scene, f"fault-{FAULTS.index(fault) + 1}"
     flags = [*FLAGS, *data_flags, *fault.flags]
@@ -164,21 +163,17 @@ def test_a_run_survives(
         again = scene.submit(name, *flags, log=log)
         codes.append(again.wait(SECONDS))
     gone = ranks.wait()
-    result = Result.of(scene.mlflow, scene.run(name))
-    row = Row(
+    run = scene.run(name)
+    result = Result.of(scene.mlflow, run)
+    row = table.add(
         fault.name,
-        next_step_time(journal(scene.run(name)), struck) - struck,
-        None if gone is None else gone - struck,
-        ", then ".join(map(str, codes)),
-        result.status,
-        scene.run(name).attempt,
-        result.num_lost(undisturbed),
-        result.num_doubled(undisturbed),
-        result.difference(undisturbed),
+        run,
+        result,
+        undisturbed,
+        next_step_seconds=next_step_time(journal(run), struck) - struck,
+        ranks_gone_seconds=None if gone is None else gone - struck,
+        exit_codes=codes,
     )
-    table.add(row)
-    with capsys.disabled():
-        print(f"\n{' | '.join(row.cells())}")
     output = scene.client.output(log)
     table.keep(log, output)
     assert codes[-1] == 0, output[-3000:]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import FLAGS, data_at
-from tests.cluster.fault_table import FaultTable, Row
+from tests.cluster.fault_table import FaultTable
 from tests.cluster.hosts import needs_hosts
 from tests.cluster.results import Result, journal, longest_pause
 from tests.cluster.scene import Scene
@@ -106,20 +106,9 @@ def finish(
     output = scene.client.output(f"{name}.txt")
     table.keep(f"{name}.txt", output)
     assert code == 0, output[-3000:]
-    result = Result.of(scene.mlflow, scene.run(name))
-    row = Row(
-        fault,
-        longest_pause(journal(scene.run(name))),
-        None,
-        str(code),
-        result.status,
-        scene.run(name).attempt,
-        result.num_lost(undisturbed),
-        result.num_doubled(undisturbed),
-        result.difference(undisturbed),
-    )
-    table.add(row)
-    print(" | ".join(row.cells()))
+    run = scene.run(name)
+    result, pause = Result.of(scene.mlflow, run), longest_pause(journal(run))
+    row = table.add(fault, run, result, undisturbed, next_step_seconds=pause, exit_codes=[code])
     assert "Traceback" not in output
     assert (row.status, row.attempts, row.lost, row.doubled, row.difference) == ("FINISHED", 1, 0, 0, 0.0)
     assert result.weights == undisturbed.weights

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 import yaml
 from packaging.requirements import Requirement
 
@@ -178,6 +179,58 @@ def test_mlflow_compose() -> None:
     assert {each.name for each in required} == {"mlflow", "psycopg2-binary", "boto3"}
     assert required[0].extras == {"auth"}
     assert str(required[0].specifier) in (ROOT / "pyproject.toml").read_text()
+
+
+def server_options(**variables: str) -> dict[str, str]:
+    """Return the options of the MLflow server, with these variables in tracking.env."""
+    services = yaml.safe_load(interpolated(text_of("mlflow-compose.yaml"), {**SECRETS, **variables}))
+    words = services["services"]["mlflow"]["command"]
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def test_the_tracking_stack_has_the_driver_of_its_database() -> None:
+    """SQLAlchemy takes psycopg for an address that names no driver, and MLflow's image has psycopg2 alone."""
+    services = yaml.safe_load(interpolated(text_of("mlflow-compose.yaml"), SECRETS))
+    users = configparser.ConfigParser()
+    users.read_string(services["configs"]["auth"]["content"])
+    for uri in (server_options()["--backend-store-uri"], users["mlflow"]["database_uri"]):
+        assert sqlalchemy.make_url(uri).get_driver_name() == "psycopg2"
+    assert "psycopg2-binary==" in services["services"]["mlflow"]["build"]["dockerfile_inline"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "page", "host"),
+    [
+        ({}, "http://localhost:5000", "localhost:5000"),
+        ({"MLFLOW_HOST": "ml.example"}, "http://ml.example:5000", "ml.example:5000"),
+        ({"MLFLOW_HOST": "ml.example"}, "https://ml.example", "ml.example"),
+    ],
+    ids=["here", "elsewhere", "tls"],
+)
+def test_the_page_of_the_tracking_stack_may_ask_its_own_server(
+    variables: dict[str, str], page: str, host: str
+) -> None:
+    from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
+
+    options = server_options(**variables)
+    assert is_allowed_host_header(options["--allowed-hosts"].split(","), host)
+    origins = options["--cors-allowed-origins"].split(",")
+    assert not should_block_cors_request(page, "POST", origins)
+    assert should_block_cors_request("https://evil.example", "POST", origins)
+    assert not is_allowed_host_header(options["--allowed-hosts"].split(","), "evil.example")
+
+
+def test_the_page_of_the_cluster_sets_the_variables_of_the_tracking_stack() -> None:
+    page = (ROOT / "docs/cluster.md").read_text()
+    (made,) = re.findall(r"for name in ([A-Z0-9_ ]+); do .* > tracking\.env", page)
+    assert set(made.split()) == set(SECRETS)
+    optional = set(re.findall(r"\$\{(\w+):-", text_of("mlflow-compose.yaml")))
+    assert set(re.findall(r"echo (MLFLOW_\w+)=\S+ >> tracking\.env", page)) == optional
+    assert re.search(r"-f (\S+) up -d", page)[1] == "cluster/mlflow-compose.yaml"  # type: ignore[index]
+    (admin,) = re.findall(r"s/\^(\w+)=//p", page)
+    assert f"MLFLOW_AUTH_ADMIN_PASSWORD: ${{{admin}:?" in text_of("mlflow-compose.yaml")
+    assert server_options()["--port"] == "5000"
+    assert "MLFLOW_TRACKING_URI=http://localhost:5000" in page
 
 
 def test_secrets_of_the_tracking_stack_have_no_default_and_are_no_arguments() -> None:

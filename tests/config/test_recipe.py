@@ -57,8 +57,11 @@ def test_overrides_are_typed_and_validated() -> None:
     [
         ("data.global_batchsize=1", "did you mean data.global_batch_size?"),
         ("lr=0.1", "did you mean optim.lr?"),
-        ("optim.learning_rate=1", "not a field"),
-        ("optim=1", "not a field"),
+        ("optim.learning_rate=1", "did you mean optim.lr?"),
+        ("batch_size=1", "did you mean data.global_batch_size?"),
+        ("optim.whatever=1", "known are optim.optimizer, optim.lr, "),
+        ("optim=1", "not a field of the recipe, but a part of it; its fields are optim.optimizer, "),
+        ("name=a/b", "name='a/b': use letters, digits, '.', '_' and '-'"),
         ("nonsense", "must be KEY=VALUE"),
         ("optim.lr=fast", "optim.lr='fast'"),
         ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
@@ -259,6 +262,10 @@ def test_world_sizes() -> None:
         ("x = 1", "defines no function recipe"),
         ("def recipe(:", "line 1: SyntaxError"),
         ("from resnet_dist import *\ndef recipe():\n    return Optim(lrr=1)", "did you mean"),
+        (
+            "from resnet_dist import *\ndef recipe():\n    return Recipe(name='x', dta=3)",
+            "dta is not a field",
+        ),
     ],
 )
 def test_recipe_files_that_cannot_be_run(tmp_path: Path, text: str, words: str) -> None:
@@ -270,3 +277,20 @@ def test_recipe_files_that_cannot_be_run(tmp_path: Path, text: str, words: str) 
     assert str(path) in str(caught.value)
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "absent.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no JSON (Expecting property name"),
+        ("[" * 100_000, "is no JSON (maximum recursion depth"),
+        ("[1]", "input should be an object"),
+        ('{"name": "x"}', "data is missing"),
+    ],
+)
+def test_files_of_json_that_hold_no_recipe_are_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: {words}")

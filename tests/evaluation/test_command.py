@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pytest
 
+from resnet_dist.cli.models import evaluate
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation import robust
 from resnet_dist.evaluation.robust import Condition
+from resnet_dist.launch.on_ray import pool
 from resnet_dist.tracking.mlflow.page import evaluations
 from resnet_dist.tracking.mlflow.page.evaluations import check_name
 from tests.checkpoints import random_checkpoint
@@ -91,6 +97,49 @@ def test_of_two_models_of_a_step_the_one_with_its_weights_is_linked(
     run = SimpleNamespace(outputs=SimpleNamespace(model_outputs=outputs), info=SimpleNamespace(run_id="r"))
     assert evaluations._model_id(None, run, 4) == "whole"
     assert evaluations._model_id(None, run, 5) is None
+
+
+class FakePool:
+    """Workers in this process: they evaluate one after the other."""
+
+    gpu = False
+
+    def __init__(self) -> None:
+        self.asked_to_count: list[bool] = []
+
+    def map(
+        self, function: Any, job: Any, parts: list[range], show: Callable[[int], None] | None
+    ) -> list[Any]:
+        self.asked_to_count.append(show is not None)
+        done = [0] * len(parts)
+
+        def counted(number: int, steps: int) -> None:
+            done[number] = steps
+            assert show is not None
+            show(sum(done))
+
+        count = [[] if show is None else [partial(counted, number)] for number in range(len(parts))]
+        return [function(job, part, 1, *count[number]) for number, part in enumerate(parts)]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_workers_on_ray_move_the_bar_of_a_terminal(
+    command: Command, model: str, digits_data: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    fake, shown = FakePool(), list[tuple[str, int, int | None]]()
+    monkeypatch.setattr(pool, "worker_pool", lambda *_, **__: nullcontext(fake))
+    monkeypatch.setattr(evaluate, "can_move", lambda console: is_terminal)
+    monkeypatch.setattr(
+        evaluate, "bars", lambda *_: nullcontext(lambda name, done, total: shown.append((name, done, total)))
+    )
+    overrides = ("evaluate", model, digits_data / "eval", "--workers", "2")
+    code, out, err = command(*overrides)
+    assert (code, "eval/samples  360\n" in out) == (0, True), err
+    assert fake.asked_to_count == [is_terminal]
+    numbers = [done for _, done, _ in shown]
+    assert numbers == sorted(numbers)
+    assert {(name, total) for name, _, total in shown} == ({("evaluate", 360)} if is_terminal else set())
+    assert not is_terminal or 0 < numbers[-1] <= 360
 
 
 @pytest.mark.long

@@ -96,3 +96,19 @@ def test_what_one_node_lacks_is_named_with_the_node(
     world = World(num_ranks - 1, 0, num_ranks, torch.device("cpu"))
     with pytest.raises(TrainingError, match=f"^{where}/data/index.json: no such index$"):
         run_attempt(Attempt.of(digits_recipe, folder, cpus=1), world)
+
+
+def test_a_rank_notes_what_its_start_has_for_the_person(
+    digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(open_storage(tmp_path), "x", None, 1, {})
+    attempt = asdict(Attempt.of(digits_recipe, folder, cpus=1))
+    noted: list[object] = []
+    monkeypatch.setattr(ranks, "report_notes", lambda attempt, notes: noted.append(notes))
+    monkeypatch.setattr(ranks, "_join", lambda orders: World.single())
+    monkeypatch.setattr(ranks, "run_attempt", lambda *_, **__: Outcome(1, 1, {}, finished=True))
+    monkeypatch.setattr(ranks, "Fence", Mock())
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: None)
+    for more in ({}, {"notes": {"key": "a line"}}):
+        ranks.carry_out({"attempt": attempt, "node": "", **more})
+    assert noted == [{}, {"key": "a line"}]

@@ -15,14 +15,15 @@ from resnet_dist.config import Recipe
 from resnet_dist.errors import StorageError, TrainingError
 from resnet_dist.launch import run_storage
 from resnet_dist.launch.attempt import Attempt
-from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared
+from resnet_dist.launch.run_storage import StallWriter, StopWatch, check_shared, report_notes
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import STOP_FILE, RunFolder
-from resnet_dist.runs.stalls import STALLS_FOLDER
+from resnet_dist.runs.stalls import STALLS_FOLDER, _new_reports
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Unreachable
 from resnet_dist.train.watch.watchdog import StallReport
 from resnet_dist.world import World
+from tests.launch.preload.test_preload import wait_until
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -146,10 +147,21 @@ def test_a_stall_is_written_as_soon_as_the_storage_answers(
     monkeypatch.setattr(run_storage, "write_stall", write_at_third)
     monkeypatch.setattr(run_storage, "STALL_RETRY_SECONDS", 0.01)
     attempt = Attempt.of(digits_recipe, written, cpus=1)
-    with closing(StallWriter(attempt, World(rank, 0, 2, World.single().device))) as writer:
+    with closing(StallWriter(attempt, echoes=rank > 0)) as writer:
         writer.write(StallReport("phase-1-all-begin", "all stand", ("stack",)))
         assert done.wait(60)
     content = written.storage.read(f"{STALLS_FOLDER}/attempt-0001-phase-1-all-begin.txt")
     assert content is not None
     assert content.startswith(b"all stand\n")
     assert capsys.readouterr().err == ("all stand\n" if rank else "")
+
+
+def test_a_note_of_a_rank_is_shown_by_its_driver_once(written: RunFolder, digits_recipe: Recipe) -> None:
+    attempt, shown = Attempt.of(digits_recipe, written, cpus=1), list[str]()
+    for rank in (0, 1):  # of one node
+        report_notes(attempt, {"unended-7": f"process 7 has not ended, says rank {rank}"})
+        wait_until(lambda: written.storage.objects(STALLS_FOLDER) != [])
+    report_notes(attempt, {"imports-ab": "rank 3 imports for itself"})
+    wait_until(lambda: len(written.storage.objects(STALLS_FOLDER)) == 2)
+    assert _new_reports(written.storage, set(), shown.append)
+    assert shown == ["rank 3 imports for itself", "process 7 has not ended, says rank 0"]

@@ -108,12 +108,12 @@ def test_the_error_of_a_worker_is_that_of_its_function() -> None:
 def test_a_cluster_without_room_is_reported_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, lines = iter([0.0, 1.0, 61.0, 62.0, 601.0]), list[str]()
     monkeypatch.setattr(mapped, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(mapped, "free_resources", lambda: "0 CPUs and 0 GPUs")
+    monkeypatch.setattr(mapped, "free_and_held", lambda: "0 of 2 CPUs are free")
     monkeypatch.setattr(mapped, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(mapped, "_is_running", lambda: False)
-    with pytest.raises(RankFailed, match="no worker has run for 601 s; 0 CPUs and 0 GPUs are free in the cl"):
+    with pytest.raises(RankFailed, match="no worker has run for 601 s; 0 of 2 CPUs are free"):
         mapped._next(queue.Queue(), lines.append)
-    assert lines == ["no result for 61 s; 0 CPUs and 0 GPUs are free in the cluster"]
+    assert lines == ["no result for 61 s; 0 of 2 CPUs are free"]
 
 
 def test_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         return now
 
     monkeypatch.setattr(mapped, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(mapped, "free_resources", lambda: "0 CPUs and 0 GPUs")
+    monkeypatch.setattr(mapped, "free_and_held", lambda: "0 of 2 CPUs are free")
     monkeypatch.setattr(mapped, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(mapped, "_is_running", lambda: True)
     assert mapped._next(found, lambda text: None) == "late"

@@ -151,7 +151,7 @@ def _evaluated_here(
 
     job = _on_device(job, asked, gpu=use_gpu(gpu))
     with _progress(index, job) as show:
-        return evaluate_here(job, index, show, partial(_report_bad, shards=shards))
+        return evaluate_here(job, index, show or (lambda done: None), partial(_report_bad, shards=shards))
 
 
 def _evaluated_on_ray(
@@ -180,7 +180,9 @@ def _evaluated_on_ray(
         err.print(f"--workers {workers}: {len(parts)} are enough for the {num_steps} steps of this set")
     with worker_pool(len(parts), gpu=gpu, address=address, report=err.print) as pool:
         job = _on_device(job, asked, gpu=pool.gpu)
-        return join(job, index, pool.map(evaluate_share, job, parts), partial(_report_bad, shards=shards))
+        with _progress(index, job) as show:
+            shares = pool.map(evaluate_share, job, parts, show)
+        return join(job, index, shares, partial(_report_bad, shards=shards))
 
 
 def _on_device(job: EvaluationTask, asked: str | None, *, gpu: bool) -> EvaluationTask:
@@ -197,10 +199,10 @@ def _on_device(job: EvaluationTask, asked: str | None, *, gpu: bool) -> Evaluati
 
 
 @contextmanager
-def _progress(index: Index, job: EvaluationTask) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many steps are done, on a terminal."""
+def _progress(index: Index, job: EvaluationTask) -> Iterator[Callable[[int], None] | None]:
+    """Yield a function that shows on a terminal how many steps are done; None where there is no terminal."""
     if not can_move(err):
-        yield lambda done: None
+        yield None
         return
     size = job.trained.recipe.data.global_batch_size
     with bars(err, ["evaluate"], "images") as show:

@@ -18,6 +18,7 @@ from resnet_dist.tracking.store import URI_VARIABLE, has_password, is_database, 
 if TYPE_CHECKING:
     from resnet_dist.runs.folder import RunFolder
 
+PAGE_SECONDS = 5.0  # for the number of an experiment, which is in the address of its page
 NOTHING_SAVED = "interrupted before training began; the same command begins it"
 
 
@@ -64,21 +65,37 @@ def report_unsent(
     return bool(lines)
 
 
-def browse_line(output: Path) -> str:
-    """Return one more line to print, with the place to browse the runs; empty without MLflow."""
+def browse_line(output: Path, experiment: str) -> str:
+    """Return one more line to print, with the place to browse the runs; empty without MLflow.
+
+    experiment: its page is the place, where a server shows one.
+    """
     from resnet_dist.tracking.open import has_mlflow
 
     if not has_mlflow():
         return ""
     uri = os.environ.get(URI_VARIABLE, "")
     if uri and not is_database(uri):
-        return f"\nbrowse     {without_password(uri)}"
+        return f"\nbrowse     {experiment_page(uri, output, experiment) or without_password(uri)}"
     # The command reads the variable too; it is repeated for another shell, where it holds no password.
     variable = f"{URI_VARIABLE}={quoted(uri)} " if uri and not has_password(uri) else ""
     there = (
         "" if output.absolute() == DEFAULT_OUTPUT.absolute() or uri else f" --output {quoted(str(output))}"
     )
     return f"\nbrowse     {variable}resnet-dist ui{there}"
+
+
+def experiment_page(uri: str, output: Path, experiment: str) -> str:
+    """Return the address of an experiment's page; empty where no server answers with one in PAGE_SECONDS."""
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    from resnet_dist.system.limit import within
+    from resnet_dist.tracking.mlflow.reading import Tracker
+
+    try:
+        return within(PAGE_SECONDS, lambda: Tracker.open(output).page_of_experiment(experiment))
+    except Exception:  # A server may fail in any way, and what it did not get is reported elsewhere.
+        return ""
 
 
 def short_path(location: Path | str | None) -> str | None:

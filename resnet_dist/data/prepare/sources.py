@@ -15,6 +15,7 @@ from resnet_dist.data.prepare.indexed import open_indexed
 from resnet_dist.data.prepare.items import Item, Source, hold_out
 from resnet_dist.data.prepare.shard_splits import beside, check_indexed, indexes_of
 from resnet_dist.errors import UserError
+from resnet_dist.system.files import expanded
 from resnet_dist.system.redact import redact
 
 DOWNLOADS = Path("~/.cache/resnet-dist/downloads")
@@ -68,7 +69,7 @@ def _torchvision_set(name: str) -> Source:
     import torchvision.datasets
 
     make = getattr(torchvision.datasets, TORCHVISION_SETS[name])
-    folder = DOWNLOADS.expanduser() / name
+    folder = expanded(DOWNLOADS) / name
     try:
         sets = {split: make(str(folder), train=split == "train", download=True) for split in SPLITS}
     except (OSError, RuntimeError) as error:

@@ -1,18 +1,31 @@
-"""The jobs of this package on a cluster, with what their logs say."""
+"""The jobs of this package on a cluster, with what their logs say, or the storage of their runs where a log is gone."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Self
 
 from resnet_dist.launch.jobs.client import NoAnswer, asked, connect, last_lines
 from resnet_dist.launch.jobs.job import Job, find_job, ours
 from resnet_dist.launch.jobs.progress import Progress, person_lines, read_progress
+from resnet_dist.runs.folder import RUNS_FOLDER, read_run
+from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.system.limit import within
+from resnet_dist.system.redact import HIDDEN
+from resnet_dist.tracking.spool import last_step
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 TAIL_LINES = 1000
+NUM_READERS = 8  # of logs, at the same time
+# For the logs of all jobs that have ended: nodes that are gone may have had them, and answer no more.
+ENDED_SECONDS = 30.0
+STORAGE_SECONDS = 10.0  # for the journal of a run whose log is gone
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,43 @@ class Cluster:
         text = asked(self.client, lambda: self.client.get_job_logs(job.id))
         return person_lines(text, has_dump=job.is_driver_lost)
 
+    def looks(self, jobs: Sequence[Job], *, whole: bool) -> list[Progress | None]:
+        """Return what is known of each of these jobs, which are the newest first; None of one that has not begun.
+
+        whole: the whole logs of jobs that run, not their ends alone. A job that has ended is not known where all of them
+        take longer than ENDED_SECONDS.
+        """
+        newest = {job.id for job in {job.run: job for job in reversed(jobs)}.values()}
+        ended = [job for job in jobs if job.has_ended]
+        found = {job.id: Progress(is_known=False) for job in ended}
+
+        def look(job: Job) -> None:
+            progress = self.progress(job) if whole and not job.has_ended else self.glance(job)
+            # An older job of a run ended with another step than the run has now.
+            found[job.id] = self.of_storage(job) if not progress.is_known and job.id in newest else progress
+
+        _in_threads(look, ended)
+        for job in jobs:
+            if job.state == "RUNNING":
+                look(job)
+        return [found.get(job.id) for job in jobs]
+
+    def of_storage(self, job: Job) -> Progress:
+        """Return the step that the journal of a job's run has, as far as this machine sees the storage of the run."""
+        unknown = Progress(is_known=False)
+        # With code 2 the job has trained nothing: the run may be another job's.
+        if not job.run or not job.output or HIDDEN in job.output or job.driver_exit_code == 2:
+            return unknown
+
+        def read() -> int | None:
+            run = read_run(open_storage(job.output).at(RUNS_FOLDER).at(job.run))
+            return None if run is None else last_step(run.spool)
+
+        try:
+            return replace(unknown, run=job.run, step=within(STORAGE_SECONDS, read))
+        except Exception:  # A store that refuses this person, or does not answer, may raise anything.
+            return unknown
+
     def glance(self, job: Job) -> Progress:
         """Return what the last lines of a job's log say; of a long run, a whole log is megabytes.
 
@@ -76,3 +126,25 @@ class Cluster:
     def _with_run(self, job: Job) -> Job:
         """Return the job with the name of its run, which the driver chose where `--resume` came without a name."""
         return job if job.run else replace(job, run=self.progress(job).run)
+
+
+def _in_threads(look: Callable[[Job], None], jobs: Sequence[Job]) -> None:
+    """Call a function for each job, of several at the same time; return after ENDED_SECONDS at the latest."""
+    left: SimpleQueue[Job] = SimpleQueue()
+    for job in jobs:
+        left.put(job)
+
+    def work() -> None:
+        while True:
+            try:
+                look(left.get_nowait())
+            except Empty:
+                return
+
+    # Daemon threads: a node that does not answer must not keep the process alive.
+    threads = [threading.Thread(target=work, name="logs", daemon=True) for _ in jobs[:NUM_READERS]]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + ENDED_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

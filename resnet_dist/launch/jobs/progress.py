@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from resnet_dist.runs.folder import CHECKPOINT_PREFIX
 from resnet_dist.system.command import CONTINUES
 
 # Lines of Ray before the command of a job begins.
@@ -25,7 +26,9 @@ _RAY_DUMP = re.compile(
 class Progress:
     """The state of a run as its log has it; None and empty texts where it does not say."""
 
-    is_known: bool = True  # False: the log could not be read
+    is_known: bool = (
+        True  # False: the log could not be read, and the step, if there is one, is that of the run's journal
+    )
     run: str = ""
     step: int | None = None
     total_steps: int | None = None
@@ -62,14 +65,17 @@ def may_have_dump(log: str) -> bool:
     return _RAY_DUMP.search(log) is not None
 
 
+def _later(progress: Progress, step: str | None) -> int | None:
+    """Return the later one of the step so far and one that a line may have."""
+    return progress.step if step is None else max(progress.step or 0, int(step))
+
+
 _Change = Callable[[Progress, "re.Match[str]"], Progress]
 _PATTERNS: tuple[tuple[re.Pattern[str], _Change], ...] = (
     (
         re.compile(r"step (\d+)/(\d+)  "),
         # An evaluation beside training is one of an earlier step; a resumed run states its own.
-        lambda progress, found: replace(
-            progress, step=max(progress.step or 0, int(found[1])), total_steps=int(found[2])
-        ),
+        lambda progress, found: replace(progress, step=_later(progress, found[1]), total_steps=int(found[2])),
     ),
     (
         re.compile(r"run (\S+): (\d+) steps, "),
@@ -84,10 +90,16 @@ _PATTERNS: tuple[tuple[re.Pattern[str], _Change], ...] = (
         lambda progress, found: replace(progress, attempt=int(found[1])),
     ),
     (re.compile(r"MLflow: (https?://\S+)$"), lambda progress, found: replace(progress, mlflow=found[1])),
-    (re.compile(r"checkpoint (\S.*)"), lambda progress, found: replace(progress, checkpoint=found[1])),
+    (
+        # The last lines of a finished run: a resumed one may have no other line with a step.
+        re.compile(rf"checkpoint (\S.*?(?:/{CHECKPOINT_PREFIX}(\d+))?)$"),
+        lambda progress, found: replace(progress, checkpoint=found[1], step=_later(progress, found[2])),
+    ),
     (
         re.compile(r"interrupted(?: at step (\d+))?; "),
-        lambda progress, found: replace(progress, saved_step=int(found[1]) if found[1] else None),
+        lambda progress, found: replace(
+            progress, saved_step=int(found[1]) if found[1] else None, step=_later(progress, found[1])
+        ),
     ),
     (re.compile(r"error: (.*)"), lambda progress, found: replace(progress, error=found[1])),
 )

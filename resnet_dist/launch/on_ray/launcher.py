@@ -33,7 +33,8 @@ from resnet_dist.launch.on_ray.evaluator.before_and_after import catch_up, settl
 from resnet_dist.launch.on_ray.evaluator.schedule import BesideEvaluations
 from resnet_dist.launch.on_ray.failures import NotPlaced, explain
 from resnet_dist.launch.on_ray.placement.fit import Placement, choose_placement, cpus_per_rank, resources_of
-from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
+from resnet_dist.launch.on_ray.placement.held import free_and_held
+from resnet_dist.launch.on_ray.placement.nodes import nodes
 from resnet_dist.launch.on_ray.placement.placer import Placer
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS, Change, StartWatch, request_stop_of
 from resnet_dist.launch.on_ray.worker import MeetingConfig, rank_main
@@ -152,13 +153,12 @@ def fit_ranks(
             if placer.is_late(since):
                 raise RankFailed(
                     f"the cluster had no room for {placement.workers} rank(s) with {placement} each in time (--wait); "
-                    f"{free_resources()} are free"
+                    f"{free_and_held()}"
                 ) from None
             if time.monotonic() >= report_at:
                 report_at = time.monotonic() + LONG_START_SECONDS
                 report(
-                    f"waiting for room: {placement.workers} rank(s) need {placement} each, {free_resources()} are free, other "
-                    "jobs use the rest"
+                    f"waiting for room: {placement.workers} rank(s) need {placement} each; {free_and_held()}"
                 )
 
 

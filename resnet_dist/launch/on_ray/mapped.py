@@ -29,7 +29,7 @@ from ray.exceptions import RayTaskError
 
 from resnet_dist.errors import ExplainedError, RankFailed
 from resnet_dist.launch.on_ray.placement.fit import Placement
-from resnet_dist.launch.on_ray.placement.nodes import free_resources
+from resnet_dist.launch.on_ray.placement.held import free_and_held
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
 
 WINDOW = 200_000  # items that are given to Ray Data at once
@@ -134,12 +134,10 @@ def _next(found: queue.Queue[Any], report: Callable[[str], None]) -> Any:
             looked_at = now
             idle_since = now if _is_running() else idle_since
         if now - idle_since >= WAIT_SECONDS:
-            raise RankFailed(
-                f"no worker has run for {now - idle_since:.0f} s; {free_resources()} are free in the cluster"
-            )
+            raise RankFailed(f"no worker has run for {now - idle_since:.0f} s; {free_and_held()}")
         if now - begun_at >= LONG_START_SECONDS and not is_reported:
             is_reported = True
-            report(f"no result for {now - begun_at:.0f} s; {free_resources()} are free in the cluster")
+            report(f"no result for {now - begun_at:.0f} s; {free_and_held()}")
 
 
 def _is_running() -> bool:

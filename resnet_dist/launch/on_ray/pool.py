@@ -22,9 +22,11 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from resnet_dist.config import WorkerRange
 from resnet_dist.errors import ExplainedError, RankFailed, StorageError
 from resnet_dist.launch.on_ray.connect import check_gpus_here, connected
+from resnet_dist.launch.on_ray.counts import Count, Counts
 from resnet_dist.launch.on_ray.launcher import DEFAULT_WAIT_SECONDS
 from resnet_dist.launch.on_ray.placement.fit import Placement, cpus_per_rank
-from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
+from resnet_dist.launch.on_ray.placement.held import free_and_held
+from resnet_dist.launch.on_ray.placement.nodes import nodes
 from resnet_dist.launch.on_ray.watch import LONG_START_SECONDS
 from resnet_dist.launch.ray_cluster.check import find_cluster
 from resnet_dist.launch.ray_cluster.packages import check_packages
@@ -42,13 +44,15 @@ class Worker:
         """Return the node's address, when this process has started."""
         return str(ray.util.get_node_ip_address())
 
-    def call(self, function: Callable[..., Any], job: Any, part: Any, cpus: int) -> Any:
-        """Call the function in this process."""
+    def call(
+        self, function: Callable[..., Any], job: Any, part: Any, cpus: int, count: Count | None = None
+    ) -> Any:
+        """Call the function in this process. count: its fourth argument; None: it gets three."""
         import torch  # Here: Ray's processes start without it.
 
         torch.set_num_threads(cpus)
         try:
-            return function(job, part, cpus)
+            return function(job, part, cpus, *([] if count is None else [count]))
         except StorageError as error:  # What one node lacks is mended on that node.
             raise StorageError(f"worker on {ray.util.get_node_ip_address()}: {error}") from None
 
@@ -62,26 +66,33 @@ class Pool:
 
     def map(
         self,
-        function: Callable[[Any, Part, int], Any],
+        function: Callable[..., Any],
         job: Any,
         parts: Sequence[Part],
-        show: Callable[[int], None] = lambda done: None,
+        show: Callable[[int], None] | None = None,
     ) -> list[Any]:
         """Return `function(job, part, cpus)` for each part, in their order; at most one part for each worker.
 
-        Raises an ExplainedError that the function raises, and RankFailed where a worker is lost again and again.
+        show: gets the sum of what the functions count; each is then called with a fourth argument, a function that takes
+        its count so far. Raises an ExplainedError that the function raises, and RankFailed where a worker is lost again
+        and again.
         """
-        shared = ray.put(job)
+        shared, counts = ray.put(job), Counts(len(self._actors))
         calls = [
-            actor.call.remote(function, shared, part, self.cpus)
-            for actor, part in zip(self._actors, parts, strict=False)
+            actor.call.remote(function, shared, part, self.cpus, None if show is None else count)
+            for actor, part, count in zip(self._actors, parts, counts.of_workers, strict=False)
         ]
         left = list(calls)
-        while left:
-            done, left = ray.wait(left, timeout=POLL_SECONDS)
-            for call in done:
-                _result(call)  # The first failure ends all.
-            show(len(calls) - len(left))
+        try:
+            while left:
+                done, left = ray.wait(left, timeout=POLL_SECONDS)
+                for call in done:
+                    _result(call)  # The first failure ends all.
+                if show is not None:
+                    show(counts.total())
+        finally:
+            if show is not None:
+                counts.close()
         return [_result(call) for call in calls]
 
 
@@ -117,12 +128,12 @@ def worker_pool(
         options = {"num_cpus": placement.cpus, "num_gpus": int(placement.gpu), "max_restarts": MAX_RESTARTS}
         made = ray.remote(Worker).options(**options, max_task_retries=MAX_RESTARTS)
         actors = [made.remote() for _ in range(workers)]
-        _wait_until_ready(actors, report)
+        _wait_until_ready(actors, placement, report)
         yield Pool(actors, placement.cpus, gpu=placement.gpu)
 
 
-def _wait_until_ready(actors: Sequence[Any], report: Callable[[str], None]) -> None:
-    """Wait until all workers have a place. Raises RankFailed where they have none in time."""
+def _wait_until_ready(actors: Sequence[Any], placement: Placement, report: Callable[[str], None]) -> None:
+    """Wait until all workers have started. Raises RankFailed where they have not in time, for want of room."""
     left, begun_at, is_reported = [actor.ready.remote() for actor in actors], time.monotonic(), False
     while left:
         done, left = ray.wait(left, num_returns=len(left), timeout=POLL_SECONDS)
@@ -131,13 +142,14 @@ def _wait_until_ready(actors: Sequence[Any], report: Callable[[str], None]) -> N
         waited = time.monotonic() - begun_at
         if left and waited >= DEFAULT_WAIT_SECONDS:
             raise RankFailed(
-                f"the cluster had no room for {len(left)} of {len(actors)} workers in {waited:.0f} s; {free_resources()} are free"
+                f"{len(left)} of {len(actors)} workers, with {placement} each, have not started in {waited:.0f} s; "
+                f"{free_and_held()}"
             )
         if left and waited >= LONG_START_SECONDS and not is_reported:
             is_reported = True
             report(
-                f"waiting for room, {DEFAULT_WAIT_SECONDS:.0f} s at most: {len(left)} of {len(actors)} workers have no place; "
-                f"{free_resources()} are free, other jobs use the rest"
+                f"waiting for workers, {DEFAULT_WAIT_SECONDS:.0f} s at most: {len(left)} of {len(actors)}, with {placement} "
+                f"each, have not started; {free_and_held()}"
             )
 
 

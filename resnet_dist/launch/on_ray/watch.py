@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from resnet_dist.errors import StorageError
 from resnet_dist.launch.on_ray.placement.changes import ClusterWatch
 from resnet_dist.launch.on_ray.placement.fit import Placement
-from resnet_dist.launch.on_ray.placement.nodes import free_resources
+from resnet_dist.launch.on_ray.placement.held import free_and_held, ranks_are_placed
 from resnet_dist.runs.folder import RunFolder
 
 LONG_START_SECONDS = 60.0  # A start that takes longer is reported.
@@ -54,7 +54,7 @@ def request_stop_of(folder: RunFolder, report: Callable[[str], None]) -> None:
 
 
 class StartWatch:
-    """Reports once, with the resources that ranks wait for, where none has begun after LONG_START_SECONDS."""
+    """Reports once what ranks wait for, where none has begun after LONG_START_SECONDS: places, or their own start."""
 
     def __init__(self, folder: RunFolder, placement: Placement, report: Callable[[str], None]) -> None:
         self._folder, self._placement, self._report = folder, placement, report
@@ -77,7 +77,10 @@ class StartWatch:
             return
         self._late_at = math.inf
         if not self.have_begun():
-            self._report(
-                f"no rank has begun after {LONG_START_SECONDS:g} s: {self._placement.workers} wait for {self._placement} each; "
-                f"{free_resources()} are free in the cluster"
+            workers, each = self._placement.workers, self._placement
+            waits = (
+                f"all {workers} have their places, with {each} each, and are starting"
+                if ranks_are_placed()
+                else f"{workers} wait for {each} each; {free_and_held()}"
             )
+            self._report(f"no rank has begun after {LONG_START_SECONDS:g} s: {waits}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ import ray.util
 from ray.train.backend import Backend, BackendConfig
 
 from resnet_dist.launch.preload.client import RANK, Died, Unavailable, run_rank
+from resnet_dist.launch.preload.wire import NOTES
 from resnet_dist.launch.start_times import PROCESSES, process_start
 from resnet_dist.system.cpus import limit_spinning
 from resnet_dist.system.signals import limit_exit
@@ -72,7 +74,10 @@ def _run(orders: dict[str, Any]) -> dict[str, Any]:
         try:
             return run_rank(RANK, orders, _key(orders))
         except Unavailable as error:
-            print(f"this rank imports for itself: {error}", file=sys.stderr, flush=True)
+            line = f"rank {orders['rank']} on {platform.node()} imports for itself: {error}"
+            print(line, file=sys.stderr, flush=True)
+            # The driver shows this; the output of this process is in Ray's own logs alone.
+            orders[NOTES] = {f"imports-{orders['node']}": line}
     module, _, name = RANK.partition(":")
     outcome: dict[str, Any] = getattr(importlib.import_module(module), name)(orders)
     return outcome

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import platform
 import selectors
 import signal
 import socket
@@ -25,6 +26,7 @@ from typing import Any, NoReturn
 
 from resnet_dist.launch.preload.copies import Child, Function, answer, end_with_parent, has_ended, stand_as
 from resnet_dist.launch.preload.wire import (
+    NOTES,
     NUM_STREAMS,
     STARTED,
     locked,
@@ -52,6 +54,9 @@ class Server:
         self._function, self._listener, self._path = function, listener, path
         self._children: dict[int, Child] = {}  # by process
         self._selector = selectors.DefaultSelector()
+        # Ranks that did not end when they were killed, by process: what the next ranks report, since nobody reads the
+        # output of a server.
+        self._unended: dict[int, str] = {}
         self._finished = False  # the newest rank to end, and so the run
         self._keeper: int | None = None  # a descriptor that is ready when the process has gone
         self._is_left = False
@@ -130,6 +135,9 @@ class Server:
     def _copy(self, connection: socket.socket, streams: list[int], request: dict[str, Any]) -> None:
         """Let a copy of this process become the rank. Raises OSError where the system allows no further process."""
         self._finished = False
+        notes = {f"unended-{pid}": sentence for pid, sentence in self._unended.items()}
+        orders = request.setdefault("orders", {})
+        orders[NOTES] = {**orders.get(NOTES, {}), **notes}
         pid = os.fork()
         if pid == 0:
             self._become_rank(connection, streams, request)
@@ -154,8 +162,11 @@ class Server:
     def _give_up(self, children: list[Child]) -> None:
         """Continue without ranks that do not end, so that the next ones need not wait for them."""
         for child in children:
-            sentence = f"process {child.pid} of a rank has not ended within {DEATH_SECONDS:g} s of its SIGKILL: it waits "
-            print(f"{sentence}for a device or a storage, and may hold memory", file=sys.stderr, flush=True)
+            self._unended[child.pid] = (
+                f"process {child.pid} of an earlier rank on {platform.node()} has not ended within {DEATH_SECONDS:g} s of its "
+                "SIGKILL: it waits for a device or a storage, and may hold memory"
+            )
+            print(self._unended[child.pid], file=sys.stderr, flush=True)
             del self._children[child.pid]
             child.connection.close()
 
@@ -163,6 +174,7 @@ class Server:
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 child = self._children.pop(ended[0], None)
+                self._unended.pop(ended[0], None)
                 if child is None:
                     continue
                 self._finished = ended[1] == 0

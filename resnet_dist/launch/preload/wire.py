@@ -18,6 +18,7 @@ _LENGTH = struct.Struct("!Q")
 STARTED = b"started"  # the first message to the client: there is a process for its rank
 # These begin the other messages of the server itself; the messages of a rank are pickled.
 _REFUSED, _ENDED = b"refused ", b"ended "
+NOTES = "notes"  # in the orders: sentences by key, which the rank writes where its driver shows them
 NUM_STREAMS = 2  # stdout and stderr of the client, which the rank writes to
 
 

@@ -86,11 +86,11 @@ def without_tls(address: Address) -> str:
 
 
 def client_server(address: Address) -> str:
-    """Return the sentence for the port of Ray Client where the GCS is needed."""
+    """Return the sentence for Ray Client where the GCS is needed: it knows neither what nodes have, nor which leave."""
     return (
-        f"{address.label}: Ray's client server answers there; this command needs the cluster's GCS, usually "
-        f"{bracketed(address.host)}:{GCS_PORT} (auto on a node of the cluster), or ray://{address.target} to train through "
-        "Ray Client"
+        f"{address.label}: Ray's client server answers there, through which no ranks or workers can be placed; this command needs "
+        f"the cluster's GCS, usually {bracketed(address.host)}:{GCS_PORT} (auto on a node of the cluster); from elsewhere: "
+        f"resnet-dist submit … --address ray://{address.target}"
     )
 
 

@@ -44,6 +44,10 @@ HEADERS_VARIABLE = "RAY_JOB_HEADERS"
 UNREACHABLE = (Kind.UNKNOWN_HOST, Kind.NOT_LISTENING, Kind.NO_ANSWER)
 
 
+class ClusterAway(UserError):
+    """No answer from the host of an address: a mistake where a command would begin something, an outage where it asks."""
+
+
 def find_cluster(option: str | None) -> str | None:
     """Return the address with which Ray joins a cluster, from --address or RAY_ADDRESS; None: start Ray here.
 
@@ -86,9 +90,7 @@ def _check_cluster(address: Address, source: str, headers: Mapping[str, str]) ->
     may_be_gcs = answer.kind in (Kind.TLS, Kind.SILENT) if uses_tls() else answer.kind is Kind.HTTP2
     gcs = _ask(address, headers) if may_be_gcs else NoGcs.OTHER
     if gcs is NoGcs.CLIENT_SERVER:
-        if address.scheme != "ray":
-            raise UserError(advice.client_server(address))
-        return f"ray://{address.target}"
+        raise UserError(advice.client_server(address))
     if not isinstance(gcs, Gcs):
         raise UserError(advice.refuse_for_training(address, source, answer))
     gcs = _without_dead_dashboard(address, gcs)
@@ -132,7 +134,7 @@ def _check_has_node(address: Address, gcs: Gcs, headers: Mapping[str, str]) -> N
 def find_dashboard(option: str | None, report: Callable[[str], None]) -> str:
     """Return the address for Ray's job client, from --address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
 
-    Raises UserError where no dashboard answers there.
+    Raises UserError where no dashboard answers there, ClusterAway where nothing does.
     """
     found = typed_address(option, (DASHBOARD_VARIABLE, ADDRESS_VARIABLE), DASHBOARD_PORT)
     if found is None:
@@ -157,7 +159,8 @@ def find_dashboard(option: str | None, report: Callable[[str], None]) -> str:
         tried = _try_proxy(address, *proxy)
         if not tried:
             return address.url
-    raise UserError(advice.refuse_for_jobs(address, answer, tried))
+    kind = ClusterAway if answer.kind in (Kind.NOT_LISTENING, Kind.NO_ANSWER) else UserError
+    raise kind(advice.refuse_for_jobs(address, answer, tried))
 
 
 def _of_module(address: Address) -> str:

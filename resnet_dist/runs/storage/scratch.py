@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnet_dist.errors import StorageError
-from resnet_dist.system.files import is_disk_full
+from resnet_dist.system.files import expanded, is_disk_full
 from resnet_dist.system.locks import locked_folders, own_folder, remove_unlocked
 
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
@@ -37,7 +37,7 @@ def scratch_folder() -> Path:
     Without a home folder that can be written to, it lies among the temporary files.
     """
     chosen = os.environ.get(SCRATCH_VARIABLE)
-    folder = Path(chosen or DEFAULT_SCRATCH).expanduser()
+    folder = expanded(chosen or DEFAULT_SCRATCH)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 from resnet_dist.errors import UserError
 from resnet_dist.system.limit import within
 from resnet_dist.tracking.logged_run import TOP1, LoggedRun, Point
-from resnet_dist.tracking.mlflow.browse.links import run_link
+from resnet_dist.tracking.mlflow.browse.links import experiment_link, run_link
+from resnet_dist.tracking.mlflow.browse.view import VIEW, VIEW_TAG
 from resnet_dist.tracking.mlflow.database.check import check_database
 from resnet_dist.tracking.mlflow.database.connect import connect
 from resnet_dist.tracking.mlflow.database.relocate import relocate
@@ -70,6 +71,15 @@ class Tracker:
         if is_database(self.uri):
             return ""
         return run_link(without_password(self.uri), run.experiment_id, run.run_id)
+
+    def page_of_experiment(self, name: str) -> str:
+        """Return the address of the page of an experiment, on a server, with its saved view if it has one.
+
+        Raises UserError where there is no such experiment.
+        """
+        found = self.experiment(name)
+        view = VIEW if VIEW_TAG in found.tags else None
+        return experiment_link(without_password(self.uri), found.experiment_id, view)
 
     def experiments(self) -> list[Experiment]:
         """Return the experiments that are not deleted."""

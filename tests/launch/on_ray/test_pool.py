@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ import pytest
 import torch
 
 from resnet_dist.errors import RankFailed, StorageError, UserError
-from resnet_dist.launch.on_ray import pool
+from resnet_dist.launch.on_ray import counts, pool
+from resnet_dist.launch.on_ray.placement.fit import Placement
 from tests.checkpoints import random_checkpoint
 
 
@@ -22,12 +25,16 @@ def test_workers_without_room_are_reported_and_then_given_up(monkeypatch: pytest
     clock, lines = iter([0.0, 1.0, 61.0, 62.0, 601.0]), list[str]()
     actor = SimpleNamespace(ready=SimpleNamespace(remote=lambda: "call"))
     monkeypatch.setattr(pool.ray, "wait", lambda left, num_returns, timeout: ([], left))
-    monkeypatch.setattr(pool, "free_resources", lambda: "1 CPUs and 0 GPUs")
+    monkeypatch.setattr(pool, "free_and_held", lambda: "1 of 2 CPUs are free")
     monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with pytest.raises(RankFailed, match="no room for 2 of 2 workers in 601 s; 1 CPUs and 0 GPUs are free"):
-        pool._wait_until_ready([actor, actor], lines.append)
-    (line,) = lines
-    assert line.startswith("waiting for room, 600 s at most: 2 of 2 workers have no place; ")
+    with pytest.raises(RankFailed) as failure:
+        pool._wait_until_ready([actor, actor], Placement(2, 1, gpu=False), lines.append)
+    assert str(failure.value) == (
+        "2 of 2 workers, with 1 CPU(s) each, have not started in 601 s; 1 of 2 CPUs are free"
+    )
+    # They may hold places, and be starting.
+    sentence = "waiting for workers, 600 s at most: 2 of 2, with 1 CPU(s) each, have not started; 1 of 2 CPUs are free"
+    assert lines == [sentence]
 
 
 def test_a_storage_that_one_node_lacks_is_named_with_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +44,42 @@ def test_a_storage_that_one_node_lacks_is_named_with_the_node(monkeypatch: pytes
     monkeypatch.setattr(pool.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     with pytest.raises(StorageError, match=r"^worker on 10.0.0.7: /data: no such folder$"):
         pool.Worker().call(refuse, None, None, torch.get_num_threads())
+
+
+def test_counts_are_written_now_and_then_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    head: dict[bytes, bytes] = {}
+    client = SimpleNamespace(
+        internal_kv_multi_get=lambda keys, namespace: {key: head[key] for key in keys if key in head}
+    )
+
+    def put(key: bytes, value: str, *, namespace: bytes) -> None:
+        head[key] = value.encode()
+
+    def delete(prefix: str, *, del_by_prefix: bool, namespace: bytes) -> None:
+        for key in [key for key in head if key.decode().startswith(prefix)]:
+            del head[key]
+
+    fake = SimpleNamespace(
+        internal_kv_get_gcs_client=lambda: client, _internal_kv_put=put, _internal_kv_del=delete
+    )
+    now = [100.0]
+    monkeypatch.setattr(counts, "internal_kv", fake)
+    monkeypatch.setattr(counts, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    made = counts.Counts(3)
+    first, second, _ = made.of_workers
+    first(2)
+    first(3)  # This soon after the last one, it is not written.
+    second(5)
+    assert made.total() == 7
+    now[0] += 1.0
+    first(4)
+    assert made.total() == 9
+    monkeypatch.setattr(fake, "_internal_kv_put", None)  # A head that does not answer ends no evaluation.
+    now[0] += 1.0
+    first(6)
+    assert made.total() == 9
+    made.close()
+    assert head == {}
 
 
 @pytest.mark.long
@@ -59,6 +102,19 @@ def test_a_worker_that_is_killed_works_again(tmp_path: Path, monkeypatch: pytest
         assert workers.map(square, job, [2, 3]) == [4, 9]
         with pytest.raises(UserError, match="^five is refused$"):
             workers.map(square, job, [5])
+
+        def count_up(job: dict[str, str], part: int, cpus: int, count: Callable[[int], None]) -> int:
+            count(part)
+            while not Path(job["folder"], "seen").exists():
+                time.sleep(0.05)
+            return part
+
+        def show(total: int) -> None:
+            if total == 9:
+                (tmp_path / "seen").touch()
+
+        count_up.__module__ = "__main__"
+        assert workers.map(count_up, job, [4, 5], show) == [4, 5]
     assert (tmp_path / "3").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 from typing import Any
 
@@ -13,6 +14,7 @@ from resnet_dist.launch import rank
 from resnet_dist.launch.attempt import Attempt
 from resnet_dist.launch.on_ray import launcher, worker
 from resnet_dist.launch.preload.client import OFF_VARIABLE, Died, Unavailable
+from resnet_dist.launch.preload.wire import NOTES
 from resnet_dist.system.cpus import SPIN_TURNS, SPIN_VARIABLE, WAIT_VARIABLE
 
 OUTCOME = {"step": 1, "total_steps": 1, "metrics": {}, "finished": True}
@@ -30,8 +32,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {**OUTCOME, "step": 2}
 
     monkeypatch.setattr(worker, "run_rank", run_rank)
-    monkeypatch.setattr(worker, "_complete", lambda orders: {**orders, "node": "ab"})
-    monkeypatch.setattr(rank, "carry_out", lambda orders: OUTCOME)
+    monkeypatch.setattr(worker, "_complete", lambda orders: {**orders, "node": "ab", "rank": 3})
+    monkeypatch.setattr(rank, "carry_out", lambda orders: {**OUTCOME, "metrics": orders.get(NOTES, {})})
     return asked
 
 
@@ -53,9 +55,11 @@ def test_a_rank_runs_in_the_process_of_ray_where_there_is_no_copy(
 ) -> None:
     monkeypatch.delenv(WAIT_VARIABLE, raising=False)
     monkeypatch.delenv(SPIN_VARIABLE, raising=False)
-    assert worker.rank_main(orders_of(digits_recipe, fails=Unavailable("no room"))) == OUTCOME
+    line = f"rank 3 on {platform.node()} imports for itself: no room"
+    outcome = worker.rank_main(orders_of(digits_recipe, fails=Unavailable("no room")))
+    assert outcome == {**OUTCOME, "metrics": {"imports-ab": line}}  # The rank notes it for its driver.
     assert len(keys) == 1
-    assert "imports for itself: no room" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{line}\n"
     assert (
         os.environ[SPIN_VARIABLE] == SPIN_TURNS
     )  # The command line has set it in the driver's process alone.

@@ -120,7 +120,8 @@ def test_a_real_cluster_is_called_what_it_is(tmp_path: Path, head: Head) -> None
 
     for target in (head.dashboard.removeprefix("http://"), head.dashboard):
         assert "the dashboard of a Ray cluster answers there" in one_line(f"train --address {target}", {})
-    assert "Ray's client server answers there" in one_line(f"train --address {head.client}", head.token)
+    for target in (head.client, f"ray://{head.client}"):
+        assert "Ray's client server answers there" in one_line(f"train --address {target}", head.token)
     for command in (
         f"train --address {head.gcs}",
         f"submit --address {head.gcs}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from resnet_dist.config import Data
 from resnet_dist.data.storage.stored_file import StoredFile
 from resnet_dist.data.storage.urls import is_local, local_path, unsigned
+from resnet_dist.system.files import expanded
 
 TAR = ".tar"  # the shard: plain, verified, ready to be read
 SUM = ".sum"  # bytes and checksum of a compressed shard as fetched; the compressed bytes are not kept
@@ -35,7 +36,7 @@ class CacheLimits:
 
     @classmethod
     def of(cls, data: Data) -> CacheLimits:
-        folder = Path(data.shard_cache).expanduser()
+        folder = expanded(data.shard_cache)
         return cls(folder, data.shard_cache_bytes, data.fetch_timeout_seconds, data.allow_commands)
 
 

@@ -17,8 +17,9 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from resnet_dist.config import Recipe
-from resnet_dist.launch.on_ray.placement.fit import Node
-from resnet_dist.launch.on_ray.placement.nodes import free_resources, nodes
+from resnet_dist.launch.on_ray.placement.fit import Node, Placement
+from resnet_dist.launch.on_ray.placement.held import free_and_held
+from resnet_dist.launch.on_ray.placement.nodes import nodes
 from resnet_dist.launch.on_ray.placement.reserved import Reserved, keeps_number, room_beside
 from resnet_dist.launch.outstanding import Evaluation
 
@@ -100,6 +101,7 @@ class EvaluatorProcess:
 
     def wait(self, give_up: Callable[[], bool]) -> NotStarted | None:
         """Wait until it runs; return why it does not."""
+        assert self.part is not None
         while time.monotonic() < self._ready_by:
             if give_up():
                 return NotStarted("interrupted")
@@ -112,7 +114,10 @@ class EvaluatorProcess:
                 return None
             except Exception as error:  # The process was lost, or cannot read the data.
                 return NotStarted(f"it cannot start: {reason_of(error)}", is_lasting=True)
-        return NotStarted(f"it has no place after {START_SECONDS:.0f} s ({free_resources()} are free)")
+        needs = Placement(1, self.part.cpus, self.part.gpus > 0)
+        return NotStarted(
+            f"it needs {needs} on one node, and has not started in {START_SECONDS:.0f} s; {free_and_held()}"
+        )
 
     def runs_now(self) -> bool:
         """Report whether it runs; it is dropped where its node is gone, or where it has not started in time.

@@ -21,7 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 from resnet_dist.config import Recipe
 from resnet_dist.errors import ExplainedError, RankFailed, StorageError
 from resnet_dist.launch.on_ray.evaluator.process import CannotStart, EvaluatorProcess, NotStarted, reason_of
-from resnet_dist.launch.on_ray.placement.nodes import free_parts, free_resources, nodes
+from resnet_dist.launch.on_ray.placement.fit import describe
+from resnet_dist.launch.on_ray.placement.nodes import free_parts, nodes
 from resnet_dist.launch.on_ray.placement.reserved import Reserved
 from resnet_dist.launch.outstanding import Journal
 from resnet_dist.runs.folder import RunFolder
@@ -73,7 +74,7 @@ class BesideEvaluations:
             return None
         self.close()
         if not self._process.place(alive):
-            return NotStarted(f"no CPU is left beside the ranks ({free_resources()} are free)")
+            return NotStarted(f"no CPU is left beside the ranks ({describe(alive)})")
         problem = self._process.wait(give_up)
         if problem is None:
             self._is_on, self._start_failures = True, 0

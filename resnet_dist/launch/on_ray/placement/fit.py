@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from resnet_dist.errors import UserError
 
+MAX_SHOWN = 8  # nodes in a sentence
+
 
 @dataclass(frozen=True)
 class Node:
@@ -79,6 +81,6 @@ def describe(nodes: Sequence[Node]) -> str:
     """Return the nodes in words, such as "h1 has 2 CPUs and 0 GPUs"."""
     if not nodes:
         return "the cluster has no node for ranks"
-    return ", ".join(
-        f"{node.host or 'a node'} has {node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes
-    )
+    shown = [f"{node.host or 'a node'} has {node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes]
+    more = len(shown) - MAX_SHOWN
+    return ", ".join([*shown[:MAX_SHOWN], *([f"and {more} more nodes"] if more > 0 else [])])

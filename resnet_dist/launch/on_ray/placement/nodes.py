@@ -34,12 +34,6 @@ def draining() -> dict[str, float]:
     return {node_id: deadline_ms / 1000 for node_id, deadline_ms in deadlines.items()}
 
 
-def free_resources() -> str:
-    """Describe the CPUs and GPUs of the connected cluster that are not in use."""
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
-
-
 def free_parts(nodes: Sequence[Node]) -> list[Node]:
     """Return what nobody uses of each of these nodes of the connected cluster."""
     free = cluster_state.available_resources_per_node()

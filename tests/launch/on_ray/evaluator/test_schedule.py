@@ -118,9 +118,9 @@ def with_ray(
     for module in (schedule, process):
         monkeypatch.setattr(module, "ray", fake)
         monkeypatch.setattr(module, "nodes", lambda: list(alive))
-        monkeypatch.setattr(module, "free_resources", lambda: "0 CPUs and 0 GPUs")
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(schedule, "free_parts", lambda nodes: nodes)
+    monkeypatch.setattr(process, "free_and_held", lambda: "0 of 2 CPUs are free")
     return fake
 
 
@@ -214,9 +214,8 @@ def test_without_room_the_ranks_evaluate_and_what_is_left_comes_first(
     evaluations = BesideEvaluations(recipe, lines.append, gpu=False)
     assert started(evaluations, run, placer, None, never) is None
     assert placer.reserved is None
-    assert lines[0].startswith(
-        "train.evaluate='beside': no CPU is left beside the ranks (0 CPUs and 0 GPUs are free)"
-    )
+    # The ranks have not begun, and all CPUs may be free.
+    assert lines[0].startswith("train.evaluate='beside': no CPU is left beside the ranks (a has 4 CPUs and ")
     assert fake.evaluated == [2, 4, 6, 8]
     assert logged(run) == list(LOSSES.items())
     assert fake.killed == 1
