@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.config import Recipe
+from resnet_dist.config import Data
 from resnet_dist.data.findings import Findings
 from resnet_dist.data.prepare.shard_splits import OTHER_FOLDER
 from resnet_dist.data.prepare.sources import open_source
@@ -127,15 +127,15 @@ def test_a_source_that_is_none_names_shards_and_their_command(tmp_path: Path) ->
         open_source(str(tmp_path))
 
 
-def test_shards_that_the_index_does_not_list_are_counted(tmp_path: Path, digits_recipe: Recipe) -> None:
+def test_shards_that_the_index_does_not_list_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     write_shards(folder)
     (listed,) = folder.glob("*.tar")
     (folder / "more.tar").write_bytes(listed.read_bytes())
     source = open_source(str(folder), whole_split="train")
     assert len(source.splits["train"]) == 8
-    findings = Findings()
-    assert len(list(inputs_of([str(folder)], digits_recipe.data, findings))) == 8
+    data, findings = Data(train="a", eval="b", image_size=8, global_batch_size=8), Findings()
+    assert len(list(inputs_of([str(folder)], data, findings))) == 8
     for found in (source.findings["train"], findings):
         assert [(f.name, f.kind) for f in found.left_out] == [
             ("more.tar", "a shard that the index does not list")
