@@ -8,12 +8,12 @@ from pathlib import Path
 from resnet_dist.config.part import NAME
 from resnet_dist.data.storage.urls import local_path
 from resnet_dist.errors import StorageError, UserError
-from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER
+from resnet_dist.runs.folder import CHECKPOINTS_FOLDER, RUN_FILE, RUNS_FOLDER
 from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.runs.storage.protocol import Storage
 from resnet_dist.tracking.open import check_tracker, has_mlflow
 from resnet_dist.tracking.store import MODEL_SCHEMES, sqlite_file, store_folder, tracking_uri
-from resnet_dist.train.checkpoint.folder import best_or_newest
+from resnet_dist.train.checkpoint.folder import MANIFEST, best_or_newest
 
 MLFLOW_FILE = "MLmodel"
 ACCEPTED_MODELS = "a checkpoint, run or exported file by its path or URL, the name or id of a run, or models:/NAME@ALIAS of MLflow"
@@ -29,13 +29,18 @@ def find_model(model: str, output: str) -> Path | str:
         return _download(model, output)
     if is_url(model):
         return model
-    path = local_path(model)
+    path, runs = local_path(model), open_storage(output).at(RUNS_FOLDER)
+    # A run is often called as the folder of its images, which holds no model.
+    is_other = not path.exists() or (path.is_dir() and not _holds_model(path))
+    if is_other and NAME.fullmatch(model) and (found := _checkpoint_of(runs, model)) is not None:
+        return found
     if path.exists():
         return _logged_in(path) if (path / MLFLOW_FILE).exists() else path
-    runs = open_storage(output).at(RUNS_FOLDER)
-    if NAME.fullmatch(model) and (found := _checkpoint_of(runs, model)) is not None:
-        return found
     return _download(model, output, _names(runs))
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (MLFLOW_FILE, MANIFEST, CHECKPOINTS_FOLDER))
 
 
 def _logged_in(folder: Path) -> Path:

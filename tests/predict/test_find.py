@@ -92,3 +92,15 @@ def test_without_a_store_nothing_is_created(tmp_path: Path) -> None:
     ):
         find_model("nothing", str(tmp_path / "output"))
     assert not (tmp_path / "output").exists()
+
+
+def test_a_run_is_found_beside_a_folder_of_images_that_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that holds a model itself is what a person names."""
+    run_in(tmp_path / "output", "pets")
+    (tmp_path / "pets/cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert str(find_model("pets", "output")).startswith(f"{tmp_path}/output/runs/pets/checkpoints/step-")
+    random_checkpoint(tmp_path / "pets/checkpoints", *COLORED)
+    assert find_model("pets", "output") == Path("pets")
