@@ -186,7 +186,15 @@ def section(cls: type[Any]) -> str:
 
 
 def field_docstrings(cls: type[Any]) -> dict[str, str]:
-    """Return the string below each field of a class, as one line; a field without a string is left out."""
+    """Return the string below each field of a class, as one line; a field without a string is left out.
+
+    The fields of the groups that a part is made of come first, as pydantic has them.
+    """
+    groups = [base for base in reversed(cls.__mro__) if issubclass(base, Part) and base is not Part]
+    return {name: text for one in groups or [cls] for name, text in own_docstrings(one).items()}
+
+
+def own_docstrings(cls: type[Any]) -> dict[str, str]:
     (definition,) = ast.parse(inspect.getsource(cls)).body
     assert isinstance(definition, ast.ClassDef)
     return {

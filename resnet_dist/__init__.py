@@ -32,10 +32,12 @@ system       signals, files, memory and CPUs of this machine
 world        the rank of this process, and the collectives that the loop needs
 errors       the errors that a person sees as one sentence, with their exit codes
 search_path  where Python finds modules: no file of the working folder may hide a library
+signal_at_start  an interruption while a command imports
 """
 
 # First: it keeps files of the working folder from hiding libraries.
-import resnet_dist.search_path  # noqa: F401
+import resnet_dist.search_path
+import resnet_dist.signal_at_start  # noqa: F401
 from resnet_dist.config import Data, Model, Optim, Recipe, Result, Schedule, Study, Train, Trial, scaled_lr
 from resnet_dist.errors import RecipeError
 

@@ -31,6 +31,8 @@ torch.set_num_threads(1)
 # Where bytecode is never kept, each program that a test starts compiles this package anew, for a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# A worker of Ray that has not imported everything after 60 s is ended and started again, without end on a busy machine.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 # No test cuts the power, and waiting for a slow disk thousands of times takes minutes. tests/system/test_files.py holds that
 # it is called before a file or a folder gets its name.
 os.fsync = lambda descriptor: None

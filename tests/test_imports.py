@@ -32,7 +32,7 @@ LAYERS = [
     {"order"},
     {"config"},
     {"system", "world"},
-    {"errors", "search_path"},
+    {"errors", "search_path", "signal_at_start"},
 ]
 # The rooms inside a room, in the same order.
 INNER_LAYERS = {
@@ -248,20 +248,24 @@ for name in ("ray", "mlflow", "webdataset", "sklearn", "rich", "typer", "timm"):
 from pathlib import Path
 from resnet_dist.config import Recipe
 from resnet_dist.train.loop import train
+from resnet_dist.train.start.threads import choose_threads
 from resnet_dist.train.tracker import NullTracker
 from resnet_dist.world import World
-outcome = train(Recipe.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), World.single(), NullTracker())
-print(outcome.step, outcome.metrics["eval/samples"])
+recipe = Recipe.from_json(Path(sys.argv[1]).read_text())
+threads = choose_threads(recipe, 1, 1)
+outcome = train(recipe, Path(sys.argv[2]), World.single(), NullTracker())
+# Each takes a second or more of every start, and is needed only by a recipe that compiles.
+print(threads, outcome.step, outcome.metrics["eval/samples"], {"torch._dynamo", "sympy"} & set(sys.modules))
 """
 
 
-def test_the_core_trains_without_ray_and_mlflow(digits_recipe, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_core_trains_without_ray_mlflow_and_the_compiler(digits_recipe, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     recipe = tmp_path / "recipe.json"
     recipe.write_text(digits_recipe.with_overrides(["train.length=3 steps"]).to_json())
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(recipe), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["3", "360.0"]
+    assert done.stdout.split() == ["1", "3", "360.0", "set()"]
 
 
 def test_functions_fit_a_screen() -> None:

@@ -22,7 +22,7 @@ from tests.paths import ROOT
 from tests.s3_server import S3Server, variables
 from tests.tracking.mlflow.servers import MlflowServer
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 # As odd_server wants it; quoted and unquoted.
 DATA_PASSWORDS = ("p%40ss%2Fword", "p@ss/word", "ss%2Fword")
 PLANTED = {

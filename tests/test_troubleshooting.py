@@ -6,9 +6,19 @@ import ast
 import functools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from resnet_dist.data.findings import LEFT_OUT
+from resnet_dist.errors import (
+    INTERRUPTED_EXIT_CODE,
+    NO_ANSWER_EXIT_CODE,
+    UNSENT_EXIT_CODE,
+    ExplainedError,
+    UserError,
+)
+from resnet_dist.launch.jobs.ending import RUNNING_EXIT_CODE
 from tests.paths import ROOT
 
 PAGE = ROOT / "docs/troubleshooting.md"
@@ -48,6 +58,18 @@ def is_printed(message: str) -> bool:
 @pytest.mark.parametrize("message", MESSAGES)
 def test_the_code_prints_it(message: str) -> None:
     assert is_printed(message)
+
+
+@pytest.mark.parametrize(
+    ("page", "others"),
+    [(PAGE, [RUNNING_EXIT_CODE]), (ROOT / "docs/restarts.md", [])],
+    ids=["troubleshooting", "restarts"],
+)
+def test_a_page_has_every_exit_code(page: Path, others: list[int]) -> None:
+    table = page.read_text().rpartition("code | meaning |\n")[2].partition("\n\n")[0]
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)]
+    codes = [0, ExplainedError.exit_code, UserError.exit_code, LEFT_OUT, UNSENT_EXIT_CODE, *others]
+    assert listed == [*codes, NO_ANSWER_EXIT_CODE, INTERRUPTED_EXIT_CODE]
 
 
 def test_the_page_is_read_and_wrong_messages_are_found() -> None:

@@ -18,7 +18,7 @@ from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.data.shards.reader import BadSample, ShardReader
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import Order
 from resnet_dist.system.cpus import cpu_count

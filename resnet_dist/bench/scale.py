@@ -15,13 +15,14 @@ from torch import Tensor
 
 from resnet_dist.bench.shard_traffic import Traffic, simulate
 from resnet_dist.config import Recipe
-from resnet_dist.config.data import check_world_size
+from resnet_dist.config.data.combined import check_world_size
 from resnet_dist.data.shards.index import Index, Shard, shards_of
 from resnet_dist.launch.fence import LOOK_SECONDS
 from resnet_dist.model import build_model
 from resnet_dist.order.samples import Order
 from resnet_dist.runs.storage.logs import SHIP_SECONDS
 from resnet_dist.train.plan import order_of
+from resnet_dist.train.start.shapes import shapes_only
 from resnet_dist.train.watch.watchdog import slowest_poll_seconds
 
 STORE_REQUESTS_PER_SECOND = 5500  # GETs that S3 answers for one prefix, as its documentation has it
@@ -218,9 +219,10 @@ def _watching(recipe: Recipe, nodes: Nodes) -> list[Load]:
 
 def checkpoint_bytes(recipe: Recipe, num_classes: int = 1000) -> int:
     """Return the bytes of the tensors in a checkpoint: weights, their average, and the optimizer's states."""
-    model = build_model(
-        **recipe.model.options(), in_channels=recipe.data.channels, num_classes=num_classes, seed=0
-    )
+    with shapes_only():
+        model = build_model(
+            **recipe.model.options(), in_channels=recipe.data.channels, num_classes=num_classes
+        )
     state = _num_bytes(model.state_dict().values())
     trained = _num_bytes(model.parameters())
     average = state if recipe.train.ema_decay is not None else 0

@@ -28,7 +28,7 @@ from resnet_dist.bench.follow import followed
 from resnet_dist.bench.ranks import run_ranks
 from resnet_dist.bench.synthetic import CLASSES, write_noise
 from resnet_dist.config import Data, Model, Optim, Recipe, Schedule, Train
-from resnet_dist.config.data import divisors
+from resnet_dist.config.data.batch import divisors
 from resnet_dist.data.batches.loader import Loader
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import UserError

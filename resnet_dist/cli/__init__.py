@@ -13,7 +13,8 @@ runs       runs (show, best, compare), ui, sync
 bench      bench loader, bench step, bench launch, bench scale
 
 Exit codes: 0 success, 2 a mistake in a recipe or flag (nothing was started), 3 done, but something was left out, 4
-trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 130 interrupted, 1 any other error.
+trained, but MLflow did not get everything, 5 (of `status`) not ended yet, 6 a cluster or tracker does not answer, 130
+interrupted, 1 any other error.
 torch, Ray, MLflow and NumPy are imported inside the commands, because `--help` must not wait for them.
 """
 
@@ -26,7 +27,7 @@ import typer
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
-from resnet_dist.cli.main import check_launcher, main
+from resnet_dist.cli.main import begin, main
 from resnet_dist.cli.models.evaluate import evaluate
 from resnet_dist.cli.models.explain import explain
 from resnet_dist.cli.models.export import export
@@ -43,9 +44,12 @@ from resnet_dist.cli.training.train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Distributed training of residual networks.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Distributed training of residual networks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.callback()(check_launcher)
+app.callback()(begin)
 for command in (
     prepare,
     index,

@@ -23,7 +23,7 @@ from resnet_dist.cli.summary import (
     print_json,
     print_summary,
 )
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.findings import Findings
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
@@ -38,7 +38,7 @@ FEW_SAMPLES = 4096
 SourceName = Annotated[
     str,
     typer.Argument(
-        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of shards.",
+        help="digits, cifar10, cifar100, mnist, fashion-mnist, a folder of images (class = folder), or of indexed shards.",
     ),
 ]
 ShardSize = Annotated[
@@ -67,7 +67,7 @@ def prepare(
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of shrunk images.")] = 92,
     seekable: Seekable = False,
     split: Split = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the shuffle.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Leave out images with more.")] = MAX_PIXELS,
     allow_empty: Annotated[

@@ -28,17 +28,18 @@ from resnet_dist.cli.summary import (
     print_json,
     print_summary,
 )
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.findings import Findings, one_line
 from resnet_dist.errors import UserError
 from resnet_dist.system.cpus import cpu_count
+from resnet_dist.system.files import expanded
 from resnet_dist.terminal import bars
 
 if TYPE_CHECKING:
     from resnet_dist.data.shards.build import IndexOptions
     from resnet_dist.data.shards.index import Index
     from resnet_dist.data.shards.members import MemberRules
-    from resnet_dist.data.storage.shard_cache import CacheLimits
+    from resnet_dist.data.storage.cache.folder import CacheLimits
 
 MAX_LINES_SHOWN = 50  # lines of a report of problems
 
@@ -103,9 +104,9 @@ def index(
     What is left out or passed over is counted, and listed in left-out.txt. Exit code 3: something was left out.
     """
     from resnet_dist.data.shards.build import IndexOptions
-    from resnet_dist.data.storage.shard_cache import CacheLimits
+    from resnet_dist.data.storage.cache.folder import CacheLimits
 
-    limits = CacheLimits(shard_cache.expanduser(), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
+    limits = CacheLimits(expanded(shard_cache), SHARD_CACHE_BYTES, FETCH_TIMEOUT_SECONDS, allow_commands)
     workers = workers or cpu_count()
     rules = _rules(key, image_ext, label_ext)
     # Options that shape an index ask for a new one, even where there is one to verify.

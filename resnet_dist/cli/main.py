@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Annotated, NoReturn
 
 import typer
 
-from resnet_dist.cli.options import err
+from resnet_dist import __version__
+from resnet_dist.cli.options import err, out
 from resnet_dist.config import DEFAULT_WORKERS
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, AlreadyReported, ExplainedError, UserError
+from resnet_dist.signal_at_start import command_begins
 from resnet_dist.system.command import (
     TRAINING_THREAD,
     is_main_process,
@@ -37,12 +42,14 @@ from resnet_dist.system.streams import lost_result, set_end, take_streams
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
 RANK_0_SECONDS = 30.0
+_EMPTY_VALUE = re.compile(r"--[a-z-]+=")
 
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
     collect_rarely()
     take_streams()
+    command_begins()
     code = run_command()
     if code == INTERRUPTED_EXIT_CODE:
         exit_at_next_signal()
@@ -94,6 +101,7 @@ def _run() -> int:
     is_main = is_main_process()
     try:
         if "--help" not in sys.argv:
+            refuse_empty_words(sys.argv[1:])
             _prepare()
             is_main = is_main_process()  # The variables of a torchrun that has ended are gone.
         if is_main:
@@ -111,6 +119,17 @@ def _run() -> int:
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
         return _report_error(error)
+
+
+def refuse_empty_words(words: Sequence[str]) -> None:
+    """Raise UserError for an empty argument: nothing takes one, and as a folder it would be the working folder."""
+    for before, word in pairwise(["", *words]):
+        if not word or _EMPTY_VALUE.fullmatch(word):
+            named = word.rstrip("=") or (before if before.startswith("-") else "")
+            raise UserError(
+                f"{named or 'an argument'} is empty, as a variable of the shell that is not set; give a value, or leave "
+                f"{'the option' if named else 'it'} out"
+            )
 
 
 def _prepare() -> None:
@@ -133,6 +152,9 @@ def _report_error(error: Exception) -> int:
         if not isinstance(error, AlreadyReported):
             err.print(f"error: {error}")
         return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename:
+        err.print(f"error: {os.fsdecode(error.filename)[:80]!r}…: {error.strerror}")
+        return UserError.exit_code
     if (sentence := _limit_behind(error)) is not None:
         err.print(f"error: {sentence}")
         return 1
@@ -171,6 +193,22 @@ def _exit_process(code: int) -> NoReturn:
         # A transfer may hang in a driver: Python would wait for its thread.
         limit_exit(SECOND_EXIT_SECONDS if code == INTERRUPTED_EXIT_CODE else EXIT_SECONDS, code)
     sys.exit(code)
+
+
+def show_version(asked: bool) -> None:
+    """Print the version of this package and end the command."""
+    if asked:
+        out.print(f"resnet-dist {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+]
+
+
+def begin(context: typer.Context, version: Version = False) -> None:
+    check_launcher(context)
 
 
 def check_launcher(context: typer.Context) -> None:

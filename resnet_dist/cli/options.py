@@ -15,7 +15,10 @@ import typer
 
 from resnet_dist.config import DEFAULT_WORKERS, Data, ProfiledSteps, WorkerRange
 from resnet_dist.errors import INTERRUPTED_EXIT_CODE, UserError
+from resnet_dist.runs.storage.open import is_url
 from resnet_dist.system.command import DEFAULT_OUTPUT as DEFAULT_OUTPUT
+from resnet_dist.system.command import is_main_process
+from resnet_dist.system.files import expanded
 from resnet_dist.system.redact import redact
 from resnet_dist.system.streams import divert
 from resnet_dist.terminal import PersonConsole
@@ -42,10 +45,26 @@ def parse_workers(text: str) -> WorkerRange:
 
 
 Output = Annotated[Path, typer.Option(help="Where data, runs and the MLflow store go.")]
+
+
+def typed_place(text: str) -> str:
+    """Return the value of an --output that may be a URL, with the home folder in place of `~`: a shell leaves it after `=`.
+
+    Raises UserError for a URL with one slash, which as a path would be a folder such as `./s3:`.
+    """
+    if is_url(text):
+        return text
+    if _LIKE_A_URL.match(text) and not text.startswith("file:"):
+        raise UserError(f"--output {redact(text)!r}: a URL has two slashes, as s3://BUCKET/PREFIX")
+    return str(local_folder(text, "--output"))
+
+
 RunOutput = Annotated[
     str,
     typer.Option(
-        metavar="FOLDER|URL", help="Where data and runs go: a folder, or a URL such as s3://BUCKET/PREFIX."
+        metavar="FOLDER|URL",
+        callback=typed_place,
+        help="Where data and runs go: a folder, or a URL such as s3://BUCKET/PREFIX.",
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field.")]
@@ -69,7 +88,9 @@ MaxRestarts = Annotated[
 Wait = Annotated[
     float | None,
     typer.Option(
-        min=0, metavar="SECONDS", help="Wait so long for nodes; default: 0 at the start, 600 after a loss."
+        min=0,
+        metavar="SECONDS",
+        help="Wait so long for nodes; default: 0 at the start, 600 after a loss.",
     ),
 ]
 AllowCommands = Annotated[bool, typer.Option("--allow-commands", help="Run shards named pipe:… in a shell.")]
@@ -146,7 +167,7 @@ def local_folder(text: str, name: str) -> Path:
             f"{name} {redact(text)!r} is a URL: this command writes to a folder on this machine; give a path, and copy "
             "what it holds afterwards"
         )
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def diverted(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,7 +187,8 @@ def on_interrupt(message: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # Typer would exit with 130 and print nothing.
-        err.print(message)
+        if is_main_process():
+            err.print(message)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 

@@ -26,6 +26,7 @@ from resnet_dist.cli.options import (
     leaves_jobs,
     on_interrupt,
     out,
+    typed_place,
 )
 from resnet_dist.cli.training.train import load
 from resnet_dist.config import DEFAULT_MAX_RESTARTS, WorkerRange
@@ -47,7 +48,10 @@ NOT_SUBMITTED = "interrupted before the job was submitted"
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the newest run of this recipe.")]
 ClusterOutput = Annotated[
     str,
-    typer.Option(help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX."),
+    typer.Option(
+        callback=typed_place,
+        help="On the cluster: a folder that all nodes share, or a URL such as s3://BUCKET/PREFIX.",
+    ),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")]
 Env = Annotated[

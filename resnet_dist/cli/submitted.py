@@ -115,9 +115,14 @@ def stop(name: JobName, address: Dashboard = None) -> None:
 
 def _connect(address: str | None) -> Cluster:
     """Connect to a cluster. An exception must not interrupt the imports, as in `train`."""
-    from resnet_dist.launch.ray_cluster.check import find_dashboard
+    from resnet_dist.launch.ray_cluster.check import ClusterAway, find_dashboard
 
-    dashboard = find_dashboard(address, lambda text: None)
+    try:
+        dashboard = find_dashboard(address, lambda text: None)
+    except ClusterAway as error:
+        from resnet_dist.launch.jobs.client import NoAnswer  # Here, because it imports Ray.
+
+        raise NoAnswer(str(error)) from None
     with handle_signals(exit_with_message(NOTHING_DONE)):
         from resnet_dist.launch.jobs.listing import Cluster
     return Cluster.at(dashboard)

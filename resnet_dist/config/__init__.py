@@ -2,10 +2,11 @@
 
 part         the base class of every part of a recipe, and the sentences that explain a wrong field
 lengths      lengths such as "10 epochs" or "5 percent", and their conversion to steps
-data         Data: the shards, the order of samples, the augmentations
+data/        Data: the shards, the order of samples, the augmentations
 model        Model: the network, its variants, its initial weights
 train        Optim, Schedule and Train: optimizer, learning rate, loss, length and intervals
 recipe       Recipe: all parts together, and a recipe with some fields changed
+unread       fields that another field's value leaves unread, in a recipe that is accepted
 overrides    KEY=VALUE of a command line, read as the type of its field
 study        Study: several recipes that answer one question
 description  a recipe's description as Markdown
@@ -14,7 +15,9 @@ profile      ProfiledSteps: the steps that a trace covers
 workers      WorkerRange: the numbers of ranks that a run may use
 """
 
-from resnet_dist.config.data import Cache, Crop, Data, check_world_size
+from resnet_dist.config.data.augmentation import Crop
+from resnet_dist.config.data.combined import Data, check_world_size
+from resnet_dist.config.data.reading import Cache
 from resnet_dist.config.lengths import Length, steps_of
 from resnet_dist.config.model import Model
 from resnet_dist.config.profile import ProfiledSteps

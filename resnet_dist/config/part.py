@@ -13,6 +13,22 @@ from pydantic_core import ErrorDetails
 
 # Names of runs and studies, which are folder names and command-line arguments too.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+NAME_FORM = "use letters, digits, '.', '_' and '-', beginning with one of the first two"
+# What other programs call a field.
+OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "batch_size": "data.global_batch_size",
+    "batch": "data.global_batch_size",
+    "epochs": "train.length",
+    "num_epochs": "train.length",
+    "steps": "train.length",
+    "max_steps": "train.length",
+    "num_workers": "data.loader_workers",
+    "arch": "model.name",
+    "wd": "optim.weight_decay",
+    "amp": "train.precision",
+    "resume": "model.init_from",
+}
 
 
 class Part(BaseModel):
@@ -34,7 +50,9 @@ class Part(BaseModel):
 
 def explain(error: ValidationError, root: type[Part]) -> str:
     """Return one sentence for the first problem of a validation error, and the number of further ones."""
-    details = error.errors(include_url=False)[0]
+    # An unknown field first: where it is misspelt, the right one is missing too.
+    found = error.errors(include_url=False)
+    details = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return _explain_one(details, root) + more
 
@@ -45,6 +63,8 @@ def _explain_one(details: ErrorDetails, root: type[Part]) -> str:
         return f"{key} is not a field of the recipe{nearest(key, root)}"
     message = details["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if details["type"] == "string_pattern_mismatch":  # `name` alone has a pattern.
+        message = NAME_FORM
     if details["type"] == "missing":
         return f"{key} is missing: it has no default"
     if isinstance(details["input"], dict) or not key:
@@ -53,16 +73,22 @@ def _explain_one(details: ErrorDetails, root: type[Part]) -> str:
 
 
 def nearest(key: str, root: type[Part]) -> str:
-    """Return the end of a sentence about an unknown field: the nearest known ones, or all of them."""
+    """Return the end of a sentence about an unknown field: the nearest known ones, or all of its part, or all."""
     known = [name for name, _ in fields(root)]
-    by_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = by_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # A short misspelt name is far from the full ones: compare last components.
-        leaf = {name.rpartition(".")[2]: name for name in known}
-        near = [leaf[word] for word in difflib.get_close_matches(key.rpartition(".")[2], leaf, n=1)]
+    part, _, leaf = key.rpartition(".")
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f", but a part of it; its fields are {', '.join(inside)}"
+    near = [name for name in known if name.rpartition(".")[2] == leaf]
+    near = near or [other for name, other in OTHER_NAMES.items() if name == leaf and other in known]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    if not near:  # The name of its part says nothing about a misspelt field: compare last components.
+        leaves = {name.rpartition(".")[2]: name for name in known}
+        near = [leaves[word] for word in difflib.get_close_matches(leaf, leaves, n=1)]
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return f"; known are {', '.join(known)}"
+    of_part = [name for name in known if part and name.startswith(f"{part}.")]
+    return f"; known are {', '.join(of_part or known)}"
 
 
 def fields(part: type[Part], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,8 +120,14 @@ def refuse_unread(part: Part, choice: str, readers: Mapping[str, tuple[str, ...]
 
 
 def refuse_without(part: Part, needed: str, names: Iterable[str]) -> None:
-    """Raise ValueError for a field that is not at its default although `needed`, which it depends on, is off."""
+    """Raise ValueError for a field that is not at its default although `needed`, which it depends on, is off.
+
+    A length of zero is off, too.
+    """
+    chosen = getattr(part, needed)
+    is_zero = isinstance(chosen, str) and chosen.startswith("0 ")
     for name in names:
         value = getattr(part, name)
-        if not getattr(part, needed) and value != type(part).model_fields[name].default:
-            raise ValueError(f"{name}={value!r} is not read without {needed}; leave it out, or set {needed}")
+        if (not chosen or is_zero) and value != type(part).model_fields[name].default:
+            without = f"with {needed}={chosen!r}" if is_zero else f"without {needed}"
+            raise ValueError(f"{name}={value!r} is not read {without}; leave it out, or set {needed}")

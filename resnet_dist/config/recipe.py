@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from resnet_dist.config.data import Data
+from resnet_dist.config.data.combined import Data
 from resnet_dist.config.model import Model
 from resnet_dist.config.overrides import annotation_of, read_as
 from resnet_dist.config.part import Part, explain, fields, nearest
@@ -147,7 +147,7 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     source = read_source(path, "recipe", "recipe")
     # A recipe that was sent to a cluster is a JSON file, and so is the record of a run.
-    value = _read_json(source) if path.suffix == ".json" else _run_recipe(path, source)
+    value = _read_json(path, source) if path.suffix == ".json" else _run_recipe(path, source)
     return value.with_overrides(overrides)
 
 
@@ -167,13 +167,16 @@ def _set_field(tree: dict[str, Any], key: str, text: str) -> None:
     tree[leaf] = read_as(annotation_of(Recipe, key), key, text)
 
 
-def _read_json(source: bytes) -> Recipe:
+def _read_json(path: Path, source: bytes) -> Recipe:
     try:
         tree = json.loads(source)
-    except ValueError:
-        return Recipe.from_json(source)  # It raises an error that explains what is wrong.
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: is no JSON ({error})") from None
     of_run = tree.get("recipe") if isinstance(tree, dict) else None
-    return Recipe.from_json(source if of_run is None else json.dumps(of_run))
+    try:
+        return Recipe.from_json(source if of_run is None else json.dumps(of_run))
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
 
 
 def _run_recipe(path: Path, source: bytes) -> Recipe:

@@ -135,6 +135,8 @@ class Schedule(Part):
     def _fits(self) -> Self:
         refuse_unread(self, "decay", _DECAYS_THAT_READ)
         refuse_unread(self, "warmup_shape", _WARMUPS_THAT_READ)
+        # Not shape and start: a recipe may have them for warm-ups that its `warmup` switches on and off.
+        refuse_without(self, "warmup", ("warmup_at_start",))
         refuse_without(self, "whitening_bias", ("whitening_bias_decay",))
         if self.decay == "step" and not self.milestones:
             raise ValueError('decay=\'step\' needs milestones, such as ["50 percent", "75 percent"]')

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from resnet_dist.config.data import divisors
+from resnet_dist.config.data.batch import divisors
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import RecipeError, UserError
 

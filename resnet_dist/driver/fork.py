@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -24,6 +23,7 @@ from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.runs.evaluation_results import AWAITS
 from resnet_dist.runs.folder import RunFolder, checkpoint_name
 from resnet_dist.runs.lineage import Lineage
+from resnet_dist.system.files import expanded
 from resnet_dist.tracking.locate import locate_run
 from resnet_dist.train.checkpoint.folder import (
     MANIFEST,
@@ -146,7 +146,7 @@ def _check_begun(run: RunFolder, name: str, step: int | None) -> None:
     """Raise UserError unless a run that exists was forked from the run that a person names."""
     lineage = run.lineage
     if lineage is not None and step in (None, lineage.step):
-        path = str(Path(name).expanduser().absolute())
+        path = str(expanded(name).absolute())
         if name in (lineage.run, lineage.location) or path == lineage.location:
             return
         if lineage.run_id is not None and lineage.run_id.startswith(name):

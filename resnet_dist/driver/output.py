@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER
-from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.system.command import quoted
 from resnet_dist.tracking.store import ARTIFACTS_FOLDER, STORE_FILE, store_folder, tracking_uri
 
@@ -28,6 +28,15 @@ def check_output(output: Path | str) -> None:
         raise UserError(
             f"--output {quoted(str(output))}: {quoted(str(file))} cannot be written (no permission); give another folder"
         )
+
+
+def check_place(output: Path | str) -> None:
+    """Check a folder as `check_output` does. A bucket, of which that takes requests, is left to the driver.
+
+    Commands call it before they look for MLflow's store, which lies in the folder: its errors name a file that nobody typed.
+    """
+    if not is_url(output):
+        check_output(output)
 
 
 def _problem_of_address(store: Path) -> str | None:

@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from resnet_dist.config import DEFAULT_WORKERS, Recipe, WorkerRange, check_classes, check_world_size
+from resnet_dist.config.unread import unread_fields
 from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare_splits
 from resnet_dist.data.shards.index import INDEX_NAME, Index, check_shards, read_index
 from resnet_dist.data.shards.labels import class_difference
-from resnet_dist.data.storage.shard_cache import check_command
+from resnet_dist.data.storage.stored_file import check_command
 from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.driver.request import Reporter, Request
 from resnet_dist.errors import RecipeError, UserError
@@ -28,7 +29,7 @@ from resnet_dist.launch.on_ray.settings import ADDRESS_VARIABLE
 from resnet_dist.model import Options, check_batch_norm, check_model, has_whitening
 from resnet_dist.runs.folder import RunFolder, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
-from resnet_dist.train.plan import Plan, moved_lengths, order_of
+from resnet_dist.train.plan import Plan, moved_lengths, order_of, unreached
 from resnet_dist.train.start.init_from import TORCHVISION
 from resnet_dist.train.start.initial import check_init_from
 
@@ -177,11 +178,8 @@ def check_data(
     if is_new:
         check_init_from(recipe, len(train_index.classes))
     plan = Plan.of(recipe, order_of(recipe, train_index))
-    if plan.warmup > plan.total:
-        reporter.note(
-            f"schedule.warmup={recipe.schedule.warmup!r} is longer than train.length={recipe.train.length!r}: the rate "
-            "does not reach optim.lr"
-        )
+    for line in (*unread_fields(recipe), *unreached(recipe, plan)):
+        reporter.note(line)
     return (train_index, eval_index), plan.total
 
 

@@ -19,9 +19,9 @@ from resnet_dist.data.images.formats import format_of
 from resnet_dist.data.prepare.judge import read_file
 from resnet_dist.data.prepare.scan import Folder, Scan, is_image_by_name
 from resnet_dist.data.shards.index import INDEX_NAME, SECOND_INDEX_NAME, read_index
-from resnet_dist.data.shards.listing import has_tar_header
+from resnet_dist.data.shards.listing import account_beside, has_tar_header
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import check_command
+from resnet_dist.data.storage.stored_file import check_command
 from resnet_dist.data.storage.transfer import has_stars, list_files, read_bytes
 from resnet_dist.data.storage.urls import (
     COMMAND,
@@ -176,6 +176,8 @@ def _of_shards(location: str, data: Data, findings: Findings) -> Iterable[Input]
     if path is not None and path.is_dir():
         is_index = any((path / name).exists() for name in (INDEX_NAME, SECOND_INDEX_NAME))
     index = read_index(location) if is_index else None
+    if index is not None and path is not None and path.is_dir():
+        account_beside(path, {shard.name for shard in index.shards}, findings)
     shards = expand([location], findings=findings) if index is None else index.shards
     for shard in shards:  # before the first row
         check_command(shard.url, allowed=data.allow_commands)

@@ -15,7 +15,9 @@ from resnet_dist.data.shards.index import Index, Shard
 from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, WEBDATASET, Member, MemberRules
 from resnet_dist.data.shards.offsets import load_members, offset_files
 from resnet_dist.data.shards.tar import TarError
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import is_plain_local
 from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.errors import StorageError
 from resnet_dist.predict.unread import Input

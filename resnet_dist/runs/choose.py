@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from resnet_dist.config import Recipe
-from resnet_dist.config.part import NAME, explain
+from resnet_dist.config.part import NAME, NAME_FORM, explain
 from resnet_dist.errors import UserError
 from resnet_dist.order.versions import NEWEST_VERSION
 from resnet_dist.runs.folder import RUN_FILE, RUNS_FOLDER, RunFolder, read_run, stored_recipe
@@ -81,9 +81,7 @@ def choose_run(output: Path | str, recipe: Recipe, name: str | None, *, resume: 
     """
     runs = open_storage(output).at(RUNS_FOLDER)
     if name is not None and not NAME.fullmatch(name):
-        raise UserError(
-            f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with one of the first two"
-        )
+        raise UserError(f"--name {name!r}: {NAME_FORM}")
     if resume and name is None:
         name = _newest(runs, recipe)
     if name is None:

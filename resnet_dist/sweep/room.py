@@ -16,6 +16,7 @@ from resnet_dist.launch.on_ray.placement.nodes import nodes
 from resnet_dist.model import build_model, count_parameters
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.system.memory import available_memory
+from resnet_dist.train.start.shapes import shapes_only
 
 GIGABYTE = 1e9
 RANK_BYTES = 1.0e9  # of a process with torch, MLflow, its loader and a small network
@@ -83,9 +84,10 @@ def memory_of_rank(recipe: Recipe, workers: int, *, gpu: bool) -> float:
     """Return the bytes of host memory that a rank of a trial takes, about: a trial that needs more may be killed."""
     data = recipe.data
     index = read_index(data.train)
-    network = build_model(
-        **recipe.model.options(), in_channels=data.channels, num_classes=len(index.classes), seed=0
-    )
+    with shapes_only():  # The weights themselves may take gigabytes, and seconds.
+        network = build_model(
+            **recipe.model.options(), in_channels=data.channels, num_classes=len(index.classes)
+        )
     samples = data.micro_batch_size or -(-data.global_batch_size // workers)
     pixels = data.channels * data.image_size**2
     cached = index.num_samples * pixels if data.cache == "ram" or (data.cache == "device" and not gpu) else 0

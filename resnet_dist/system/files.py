@@ -1,4 +1,4 @@
-"""Write a file atomically; compute a checksum; recognize a full disk."""
+"""Expand `~` in a path; write a file atomically; compute a checksum; recognize a full disk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
+
+
+def expanded(path: str | Path) -> Path:
+    """Return the path with the home folder in place of `~`. One of an unknown user stays: pathlib raises RuntimeError."""
+    return Path(os.path.expanduser(path))
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,10 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSU
 # The lock on such a file system: a file that exists while the lock is held. It names the host and process that hold it.
 MARKER_SUFFIX = ".held"
 LOCK_SUFFIX = ".lock"  # of the file beside a folder, which the user of the folder locks
+MAX_NAMES = 3  # folders that a message names
+
+log = logging.getLogger(__name__)
+_reported: set[Path] = set()  # folders whose other content this process has reported
 
 
 class LockHeld(Exception):
@@ -74,24 +79,28 @@ def lock_of(folder: Path) -> Path:
 def own_folder(folder: Path) -> Iterator[Path]:
     """Hold the lock of a folder, which the block makes; remove it at the end, and first those of processes that died.
 
-    All folders beside it must be owned in this way.
+    A folder without a lock is kept, and reported once: it may be in use by an earlier version, which locked none, or be
+    a person's.
     """
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for other in locked_folders(folder.parent.iterdir()):
+    paths = [*folder.parent.iterdir()]
+    for other in locked_folders(paths):
         remove_unlocked(other)
+    _report_unknown(folder.parent, paths)
     try:
         with FileLock(lock_of(folder)):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock_of(folder).unlink(missing_ok=True)
+        _remove(folder)
 
 
 def locked_folders(paths: Iterable[Path]) -> set[Path]:
-    """Return the folders among these paths, and those that the locks among them belong to."""
-    return {path.with_name(path.name.removesuffix(LOCK_SUFFIX)) for path in paths}
+    """Return the folders, which need not exist, that the locks among these paths belong to."""
+    return {
+        path.with_name(path.name.removesuffix(LOCK_SUFFIX)) for path in paths if path.suffix == LOCK_SUFFIX
+    }
 
 
 def remove_unlocked(folder: Path) -> None:
@@ -99,6 +108,27 @@ def remove_unlocked(folder: Path) -> None:
     from filelock import FileLock, Timeout
 
     with suppress(Timeout, OSError), FileLock(lock_of(folder), timeout=0):
-        shutil.rmtree(folder, ignore_errors=True)
-        # A process that waits for it sees that it is gone, and makes another one.
+        # A process that waits for the lock sees that it is gone, and makes another one.
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, and its lock once nothing of it is left: without a lock it would be kept for good."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
         lock_of(folder).unlink(missing_ok=True)
+
+
+def _report_unknown(parent: Path, paths: Iterable[Path]) -> None:
+    # The lock is made before its folder, and removed after it: ask for it first, as a process may do either just now.
+    unknown = sorted(path.name for path in paths if not lock_of(path).exists() and path.is_dir())
+    if unknown and parent not in _reported:
+        _reported.add(parent)
+        more = ", …" if len(unknown) > MAX_NAMES else ""
+        log.warning(
+            "%s: keeps %d folder(s) without a lock, which an earlier version may use: %s%s; delete them if no training runs",
+            parent,
+            len(unknown),
+            ", ".join(unknown[:MAX_NAMES]),
+            more,
+        )

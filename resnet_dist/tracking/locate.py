@@ -9,6 +9,7 @@ from resnet_dist.config.part import NAME
 from resnet_dist.errors import UserError
 from resnet_dist.runs.folder import RUNS_FOLDER, RunFolder, read_run
 from resnet_dist.runs.storage.open import is_url, open_storage
+from resnet_dist.system.files import expanded
 from resnet_dist.tracking.logged_run import LoggedRun
 from resnet_dist.tracking.open import has_mlflow
 from resnet_dist.tracking.store import TrackerAway, TrackerRefuses, store_folder
@@ -20,7 +21,7 @@ def locate_run(name: str, output: Path | str, flag: str) -> RunFolder:
     Raises UserError for a mistake, and TrackerAway where only a tracker that does not answer may know the run.
     """
     if "/" in name or is_url(name):
-        found = read_run(open_storage(name if is_url(name) else Path(name).expanduser().absolute()))
+        found = read_run(open_storage(name if is_url(name) else expanded(name).absolute()))
         if found is None:
             raise UserError(f"{flag}: {name} is no folder of a run")
         return found

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from resnet_dist.errors import NO_ANSWER_EXIT_CODE, ExplainedError, UserError
 from resnet_dist.runs.storage.open import is_url
+from resnet_dist.system.files import expanded
 from resnet_dist.system.redact import HIDDEN, redact
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -116,7 +117,7 @@ def _mistake_in(uri: str) -> str | None:
         return f"the address of a server begins with http:// or https://; write http://{_shown(uri)}"
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme in ("file", ".") or "/" in scheme:
-        folder = Path(urlsplit(uri).path if scheme == "file" else uri).expanduser().absolute()
+        folder = expanded(urlsplit(uri).path if scheme == "file" else uri).absolute()
         return (
             "MLflow keeps no runs in folders; write the address of a server, a file such as "
             f"sqlite:///{folder / STORE_FILE}, or leave the variable out for {STORE_FILE} in the output folder"

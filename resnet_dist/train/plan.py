@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from resnet_dist.config import Recipe, Schedule, Train, steps_of
@@ -56,6 +57,20 @@ class Plan:
             sizes=Sizes.of(recipe.data, lambda length: steps(length, total)),
             whitening=None if whitening is None else steps(whitening, total),
         )
+
+
+def unreached(recipe: Recipe, plan: Plan) -> Iterator[str]:
+    """Yield a sentence for each length that a run ends before. None is refused: two steps of any recipe are a dry run."""
+    schedule, end = recipe.schedule, f"train.length={recipe.train.length!r}"
+    if plan.warmup > plan.total:
+        yield f"schedule.warmup={schedule.warmup!r} is longer than {end}: the rate does not reach optim.lr"
+    late = [
+        length
+        for length, step in zip(schedule.milestones, plan.milestones, strict=True)
+        if step >= plan.total
+    ]
+    if late:
+        yield f"schedule.milestones: {', '.join(map(repr, late))} are not before the end of {end}: the rate does not fall there"
 
 
 def moved_lengths(before: Plan, after: Plan) -> list[str]:

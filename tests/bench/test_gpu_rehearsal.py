@@ -69,6 +69,30 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
         assert parts[f"resnet{depth}"][f"resnet{depth}"]["finished"] is True
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("fast,", "has an empty name"),
+        ("", "has an empty name"),
+        ("fast,,exact", "has an empty name"),
+        ("fast,fats", "has 'fats', which is no part"),
+        ("fast,fast", "is named twice"),
+    ],
+)
+def test_parts_that_are_none_are_refused_with_all_names(
+    text: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.benchmarks.gpu.__main__ import PARTS, parse
+
+    monkeypatch.setattr(sys, "argv", ["gpu", "--parts", "fast, exact"])
+    assert parse().parts == ["fast", "exact"]
+    monkeypatch.setattr(sys, "argv", ["gpu", "--parts", text])
+    with pytest.raises(SystemExit) as ended:
+        parse()
+    assert ended.value.code == 2
+    assert f"argument --parts: {text!r} {reason}; use some of {','.join(PARTS)}" in capsys.readouterr().err
+
+
 def test_a_part_that_takes_too_long_leaves_what_was_measured(tmp_path: Path) -> None:
     done, found = rehearse(tmp_path, "--parts", "exact,fast", "--minutes", "0.31")
     # 0.31 minutes leave half a second after the times to end and to write: the next part is left out.

@@ -257,7 +257,7 @@ def write_shards(folder: Path, work: Path, *, seekable: bool) -> dict[str, list[
     from resnet_dist.data.prepare.split import prepare
     from resnet_dist.data.prepare.write import PrepareOptions
     from resnet_dist.data.shards.reader import ShardReader
-    from resnet_dist.data.storage.shard_cache import CacheLimits
+    from resnet_dist.data.storage.cache.folder import CacheLimits
 
     found = {}
     for name, is_seekable in [("shards", False)] + [("seekable", True)] * seekable:

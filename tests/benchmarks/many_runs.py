@@ -36,8 +36,6 @@ MAX_BATCH = 1000  # metrics in a request
 BEST = "best"  # the name of the best run, which must be seen first
 MODELS = ("resnet20", "resnet32", "resnet56", "resnet110")
 ROW_SECONDS = 60.0  # an upper limit for the first rows
-# MLflow opens its assistant at the first visit of a browser on this machine; this closes it, as a person does.
-CLOSE_ASSISTANT = "[data-component-id='mlflow.assistant.chat_panel.close']"
 
 
 def make_runs(output: Path, count: int) -> None:
@@ -130,11 +128,6 @@ def browser() -> Iterator[Any]:
             yield opened
         finally:
             opened.close()
-
-
-def without_assistant(page: Any) -> None:
-    """Close the assistant of a page, which stays so in its browser."""
-    page.locator(CLOSE_ASSISTANT).first.click(timeout=ROW_SECONDS * 1000)
 
 
 def seconds_to_rows(opened: Any, link: str, width: int) -> float:

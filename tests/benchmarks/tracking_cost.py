@@ -32,6 +32,7 @@ from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import prepare
 from resnet_dist.figures.files import evaluation_files
 from resnet_dist.runs.choose import choose_run
+from resnet_dist.system.memory import collect_rarely
 from resnet_dist.system.node.usage import NodeUsage
 from resnet_dist.tracking.mlflow.publisher import MlflowPublisher
 from resnet_dist.tracking.protocol import RunRecord
@@ -301,6 +302,7 @@ def main() -> None:
         measure_figures()
         return
     os.environ.pop(URI_VARIABLE, None)
+    collect_rarely()  # As every command does; the first loop returns to Python's pace.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(open_source("digits"), folder)

@@ -14,7 +14,7 @@ from resnet_dist.cli.main import run_command
 from resnet_dist.config import Recipe
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.model import build_model
 from resnet_dist.train.checkpoint.load import TrainedModel
 from tests.data.conftest import encoded, picture

@@ -22,6 +22,7 @@ from resnet_dist.runs.folder import RunFolder
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.tracking.spool import Spool
 from tests.launch.jobs.fake import ADDRESS, TYPED, Cluster, after, details, fail
+from tests.launch.ray_cluster.servers import free_port
 
 SAVED = ["run first: 132 steps, 2 rank(s)\n", "step 50/132  loss 0.1\n", "interrupted at step 52; x\n"]
 Run = Callable[..., tuple[int, str, str]]
@@ -304,3 +305,14 @@ def test_logs_are_read_for_a_name_only_where_the_metadata_have_none_that_runs(ru
         log=list(SAVED[:2]),
     )
     assert "job raysubmit_4 (run first) is stopped" in run(made, "stop", "first")[1]
+
+
+@pytest.mark.parametrize("words", [["jobs"], ["logs", "first"], ["status", "first"], ["stop", "first"]])
+def test_a_cluster_that_is_away_is_no_mistake(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that asks again and again must tell an outage of the head from a wrong command."""
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(sys, "argv", ["resnet-dist", *words, "--address", address])
+    assert run_command() == 6
+    assert capsys.readouterr().err.startswith(f"error: --address {address}: nothing listens on ")

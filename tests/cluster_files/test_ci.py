@@ -55,32 +55,27 @@ def test_parts_are_printed_whole_and_then_comes_the_command_of_the_readme(tmp_pa
     began = [line.removeprefix("begin ") for line in lines if line.startswith("begin ")]
     ended = [line.removeprefix("end ") for line in lines if line.startswith("end ")]
     assert began == ended  # One after the other.
-    assert len(began) == 4
+    assert len(began) == 3
     assert began[-1] == "run pytest"
     interrupt = 1 << signal.SIGINT - 1
     ignored = [int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:")]
-    assert len(ignored) == 4
+    assert len(ignored) == 3
     assert not any(mask & interrupt for mask in ignored)  # Tests that press Ctrl-C inherit this.
 
 
-def test_every_test_file_of_a_cluster_is_in_one_part(tmp_path: Path) -> None:
+def test_every_long_test_is_in_one_part(tmp_path: Path) -> None:
     _, lines = run(tmp_path, "nothing")
-    machines, servers, others = [line for line in lines if line.startswith("begin ")][:3]
-    named = {word for word in servers.split() if word.startswith("tests/")}
-    assert all((ROOT / name).is_file() for name in named)
-    assert {
-        word.removeprefix("--ignore=") for word in machines.split() if word.startswith("--ignore=")
-    } == named
-    assert "--ignore tests/cluster" in others
+    clusters, others = [line for line in lines if line.startswith("begin ")][:2]
+    assert " tests/cluster -k " in clusters
+    assert others.endswith("--ignore tests/cluster")
+    assert all("--all -m long" in part for part in (clusters, others))
 
 
-@pytest.mark.parametrize(
-    "fails", ["--ignore=tests/cluster/test_slurm.py", "--durations-min=5 tests/cluster/test_slurm.py"]
-)
+@pytest.mark.parametrize("fails", ["-k not faults", "--ignore tests/cluster"])
 def test_a_part_that_fails_is_named_and_the_others_are_shown(tmp_path: Path, fails: str) -> None:
     code, lines = run(tmp_path, fails)
     assert code == 1
-    assert len([line for line in lines if line.startswith("end ")]) == 3  # README's command is not run.
+    assert len([line for line in lines if line.startswith("end ")]) == 2  # README's command is not run.
     (failed,) = [line for line in lines if line.startswith("failed: ")]
     assert lines[-1] == failed
     assert f"=== {failed.removeprefix('failed: ')}: exit code 3" in lines

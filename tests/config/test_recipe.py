@@ -18,6 +18,7 @@ from resnet_dist.config import (
     load_recipe,
     steps_of,
 )
+from resnet_dist.config.unread import unread_fields
 from resnet_dist.errors import RecipeError
 
 
@@ -56,8 +57,11 @@ def test_overrides_are_typed_and_validated() -> None:
     [
         ("data.global_batchsize=1", "did you mean data.global_batch_size?"),
         ("lr=0.1", "did you mean optim.lr?"),
-        ("optim.learning_rate=1", "not a field"),
-        ("optim=1", "not a field"),
+        ("optim.learning_rate=1", "did you mean optim.lr?"),
+        ("batch_size=1", "did you mean data.global_batch_size?"),
+        ("optim.whatever=1", "known are optim.optimizer, optim.lr, "),
+        ("optim=1", "not a field of the recipe, but a part of it; its fields are optim.optimizer, "),
+        ("name=a/b", "name='a/b': use letters, digits, '.', '_' and '-'"),
         ("nonsense", "must be KEY=VALUE"),
         ("optim.lr=fast", "optim.lr='fast'"),
         ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
@@ -119,6 +123,10 @@ def test_overrides_are_typed_and_validated() -> None:
             "normalize_weights=True is not read with optimizer='sgd', only with 'muon'",
         ),
         ("train.ema_warmup=false", "ema_warmup=False is not read without ema_decay; leave it out"),
+        (
+            "schedule.warmup_at_start=true",
+            "warmup_at_start=True is not read with warmup='0 steps'; leave it out, or set warmup",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(override: str, words: str) -> None:
@@ -143,6 +151,44 @@ def test_fields_that_another_choice_does_not_read() -> None:
         slow.with_overrides(["schedule.decay=constant"])
     steps = ["schedule.decay=step", 'schedule.milestones=["50 %", "75 percent", "80 epochs"]']
     assert make().with_overrides(steps).schedule.milestones == ("50 percent", "75 percent", "80 epochs")
+
+
+def test_a_length_of_zero_is_off() -> None:
+    started = make().with_overrides(["schedule.warmup=1 steps", "schedule.warmup_at_start=true"])
+    for zero in ("0 steps", "0 epochs", "0 percent"):
+        with pytest.raises(
+            RecipeError, match=r"warmup_at_start=True is not read with warmup='0 [a-z]+'; leave"
+        ):
+            started.with_overrides([f"schedule.warmup={zero}"])
+    decayed = ["schedule.whitening_bias=0 steps", "schedule.whitening_bias_decay=linear"]
+    with pytest.raises(
+        RecipeError, match="whitening_bias_decay='linear' is not read with whitening_bias='0 steps'"
+    ):
+        make().with_overrides(decayed)
+
+
+def test_what_nothing_reads_is_accepted_where_an_earlier_version_did() -> None:
+    assert list(unread_fields(make())) == []
+    unread = [
+        "optim.nesterov=false",
+        "optim.sgd_momentum=0",
+        "train.bce_target_threshold=0",
+        "data.train_size_multiple=16",
+    ]
+    recipe = make().with_overrides(unread)
+    assert list(unread_fields(Recipe.from_json(recipe.to_json()))) == [
+        "optim.sgd_momentum=0.0 is not read with optim.optimizer='sgd', only with 'muon'",
+        "train.bce_target_threshold=0.0 is not read with train.loss='cross-entropy', only with 'bce'",
+        "data.train_size_multiple=16 is not read with data.train_size_curve='steps', only with 'linear'",
+    ]
+    sizes = ["data.train_sizes=[['0 epochs', 16]]", "data.image_size=16", "data.train_size_curve=linear"]
+    read = [
+        "optim.optimizer=muon",
+        "optim.nesterov=false",
+        "train.loss=bce",
+        *[one.replace("'", '"') for one in sizes],
+    ]
+    assert list(unread_fields(recipe.with_overrides(read))) == []
 
 
 def test_the_choice_none_differs_from_no_value() -> None:
@@ -216,6 +262,10 @@ def test_world_sizes() -> None:
         ("x = 1", "defines no function recipe"),
         ("def recipe(:", "line 1: SyntaxError"),
         ("from resnet_dist import *\ndef recipe():\n    return Optim(lrr=1)", "did you mean"),
+        (
+            "from resnet_dist import *\ndef recipe():\n    return Recipe(name='x', dta=3)",
+            "dta is not a field",
+        ),
     ],
 )
 def test_recipe_files_that_cannot_be_run(tmp_path: Path, text: str, words: str) -> None:
@@ -227,3 +277,20 @@ def test_recipe_files_that_cannot_be_run(tmp_path: Path, text: str, words: str) 
     assert str(path) in str(caught.value)
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "absent.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no JSON (Expecting property name"),
+        ("[" * 100_000, "is no JSON (maximum recursion depth"),
+        ("[1]", "input should be an object"),
+        ('{"name": "x"}', "data is missing"),
+    ],
+)
+def test_files_of_json_that_hold_no_recipe_are_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: {words}")

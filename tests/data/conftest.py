@@ -15,11 +15,12 @@ from PIL import Image
 
 from resnet_dist.config import Data
 from resnet_dist.data.batches.loader import Batch, Loader
-from resnet_dist.data.images.decode import Pixels, open_image, whole
+from resnet_dist.data.images.decode import open_image, whole
+from resnet_dist.data.images.opened import Pixels
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, Shard
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.order.samples import Order
 from resnet_dist.world import World
 

@@ -26,7 +26,7 @@ from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.offsets import read_idx
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.tar import TarError, group_samples
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import decode_image, encoded, picture, write_shards, write_tar
 

@@ -19,7 +19,7 @@ from resnet_dist.data.shards.index import Index, IndexMismatch, check_shards, re
 from resnet_dist.data.shards.names import class_names, expand, expand_braces
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import CLASSES, encoded, picture, write_shards
 from tests.data.servers import file_server

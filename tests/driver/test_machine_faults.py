@@ -69,7 +69,8 @@ FETCH = """
 import sys, time
 from pathlib import Path
 from resnet_dist.data.shards.index import read_index
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
 
 index = read_index(sys.argv[1])
 cache = ShardCache(CacheLimits(Path(sys.argv[2]), 2**30, 20.0))

@@ -26,7 +26,7 @@ from tests.launch.test_torchrun import DIGITS, SHORT, run, start
 from tests.paths import list_checkpoints
 from tests.train.ranks import run_ranks
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 HOST = re.escape(platform.node())
 # Reported after half of it; a first pass through a phase has three times as long.
 TIMEOUT = ["--set", "train.stall_timeout_seconds=30"]

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_dist.bench import scale
 from resnet_dist.config import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.launch.on_ray.placement.fit import Node
-from resnet_dist.model import build_model
+from resnet_dist.model import build_model, count_parameters
 from resnet_dist.sweep import room
 from resnet_dist.sweep.request import SweepRequest
 from resnet_dist.sweep.room import activation_bytes, find_room, memory_of_rank
 from resnet_dist.sweep.search import read_searches
+from resnet_dist.tracking.mlflow.logged import card
 
 TEXTS = ("optim.lr=log:0.01..1",)
 
@@ -85,6 +87,29 @@ def test_the_layers_of_a_network_put_out_so_many_bytes() -> None:
 def test_a_network_that_leaves_one_pixel_of_an_image_is_counted_too() -> None:
     deep = build_model("resnet18", in_channels=1, num_classes=10, seed=0)
     assert activation_bytes(deep, 1, 8) > 4 * 512
+
+
+def test_a_network_is_counted_without_its_weights(
+    digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a large one take gigabytes, and seconds."""
+    modules, built = (room, scale, card), list[nn.Module]()
+
+    def build(*arguments: object, **options: object) -> nn.Module:
+        built.append(build_model(*arguments, **options))  # type: ignore[arg-type]
+        return built[-1]
+
+    for module in modules:
+        monkeypatch.setattr(module, "build_model", build)
+    recipe = digits_recipe.with_overrides(["model.name=resnet8"])
+    memory_of_rank(recipe, 1, gpu=False)
+    fast = recipe.with_overrides(["model.name=resnet9_fast", "data.image_size=12"])
+    assert scale.checkpoint_bytes(fast, num_classes=10) > 4 * count_parameters(built[-1])
+    text = card.card(recipe, [str(label) for label in range(10)], 1, {}, [])
+    assert {parameter.device.type for network in built for parameter in network.parameters()} == {"meta"}
+    real = build_model("resnet8", in_channels=recipe.data.channels, num_classes=10)
+    assert f"{count_parameters(real):,} parameters" in text
+    assert len(built) == len(modules)
 
 
 def test_what_takes_memory_counts(digits_recipe: Recipe) -> None:

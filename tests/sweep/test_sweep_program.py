@@ -101,7 +101,7 @@ def test_a_sweep_survives_an_interruption_and_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_trial_of_two_ranks_trains_on_the_ray_of_the_sweep(tmp_path: Path) -> None:
     words = ["sweep", "jobs/digits.py", "--search", "optim.lr=0.1,0.2", "--trials", "2", "--workers", "2"]
     lengths = ["--set", "train.length=4 steps", "--set", "train.figures=none", "--set", "model.name=resnet8"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from resnet_dist.runs.storage.folder_bundles import FolderBundles
-from resnet_dist.system.files import write_bytes_atomically
+from resnet_dist.system.files import expanded, write_bytes_atomically
+from tests.paths import ROOT
 
 
 def write_file(folder: Path) -> None:
@@ -37,3 +39,16 @@ def test_all_is_flushed_to_disk_before_it_gets_its_name(
     write(tmp_path)
     assert before == synced
     assert (tmp_path / "a").exists()
+
+
+def test_the_home_folder_of_an_unknown_user_is_a_plain_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert expanded("~/a b") == Path("/home/anna/a b")
+    assert expanded(Path("~no-such-user/x")) == Path("~no-such-user/x")
+
+
+def test_no_module_asks_pathlib_for_a_home_folder() -> None:
+    """It raises RuntimeError where there is none."""
+    sources = {path: path.read_text() for path in (ROOT / "resnet_dist").rglob("*.py")}
+    assert [path for path, text in sources.items() if re.search(r"(?<!os\.path)\.expanduser\(", text)] == []
+    assert any("os.path.expanduser(" in text for text in sources.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.system.locks import LockHeld, has_flock, hold_lock, own_folder
+from resnet_dist.system.locks import LockHeld, has_flock, hold_lock, lock_of, own_folder
 from tests.paths import ROOT
 
 NO_FLOCK = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
@@ -85,6 +85,27 @@ folder.mkdir()
 (folder / "marker").touch()
 os._exit(9)
 """
+
+
+def test_a_folder_without_a_lock_is_kept_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An earlier version locked none, and may be at work in it."""
+    old, cannot_go = tmp_path / "of-an-earlier-version", tmp_path / "a-file"
+    old.mkdir()
+    (old / "tuner.pkl").touch()
+    for path in (cannot_go, lock_of(cannot_go), tmp_path / "notes.txt", lock_of(tmp_path / "died-early")):
+        path.touch()
+    for name in "ab":
+        with own_folder(tmp_path / name) as folder:
+            folder.mkdir()
+            assert (old / "tuner.pkl").exists()
+    (record,) = caplog.records
+    assert f"{tmp_path}: keeps 1 folder(s) without a lock" in record.getMessage()
+    assert "of-an-earlier-version; delete" in record.getMessage()
+    # What could not be removed keeps its lock, and the next one tries again.
+    left = {"of-an-earlier-version", "a-file", "a-file.lock", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_a_folder_goes_with_its_process_or_when_the_next_one_begins(tmp_path: Path) -> None:

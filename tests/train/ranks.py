@@ -22,7 +22,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("forkserver")  # it imports torch once, not once per rank
-    # Preload torch._dynamo too: every optimizer imports it.
+    # Preload torch._dynamo too: DistributedDataParallel imports it.
     context.set_forkserver_preload(["resnet_dist.train.loop", "torch._dynamo"])
     queue = context.Queue()
     processes = [

@@ -59,7 +59,7 @@ def recipe(digits_recipe: Recipe) -> Recipe:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path: Path) -> None:
     """Only the order of summation differs, by 1e-16 a step and growing, over the whole run."""
     whole = recipe.with_overrides(["train.length=4 epochs", "train.eval_every=1 epochs"])
@@ -71,7 +71,7 @@ def test_ranks_draw_the_same_curve_in_double_precision(recipe: Recipe, tmp_path:
         assert other == pytest.approx(one, rel=1e-8)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_ranks_draw_the_same_curve_bitwise_where_gradients_are_summed_exactly(
     recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -91,7 +91,7 @@ def test_ranks_draw_the_same_curve_bitwise_where_gradients_are_summed_exactly(
     assert plain[:3] == pytest.approx(one[:3], rel=1e-4)  # the same gradients, except for rounding
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_ranks_draw_the_same_curve(recipe: Recipe, tmp_path: Path) -> None:
     """The rate is small here: in float32 rounding moves activations over the kink of a ReLU, and the effect of each
     such jump of a gradient grows with the rate. A run on one rank with weights moved by 1e-7 differs as much.

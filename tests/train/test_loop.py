@@ -16,7 +16,8 @@ from torch import nn
 
 from resnet_dist.config import Recipe
 from resnet_dist.data.batches.loader import Batch, Loader
-from resnet_dist.data.images.decode import Image, open_image
+from resnet_dist.data.images.decode import open_image
+from resnet_dist.data.images.opened import Image
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.errors import TrainingError
 from resnet_dist.train import loop

@@ -62,6 +62,7 @@ def study(
 
         find_cluster(address)
     with handle_signals(exit_with_message(NOTHING_SAVED)):  # The same as in `train`.
+        from resnet_dist.driver.output import check_place
         from resnet_dist.study.request import StudyRequest
         from resnet_dist.study.run import StudyInterrupted, run_study
         from resnet_dist.tracking.abandoned import closing_abandoned
@@ -69,6 +70,7 @@ def study(
         from resnet_dist.tracking.open import check_tracker, open_group, open_publisher
 
     folder = local_folder(str(output), "--output").absolute()
+    check_place(folder)
     check_tracker(folder, value.experiment)
     request = StudyRequest(value, str(job), folder, workers, gpu, address, name, others)
     publisher = with_others(closing_abandoned(open_publisher))

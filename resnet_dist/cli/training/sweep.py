@@ -131,10 +131,12 @@ def sweep(
 def _run(request: SweepRequest, output: Path) -> None:
     """Run a sweep, print its results, and exit with the code for them."""
     with handle_signals(exit_with_message(NOTHING_SAVED)):
+        from resnet_dist.driver.output import check_place
         from resnet_dist.sweep.run import SweepInterrupted, run_sweep
         from resnet_dist.tracking.abandoned import closing_beside_group
         from resnet_dist.tracking.open import check_tracker, open_group
 
+    check_place(request.output)
     check_tracker(request.output, request.experiment)
     with make_reporter(out, training_lines=False, bar=False) as reporter:
         try:

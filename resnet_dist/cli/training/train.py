@@ -24,6 +24,7 @@ from resnet_dist.cli.options import (
     Wait,
     Workers,
     err,
+    on_interrupt,
     out,
     registration_of,
 )
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from resnet_dist.launch.torchrun import TorchrunRanks
 
 
+@on_interrupt(NOTHING_SAVED)
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.py")],
     overrides: Overrides = None,
@@ -70,9 +72,9 @@ def train(
     loaded = None if started_by_torchrun() else load(recipe, overrides)
     if not local and not started_by_torchrun():
         _begin_on_ray(address)
-    # Nothing has started yet, and an exception during numpy's or torch's import would leave them half imported:
-    # exit at once.
+    # Exit at once: an exception during numpy's or torch's import would leave them half imported.
     with handle_signals(exit_with_message(NOTHING_SAVED)):
+        from resnet_dist.driver.output import check_place
         from resnet_dist.driver.request import Interrupted, Request
         from resnet_dist.driver.run import run_training
         from resnet_dist.runs.storage.open import resolved
@@ -88,6 +90,7 @@ def train(
             # Under torchrun the recipe is loaded here, so that a mistake in it ends the other ranks too.
             value, changes = loaded or load(recipe, overrides)
             place = resolved(output)
+            check_place(place)
             check_tracker(store_folder(place), value.experiment or value.name)
             flags = (workers, gpu, local, address, name, resume, begin_from, ranks)
             wanted = (max_restarts, wait, others, profile, str(registration or ""))

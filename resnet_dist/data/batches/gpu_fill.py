@@ -24,9 +24,10 @@ from resnet_dist.data.batches.fill import views_of
 from resnet_dist.data.batches.resident import Samples
 from resnet_dist.data.images.augment import augment_
 from resnet_dist.data.images.crop import boxes_of, resize_mode, to_sizes
-from resnet_dist.data.images.decode import Box, Image, open_image
+from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.device.codec import Codec, resize_box
 from resnet_dist.data.images.draws import Draws, Randomness
+from resnet_dist.data.images.opened import Box, Image
 from resnet_dist.data.shards.labels import check_label
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.errors import UserError

@@ -31,7 +31,8 @@ from resnet_dist.data.images.device.codec import NvCodec
 from resnet_dist.data.images.draws import Randomness, randomness
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import CacheLimits, is_plain_local
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.stored_file import is_plain_local
 from resnet_dist.order.samples import Order
 from resnet_dist.order.shares import Share
 from resnet_dist.order.sizes import Sizes

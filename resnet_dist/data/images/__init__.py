@@ -1,6 +1,7 @@
 """Encoded bytes to pixels of the step's size, augmented by draws that depend on the sample's identity alone.
 
-decode         reads the header of an image, then decodes the image or the part that a crop needs
+opened         an image whose header has been read: the boxes that are asked of it, and their scales
+decode         bytes → an opened image; a JPEG decodes each part when it is asked for, all else is decoded at once
 formats        image formats by the first bytes of a file, and what a file is that holds no image
 pillow_decode  decodes every other format, with Pillow
 metadata       reads EXIF's orientation, and takes damaged metadata out of a file
@@ -15,6 +16,6 @@ corruptions/   blur, noise, weather and digital damage in five severities
 device/        decoding and resizing on a GPU
 mix            mixup and CutMix of a micro-batch, on its device
 
-The imports of the first four, of view.py and in jpeg/ are relative: a logged model carries a copy of these modules, and
+The imports of the first five, of view.py and in jpeg/ are relative: a logged model carries a copy of these modules, and
 loads where this package is not installed (`CARRIED` in tracking/mlflow/logged/write.py).
 """

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from resnet_dist.config import Data
 from resnet_dist.data.images import view
-from resnet_dist.data.images.decode import Pixels
 from resnet_dist.data.images.draws import Randomness
+from resnet_dist.data.images.opened import Pixels
 from resnet_dist.data.images.pixels import erased, flip_, reflected_windows, resize_batch, take, windows
 from resnet_dist.data.images.policy.apply import jitter_color, rand_augment, trivial_augment
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from resnet_dist.config import Data
-from resnet_dist.data.images.decode import Box, Image, Pixels, scale_for
 from resnet_dist.data.images.draws import Draws
+from resnet_dist.data.images.opened import Box, Image, Pixels, scale_for
 from resnet_dist.data.images.pixels import mirrored
 from resnet_dist.data.images.view import is_whole, middle, on_grid, resize
 

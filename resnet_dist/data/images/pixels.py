@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_dist.data.images.decode import Pixels
 from resnet_dist.data.images.device.resize import resize_exactly
 from resnet_dist.data.images.draws import Draws
+from resnet_dist.data.images.opened import Pixels
 
 
 def to_device(values: NDArray[Any], device: torch.device) -> Tensor:

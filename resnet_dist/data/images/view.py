@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .decode import Box, Image, Pixels, scale_for
+from .opened import Box, Image, Pixels, scale_for
 
 if TYPE_CHECKING:
 

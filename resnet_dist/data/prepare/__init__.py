@@ -5,6 +5,7 @@ judge         one file → an image, or a finding with the reason
 layout        the names of folders → which are the splits
 scan          the walk through a folder
 image_folder  a folder → classes, items and findings of each split
+shard_splits  the index of each split of a source, and the folders that have none
 indexed       shards with an index → classes, items and findings of each split
 sources       the name of a data set, or a folder → a source
 output        the output folder: checked before anything is read, cleaned where a split is refused

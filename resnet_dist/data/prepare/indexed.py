@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from resnet_dist.data.findings import Findings, one_line
-from resnet_dist.data.prepare.items import Item, Source, plain_name
-from resnet_dist.data.shards.index import (
-    INDEX_NAME,
-    SECOND_INDEX_NAME,
-    Index,
-    Shard,
-    check_shards,
-    read_index,
-)
+from resnet_dist.data.prepare.items import SHARED, Item, Source, plain_name
+from resnet_dist.data.shards.index import Index, Shard, check_shards, read_index
 from resnet_dist.data.shards.labels import check_label, class_difference, class_ids, parse_label
+from resnet_dist.data.shards.listing import account_beside
 from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, Member
 from resnet_dist.data.shards.offsets import load_members
 from resnet_dist.data.shards.tar import TarError
-from resnet_dist.data.storage.shard_cache import is_plain_local
+from resnet_dist.data.storage.stored_file import is_plain_local
 from resnet_dist.data.storage.urls import local_path, shown
 from resnet_dist.errors import UserError
 
-SPLITS = ("train", "eval")
 OTHER_MEMBER = "a member beside image and label"
 
 
-def indexes_of(name: str, split: str | None) -> dict[str, str]:
-    """Return the indexes that a source has, by split: it is one, a folder with one, or one with train/ and eval/.
+def open_indexed(name: str, locations: Mapping[str, str], beside: Findings) -> Source:
+    """Open the indexes of a source. beside: what lies beside them.
 
-    split: the only one that is wanted. Empty where the source is something else. Raises UserError where an index does
-    not name its split, and `split` does not either.
+    Raises UserError where a shard is not a plain tar here, or classes differ.
     """
-    if (name.endswith(".json") and _is_index(Path(name))) or _has_index(Path(name)):
-        if split is None:
-            raise UserError(f"{one_line(name)}: is an index of one split; pass --split train or --split eval")
-        return {split: name}
-    found = {one: str(Path(name) / one) for one in SPLITS if _has_index(Path(name) / one)}
-    return {one: found[one] for one in found if split in (None, one)} or found
-
-
-def _has_index(folder: Path) -> bool:
-    return any(_is_index(folder / file) for file in (INDEX_NAME, SECOND_INDEX_NAME))
-
-
-def _is_index(path: Path) -> bool:
-    """Report whether a file lists shards: a folder of images may hold an index.json of something else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and "shardlist" in value
-
-
-def open_indexed(name: str, locations: Mapping[str, str]) -> Source:
-    """Open the indexes of a source. Raises UserError where a shard is not a plain tar here, or classes differ."""
     indexes = {split: read_index(location) for split, location in locations.items()}
     classes, *others = (index.classes for index in indexes.values())
     for other in others:
@@ -66,9 +34,12 @@ def open_indexed(name: str, locations: Mapping[str, str]) -> Source:
         if difference is not None:
             raise UserError(f"{one_line(name)}: the classes of train and eval are not the same: {difference}")
     splits: dict[str, Sequence[Item]] = {}
-    findings: dict[str, Findings] = {}
+    findings = {SHARED: beside}
     for split, index in indexes.items():
         findings[split] = Findings()
+        if os.path.isdir(locations[split]):
+            names = {shard.name for shard in index.shards}
+            account_beside(Path(locations[split]), names, findings[split])
         splits[split] = _items(index, findings[split])
     own_name = Path(name).absolute().name.removesuffix(".json")
     return Source(plain_name(own_name), classes, splits, findings)

@@ -58,19 +58,29 @@ def find_splits(
             f"{source}: {_listed(trains + evals)} look like splits, but hold no folders of classes; expected "
             f"{(trains + evals)[0]}/CLASS/IMAGE"
         )
-    if len(usable_trains) > 1:
-        raise UserError(
-            f"{source}: {_listed(usable_trains)} all look like the training split; rename all but one"
-        )
+    if usable_trains:
+        only_train(source, usable_trains)
     if train_only and usable_trains and evals:
         return Splits(usable_trains[0], None)
     if not usable_trains or not usable_evals:
         _refuse_half(source, usable_trains, usable_evals, trains, evals)
-    best = min(_rank(name) or 0 for name in usable_evals)
-    chosen = [name for name in usable_evals if _rank(name) == best]
+    return Splits(usable_trains[0], best_eval(source, usable_evals))
+
+
+def only_train(source: str, names: Sequence[str]) -> str:
+    """Return the training folder among folders that have its name. Raises UserError where there are several."""
+    if len(names) > 1:
+        raise UserError(f"{source}: {_listed(names)} all look like the training split; rename all but one")
+    return names[0]
+
+
+def best_eval(source: str, names: Sequence[str]) -> str:
+    """Return the evaluation folder among folders that have a name of one. Raises UserError where two are as good."""
+    best = min(_rank(name) or 0 for name in names)
+    chosen = [name for name in names if _rank(name) == best]
     if len(chosen) > 1:
         raise UserError(f"{source}: {_listed(chosen)} all look like the evaluation split; rename all but one")
-    return Splits(usable_trains[0], chosen[0])
+    return chosen[0]
 
 
 def _refuse_half(

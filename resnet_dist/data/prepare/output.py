@@ -23,12 +23,17 @@ def check_output(out: Path, splits: Sequence[str]) -> None:
     for split in splits:
         folder = out / split
         try:
-            if not (folder / INDEX_NAME).exists():
+            if not is_complete(folder):
                 _check_writable(folder)
         except OSError as error:  # UserError is none
             raise UserError(
                 f"{one_line(str(folder))}: cannot be written ({error.strerror}); give another output folder"
             ) from None
+
+
+def is_complete(folder: Path) -> bool:
+    """Report whether a split's folder has its index, which is written last."""
+    return (folder / INDEX_NAME).exists()
 
 
 def _check_writable(folder: Path) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 
-from resnet_dist.data.images.decode import SMALL_PIXELS, Pixels
 from resnet_dist.data.images.formats import JPEG, format_of
+from resnet_dist.data.images.jpeg.crops import SMALL_PIXELS
 from resnet_dist.data.images.jpeg.header import JpegHeader, parse_header
 from resnet_dist.data.images.jpeg.seekable import (
     choose_interval,
@@ -24,6 +24,7 @@ from resnet_dist.data.images.jpeg.seekable import (
     read_layout,
     with_table,
 )
+from resnet_dist.data.images.opened import Pixels
 from resnet_dist.errors import UserError
 
 PROGRAM = "jpegtran"

@@ -11,9 +11,11 @@ import numpy as np
 
 from resnet_dist.data.findings import one_line
 from resnet_dist.data.prepare.image_folder import FolderOptions, open_image_folder
-from resnet_dist.data.prepare.indexed import indexes_of, open_indexed
+from resnet_dist.data.prepare.indexed import open_indexed
 from resnet_dist.data.prepare.items import Item, Source, hold_out
+from resnet_dist.data.prepare.shard_splits import beside, check_indexed, indexes_of
 from resnet_dist.errors import UserError
+from resnet_dist.system.files import expanded
 from resnet_dist.system.redact import redact
 
 DOWNLOADS = Path("~/.cache/resnet-dist/downloads")
@@ -45,9 +47,10 @@ def open_source(
         return _digits(seed)
     if name in TORCHVISION_SETS:
         return _torchvision_set(name)
-    if indexes := indexes_of(name, whole_split):
-        return open_indexed(name, indexes)
+    if indexes := indexes_of(name, whole_split, output):
+        return open_indexed(name, indexes, beside(name, indexes, whole_split, output))
     if os.path.isdir(name):
+        check_indexed(name, whole_split, output)
         return open_image_folder(Path(name), FolderOptions(seed, whole_split, allow_empty, output))
     known = ", ".join(["digits", *TORCHVISION_SETS])
     shown = repr(redact(one_line(name)))
@@ -56,14 +59,17 @@ def open_source(
             f"source {shown} is a file; unpack it and give the folder, or make an index of a tar of samples with "
             "`resnet-dist index`, which is a source too"
         )
-    raise UserError(f"source {shown} is neither a known data set ({known}) nor a folder of images")
+    raise UserError(
+        f"source {shown} is neither a known data set ({known}) nor a folder on this machine: of images, or of shards with "
+        "an index, which `resnet-dist index` makes"
+    )
 
 
 def _torchvision_set(name: str) -> Source:
     import torchvision.datasets
 
     make = getattr(torchvision.datasets, TORCHVISION_SETS[name])
-    folder = DOWNLOADS.expanduser() / name
+    folder = expanded(DOWNLOADS) / name
     try:
         sets = {split: make(str(folder), train=split == "train", download=True) for split in SPLITS}
     except (OSError, RuntimeError) as error:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.findings import MAX_NAMES, REPORT_NAME, Findings, one_line
 from resnet_dist.data.prepare.items import SHARED, Item, Source
-from resnet_dist.data.prepare.output import LOCK_NAME, PLAN_NAME, check_output, remove_unfinished
+from resnet_dist.data.prepare.output import LOCK_NAME, PLAN_NAME, check_output, is_complete, remove_unfinished
 from resnet_dist.data.prepare.seekable import check_program
 from resnet_dist.data.prepare.write import PrepareOptions, ShardTask, WrittenShard, encode, write_shards
 from resnet_dist.data.shards.index import INDEX_NAME, PREPARED_KEY, Index, read_index, write_index
@@ -101,7 +101,8 @@ def prepare_splits(
         if split not in source.splits:
             raise UserError(f"--split {split}: {source.name} has {', '.join(source.splits)}")
     check_output(out, chosen)
-    if options.seekable:
+    # Not for what is complete: it is reported as that, or refused as something else, and nothing is written.
+    if options.seekable and any(not is_complete(out / split) for split in chosen):
         check_program()
     jobs = []
     for number, split in enumerate(chosen):
@@ -128,17 +129,17 @@ def prepare_splits(
 def _prepare_split(job: _SplitJob) -> Prepared:
     folder = job.folder
     plan = _plan(job.source.name, job.items, job.options)
-    if (folder / INDEX_NAME).exists():
+    if is_complete(folder):
         return _complete(job, plan)
     has_other_tars = any(folder.glob("*.tar")) and not (folder / PLAN_NAME).exists()
     # Look for the index last: another call may have written it, and removed the plan, in the meantime.
-    if has_other_tars and not (folder / INDEX_NAME).exists():
+    if has_other_tars and not is_complete(folder):
         raise UserError(f"{folder}: holds tars that `prepare` did not write; give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Wait for another call that writes the same split, and then find its index.
         with FileLock(folder / LOCK_NAME):
-            if (folder / INDEX_NAME).exists():
+            if is_complete(folder):
                 return _complete(job, plan)
             return _write_split(job, plan)
     except OSError as error:

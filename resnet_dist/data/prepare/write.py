@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.images.formats import describe, format_of
 from resnet_dist.data.prepare.items import Item

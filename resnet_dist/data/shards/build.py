@@ -13,16 +13,18 @@ from resnet_dist.data.findings import Findings
 from resnet_dist.data.shards.index import PREPARED_KEY, Index, IndexMismatch, Shard, read_index, write_index
 from resnet_dist.data.shards.labels import class_ids
 from resnet_dist.data.shards.members import WEBDATASET, MemberRules
+from resnet_dist.data.shards.names import MAX_CLASSES
 from resnet_dist.data.shards.offsets import beside_index
 from resnet_dist.data.shards.output import place_of_index, report_path
 from resnet_dist.data.shards.scan import ScannedShard, Scanner
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, check_command
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import check_command
 from resnet_dist.data.storage.unpack import compression_of_file
 from resnet_dist.data.storage.urls import compression_of, is_local, local_path, shown
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.threads import thread_pool
 
-MAX_CLASSES = 1_000_000  # without class names; a larger label is an identifier, a time stamp, or damage
 MAX_NAMES = 5  # classes that a message names
 
 Progress = Callable[[int, int], None]  # (shards done, shards in all)

@@ -19,7 +19,7 @@ from resnet_dist.data.findings import printable
 from resnet_dist.data.shards.members import WEBDATASET, MemberRules
 from resnet_dist.data.shards.offsets import beside_index, fitting, is_dali_index, offset_files
 from resnet_dist.data.shards.tar import TarError, group_samples
-from resnet_dist.data.storage.shard_cache import StoredFile, difference, is_plain_local
+from resnet_dist.data.storage.stored_file import StoredFile, difference, is_plain_local
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.data.storage.urls import (
     COMMAND,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from resnet_dist.data.findings import REPORT_NAME, Findings, one_line
@@ -37,7 +39,7 @@ def shards_in(folder: Path, findings: Findings) -> list[Path]:
             others.append(path)
     tars = [path for path in others if _is_tar(path)]
     if not named and not tars:
-        inner = [path.name for path in others if _has_shards(path)]
+        inner = [path.name for path in others if has_shards(path)]
         hint = f"; its folder {one_line(inner[0])} has some" if inner else ""
         raise UserError(
             f"{one_line(str(folder))}: no shards in this folder; expected {', '.join(SHARD_SUFFIXES)}{hint}"
@@ -45,6 +47,14 @@ def shards_in(folder: Path, findings: Findings) -> list[Path]:
     for path in others:
         _account(path, findings, is_shard=path in tars and not named)
     return named or tars
+
+
+def account_beside(folder: Path, listed: Collection[str], findings: Findings) -> None:
+    """Record what a folder has beside the shards that its index lists, by their names."""
+    with suppress(UserError):  # It has no shards: they lie elsewhere.
+        for path in shards_in(folder, findings):
+            if path.name not in listed:
+                findings.leave_out(path.name, "a shard that the index does not list")
 
 
 def _is_tar(path: Path) -> bool:
@@ -63,7 +73,8 @@ def has_tar_header(path: Path) -> bool:
         return False
 
 
-def _has_shards(path: Path) -> bool:
+def has_shards(path: Path) -> bool:
+    """Report whether a folder has files that are named as tars."""
     try:
         return path.is_dir() and any(file.name.lower().endswith(SHARD_SUFFIXES) for file in path.iterdir())
     except OSError:
@@ -75,7 +86,7 @@ def _account(path: Path, findings: Findings, *, is_shard: bool) -> None:
     if is_shard or path.name.endswith((IDX_SUFFIX, ".json", REPORT_NAME)):
         return  # indexes and reports lie beside shards: ours, or another program's
     if path.is_dir():
-        if _has_shards(path):
+        if has_shards(path):
             findings.leave_out(f"{path.name}/", "a folder of shards among shards")
         elif path.suffix != BESIDE_INDEX_SUFFIX:
             findings.pass_over(f"{path.name}/", "a folder among shards")

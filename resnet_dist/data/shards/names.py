@@ -31,6 +31,7 @@ from resnet_dist.data.storage.urls import (
 from resnet_dist.errors import StorageError, UserError
 
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
+MAX_CLASSES = 1_000_000  # without names; a larger label is an identifier, a time stamp, or damage
 MAX_URLS = 1_000_000  # per pattern; more is a typing error, such as {0..999999999}
 
 
@@ -65,6 +66,8 @@ def _parts(pattern: str) -> Iterator[str]:
 def _expand(pattern: str, split: str | None, findings: Findings) -> list[Shard]:
     if not pattern:
         raise UserError("an empty name in the list of shards")
+    if split is not None and not path_of(pattern).endswith(".json"):
+        raise UserError(f"--split {split}: {shown(pattern)} has no splits, which timm's _info.json has")
     if pattern.startswith(COMMAND):
         return [Shard(command, 0, "", 0) for command in _expand_ranges(pattern)]
     if path_of(pattern).endswith(".json"):
@@ -152,6 +155,8 @@ def _from_index(location: str, split: str | None) -> list[Shard]:
         value = json.loads(read_bytes(location))
         if "splits" in value:
             shards = list(_timm_shards(value["splits"], base, location, split))
+        elif split is not None:
+            raise UserError(f"--split {split}: {shown(location)} has no splits, which timm's _info.json has")
         else:
             shards = list(shards_of(value, base))
     except FileNotFoundError:
@@ -199,7 +204,10 @@ def class_names(text: str | None) -> list[str] | None:
     """
     if text is None:
         return None
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and text.strip("0"):
+        # Count the digits first: Python reads no number of thousands of them.
+        if len(text) > len(str(MAX_CLASSES)) or int(text) > MAX_CLASSES:
+            raise UserError(f"--classes {text[:40]}: an index has at most {MAX_CLASSES:,} classes")
         return [str(label) for label in range(int(text))]
     if text.endswith(".json") or "://" in text or Path(text).is_dir():
         return list(read_index(text).classes)

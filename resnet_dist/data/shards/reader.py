@@ -18,7 +18,9 @@ from resnet_dist.data.shards.labels import class_ids, parse_label
 from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, Member
 from resnet_dist.data.shards.offsets import idx_path, load_members, write_idx
 from resnet_dist.data.shards.tar import TarError, places_of
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, is_plain_local
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import is_plain_local
 from resnet_dist.data.storage.urls import shown
 
 # Image and label are read together up to this size; to split a larger read would copy the image once more.

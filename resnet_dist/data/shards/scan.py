@@ -15,7 +15,8 @@ from resnet_dist.data.shards.labels import LabelError, parse_label
 from resnet_dist.data.shards.members import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, Member, MemberRules
 from resnet_dist.data.shards.offsets import Kept, keep_offsets
 from resnet_dist.data.shards.tar import TarError, group_samples
-from resnet_dist.data.storage.shard_cache import ShardCache, difference, is_plain_local
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import difference, is_plain_local
 from resnet_dist.data.storage.urls import is_local, local_path, shown
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import checksum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from resnet_dist.config.data import MAX_PIXELS
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.shards.build import Progress
 from resnet_dist.data.shards.index import Index, Shard, read_index
@@ -12,7 +12,9 @@ from resnet_dist.data.shards.labels import check_label
 from resnet_dist.data.shards.offsets import load_members
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.tar import group_samples
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, difference, is_plain_local
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import difference, is_plain_local
 from resnet_dist.data.storage.urls import is_local, local_path
 from resnet_dist.errors import UserError
 from resnet_dist.system.threads import thread_pool

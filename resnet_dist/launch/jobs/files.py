@@ -25,6 +25,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.launch.ray_cluster.job import JOB_FOLDER, RECIPE_FILE, START_FILE, start_file_text
 from resnet_dist.search_path import hiding_files
 from resnet_dist.system.command import DEFAULT_OUTPUT, quoted
+from resnet_dist.system.files import expanded
 
 OPTION = "--working-dir"
 MAX_BYTES = GCS_STORAGE_MAX_SIZE
@@ -69,7 +70,7 @@ def read_working_folder(folder: Path, excludes: Sequence[str] = ()) -> WorkingFo
     Raises UserError where it is no folder, too large for Ray, or has a file that cannot be sent.
     """
     where = f"{OPTION} {quoted(str(folder))}"
-    root = Path(os.path.abspath(folder.expanduser()))
+    root = Path(os.path.abspath(expanded(folder)))
     if not root.is_dir():
         raise UserError(f"{where}: {'it is no folder' if root.exists() else 'no such folder'}")
     if not os.access(root, _OPENS):

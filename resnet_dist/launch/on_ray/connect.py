@@ -23,6 +23,7 @@ from resnet_dist.search_path import hiding_file, neutral_folder
 from resnet_dist.system.cpus import cpu_count
 from resnet_dist.system.environment.explain import limit_behind
 from resnet_dist.system.environment.limits import shared_memory
+from resnet_dist.system.files import expanded
 from resnet_dist.system.signals import IGNORABLE_SIGNALS, handle_signals, kept_from_children, raise_on_second
 
 # Keep Ray's object store small: batches never pass through it.
@@ -88,7 +89,7 @@ def is_own() -> bool:
 @contextmanager
 def private_token() -> Iterator[None]:
     """Make the token that Ray uses, for its owner alone from its first moment: Ray would let all users read its own."""
-    file = TOKEN_FILE.expanduser()
+    file = expanded(TOKEN_FILE)
     with suppress(OSError):
         file.parent.mkdir(mode=0o700, exist_ok=True)
     has_other = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))

@@ -43,7 +43,7 @@ REQUEST_SECONDS = 10.0  # for a client to send its request
 # For a killed rank to end. One that waits for a device or a storage that does not answer cannot end before it answers.
 DEATH_SECONDS = 30.0
 PAUSE_SECONDS = 0.05
-# Imported on top of what the module of the function imports: the first optimizer would import it.
+# Imported on top of what the module of the function imports: DistributedDataParallel would import it.
 ALSO = ("torch._dynamo",)
 
 

@@ -44,6 +44,10 @@ HEADERS_VARIABLE = "RAY_JOB_HEADERS"
 UNREACHABLE = (Kind.UNKNOWN_HOST, Kind.NOT_LISTENING, Kind.NO_ANSWER)
 
 
+class ClusterAway(UserError):
+    """No answer from the host of an address: a mistake where a command would begin something, an outage where it asks."""
+
+
 def find_cluster(option: str | None) -> str | None:
     """Return the address with which Ray joins a cluster, from --address or RAY_ADDRESS; None: start Ray here.
 
@@ -130,7 +134,7 @@ def _check_has_node(address: Address, gcs: Gcs, headers: Mapping[str, str]) -> N
 def find_dashboard(option: str | None, report: Callable[[str], None]) -> str:
     """Return the address for Ray's job client, from --address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
 
-    Raises UserError where no dashboard answers there.
+    Raises UserError where no dashboard answers there, ClusterAway where nothing does.
     """
     found = typed_address(option, (DASHBOARD_VARIABLE, ADDRESS_VARIABLE), DASHBOARD_PORT)
     if found is None:
@@ -155,7 +159,8 @@ def find_dashboard(option: str | None, report: Callable[[str], None]) -> str:
         tried = _try_proxy(address, *proxy)
         if not tried:
             return address.url
-    raise UserError(advice.refuse_for_jobs(address, answer, tried))
+    kind = ClusterAway if answer.kind in (Kind.NOT_LISTENING, Kind.NO_ANSWER) else UserError
+    raise kind(advice.refuse_for_jobs(address, answer, tried))
 
 
 def _of_module(address: Address) -> str:

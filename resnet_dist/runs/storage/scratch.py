@@ -11,6 +11,7 @@ its last use. Logs go a month after their run was last begun here.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,12 +21,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnet_dist.errors import StorageError
-from resnet_dist.system.files import is_disk_full
+from resnet_dist.system.files import expanded, is_disk_full
 from resnet_dist.system.locks import locked_folders, own_folder, remove_unlocked
 
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
 DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
 RECENT_SECONDS = 600.0  # A fetched bundle is kept for this long after its last use.
+RUN_NAME = re.compile("[0-9a-f]{16}")  # of a run's folder among the logs
 LOG_SECONDS = 30 * 24 * 3600.0
 
 
@@ -35,7 +37,7 @@ def scratch_folder() -> Path:
     Without a home folder that can be written to, it lies among the temporary files.
     """
     chosen = os.environ.get(SCRATCH_VARIABLE)
-    folder = Path(chosen or DEFAULT_SCRATCH).expanduser()
+    folder = expanded(chosen or DEFAULT_SCRATCH)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
@@ -73,6 +75,7 @@ def fetched_folder(run: str, name: str) -> Path:
     fetched = scratch_folder() / "fetched"
     folder = fetched / run / name
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not what has no lock: a person may have put it there, as the folder above may be one of theirs.
     for other in locked_folders(fetched.glob("*/*")) - {folder}:
         with suppress(FileNotFoundError):  # A lock alone goes at once, unless its user holds it.
             if time.time() - other.stat().st_mtime <= RECENT_SECONDS:
@@ -82,12 +85,17 @@ def fetched_folder(run: str, name: str) -> Path:
 
 
 def log_folder(run: str) -> Path:
-    """Return the folder for the logs of a run, which is created; remove those of runs of long ago."""
+    """Return the folder for the logs of a run, which is created; remove those of runs of long ago.
+
+    run: 16 hexadecimal digits, by which these folders are known from others.
+    """
     logs = scratch_folder() / "logs"
     folder = logs / run
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
     for other in logs.iterdir():
+        if not RUN_NAME.fullmatch(other.name):
+            continue
         with suppress(OSError):
             if time.time() - other.stat().st_mtime > LOG_SECONDS:
                 shutil.rmtree(other)

@@ -12,6 +12,7 @@ from resnet_dist.config import Optim
 from resnet_dist.errors import UserError
 from resnet_dist.model import FastResNet
 from resnet_dist.train.optim.muon import Muon
+from resnet_dist.train.optim.undecorated import SGD, AdamW
 
 Group = dict[str, Any]
 
@@ -26,16 +27,14 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     momentum: dict[str, Any] = {"momentum": optim.momentum, "nesterov": optim.nesterov}
     match optim.optimizer:
         case "sgd":
-            optimizer = torch.optim.SGD(groups, lr=optim.lr, **momentum, fused=True)
+            optimizer = SGD(groups, lr=optim.lr, **momentum, fused=True)
             if optim.momentum:
                 # Fill the buffers here: SGD leaves them uninitialized until its first step, which fp16 may skip.
                 for parameter in (p for group in groups for p in group["params"]):
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             return optimizer
         case "adamw":
-            return torch.optim.AdamW(
-                groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-8, fused=True
-            )
+            return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps or 1e-8, fused=True)
         case "muon":
             return Muon(_muon_groups(groups, optim), lr=optim.lr, **momentum, ns_steps=optim.ns_steps)
     # timm adapts the rate of a layer only if its weights decay: make it adapt in recipes without decay too.

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_dist.train.optim.undecorated import Undecorated
+
 # The quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values between about 0.7 and 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_STEPS = 5  # iterations
@@ -26,7 +28,7 @@ MIN_NORM = 1e-7  # avoids a division by zero
 Group = dict[str, Any]
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Undecorated):
     """Muon for groups with `orthogonalize=True`, which hold convolution weights (O, I, h, w); SGD for all others.
 
     Decay follows torch.optim.Muon and torch.optim.SGD: decoupled from the gradient in Muon's groups (weights shrink

@@ -12,6 +12,7 @@ from resnet_dist.data.storage.node_copy import NodeCopies
 from resnet_dist.data.storage.urls import is_local, shown
 from resnet_dist.runs.folder import read_run
 from resnet_dist.runs.storage.protocol import Storage
+from resnet_dist.system.files import expanded
 
 
 def indexes_of(data: Data, run: Storage) -> tuple[Index, Index]:
@@ -25,7 +26,7 @@ def indexes_of(data: Data, run: Storage) -> tuple[Index, Index]:
     found = read_run(run)
     digests: Iterator[str] = iter(found.data if found is not None else ())
     train, evaluation = (
-        _read(location, digest, Path(data.shard_cache).expanduser())
+        _read(location, digest, expanded(data.shard_cache))
         for location, digest in zip_longest(locations, digests, fillvalue="")
     )
     return train, evaluation

@@ -17,6 +17,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.model import Match, from_torchvision, load_fitting, match
 from resnet_dist.runs.storage.open import is_url
 from resnet_dist.train.checkpoint.folder import DamagedCheckpoint, read_newest
+from resnet_dist.train.start.shapes import shapes_only
 
 TORCHVISION = "torchvision:"
 # The share of the model, and of the weights, that must fit, heads not counted: room for a new stem or added layers.
@@ -68,7 +69,7 @@ def read_shapes(source: str) -> Weights:
     from torchvision.models import get_model
 
     _torchvision_weights(source)
-    with torch.device("meta"):
+    with shapes_only():
         return from_torchvision(get_model(_torchvision_name(source)).state_dict())
 
 

@@ -20,6 +20,7 @@ from resnet_dist.model import FastResNet, build_model, match, whitening_filters
 from resnet_dist.train.evaluate import evaluation_loader
 from resnet_dist.train.optim.build import build_optimizer
 from resnet_dist.train.start.init_from import Weights, check_match, load_weights, read_shapes, read_weights
+from resnet_dist.train.start.shapes import shapes_only
 from resnet_dist.train.state.ema import build_ema
 from resnet_dist.train.state.meter import Meter
 from resnet_dist.train.state.train_state import TrainState, build_scaler
@@ -56,7 +57,7 @@ def check_init_from(recipe: Recipe, num_classes: int) -> None:
     """Raise UserError where `model.init_from` cannot be read or holds another network. Cheap: nothing is downloaded."""
     source = recipe.model.init_from
     if source is not None:
-        with torch.device("meta"):  # the check needs names and shapes only
+        with shapes_only():
             model = build(recipe, num_classes)
         check_match(source, match(model, read_shapes(source)))
 

@@ -20,9 +20,8 @@ WORK_PER_THREAD = 50e6
 def choose_threads(recipe: Recipe, world_size: int, cpus: int) -> int:
     """Return the number of threads, at most `cpus`, for a rank of `world_size` that trains on its CPUs."""
     data = recipe.data
-    with torch.device("meta"):
-        # The number of classes changes the last of many layers alone.
-        model = build_model(**recipe.model.options(), in_channels=data.channels, num_classes=10)
+    # The number of classes changes the last of many layers alone.
+    model = build_model(**recipe.model.options(), in_channels=data.channels, num_classes=10, seed=0)
     batch = data.micro_batch_size or max(1, data.global_batch_size // world_size)
     work = work_per_layer(model, channels=data.channels, size=data.image_size, batch=batch)
     return max(1, min(cpus, int(work / WORK_PER_THREAD)))
@@ -31,7 +30,7 @@ def choose_threads(recipe: Recipe, world_size: int, cpus: int) -> int:
 def work_per_layer(model: nn.Module, *, channels: int, size: int, batch: int) -> float:
     """Return the multiplications of a forward pass, as a mean over the layers that multiply by weights.
 
-    model: on the meta device. channels, size: of the images, size in pixels; batch: the number of images.
+    channels, size: of the images, size in pixels; batch: the number of images.
     """
     works: list[int] = []
 
@@ -41,6 +40,8 @@ def work_per_layer(model: nn.Module, *, channels: int, size: int, batch: int) ->
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(count)
+    # One image, really computed: a forward pass on the meta device imports torch's compiler, which takes longer. Evaluation:
+    # in training, batch norm refuses a single image of which one pixel is left.
     with torch.no_grad():
-        model(torch.empty(batch, channels, size, size, device="meta"))
-    return sum(works) / len(works)
+        model.eval()(torch.zeros(1, channels, size, size))
+    return batch * sum(works) / len(works)

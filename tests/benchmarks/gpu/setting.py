@@ -15,7 +15,7 @@ from resnet_dist.config import Recipe, load_recipe
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.world import World
 from tests.paths import JOBS
 

@@ -14,7 +14,7 @@ from resnet_dist.data.batches import resident
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.order.samples import PADDING
 from tests.data.conftest import CLASSES, data_of, global_batches, loaders, picture, write_shards

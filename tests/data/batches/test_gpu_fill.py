@@ -15,12 +15,12 @@ from PIL import Image
 from resnet_dist.config import Data, Recipe
 from resnet_dist.data.batches import loader as loaders
 from resnet_dist.data.batches.loader import Batch, Loader
-from resnet_dist.data.images.decode import Box
 from resnet_dist.data.images.device.codec import NvCodec
+from resnet_dist.data.images.opened import Box
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import RecipeError, UserError
 from resnet_dist.order.samples import PADDING, Order
 from resnet_dist.train import loop

@@ -19,7 +19,7 @@ from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import RecipeError
 from resnet_dist.order.samples import Order
 from resnet_dist.order.shares import Share

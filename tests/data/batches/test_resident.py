@@ -10,7 +10,7 @@ from resnet_dist.data.batches import resident
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.system.memory import available_memory
 from tests.data.conftest import data_of, loaders, write_shards

@@ -17,7 +17,7 @@ from resnet_dist.data.images.view import resize
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import RecipeError
 from resnet_dist.order.samples import PADDING, Order
 from resnet_dist.order.sizes import Sizes

@@ -242,7 +242,7 @@ def test_beta_up_to_2_draws_what_it_always_drew() -> None:
         ({"cache": "ram", "crop": "random-resized-crop"}, "cache='ram'.*crop='random-resized-crop'"),
         ({"cache": "device", "policy": "rand-augment"}, "cache='device'.*policy='rand-augment'"),
         ({"cache": "device", "color_jitter": 0.1}, "color_jitter=0.1"),
-        ({"mixup": 0.2, "micro_batch_size": 1}, "mixup=0.2.*micro_batch_size=1"),
+        ({"mixup": 0.2, "micro_batch_size": 1, "lanes": 128}, "mixup=0.2.*micro_batch_size=1"),
         ({"cutmix": 1.0, "global_batch_size": 1, "lanes": 1}, "cutmix=1.0.*global_batch_size=1"),
     ],
 )

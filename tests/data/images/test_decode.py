@@ -16,11 +16,12 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from resnet_dist.config import Data
-from resnet_dist.data.images import decode
 from resnet_dist.data.images.crop import random_box, to_sizes
-from resnet_dist.data.images.decode import Box, open_image, scale_for
+from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.draws import randomness
+from resnet_dist.data.images.jpeg import crops
 from resnet_dist.data.images.jpeg import header as jpeg_header
+from resnet_dist.data.images.opened import Box, scale_for
 from resnet_dist.data.images.view import middle, resize
 from tests.data.conftest import decode_image
 from tests.data.images.pictures import jpeg, photo, saved
@@ -85,8 +86,8 @@ def test_only_the_part_that_a_crop_needs_is_decoded(monkeypatch: pytest.MonkeyPa
 
         return record
 
-    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", recorded(decode.simplejpeg.decode_jpeg))
-    monkeypatch.setattr(decode, "decode_region", recorded(decode.decode_region))
+    monkeypatch.setattr(crops.simplejpeg, "decode_jpeg", recorded(crops.simplejpeg.decode_jpeg))
+    monkeypatch.setattr(crops, "decode_region", recorded(crops.decode_region))
     image = open_image(jpeg(photo(496, 304)), 3)
     for box, size in ((Box(5, 9, 16, 200), 224), (Box(0, 0, 496, 304), 224), (Box(0, 0, 304, 304), 76)):
         image.pixels(box, size)
@@ -104,7 +105,7 @@ def test_a_machine_without_the_region_decoder_gets_the_same_pixels(
     rng = np.random.default_rng(0)
     boxes = [random_box(211, 307, 224, draws) for draws in rng.random((40, 40))]
     ours = [open_image(data, 3).pixels(box, 224).copy() for box in boxes]
-    monkeypatch.setattr(decode, "decode_region", lambda *arguments: None)
+    monkeypatch.setattr(crops, "decode_region", lambda *arguments: None)
     for box, pixels in zip(boxes, ours, strict=True):
         assert np.array_equal(open_image(data, 3).pixels(box, 224), pixels)
 
@@ -138,7 +139,7 @@ def test_a_file_damaged_in_its_middle_is_bad_as_a_whole_and_may_be_good_for_a_cr
     image = open_image(data, 3)
     if find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None:
         assert np.array_equal(image.pixels(above, 224), plain)
-    monkeypatch.setattr(decode, "decode_region", lambda *arguments: None)
+    monkeypatch.setattr(crops, "decode_region", lambda *arguments: None)
     for box in (above, Box(300, 200, 90, 90)):
         with pytest.raises(ValueError, match="not a readable image"):
             image.pixels(box, 224)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_dist.config.data import MAX_PIXELS, Data
+from resnet_dist.config import Data
+from resnet_dist.config.data.reading import MAX_PIXELS
 from resnet_dist.data.images import pillow_decode
 from resnet_dist.data.images.crop import random_box, to_sizes
-from resnet_dist.data.images.decode import Box, open_image, whole
+from resnet_dist.data.images.decode import open_image, whole
 from resnet_dist.data.images.metadata import orient
+from resnet_dist.data.images.opened import Box
 from resnet_dist.data.images.view import middle
 from tests.data.conftest import data_of, decode_image
 from tests.data.images.pictures import jpeg, photo, saved

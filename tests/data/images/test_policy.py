@@ -13,8 +13,8 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from resnet_dist.config import Data
 from resnet_dist.data.images.augment import recolored
-from resnet_dist.data.images.decode import Pixels
 from resnet_dist.data.images.draws import randomness
+from resnet_dist.data.images.opened import Pixels
 from resnet_dist.data.images.policy.apply import apply, rand_augment, trivial_augment
 from resnet_dist.data.images.policy.operations import Canvas, operate
 from resnet_dist.data.images.policy.spaces import (

@@ -20,7 +20,7 @@ from resnet_dist.data.prepare.sources import open_source
 from resnet_dist.data.prepare.split import Prepared, prepare_splits
 from resnet_dist.data.prepare.write import PrepareOptions
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from resnet_dist.train.checkpoint.load import load_model
 from resnet_dist.train.loop import train

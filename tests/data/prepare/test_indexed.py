@@ -18,7 +18,7 @@ from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import Index, Shard, read_index, write_index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.prepare.trees import image, write, write_classes
 

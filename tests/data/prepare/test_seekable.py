@@ -15,9 +15,10 @@ import simplejpeg
 from PIL import Image
 
 from resnet_dist.data.findings import REPORT_NAME
-from resnet_dist.data.images.decode import Box, open_image
+from resnet_dist.data.images.decode import open_image
 from resnet_dist.data.images.jpeg.header import parse_header
 from resnet_dist.data.images.jpeg.seekable import TABLE_NAME
+from resnet_dist.data.images.opened import Box
 from resnet_dist.data.prepare import seekable
 from resnet_dist.data.prepare.output import PLAN_NAME
 from resnet_dist.data.prepare.seekable import NOT_JPEG, REFUSED, SMALL, make_seekable, reason_unchanged
@@ -201,6 +202,23 @@ def test_a_missing_program_is_named_before_anything_is_written(
     with pytest.raises(UserError, match="--seekable needs .* jpegtran, .* install libjpeg-turbo-progs"):
         prepared(tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_complete_set_needs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "in/a/photo.jpg", original())
+    with monkeypatch.context() as patch:
+        with_transform(patch, marked)
+        first = prepared(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    again = prepared(tmp_path)
+    assert (again.index, again.findings) == (first.index, first.findings)
+    with pytest.raises(
+        UserError, match="holds shards that were prepared with quality=92; give another folder"
+    ):
+        prepared(tmp_path, quality=50)
+    source = open_source(str(tmp_path / "in"))
+    with pytest.raises(UserError, match="--seekable needs"):  # The other split is to be written.
+        prepare_splits(source, tmp_path / "out", PrepareOptions(shards=1, seekable=True))
 
 
 def test_a_program_that_fails_or_complains_changes_nothing(

@@ -13,7 +13,7 @@ from resnet_dist.data.shards.labels import LabelError, class_difference, class_i
 from resnet_dist.data.shards.names import class_names, expand
 from resnet_dist.data.shards.reader import BadSample, ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.driver.preflight import _check_classes_agree
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_members
@@ -130,6 +130,20 @@ def test_labels_from_1_are_refused_unless_empty_classes_are_allowed(
     index, _ = build_index(shards, tmp_path, limits, options=IndexOptions(allow_empty=True))
     assert len(index.classes) == 4
     assert len(build_index(shards, tmp_path, limits, classes=class_names("10"))[0].classes) == 10
+
+
+def test_a_split_of_shards_that_have_none_is_refused(tmp_path: Path, limits: CacheLimits) -> None:
+    write_labelled(tmp_path, [b"0", b"1"])
+    build_index(expand([str(tmp_path)]), tmp_path, limits)
+    for name in (tmp_path, tmp_path / "index.json"):
+        with pytest.raises(UserError, match=r"--split val: .* has no splits, which timm's _info.json has"):
+            expand([str(name)], "val")
+
+
+@pytest.mark.parametrize("count", ["1000001", "99999999999", "9" * 5000])
+def test_a_number_of_classes_that_no_set_has_is_refused(count: str) -> None:
+    with pytest.raises(UserError, match=f"--classes {count[:40]}: an index has at most 1,000,000 classes"):
+        class_names(count)
 
 
 def test_a_list_that_differs_is_named_with_the_flag_that_mends_it(

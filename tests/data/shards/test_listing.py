@@ -17,7 +17,7 @@ from resnet_dist.data.shards.index import check_shards, read_index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_members, write_shards
 from tests.data.servers import file_server

@@ -18,7 +18,7 @@ from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.tar import TarError, group_samples
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_members
 from tests.paths import FUZZ_FACTOR

@@ -17,7 +17,7 @@ from resnet_dist.data.shards.offsets import offset_files, read_idx
 from resnet_dist.data.shards.output import place_of_index
 from resnet_dist.data.shards.reader import RawSample, ShardReader
 from resnet_dist.data.shards.verify import verify_index
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 from tests.data.conftest import encoded, picture, write_members, write_shards
 

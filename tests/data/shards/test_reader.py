@@ -27,7 +27,7 @@ from resnet_dist.data.shards import reader as reader_module
 from resnet_dist.data.shards.index import IndexMismatch, check_shards, read_index
 from resnet_dist.data.shards.offsets import idx_path, read_idx
 from resnet_dist.data.shards.reader import ShardReader
-from resnet_dist.data.storage.shard_cache import CacheLimits
+from resnet_dist.data.storage.cache.folder import CacheLimits
 from resnet_dist.errors import UserError
 
 NO_CACHE = CacheLimits(Path("/nowhere"), 1, 1.0)  # plain tars on this machine are not cached

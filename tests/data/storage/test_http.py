@@ -16,7 +16,9 @@ from resnet_dist.data.shards.index import IndexMismatch, read_index
 from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.verify import verify_index
 from resnet_dist.data.storage import http, retry, transfer
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, StoredFile
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import StoredFile
 from resnet_dist.data.storage.transfer import exists, read_bytes
 from resnet_dist.data.storage.urls import file_name, join, local_path, path_of, request_url, shown, unsigned
 from resnet_dist.errors import StorageError, UserError

@@ -30,7 +30,9 @@ from resnet_dist.data.shards.names import expand
 from resnet_dist.data.shards.reader import ShardReader
 from resnet_dist.data.shards.verify import verify_index
 from resnet_dist.data.storage import http, retry, transfer
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache, StoredFile
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
+from resnet_dist.data.storage.stored_file import StoredFile
 from resnet_dist.data.storage.transfer import read_bytes
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.system.files import checksum
@@ -192,7 +194,8 @@ PROCESS = """
 import sys
 from pathlib import Path
 from resnet_dist.data.shards.index import read_index
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.shard_cache import ShardCache
 cache = ShardCache(CacheLimits(Path(sys.argv[2]), 2**30, 30.0))
 for shard in read_index(sys.argv[1]).shards:
     print(len(cache.path(shard).read_bytes()))

@@ -19,7 +19,8 @@ from tests.paths import ROOT
 
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
 HOST = "127.0.0.10"  # Another head on this machine is not likely to use it.
-SECONDS = 150.0  # limit for each wait
+SECONDS = 400.0  # limit for each wait
+STARTS = 3
 
 
 @dataclass
@@ -42,20 +43,28 @@ class Head:
             f"--node-ip-address {HOST} --dashboard-port {dashboard} --ray-client-server-port {client} "
             f"--dashboard-agent-listen-port {agent} --object-store-memory {2**27}"
         )
-        process = subprocess.Popen(
-            shlex.split(command),
-            cwd="/",
-            env=self.variables,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = self._begin(shlex.split(command))
         try:
-            wait_until(lambda: process.poll() is None and self._answers())
             yield process
         finally:
-            process.terminate()
-            process.wait(60)
+            _end(process)
+
+    def _begin(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Return a head that answers; Ray gives its parts 30 s to begin, too few on a busy machine, so that it may end first."""
+        log = self.folder / "head.log"
+        for _ in range(STARTS):
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    command, cwd="/", env=self.variables, stdout=file, stderr=file, start_new_session=True
+                )
+            try:
+                wait_until(lambda process=process: process.poll() is not None or self._answers())  # type: ignore[misc]
+            except BaseException:
+                _end(process)
+                raise
+            if process.poll() is None:
+                return process
+        raise AssertionError(f"the head ended {STARTS} times: {log.read_text()[-2000:]}")
 
     def ask(self, path: str) -> str:
         """Return the answer of the dashboard."""
@@ -89,6 +98,11 @@ class Head:
         process = self.start(*words)
         output, _ = process.communicate(timeout=2 * SECONDS)
         return process.returncode, output
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(60)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:

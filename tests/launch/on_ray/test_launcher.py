@@ -54,7 +54,7 @@ def main_command() -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_readmes_main_command(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     process = start(main_command(), tmp_path)
@@ -83,7 +83,7 @@ def processes_of(session: int) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_ctrl_c_checkpoints_and_a_failing_rank_is_reported_once(tmp_path: Path, digits_data: Path) -> None:
     shutil.copytree(digits_data, tmp_path / "output/data/digits")
     command = [
@@ -184,7 +184,7 @@ def answers(address: str) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_submit_to_a_real_head(tmp_path: Path, head: tuple[str, dict[str, str]]) -> None:
     address, environment = head
     recipe = str(ROOT / "jobs/digits.py")

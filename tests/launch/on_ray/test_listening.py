@@ -15,7 +15,7 @@ import pytest
 from tests.launch.jobs.real_head import PLAIN, read_until
 from tests.paths import ROOT
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def processes_with(variable: str) -> Iterator[psutil.Process]:

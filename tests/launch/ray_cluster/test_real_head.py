@@ -95,7 +95,7 @@ def refusal(folder: Path, command: str, environment: dict[str, str]) -> str:
         env={**PLAIN, "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     output = done.stdout + done.stderr
@@ -106,7 +106,7 @@ def refusal(folder: Path, command: str, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_a_real_cluster_is_called_what_it_is(tmp_path: Path, head: Head) -> None:
     recipe = str(ROOT / "jobs/digits.py")
 

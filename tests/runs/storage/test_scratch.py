@@ -10,9 +10,11 @@ import pytest
 from filelock import FileLock
 
 from resnet_dist.runs.storage.scratch import (
+    LOG_SECONDS,
     RECENT_SECONDS,
     SCRATCH_VARIABLE,
     fetched_folder,
+    log_folder,
     written_folder,
 )
 from resnet_dist.system.locks import lock_of
@@ -60,3 +62,15 @@ def test_what_was_fetched_goes_with_its_lock(scratch: Path) -> None:
     with FileLock(begun):
         fetched_folder("run", "step-5")
         assert names(run) == ["step-2", "step-2.lock", "step-4.lock"]
+
+
+def test_what_a_person_keeps_there_stays(scratch: Path) -> None:
+    """RESNET_DIST_SCRATCH may name a folder that is used for more."""
+    for name in ("fetched/data/photos", "logs/of-another-program", "logs/0123456789abcdef"):
+        folder = scratch / name
+        filled(folder, LOG_SECONDS + RECENT_SECONDS)
+        lock_of(folder).unlink()
+    fetched_folder("run", "step-1")
+    log_folder("f" * 16)
+    assert names(scratch / "fetched/data") == ["photos"]
+    assert names(scratch / "logs") == ["f" * 16, "of-another-program"]

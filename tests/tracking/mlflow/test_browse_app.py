@@ -21,7 +21,9 @@ from resnet_dist.tracking.mlflow.browse.app import create_app
 
 assert "mlflow" not in __import__("sys").modules
 client = TestClient(create_app(), base_url="http://localhost")
-page = client.get("/").text
+answer = client.get("/")
+page = answer.text
+print(answer.status_code, page.count("<script>"), "mlflow.workflowType_v1" in page, "x-frame-options" in answer.headers)
 script = page.split('src="')[1].split('"')[0]
 answer = client.get("/" + script)
 print(answer.status_code, len(answer.content) > 1_000_000, answer.headers["cache-control"], "etag" in answer.headers)
@@ -33,7 +35,9 @@ print(client.get("/static-files/missing.js").status_code, client.get("/health").
 def test_the_application_is_mlflows_with_static_files_of_its_own() -> None:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.stdout == "200 True public, max-age=2419200 True\n404 OK True\n", done.stderr
+    assert done.stdout == ("200 1 True True\n200 True public, max-age=2419200 True\n404 OK True\n"), (
+        done.stderr
+    )
 
 
 def test_the_installed_package_names_the_application() -> None:

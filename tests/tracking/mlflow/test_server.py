@@ -111,7 +111,7 @@ def test_a_server_that_comes_and_goes_gets_everything_once(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_server_that_is_down_from_start_to_end_gets_everything_once(
     server: MlflowServer, digits_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,6 +266,23 @@ def test_a_warmup_that_is_longer_than_the_run_is_reported(digits_recipe: Recipe)
     ]
 
 
+def test_what_a_run_ends_before_and_what_nothing_reads_is_reported(digits_recipe: Recipe) -> None:
+    reporter = RecordingReporter()
+    steps = ["schedule.decay=step", 'schedule.milestones=["50 percent", "24 steps", "3 epochs"]']
+    check_data(
+        digits_recipe.with_overrides(
+            [*steps, "optim.nesterov=false", "optim.sgd_momentum=0", "train.length=24 steps"]
+        ),
+        reporter,
+        is_new=True,
+    )
+    assert reporter.notes == [
+        "optim.sgd_momentum=0.0 is not read with optim.optimizer='sgd', only with 'muon'",
+        "schedule.milestones: '24 steps', '3 epochs' are not before the end of train.length='24 steps': the rate does not "
+        "fall there",
+    ]
+
+
 LENGTHS = ["train.length=14 steps", "train.log_every=1 steps", "train.eval_every=7 steps"]
 
 

@@ -16,9 +16,7 @@ from resnet_dist.world import World
 
 
 def test_the_work_is_that_of_layers_which_multiply_by_weights() -> None:
-    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 10)).to(
-        "meta"
-    )
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 10))
     convolution, linear = 6 * 4 * 25 * 2 * 9, 6 * 10 * 100
     assert work_per_layer(net, channels=2, size=5, batch=6) == (convolution + linear) / 2
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.dlpack import from_dlpack
 
-from resnet_dist.data.images.decode import Box
 from resnet_dist.data.images.jpeg.region import ON_CPU, ON_GPU, import_codec
+from resnet_dist.data.images.opened import Box
 from resnet_dist.errors import UserError
 
 # Chroma is enlarged as libjpeg-turbo does: linearly, not by repeating each value.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.config import Data
-from resnet_dist.data.images.decode import Pixels
+from resnet_dist.data.images.opened import Pixels
 from resnet_dist.data.images.policy.operations import Canvas, Interpolation, on_tensor, operate
 from resnet_dist.data.images.policy.spaces import (
     BINS,

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from resnet_dist.data.images.decode import Pixels
+from resnet_dist.data.images.opened import Pixels
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 SOLARIZE_ADD_THRESHOLD = 128  # Darker pixels become lighter.

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from resnet_dist.config import Recipe
 from resnet_dist.model import build_model, count_parameters
+from resnet_dist.train.start.shapes import shapes_only
 
 MAX_CLASSES_NAMED = 100
 METRICS = ("eval/top1", "eval/top5", "eval/loss", "eval/samples", "eval/bad_samples")
@@ -39,9 +40,8 @@ def card(
 
 def _summary(recipe: Recipe, classes: Sequence[str], step: int) -> str:
     data = recipe.data
-    network = build_model(
-        **recipe.model.options(), in_channels=data.channels, num_classes=len(classes), seed=0
-    )
+    with shapes_only():
+        network = build_model(**recipe.model.options(), in_channels=data.channels, num_classes=len(classes))
     kind = "grey" if data.channels == 1 else "RGB"
     return (
         f"Classifies an image as one of {len(classes):,} classes. A {recipe.model.name} of "

@@ -33,8 +33,8 @@ TOP_K = 5  # the default of `top_k`, which serve.py repeats
 REQUIREMENTS = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "safetensors", "mlflow")
 # The modules of resnet_dist/data/images from the bytes of a file to the input of the network.
 CARRIED = (
-    *("__init__", "decode", "formats", "metadata", "pillow_decode", "view"),
-    *("jpeg/__init__", "jpeg/header", "jpeg/region", "jpeg/seekable"),
+    *("__init__", "decode", "formats", "metadata", "opened", "pillow_decode", "view"),
+    *("jpeg/__init__", "jpeg/crops", "jpeg/header", "jpeg/region", "jpeg/scales", "jpeg/seekable"),
 )
 
 

@@ -11,8 +11,8 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.data.images import decode
-from resnet_dist.data.images.decode import Box, Pixels, open_image, scale_for
+from resnet_dist.data.images.decode import open_image
+from resnet_dist.data.images.jpeg import crops, scales
 from resnet_dist.data.images.jpeg.header import parse_header
 from resnet_dist.data.images.jpeg.seekable import (
     choose_interval,
@@ -21,6 +21,7 @@ from resnet_dist.data.images.jpeg.seekable import (
     read_layout,
     with_table,
 )
+from resnet_dist.data.images.opened import Box, Pixels, scale_for
 from tests.data.images.pictures import jpeg, photo
 
 # Color sampling: what Pillow writes, and the byte that makes it another one. The codes of a block are in the same
@@ -155,7 +156,8 @@ def test_the_decoder_of_crops_decodes_no_more_than_a_part(
     class Recorded:
         is_jpeg, decode_jpeg = staticmethod(simplejpeg.is_jpeg), staticmethod(record)
 
-    monkeypatch.setattr(decode, "simplejpeg", Recorded)
+    for module in (crops, scales):
+        monkeypatch.setattr(module, "simplejpeg", Recorded)
     box = Box(image.height // 2, image.width // 2, image.height // 8, image.width // 8)
     found = open_image(image.data, 3).pixels(box, 4096)
     assert np.array_equal(found, everything[box.top : box.top + box.height, box.left : box.left + box.width])

@@ -36,7 +36,7 @@ def evaluators(session: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_killed_and_interrupted_each_step_is_evaluated_once(digits_data: Path, tmp_path: Path) -> None:
     settings = {
         "data.train": f"{digits_data}/train",

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from resnet_dist.data.storage.quota import Quota
+from resnet_dist.data.storage.cache.quota import Quota
 from resnet_dist.data.storage.retry import Patience, found_no_room
 from resnet_dist.errors import StorageError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from resnet_dist.data.storage.cache_files import COMING, LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
+from resnet_dist.data.storage.cache.folder import COMING, LOCK, RAW, RAW_PARTIAL, SUM, TAR, TAR_PARTIAL
 from resnet_dist.data.storage.retry import Patience
 from resnet_dist.data.storage.transfer import POLL_SECONDS, size_of
 from resnet_dist.data.storage.urls import IDX_SUFFIX, shown

@@ -15,10 +15,11 @@ from filelock import FileLock
 from resnet_dist.data.shards.build import build_index
 from resnet_dist.data.shards.index import read_index
 from resnet_dist.data.shards.names import expand
-from resnet_dist.data.storage import quota as quota_module
-from resnet_dist.data.storage import shard_cache as shard_cache_module
-from resnet_dist.data.storage.quota import Quota
-from resnet_dist.data.storage.shard_cache import CacheLimits, ShardCache
+from resnet_dist.data.storage.cache import fetch as fetch_module
+from resnet_dist.data.storage.cache import quota as quota_module
+from resnet_dist.data.storage.cache.folder import CacheLimits
+from resnet_dist.data.storage.cache.quota import Quota
+from resnet_dist.data.storage.shard_cache import ShardCache
 from resnet_dist.errors import StorageError
 from tests.data.conftest import write_shards
 from tests.data.servers import file_server
@@ -178,7 +179,7 @@ def test_shards_fetched_side_by_side_stay_within_the_limit(
     sizes = sorted(path.stat().st_size for path in folder.glob("*.tar"))
     max_bytes = sizes[-1] + sizes[-2]
     count, guard, totals = 0, threading.Lock(), []
-    fetch: Callable[..., None] = shard_cache_module.fetch_file
+    fetch: Callable[..., None] = fetch_module.fetch_file
 
     def watched(url: str, partial: Path, *, num_bytes: int, **options: object) -> None:
         """Record the bytes in the cache plus those on their way in any thread."""
@@ -190,7 +191,7 @@ def test_shards_fetched_side_by_side_stay_within_the_limit(
         with guard:
             count -= num_bytes
 
-    monkeypatch.setattr(shard_cache_module, "fetch_file", watched)
+    monkeypatch.setattr(fetch_module, "fetch_file", watched)
     with file_server(folder) as server:
         shards = read_index(server.url).shards
         cache = ShardCache(replace(limits, max_bytes=max_bytes))
