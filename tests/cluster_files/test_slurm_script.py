@@ -99,10 +99,10 @@ def test_slurm_starts_a_head_again_that_ray_gave_up(
 
 
 @pytest.mark.parametrize(("code", "repeated"), [(2, "error: no such recipe\n"), (1, ""), (0, "")])
-def test_the_result_stands_below_the_lines_of_ray_and_slurm(
-    tmp_path: Path, code: int, repeated: str
-) -> None:
-    before = "error: of an earlier start\nasking Slurm to queue the job again; the next start continues run x\n"
+def test_the_result_stands_below_the_lines_of_ray_and_slurm(tmp_path: Path, code: int, repeated: str) -> None:
+    before = (
+        "error: of an earlier start\nasking Slurm to queue the job again; the next start continues run x\n"
+    )
     says = "error: no such recipe" if code == 2 else "a line"
     variables = {"ADDRESSES": "192.0.2.1", "NODE": "0", "SAYS": says, "CODE": str(code)}
     ended, log, _ = run_slurm_script(tmp_path, before, **variables)
