@@ -10,6 +10,8 @@ import pytest
 from resnet_dist.signal_at_start import is_command
 from tests.paths import ROOT
 
+# The tests may run in the background of a script, whose shell ignores SIGINT.
+HEEDED = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
 
 
@@ -41,7 +43,7 @@ def test_a_command_that_imports_ends_with_one_line(
     name: str, last: str, code: int, lines: list[str] | None
 ) -> None:
     """A command that has begun, and another program, get KeyboardInterrupt as usual."""
-    program = f"import sys\nsys.argv[0] = {name!r}\nimport resnet_dist\n{last}"
+    program = f"{HEEDED}import sys\nsys.argv[0] = {name!r}\nimport resnet_dist\n{last}"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
     )
