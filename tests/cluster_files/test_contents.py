@@ -15,7 +15,7 @@ import sqlalchemy
 import yaml
 from packaging.requirements import Requirement
 
-from resnet_dist.config import load_recipe
+from resnet_dist.config import WorkerRange, load_recipe
 from resnet_dist.driver.gauges import GAUGES
 from tests.cluster_files.files import (
     CLUSTER,
@@ -272,6 +272,17 @@ def test_users_of_the_tracking_stack(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parser = configparser.ConfigParser()
     parser.read(path)
     assert set(parser.sections()) == {"mlflow"}
+
+
+def test_the_recipes_of_the_lines_for_slurm_have_work_for_all_their_ranks() -> None:
+    page = (ROOT / "docs/cluster.md").read_text()
+    header = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text_of("slurm.sbatch"), re.M))
+    lines = re.findall(r"^(?:[A-Z]+=\S+ )?sbatch (.*?)cluster/slurm\.sbatch (\S+) ", page, re.M)
+    assert len(lines) == 4
+    for options, recipe in lines:
+        given = header | dict(re.findall(r"--([\w-]+)=(\S+)", options))
+        ranks = int(given["nodes"]) * (int(given["gpus-per-node"]) or 1)
+        WorkerRange.exactly(ranks).sizes(load_recipe(ROOT / recipe))  # Raises UserError.
 
 
 @pytest.mark.parametrize("name", ["skypilot.yaml", "dstack.yaml"])

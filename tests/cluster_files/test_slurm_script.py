@@ -12,7 +12,7 @@ from tests.cluster_files.files import CLUSTER
 
 # Stand-ins of the programs that the script of Slurm calls. The job has been preempted.
 PROGRAMS = {
-    "resnet-dist": "",
+    "resnet-dist": 'echo "$SAYS"; exit ${CODE:-0}',
     # Ray does not start at first; later it runs the words after `--`.
     "ray": """
 echo ray >> $COUNT
@@ -96,3 +96,17 @@ def test_slurm_starts_a_head_again_that_ray_gave_up(
     ended, log, began = run_slurm_script(tmp_path, ADDRESSES="192.0.2.1", NODE="0", FAILS=str(fails))
     assert (ended, began) == (code, starts), log
     assert log.count("Ray has not started on h2") == min(fails, 3)
+
+
+@pytest.mark.parametrize(("code", "repeated"), [(2, "error: no such recipe\n"), (1, ""), (0, "")])
+def test_the_result_stands_below_the_lines_of_ray_and_slurm(tmp_path: Path, code: int, repeated: str) -> None:
+    before = (
+        "error: of an earlier start\nasking Slurm to queue the job again; the next start continues run x\n"
+    )
+    says = "error: no such recipe" if code == 2 else "a line"
+    variables = {"ADDRESSES": "192.0.2.1", "NODE": "0", "SAYS": says, "CODE": str(code)}
+    ended, log, _ = run_slurm_script(tmp_path, before, **variables)
+    assert ended == code
+    result = f"run x-7: exit code {code}\n{repeated}"
+    assert log.partition(f"{says}\n")[2].startswith(result), log
+    assert "of an earlier start" not in log
