@@ -50,7 +50,7 @@ class Settings:
 def work_of(trained: TrainedModel) -> float:
     """Return the multiplications of a layer for one image, as a mean over the layers."""
     data = trained.recipe.data
-    model = copy.deepcopy(trained.model).to("meta")
+    model = copy.deepcopy(trained.model).cpu()
     return work_per_layer(model, channels=data.channels, size=data.evaluation_size, batch=1)
 
 

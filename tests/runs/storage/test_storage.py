@@ -17,6 +17,7 @@ from resnet_dist.runs.storage.bucket_bundles import BucketBundles
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.runs.storage.protocol import Bundles, Storage
 from resnet_dist.runs.storage.scratch import scratch_folder
+from resnet_dist.system.locks import lock_of
 
 COMMIT = "commit.json"
 
@@ -228,6 +229,7 @@ def test_scratch_stays_small(s3, monkeypatch: pytest.MonkeyPatch) -> None:  # ty
     monkeypatch.setattr(scratch, "RECENT_SECONDS", -1.0)
     dead = scratch_folder() / "writing/dead"
     dead.mkdir(parents=True)
+    lock_of(dead).touch()
     for name in ("a", "b", "c"):
         write(bundles, name)
         bundles.fetch(name)

@@ -65,9 +65,9 @@ def test_linear_warmup() -> None:
 
 def test_a_warmup_may_begin_at_its_start_as_pytorchs() -> None:
     theirs = pytorch(lambda o: lr_scheduler.LinearLR(o, start_factor=0.01, total_iters=10))
-    ours = rates(Schedule(warmup_start=0.01, warmup_at_start=True), warmup=10)
+    ours = rates(Schedule(warmup="10 steps", warmup_start=0.01, warmup_at_start=True), warmup=10)
     assert ours[:11] == pytest.approx(theirs[:11])
-    cosine = rates(Schedule(warmup_shape="cosine", warmup_at_start=True), warmup=10)
+    cosine = rates(Schedule(warmup="10 steps", warmup_shape="cosine", warmup_at_start=True), warmup=10)
     assert cosine[:11] == pytest.approx(
         [PEAK * (1 - math.cos(math.pi * step / 10)) / 2 for step in range(11)]
     )

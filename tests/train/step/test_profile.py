@@ -143,7 +143,7 @@ def test_the_orders_of_a_rank_name_the_steps(digits_recipe: Recipe, tmp_path: Pa
     [
         *(
             (text, "use two steps, the first from 1, such as 10:20")
-            for text in ("5", "a:b", "0:3", "9:3", "1:-2", "")
+            for text in ("5", "a:b", "0:3", "9:3", "1:-2", ":")
         ),
         ("1:101", "a trace has at most 100 steps, such as 1:10"),
     ],
