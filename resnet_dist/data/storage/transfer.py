@@ -137,9 +137,8 @@ class _StoredObject:
             self._fs, self._path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(f"{patience.url}: {error}") from None
-        except (
-            Exception
-        ) as error:  # Some schemes connect at once, such as ftp, and fail as their library does.
+        # Some schemes connect at once, such as ftp, and fail as their library does.
+        except Exception as error:
             raise StorageError(f"{patience.url}: {str(error) or type(error).__name__}") from error
         self._stream = stream_of(self._fs, self._path)
 

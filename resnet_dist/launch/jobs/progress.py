@@ -26,9 +26,8 @@ _RAY_DUMP = re.compile(
 class Progress:
     """The state of a run as its log has it; None and empty texts where it does not say."""
 
-    is_known: bool = (
-        True  # False: the log could not be read, and the step, if there is one, is that of the run's journal
-    )
+    # False: the log could not be read, and the step, if there is one, is that of the run's journal.
+    is_known: bool = True
     run: str = ""
     step: int | None = None
     total_steps: int | None = None
