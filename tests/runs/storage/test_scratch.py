@@ -64,6 +64,17 @@ def test_what_was_fetched_goes_with_its_lock(scratch: Path) -> None:
         assert names(run) == ["step-2", "step-2.lock", "step-4.lock"]
 
 
+def test_what_was_fetched_goes_where_locks_end_with_their_use(scratch: Path) -> None:
+    """So they do on file systems without flock, where a lock is a file that exists while it is held."""
+    run = scratch / "fetched" / ("f" * 16)
+    for name, age_seconds in (("old", RECENT_SECONDS + 60), ("recent", 0.0), ("in-use", RECENT_SECONDS + 60)):
+        filled(run / name, age_seconds)
+        lock_of(run / name).unlink()
+    with FileLock(lock_of(run / "in-use")):
+        fetched_folder("0" * 16, "step-1")
+        assert names(run) == ["in-use", "in-use.lock", "recent"]
+
+
 def test_what_a_person_keeps_there_stays(scratch: Path) -> None:
     """RESNET_DIST_SCRATCH may name a folder that is used for more."""
     for name in ("fetched/data/photos", "logs/of-another-program", "logs/0123456789abcdef"):
