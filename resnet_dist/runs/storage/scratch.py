@@ -39,6 +39,8 @@ def scratch_folder() -> Path:
     chosen = os.environ.get(SCRATCH_VARIABLE)
     folder = expanded(chosen or DEFAULT_SCRATCH)
     try:
+        if not chosen and not folder.is_absolute():
+            raise FileNotFoundError("this user has no home folder, and a folder called ~ would be made here")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         if chosen:
