@@ -1,6 +1,6 @@
 """Fields that another field's value leaves unread, where the recipe is accepted all the same.
 
-Most of such values are refused when the recipe is built: see `refuse_unread`. These were accepted by version 0.3.0, whose
+Most such values are refused when the recipe is built: see `refuse_unread`. These were accepted by version 0.3.0, whose
 runs and models must load, so they are reported before a run begins.
 """
 

@@ -283,7 +283,7 @@ def test_recipe_files_that_cannot_be_run(tmp_path: Path, text: str, words: str) 
     ("text", "words"),
     [
         ("{", "is no JSON (Expecting property name"),
-        ("[" * 100_000, "is no JSON (maximum recursion depth"),
+        ("[" * 100_000, "is no JSON ("),
         ("[1]", "input should be an object"),
         ('{"name": "x"}', "data is missing"),
     ],

@@ -79,4 +79,5 @@ def grid_scale(box: Box, size: int) -> int:
 
 
 def cut(pixels_HWC: Pixels, box: Box) -> Pixels:
+    """Return a view of the pixels in a box: it is valid as long as they are."""
     return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]

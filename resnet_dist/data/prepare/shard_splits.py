@@ -1,7 +1,7 @@
 """Shards as a source: the index of each split, by the names of its folders, and the folders that have none.
 
 Nothing disappears beside the splits that are found: a half without an index is refused, another folder of a split is a
-finding, and shards without any index are named with the command that makes one.
+finding, and shards without any index are named with the command that makes one, or that finishes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resnet_dist.data.findings import Findings, one_line
+from resnet_dist.data.images.formats import IMAGE_EXTENSIONS
 from resnet_dist.data.prepare.layout import best_eval, is_eval, is_train, only_train
+from resnet_dist.data.prepare.output import LOCK_NAME, PLAN_NAME
 from resnet_dist.data.prepare.scan import Folder, Scan
 from resnet_dist.data.shards.index import INDEX_NAME, SECOND_INDEX_NAME
 from resnet_dist.data.shards.listing import has_shards
@@ -22,6 +24,8 @@ from resnet_dist.errors import UserError
 
 _KINDS = {"train": (is_train, only_train), "eval": (is_eval, best_eval)}
 OTHER_FOLDER = "a folder of a split, beside the one that is used"
+# Not the advice to make an index: that of a part of the shards would lose the others in silence.
+UNFINISHED = "`resnet-dist prepare` has begun to write it and has not ended; repeat that call"
 
 
 def indexes_of(name: str, split: str | None, output: Path | None) -> dict[str, str]:
@@ -74,11 +78,15 @@ def check_indexed(name: str, split: str | None, output: Path | None) -> None:
         if split in (None, "eval", kind) and not any(scan.subfolders(root.sub(folder)) for folder in named):
             bare += [str(Path(name) / folder) for folder in named]
     for place in bare:
-        if has_shards(Path(place)):
-            raise UserError(
-                f"{one_line(place)}: holds tars, but no index; `resnet-dist index {_quoted(place)}` makes one of shards, "
-                "which are a source then; unpack tars of anything else"
+        # A class may be called train or dev, and have an archive beside its images.
+        if has_shards(Path(place)) and not _has_images(Path(place)):
+            advice = (
+                UNFINISHED
+                if _is_unfinished(Path(place))
+                else f"`resnet-dist index {_quoted(place)}` makes one of shards, which are a source then; unpack tars of "
+                "anything else"
             )
+            raise UserError(f"{one_line(place)}: holds tars, but no index; {advice}")
 
 
 def _check_half(name: str, split: str, folder: str, folders: list[str]) -> None:
@@ -88,7 +96,9 @@ def _check_half(name: str, split: str, folder: str, folders: list[str]) -> None:
     without = [path for path in folders if is_other(path) and _has_content(Path(name) / path)]
     if without:
         place = _quoted(str(Path(name) / without[0]))
-        if has_shards(Path(name) / without[0]):
+        if _is_unfinished(Path(name) / without[0]):
+            advice = UNFINISHED
+        elif has_shards(Path(name) / without[0]):
             advice = f"`resnet-dist index {place}` makes one"
         else:
             advice = f"`resnet-dist prepare {place} OUT --split {other}` writes it as shards"
@@ -104,11 +114,29 @@ def _folders(name: str, output: Path | None) -> list[str]:
 
 
 def _has_content(folder: Path) -> bool:
-    """Report whether anything lies in a folder, but for what tools leave behind. One that cannot be read has something."""
+    """Report whether anything lies in a folder, but for hidden files and those of tools, or `prepare` writes it.
+
+    One that cannot be read has something.
+    """
     try:
-        return any(tool_file(path.name) is None for path in folder.iterdir())
+        names = os.listdir(folder)
     except OSError:
         return True
+    seen = (name for name in names if tool_file(name) is None and not name.startswith("."))
+    return any(seen) or _is_unfinished(folder)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Report whether a call of `prepare`, under way or interrupted, has begun to write a folder without an index."""
+    return any((folder / name).exists() for name in (PLAN_NAME, LOCK_NAME))
+
+
+def _has_images(folder: Path) -> bool:
+    """Report whether a folder has files that are named as images. One that cannot be read has none."""
+    try:
+        return any(path.suffix[1:].lower() in IMAGE_EXTENSIONS for path in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _has_index(folder: Path) -> bool:

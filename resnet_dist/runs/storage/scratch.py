@@ -22,12 +22,12 @@ from pathlib import Path
 
 from resnet_dist.errors import StorageError
 from resnet_dist.system.files import expanded, is_disk_full
-from resnet_dist.system.locks import locked_folders, own_folder, remove_unlocked
+from resnet_dist.system.locks import LOCK_SUFFIX, locked_folders, own_folder, remove_unlocked
 
 SCRATCH_VARIABLE = "RESNET_DIST_SCRATCH"
 DEFAULT_SCRATCH = "~/.cache/resnet-dist/scratch"  # beside the shard cache
 RECENT_SECONDS = 600.0  # A fetched bundle is kept for this long after its last use.
-RUN_NAME = re.compile("[0-9a-f]{16}")  # of a run's folder among the logs
+RUN_NAME = re.compile("[0-9a-f]{16}")  # of a run's folder among the logs, and among what was fetched
 LOG_SECONDS = 30 * 24 * 3600.0
 
 
@@ -39,6 +39,8 @@ def scratch_folder() -> Path:
     chosen = os.environ.get(SCRATCH_VARIABLE)
     folder = expanded(chosen or DEFAULT_SCRATCH)
     try:
+        if not chosen and not folder.is_absolute():
+            raise FileNotFoundError("this user has no home folder, and a folder called ~ would be made here")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         if chosen:
@@ -71,12 +73,18 @@ def written_folder() -> Iterator[Path]:
 
 
 def fetched_folder(run: str, name: str) -> Path:
-    """Return the folder, which need not exist, for a bundle of a run; remove others that were not used lately."""
+    """Return the folder, which need not exist, for a bundle of a run; remove others that were not used lately.
+
+    run: 16 hexadecimal digits, as in `log_folder`.
+    """
     fetched = scratch_folder() / "fetched"
     folder = fetched / run / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not what has no lock: a person may have put it there, as the folder above may be one of theirs.
-    for other in locked_folders(fetched.glob("*/*")) - {folder}:
+    paths = [*fetched.glob("*/*")]
+    # Go by the name of the run where there is no lock: without flock, a lock ends with its use. What has neither may be a
+    # person's, as the folder above may be one of theirs.
+    ours = {path for path in paths if RUN_NAME.fullmatch(path.parent.name) and path.suffix != LOCK_SUFFIX}
+    for other in (locked_folders(paths) | ours) - {folder}:
         with suppress(FileNotFoundError):  # A lock alone goes at once, unless its user holds it.
             if time.time() - other.stat().st_mtime <= RECENT_SECONDS:
                 continue

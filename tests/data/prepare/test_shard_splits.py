@@ -79,13 +79,23 @@ def test_a_half_of_shards_without_an_index_is_refused_with_the_command_that_make
 def test_a_preparation_that_has_not_ended_is_no_source(tmp_path: Path) -> None:
     write_shards(tmp_path / "train")
     write(tmp_path / "eval/.plan.json", b"{}")
-    with pytest.raises(UserError, match="eval/ beside it has none"):
+    repeat = "has begun to write it and has not ended; repeat that call"
+    with pytest.raises(UserError, match=f"eval/ beside it has none; .* {repeat}"):
         open_source(str(tmp_path))
+    # An index of these shards alone would lose those that are missing.
+    write(tmp_path / "eval/digits-eval-000000.tar", b"x")
+    with pytest.raises(UserError, match=f"eval/ beside it has none; .* {repeat}"):
+        open_source(str(tmp_path))
+    (tmp_path / "train" / INDEX_NAME).rename(tmp_path / "train/.plan.json")
+    for path, split in ((tmp_path, None), (tmp_path / "eval", "eval")):
+        with pytest.raises(UserError, match=f"holds tars, but no index; .* {repeat}"):
+            open_source(str(path), whole_split=split)
 
 
 def test_an_empty_folder_and_the_output_are_no_half(tmp_path: Path) -> None:
     write_shards(tmp_path / "train")
     write(tmp_path / "val/.DS_Store")
+    write(tmp_path / "val/.gitkeep")
     write_shards(tmp_path / "eval")
     (tmp_path / "eval").rename(tmp_path / "test")
     assert counts(tmp_path, output=tmp_path / "test") == {"train": 8}
@@ -112,6 +122,15 @@ def test_an_archive_beside_images_is_no_set_of_shards(tmp_path: Path) -> None:
     write(tmp_path / "all.tar", b"x")
     write(tmp_path / "test/all.tar", b"x")
     assert counts(tmp_path) == {"train": 4, "eval": 4}
+
+
+def test_a_class_with_the_name_of_a_split_may_have_an_archive(tmp_path: Path) -> None:
+    for name in ("plane", "train"):
+        write(tmp_path / name / "0.JPEG", image(0, "jpeg"))
+        write(tmp_path / name / "1.JPEG", image(1, "jpeg"))
+        write(tmp_path / name / "all.tar", b"x")
+    source = open_source(str(tmp_path))
+    assert source.classes == ("plane", "train")
 
 
 def test_a_source_that_is_none_names_shards_and_their_command(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from resnet_dist.runs.storage.scratch import (
     SCRATCH_VARIABLE,
     fetched_folder,
     log_folder,
+    scratch_folder,
     written_folder,
 )
 from resnet_dist.system.locks import lock_of
@@ -62,6 +63,29 @@ def test_what_was_fetched_goes_with_its_lock(scratch: Path) -> None:
     with FileLock(begun):
         fetched_folder("run", "step-5")
         assert names(run) == ["step-2", "step-2.lock", "step-4.lock"]
+
+
+def test_what_was_fetched_goes_where_locks_end_with_their_use(scratch: Path) -> None:
+    """So they do on file systems without flock, where a lock is a file that exists while it is held."""
+    run = scratch / "fetched" / ("f" * 16)
+    for name, age_seconds in (("old", RECENT_SECONDS + 60), ("recent", 0.0), ("in-use", RECENT_SECONDS + 60)):
+        filled(run / name, age_seconds)
+        lock_of(run / name).unlink()
+    with FileLock(lock_of(run / "in-use")):
+        fetched_folder("0" * 16, "step-1")
+        assert names(run) == ["in-use", "in-use.lock", "recent"]
+
+
+def test_a_user_without_a_home_folder_has_one_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (SCRATCH_VARIABLE, "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # So it does where the user is unknown, too.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert scratch_folder() == tmp_path / f"resnet-dist-{os.getuid()}"
+    assert names(tmp_path) == [f"resnet-dist-{os.getuid()}"]
 
 
 def test_what_a_person_keeps_there_stays(scratch: Path) -> None:

@@ -109,7 +109,7 @@ class JpegImage:
         source = self._source(box, scale)
         pixels: Pixels | None = None
         if isinstance(source, Part):
-            pixels = self._decodecut(source, box, scale)
+            pixels = self._decode_cut(source, box, scale)
         elif source is not None:
             pixels = decode_region(source, box.height, box.width)
         if pixels is not None:
@@ -118,7 +118,7 @@ class JpegImage:
             return cut(self._decode_at(scale), Box(*(edge // scale for edge in box)))
         return cut(self._decode(), box)
 
-    def _decodecut(self, part: Part, box: Box, scale: int) -> Pixels | None:
+    def _decode_cut(self, part: Part, box: Box, scale: int) -> Pixels | None:
         """Return `box` of the part that holds it, at 1/`scale`; None where the part cannot be decoded."""
         try:
             pixels = decode_scaled(part.jpeg, part.height, part.width, self._space, scale)
