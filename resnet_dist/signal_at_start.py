@@ -16,12 +16,13 @@ EXIT_CODE = 130  # errors.INTERRUPTED_EXIT_CODE, which is not imported yet
 def is_command(argv: list[str], original: list[str]) -> bool:
     """Report whether this process was started as `resnet-dist` or `python -m resnet_dist`, from `sys.argv` and `sys.orig_argv`.
 
-    A process that multiprocessing has started has the first word of its parent.
+    Another program may have `-m resnet_dist` among its own words, as pytest may; and a process that multiprocessing has
+    started has the first word of its parent, but was not started with it.
     """
-    if "--multiprocessing-fork" in original:
-        return False
-    words = zip(original, original[1:], strict=False)
-    return os.path.basename(argv[0] if argv else "") == "resnet-dist" or ("-m", "resnet_dist") in words
+    first = argv[0] if argv else ""
+    if first == "-m":  # Python's word for the module until it has found it.
+        return ("-m", "resnet_dist") in zip(original, original[1:], strict=False)
+    return os.path.basename(first) == "resnet-dist" and first in original
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

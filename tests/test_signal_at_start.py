@@ -22,6 +22,8 @@ INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntim
         (["-m", "ui"], ["python", "-P", "-m", "resnet_dist", "ui"], True),
         (["-m"], ["python", "-m", "resnet_dist.launch.preload.server"], False),
         (["/env/bin/resnet-dist"], ["python", "-c", "spawn_main()", "--multiprocessing-fork"], False),
+        (["/env/bin/resnet-dist"], ["python", "-c", "from multiprocessing.forkserver import main"], False),
+        (["/env/bin/pytest"], ["python", "/env/bin/pytest", "-m", "resnet_dist"], False),
         (["train.py"], ["python", "train.py"], False),
         ([""], ["python"], False),
     ],
@@ -43,7 +45,8 @@ def test_a_command_that_imports_ends_with_one_line(
     name: str, last: str, code: int, lines: list[str] | None
 ) -> None:
     """A command that has begun, and another program, get KeyboardInterrupt as usual."""
-    program = f"{HEEDED}import sys\nsys.argv[0] = {name!r}\nimport resnet_dist\n{last}"
+    words = f"sys.argv[0] = {name!r}\nsys.orig_argv = ['python', {name!r}]"
+    program = f"{HEEDED}import sys\n{words}\nimport resnet_dist\n{last}"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
     )

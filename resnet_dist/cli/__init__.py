@@ -27,7 +27,7 @@ import typer
 from resnet_dist.cli.bench import bench_launch, bench_loader, bench_scale, bench_step
 from resnet_dist.cli.data import prepare
 from resnet_dist.cli.indexing import index
-from resnet_dist.cli.main import begin, main
+from resnet_dist.cli.main import HELP_OPTIONS, begin, main
 from resnet_dist.cli.models.evaluate import evaluate
 from resnet_dist.cli.models.explain import explain
 from resnet_dist.cli.models.export import export
@@ -47,7 +47,7 @@ app = typer.Typer(
     help="Distributed training of residual networks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={"help_option_names": sorted(HELP_OPTIONS)},
 )
 app.callback()(begin)
 for command in (

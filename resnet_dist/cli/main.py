@@ -42,6 +42,7 @@ from resnet_dist.system.streams import lost_result, set_end, take_streams
 
 # Time for rank 0 to report a mistake: torchrun ends the other ranks of a node as soon as one has exited.
 RANK_0_SECONDS = 30.0
+HELP_OPTIONS = frozenset({"--help", "-h"})
 _EMPTY_VALUE = re.compile(r"--[a-z-]+=")
 
 
@@ -100,7 +101,7 @@ def _run() -> int:
 
     is_main = is_main_process()
     try:
-        if "--help" not in sys.argv:
+        if HELP_OPTIONS.isdisjoint(sys.argv):
             refuse_empty_words(sys.argv[1:])
             _prepare()
             is_main = is_main_process()  # The variables of a torchrun that has ended are gone.
@@ -125,10 +126,11 @@ def refuse_empty_words(words: Sequence[str]) -> None:
     """Raise UserError for an empty argument: nothing takes one, and as a folder it would be the working folder."""
     for before, word in pairwise(["", *words]):
         if not word or _EMPTY_VALUE.fullmatch(word):
-            named = word.rstrip("=") or (before if before.startswith("-") else "")
+            # An option before it may have no value, as --local; other words before it may have a password.
+            is_option = before.startswith("-") and "=" not in before
+            named = word.rstrip("=") or (f"the word after {before}" if is_option else "an argument")
             raise UserError(
-                f"{named or 'an argument'} is empty, as a variable of the shell that is not set; give a value, or leave "
-                f"{'the option' if named else 'it'} out"
+                f"{named} is empty, as a variable of the shell that is not set; give a value, or leave it out"
             )
 
 

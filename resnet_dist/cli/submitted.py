@@ -30,7 +30,7 @@ def jobs(address: Dashboard = None, as_json: AsJson = False) -> None:
     """List the submitted jobs of a cluster, the newest first."""
     cluster = _connect(address)
     listed = cluster.jobs()
-    # The table needs the newest step alone; a script gets all that whole logs have.
+    # The table needs the newest step alone; a script gets all that whole logs have of jobs that run.
     found = list(zip(listed, cluster.looks(listed, whole=as_json), strict=True))
     need_stdout()
     if as_json:

@@ -24,7 +24,7 @@ from resnet_dist.driver.request import Request
 from resnet_dist.errors import StorageError, UserError
 from resnet_dist.runs.choose import choose_run
 from resnet_dist.runs.folder import RunFolder
-from resnet_dist.system import command
+from resnet_dist.system import command, limit
 from resnet_dist.system.redact import redact
 from resnet_dist.tracking.console import ConsolePublisher
 from resnet_dist.tracking.mlflow.browse.view import VIEW, VIEW_TAG
@@ -180,6 +180,15 @@ def test_a_server_is_browsed_at_the_experiment_in_the_mode_for_training(
         assert browse_line(Path("output"), "digits") == f"\nbrowse     {page}"
         assert browse_line(Path("output"), "other") == f"\nbrowse     {address}"
         assert redact(page) == page  # It is printed as it is.
+
+
+def test_an_interruption_of_the_wait_for_a_server_loses_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float, function: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limit, "within", interrupted)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert browse_line(Path("output"), "digits") == "\nbrowse     http://mlflow:5000"
 
 
 @pytest.mark.parametrize("uri", ["localhost:5000", "./mlruns", "ftp://host"])

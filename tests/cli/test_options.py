@@ -68,11 +68,13 @@ def test_a_url_with_one_slash_is_no_folder() -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["train", DIGITS, "--local", "--output", ""], "--output"),
+        (["train", DIGITS, "--local", "--output", ""], "the word after --output"),
+        (["train", "--local", ""], "the word after --local"),
         (["train", DIGITS, "--address="], "--address"),
         (["train", "", "--local"], "an argument"),
         (["prepare", "digits", ""], "an argument"),
-        (["runs", "show", "a", "--output", ""], "--output"),
+        (["prepare", "--output=s3://anna:hush@host", ""], "an argument"),
+        (["runs", "show", "a", "--output", ""], "the word after --output"),
     ],
 )
 def test_an_empty_word_is_refused(
@@ -134,6 +136,8 @@ def test_what_a_stranger_asks_first(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if words[-1] == "-h":  # It is as fast as --help, which prepares no environment.
+        monkeypatch.setattr(sys.modules[run_command.__module__], "_prepare", None)
     monkeypatch.setattr(sys, "argv", ["resnet-dist", *words])
     assert run_command() == 0
     assert printed in capsys.readouterr().out

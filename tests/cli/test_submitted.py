@@ -133,12 +133,8 @@ def test_where_the_log_is_gone_the_step_is_that_of_the_run_in_its_storage(run: R
         return replace(made, jobs=[*made.jobs, older])
 
     steps = [row.split()[:4] for row in run(lost(), "jobs")[1].splitlines()[1:]]
-    assert [step for *_, step in steps] == [
-        "130",
-        "-",
-        "(exit",
-        "-",
-    ]  # The run has another step than its older job.
+    # The run has another step than its older job.
+    assert [step for *_, step in steps] == ["130", "-", "(exit", "-"]
     code, out, err = run(lost(), "status", "raysubmit_3")
     assert (code, "step       130\n" in out) == (0, True)
     assert err == f"job raysubmit_3 (run done): its log cannot be read, the step is of its run in {output}\n"
@@ -147,21 +143,43 @@ def test_where_the_log_is_gone_the_step_is_that_of_the_run_in_its_storage(run: R
     assert "its steps are not known" in run(refused, "status", "raysubmit_3")[2]
 
 
+def test_an_output_in_the_folder_of_a_job_is_not_that_of_this_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a job that another program than `submit` has submitted."""
+    folder = RunFolder(open_storage(tmp_path / "output").at("runs/done"), "done", None, 1, {})
+    folder.write()
+    with Spool(folder.spool) as spool:
+        spool.log({"train/loss": 0.5}, 131)
+    monkeypatch.chdir(tmp_path)
+    for output, step in (("output", None), (str(tmp_path / "output"), 131)):
+        made = cluster(before=lambda call: fail() if call in ("log", "last lines") else None)
+        metadata = {**(made.jobs[2].metadata or {}), OUTPUT: output}
+        made.jobs[2] = made.jobs[2].model_copy(update={"metadata": metadata})
+        assert json.loads(run(made, "status", "raysubmit_3", "--json")[1])["step"] == step
+
+
 def test_logs_of_ended_jobs_that_do_not_come_hold_up_no_list(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "ENDED_SECONDS", 0.1)
+    monkeypatch.setattr(listing, "LOGS_SECONDS", 0.1)
     answers = threading.Event()
-    first = threading.current_thread()
 
     def before(call: str) -> None:
-        if call == "last lines" and threading.current_thread() is not first:
+        if call in ("log", "last lines"):
             answers.wait(60)
 
-    made = Cluster(jobs=[details("raysubmit_1", "first", state="FAILED", driver_exit_code=1)], before=before)
+    ended = {"state": "FAILED", "driver_exit_code": 1}
+    unnamed = details("raysubmit_2", entrypoint="python -m resnet_dist train x.py --resume", **ended)
+    made = Cluster(jobs=[details("raysubmit_1", "first", number=1, **ended), unnamed], before=before)
     code, out, _ = run(made, "jobs")
     answers.set()
-    assert (code, "raysubmit_1  FAILED (exit code 1)  -" in out) == (0, True)
+    assert code == 0
+    assert [row.split()[:6] for row in out.splitlines()[1:]] == [
+        [name, job, "FAILED", "(exit", "code", "1)"]
+        for name, job in (("first", "raysubmit_1"), ("-", "raysubmit_2"))
+    ]
+    assert out.splitlines()[1].split()[6] == "-"
 
 
 def test_jobs_as_json(run: Run) -> None:

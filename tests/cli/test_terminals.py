@@ -10,12 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pytest
 
+from resnet_dist.cli.models import evaluate
 from resnet_dist.runs.storage.open import open_storage
 from resnet_dist.system.signals import handle_signals
 from resnet_dist.tracking.spool import Follower
@@ -397,3 +400,22 @@ def test_a_loss_that_is_not_finite_under_ray(digits_data: Path, tmp_path: Path) 
     assert "optim.lr" in sentence
     assert "Traceback" not in done.stderr
     assert status_of(tmp_path) == "FAILED"
+
+
+def test_the_bar_of_an_evaluation_ends_with_all_images_or_where_it_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[int] = []
+    monkeypatch.setattr(evaluate, "can_move", lambda console: True)
+    bar = nullcontext(lambda name, done, total: shown.append(done))
+    monkeypatch.setattr(evaluate, "bars", lambda *_: bar)
+    index: Any = SimpleNamespace(num_samples=10)
+    job: Any = SimpleNamespace(
+        trained=SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(global_batch_size=4)))
+    )
+    for error, last in ((None, 10), (OSError("x"), 4)):
+        with suppress(OSError), evaluate._progress(index, job) as show:
+            show(1)
+            if error is not None:
+                raise error
+        assert shown[-1] == last

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.jobs.real_head import wait_until
 from tests.paths import ROOT
 
 # In place of uv: reports what it is asked for, whether Ctrl-C reaches it, and its end; fails where $FAILS is asked for.
@@ -22,32 +23,44 @@ sleep 0.2
 echo "end $*"
 case "$*" in *"$FAILS"*) exit 3 ;; esac
 """
+# Works until Ctrl-C, for a minute at most.
+LONG_UV = """#!/bin/sh
+case "$*" in *pytest*) ;; *) exit 0 ;; esac
+trap 'echo "end $*" >> "$LOG"; exit 2' INT
+echo "begin $*" >> "$LOG"
+for _ in $(seq 600); do sleep 0.1; done
+"""
 NOTHING = "#!/bin/sh\nexit 0\n"
 NO_ROOT = "#!/bin/sh\necho 1000\n"
 
 
-def run(folder: Path, fails: str) -> tuple[int, list[str]]:
-    """Run a copy of .ci/run with programs that do nothing; return its exit code and lines."""
+def start(folder: Path, uv: str, **variables: str) -> subprocess.Popen[str]:
+    """Start a copy of .ci/run with programs that do nothing. uv: the text of the one in place of uv."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
     programs = folder / "programs"
     programs.mkdir()
-    for name, text in (("uv", UV), ("python3", NOTHING), ("pip", NOTHING), ("id", NO_ROOT)):
+    for name, text in (("uv", uv), ("python3", NOTHING), ("pip", NOTHING), ("id", NO_ROOT)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    variables = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "FAILS": fails}
-    done = subprocess.run(
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
         [folder / ".ci/run"],
-        env={**os.environ, **variables},
-        capture_output=True,
+        env={**os.environ, "PATH": path, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
         # A test run in the background ignores it, and so would all that it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert done.stderr == ""
-    return done.returncode, done.stdout.splitlines()
+
+
+def run(folder: Path, fails: str) -> tuple[int, list[str]]:
+    """Run .ci/run to its end; return its exit code and lines."""
+    with start(folder, UV, FAILS=fails) as process:
+        out, err = process.communicate(timeout=60)
+    assert err == ""
+    return process.returncode, out.splitlines()
 
 
 def test_parts_are_printed_whole_and_then_comes_the_command_of_the_readme(tmp_path: Path) -> None:
@@ -83,3 +96,15 @@ def test_a_part_that_fails_is_named_and_the_others_are_shown(tmp_path: Path, fai
     (failed,) = [line for line in lines if line.startswith("failed: ")]
     assert lines[-1] == failed
     assert f"=== {failed.removeprefix('failed: ')}: exit code 3" in lines
+
+
+def test_an_interruption_reaches_all_parts_and_leaves_nothing(tmp_path: Path) -> None:
+    log, kept = tmp_path / "log", tmp_path / "kept"
+    kept.mkdir()
+    with start(tmp_path, LONG_UV, LOG=str(log), TMPDIR=str(kept)) as process:
+        wait_until(lambda: log.exists() and log.read_text().count("begin ") == 2, 60.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    lines = sorted(log.read_text().splitlines())
+    assert [line.partition(" ")[2] for line in lines[:2]] == [line.partition(" ")[2] for line in lines[2:]]
+    assert list(kept.iterdir()) == []

@@ -207,6 +207,8 @@ def _progress(index: Index, job: EvaluationTask) -> Iterator[Callable[[int], Non
     size = job.trained.recipe.data.global_batch_size
     with bars(err, ["evaluate"], "images") as show:
         yield lambda steps: show("evaluate", min(steps * size, index.num_samples), index.num_samples)
+        # The last steps are not counted before the work ends, and never where it fails.
+        show("evaluate", index.num_samples, index.num_samples)
 
 
 def _report_bad(bad: list[str], shards: str) -> None:

@@ -89,12 +89,14 @@ def experiment_page(uri: str, output: Path, experiment: str) -> str:
     """Return the address of an experiment's page; empty where no server answers with one in PAGE_SECONDS."""
     if not uri.startswith(("http://", "https://")):
         return ""
-    from resnet_dist.system.limit import within
-    from resnet_dist.tracking.mlflow.reading import Tracker
-
     try:
+        from resnet_dist.system.limit import within
+        from resnet_dist.tracking.mlflow.reading import Tracker
+
         return within(PAGE_SECONDS, lambda: Tracker.open(output).page_of_experiment(experiment))
-    except Exception:  # A server may fail in any way, and what it did not get is reported elsewhere.
+    # A server may fail in any way, and what it did not get is reported elsewhere. Training has ended: an interruption ends
+    # this wait alone, and the results are printed.
+    except (Exception, KeyboardInterrupt):
         return ""
 
 

@@ -13,7 +13,7 @@ from resnet_dist.launch.jobs.client import NoAnswer, asked, connect, last_lines
 from resnet_dist.launch.jobs.job import Job, find_job, ours
 from resnet_dist.launch.jobs.progress import Progress, person_lines, read_progress
 from resnet_dist.runs.folder import RUNS_FOLDER, read_run
-from resnet_dist.runs.storage.open import open_storage
+from resnet_dist.runs.storage.open import is_url, open_storage
 from resnet_dist.system.limit import within
 from resnet_dist.system.redact import HIDDEN
 from resnet_dist.tracking.spool import last_step
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 TAIL_LINES = 1000
 NUM_READERS = 8  # of logs, at the same time
-# For the logs of all jobs that have ended: nodes that are gone may have had them, and answer no more.
-ENDED_SECONDS = 30.0
+# For the logs of all jobs that have ended, or that name a run: nodes that are gone may have had them, and answer no more.
+LOGS_SECONDS = 30.0
 STORAGE_SECONDS = 10.0  # for the journal of a run whose log is gone
 
 
@@ -45,7 +45,7 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """Return the jobs of this package, the newest first."""
-        return [self._with_run(job) for job in self._listed()]
+        return self._with_runs(self._listed())
 
     def find(self, name: str) -> tuple[Job, str]:
         """Return the job with this id, or of this run, and a note where there are several: see find_job.
@@ -55,7 +55,7 @@ class Cluster:
         jobs = self._listed()
         if not any(name == job.id or (name == job.run and not job.has_ended) for job in jobs):
             # A job that continues the run may be named by its log alone.
-            jobs = [self._with_run(job) for job in jobs]
+            jobs = self._with_runs(jobs)
         job, note = find_job(jobs, name, self.address)
         return self._with_run(job), note
 
@@ -68,7 +68,7 @@ class Cluster:
         """Return what is known of each of these jobs, which are the newest first; None of one that has not begun.
 
         whole: the whole logs of jobs that run, not their ends alone. A job that has ended is not known where all of them
-        take longer than ENDED_SECONDS.
+        take longer than LOGS_SECONDS.
         """
         newest = {job.id for job in {job.run: job for job in reversed(jobs)}.values()}
         ended = [job for job in jobs if job.has_ended]
@@ -88,8 +88,10 @@ class Cluster:
     def of_storage(self, job: Job) -> Progress:
         """Return the step that the journal of a job's run has, as far as this machine sees the storage of the run."""
         unknown = Progress(is_known=False)
-        # With code 2 the job has trained nothing: the run may be another job's.
-        if not job.run or not job.output or HIDDEN in job.output or job.driver_exit_code == 2:
+        # A path that does not begin at the root is one in the folder of the job, and here another one. With code 2 the job
+        # has trained nothing: the run may be another job's.
+        is_whole = is_url(job.output) or job.output.startswith(("/", "file:///"))
+        if not job.run or not is_whole or HIDDEN in job.output or job.driver_exit_code == 2:
             return unknown
 
         def read() -> int | None:
@@ -123,13 +125,23 @@ class Cluster:
         """Return the jobs of this package as the cluster describes them, the newest first."""
         return ours(asked(self.client, self.client.list_jobs))
 
+    def _with_runs(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the jobs as `_with_run` does, those whose logs do not come in LOGS_SECONDS as they are."""
+        found = {job.id: job for job in jobs}
+
+        def look(job: Job) -> None:
+            found[job.id] = self._with_run(job)
+
+        _in_threads(look, [job for job in jobs if not job.run])
+        return [found[job.id] for job in jobs]
+
     def _with_run(self, job: Job) -> Job:
         """Return the job with the name of its run, which the driver chose where `--resume` came without a name."""
         return job if job.run else replace(job, run=self.progress(job).run)
 
 
 def _in_threads(look: Callable[[Job], None], jobs: Sequence[Job]) -> None:
-    """Call a function for each job, of several at the same time; return after ENDED_SECONDS at the latest."""
+    """Call a function for each job, of several at the same time; return after LOGS_SECONDS at the latest."""
     left: SimpleQueue[Job] = SimpleQueue()
     for job in jobs:
         left.put(job)
@@ -145,6 +157,6 @@ def _in_threads(look: Callable[[Job], None], jobs: Sequence[Job]) -> None:
     threads = [threading.Thread(target=work, name="logs", daemon=True) for _ in jobs[:NUM_READERS]]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + ENDED_SECONDS
+    deadline = time.monotonic() + LOGS_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

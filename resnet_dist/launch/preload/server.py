@@ -135,7 +135,8 @@ class Server:
     def _copy(self, connection: socket.socket, streams: list[int], request: dict[str, Any]) -> None:
         """Let a copy of this process become the rank. Raises OSError where the system allows no further process."""
         self._finished = False
-        notes = {f"unended-{pid}": sentence for pid, sentence in self._unended.items()}
+        # With the host: containers on several hosts have the same numbers of processes.
+        notes = {f"unended-{platform.node()}-{pid}": sentence for pid, sentence in self._unended.items()}
         orders = request.setdefault("orders", {})
         orders[NOTES] = {**orders.get(NOTES, {}), **notes}
         pid = os.fork()

@@ -122,7 +122,7 @@ def test_a_killed_rank_that_does_not_end_is_not_waited_for(
         notes = next_orders(serving, socket_path, monkeypatch)[NOTES]
         assert notes.pop("own") == "a note"
         assert [key for key, sentence in notes.items() if sentence.startswith(line)] == [
-            f"unended-{stuck.pid}"
+            f"unended-{platform.node()}-{stuck.pid}"
         ]
         monkeypatch.undo()
         stuck.kill()

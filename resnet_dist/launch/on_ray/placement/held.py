@@ -17,7 +17,9 @@ UNKNOWN = "what is free is not known, because the cluster does not answer"
 _GROUP, _ACTOR = gcs_pb2.PlacementGroupTableData, gcs_pb2.ActorTableData
 # In the other states nothing is held, or nothing any more.
 _PLACED = (_GROUP.PREPARED, _GROUP.CREATED, _GROUP.RESCHEDULING)
-_RUNS = (_ACTOR.PENDING_CREATION, _ACTOR.ALIVE)
+# Asked for in this order: one that starts between the two answers is in both, and not in neither.
+_RUNS = ("PENDING_CREATION", "ALIVE")
+_DIGITS = 4  # Ray counts ten-thousandths of a CPU; what a sum of floats has below them nobody holds.
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Part:
         return Part(self.cpus + other.cpus, self.gpus + other.gpus)
 
     def __sub__(self, other: Part) -> Part:
-        return Part(max(0.0, self.cpus - other.cpus), max(0.0, self.gpus - other.gpus))
+        cpus, gpus = self.cpus - other.cpus, self.gpus - other.gpus
+        return Part(max(0.0, round(cpus, _DIGITS)), max(0.0, round(gpus, _DIGITS)))
 
     def at_most(self, limit: Part) -> Part:
         return Part(min(self.cpus, limit.cpus), min(self.gpus, limit.gpus))
@@ -118,7 +121,7 @@ def _held_by_job(alive: set[str]) -> dict[str, Part]:
             job = group.creator_job_id.hex()
             held[job] = sum(parts, held.get(job, Part()))
     for actor in _actors():
-        if actor.state in _RUNS and actor.address.node_id.hex() in alive:
+        if actor.address.node_id.hex() in alive:
             job = actor.job_id.hex()
             held[job] = held.get(job, Part()) + Part.of(actor.required_resources)
     return held
@@ -144,4 +147,7 @@ def _groups() -> Iterable[Any]:
 
 
 def _actors() -> Iterable[Any]:
-    return map(_ACTOR.FromString, cluster_state._connect_and_get_accessor().get_actor_table(None, None))
+    """Return the actors that run or start. Ray leaves out the others: its head keeps up to 100,000 that have ended."""
+    accessor = cluster_state._connect_and_get_accessor()
+    tables = [table for state in _RUNS for table in accessor.get_actor_table(None, state)]
+    return {actor.actor_id: actor for actor in map(_ACTOR.FromString, tables)}.values()

@@ -36,8 +36,15 @@ def group(job: bytes, state: int, *nodes: bytes, each: Mapping[str, float] = ONE
     return bytes(made.SerializeToString())
 
 
-def actor(job: bytes, state: int, node: bytes, needs: Mapping[str, float], owner: bytes = b"") -> bytes:
-    made = Actor(job_id=job, state=state, required_resources=needs, actor_id=CONTROLLER)
+def actor(
+    job: bytes,
+    state: int,
+    node: bytes,
+    needs: Mapping[str, float],
+    owner: bytes = b"",
+    actor_id: bytes = CONTROLLER,
+) -> bytes:
+    made = Actor(job_id=job, state=state, required_resources=needs, actor_id=actor_id)
     made.address.node_id, made.owner_address.worker_id = node, owner
     return bytes(made.SerializeToString())
 
@@ -59,7 +66,7 @@ class Tables:
         self.free: dict[str, dict[str, float]] = {node: {"CPU": 4.0} for node in NODES}
         accessor = SimpleNamespace(
             get_placement_group_table=lambda: self.groups,
-            get_actor_table=lambda job, state: self.actors,
+            get_actor_table=self.actors_in,
             get_job_table=lambda **_: self.jobs,
         )
         state = SimpleNamespace(
@@ -70,6 +77,10 @@ class Tables:
         context = SimpleNamespace(get_job_id=OWN.hex, get_worker_id=WORKER.hex)
         monkeypatch.setattr(held, "cluster_state", state)
         monkeypatch.setattr(held, "ray", SimpleNamespace(get_runtime_context=lambda: context))
+
+    def actors_in(self, job: None, state: str) -> list[bytes]:
+        wanted = Actor.ActorState.Value(state)
+        return [table for table in self.actors if Actor.FromString(table).state == wanted]
 
 
 @pytest.fixture
@@ -87,10 +98,12 @@ def test_who_holds_what(tables: Tables) -> None:
         group(THIRD, Group.RESCHEDULING, b, NO_NODE, each={"CPU": 2.0}),
     ]
     tables.actors = [
-        actor(OTHER, Actor.ALIVE, a, ONE_CPU),
-        actor(OTHER, Actor.PENDING_CREATION, NO_NODE, ONE_CPU),
-        actor(OTHER, Actor.DEAD, a, ONE_CPU),
-        actor(OWN, Actor.ALIVE, a, {"CPU_group_0_1": 1.0}),  # It is in a place that was counted.
+        actor(OTHER, Actor.PENDING_CREATION, a, ONE_CPU, actor_id=b"1"),
+        actor(OTHER, Actor.ALIVE, a, ONE_CPU, actor_id=b"1"),  # It has started between two questions.
+        actor(OTHER, Actor.PENDING_CREATION, NO_NODE, ONE_CPU, actor_id=b"2"),
+        actor(OTHER, Actor.DEAD, a, ONE_CPU, actor_id=b"3"),
+        # It is in a place that was counted.
+        actor(OWN, Actor.ALIVE, a, {"CPU_group_0_1": 1.0}, actor_id=b"4"),
     ]
     tables.jobs = [job(OTHER, {RUN: "first"}), job(THIRD, {"job_submission_id": "raysubmit_3"})]
     tables.free = {"a1": {"CPU": 1.0}, "b2": {"CPU": 1.0}}
@@ -103,6 +116,12 @@ def test_who_holds_what(tables: Tables) -> None:
 def test_what_a_job_holds_is_not_free_though_its_node_has_not_reported_it(tables: Tables) -> None:
     tables.groups = [group(OWN, Group.CREATED, *NODES.values(), each={"CPU": 4.0})]
     assert held.free_and_held() == "0 of 8 CPUs are free (this command holds 8 CPU(s))"
+
+
+def test_what_sums_of_floats_leave_nobody_holds(tables: Tables) -> None:
+    tables.total, tables.free = {"a1": {"CPU": 2.0}}, {"a1": {"CPU": 1.9}}
+    tables.actors = [actor(OTHER, Actor.ALIVE, NODES["a1"], {"CPU": 0.1})]
+    assert held.free_and_held() == "1.9 of 2 CPUs are free (Ray job 02 holds 0.1 CPU(s))"
 
 
 def test_gpus_are_named_where_there_are_some(tables: Tables) -> None:
