@@ -105,6 +105,9 @@ def test_an_interruption_reaches_all_parts_and_leaves_nothing(tmp_path: Path) ->
         wait_until(lambda: log.exists() and log.read_text().count("begin ") == 2, 60.0)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+        assert process.stdout is not None
+        shown = process.stdout.read()
+    assert shown.count("interrupted, or ended before this was") == 2
     lines = sorted(log.read_text().splitlines())
     assert [line.partition(" ")[2] for line in lines[:2]] == [line.partition(" ")[2] for line in lines[2:]]
     assert list(kept.iterdir()) == []
