@@ -65,9 +65,8 @@ def import_ahead(target: str = RANK) -> None:
     key = f"{os.getpid()} {uuid.uuid4().hex}"
     with suppress(OSError, Unavailable):
         path = _socket_path(key)
-        with locked(
-            path.parent
-        ):  # Another process would take a socket that does not listen yet for a dead one.
+        # Another process would take a socket that does not listen yet for a dead one.
+        with locked(path.parent):
             command, listener, environment = _prepared(target, path, keeper=os.getpid())
         with listener:
             # Of a session of its own: Ctrl-C is for this process. What it has to say, the ranks find out themselves.

@@ -182,10 +182,10 @@ def test_the_sockets_of_servers_that_were_killed_are_removed(
 
 
 def test_a_server_that_does_not_listen_yet_is_not_taken_for_a_dead_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run removes dead sockets under the lock of the folder, so a socket is made under it too."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(socket_path.parent))
     monkeypatch.delenv(client.OFF_VARIABLE, raising=False)
     held: list[bool] = []
 
