@@ -146,7 +146,7 @@ def test_where_the_log_is_gone_the_step_is_that_of_the_run_in_its_storage(run: R
 def test_an_output_in_the_folder_of_a_job_is_not_that_of_this_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a job that another program than `submit` has submitted."""
+    """The job is one that another program than `submit` has submitted."""
     folder = RunFolder(open_storage(tmp_path / "output").at("runs/done"), "done", None, 1, {})
     folder.write()
     with Spool(folder.spool) as spool:
