@@ -30,7 +30,8 @@ def choose_threads(recipe: Recipe, world_size: int, cpus: int) -> int:
 def work_per_layer(model: nn.Module, *, channels: int, size: int, batch: int) -> float:
     """Return the multiplications of a forward pass, as a mean over the layers that multiply by weights.
 
-    channels, size: of the images, size in pixels; batch: the number of images.
+    model: on the CPU, and the caller's to give away: hooks stay in it, and it is left in evaluation. channels, size: of the
+    images, size in pixels; batch: the number of images.
     """
     works: list[int] = []
 
